@@ -1,0 +1,60 @@
+"""What the package raises on purpose.
+
+::
+
+    FivefoldError
+      MemoryReadError      the source has no bytes there
+      FormatError          a file, dump or log is not what it claims to be
+      CompileError         a construct outside the subset (fivefold.metal)
+      ImageError           an image cannot be built, linked or placed
+      MachineError         an engine could not start, stop or answer
+      LayoutError          areas overlap, or do not fit the mode
+
+A page fault is an answer, never an exception: `fivefold.arch` returns it. Wrong
+arguments to a function raise `ValueError` or `TypeError`.
+"""
+
+from __future__ import annotations
+
+from fivefold.units import hex64
+
+
+class FivefoldError(Exception):
+    """Root of what this package raises on purpose; the message is one line."""
+
+
+class MemoryReadError(FivefoldError):
+    """The source has no bytes there: a hole or a broken dump, not a page fault."""
+
+    def __init__(self, pa: int, size: int, source: str) -> None:
+        super().__init__(f"{source} has no memory at {hex64(pa)} (+{size} bytes)")
+        self.pa = pa
+        self.size = size
+        self.source = source
+
+
+class FormatError(FivefoldError):
+    """A file, dump or log is not what it claims to be."""
+
+
+class CompileError(FivefoldError):
+    """A construct that the metal subset does not have, with what to write instead."""
+
+    def __init__(self, file: str, line: int, construct: str, remedy: str) -> None:
+        super().__init__(f"{file}:{line}: {construct}; {remedy}")
+        self.file = file
+        self.line = line
+        self.construct = construct
+        self.remedy = remedy
+
+
+class ImageError(FivefoldError):
+    """An image cannot be built, linked or placed as asked."""
+
+
+class MachineError(FivefoldError):
+    """An engine could not start, stop or answer."""
+
+
+class LayoutError(FivefoldError):
+    """Areas overlap, or do not fit the paging mode."""

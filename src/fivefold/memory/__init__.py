@@ -1,0 +1,5 @@
+"""Where physical bytes live."""
+
+from fivefold.memory.base import Extent, PhysMemory, PhysReader, Ram
+
+__all__ = ["Extent", "PhysMemory", "PhysReader", "Ram"]
