@@ -115,6 +115,11 @@ def byte_at(text: str, index: int) -> int:
     _outside("byte_at")
 
 
+def text_address(text: str) -> int:
+    """Return the address of the NUL-terminated bytes of *text*."""
+    _outside("text_address")
+
+
 def ctz(value: int) -> int:
     """Count trailing zero bits; 64 for 0."""
     _outside("ctz")
