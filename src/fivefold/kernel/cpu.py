@@ -1,0 +1,59 @@
+"""Bits of the control registers, and the instructions that change them.
+
+Reading is an intrinsic; writing is a function in `entry.S`, so that every place that
+changes how memory is seen is a symbol which an engine can police.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fivefold.metal.lang import extern, u64
+from fivefold.units import PhysAddr, VirtAddr
+
+EAX: Final = 0
+EBX: Final = 1
+ECX: Final = 2
+EDX: Final = 3
+
+CR0_WP: Final = 1 << 16
+CR0_PG: Final = 1 << 31
+CR4_PAE: Final = 1 << 5
+CR4_PGE: Final = 1 << 7
+CR4_LA57: Final = 1 << 12
+CR4_SMEP: Final = 1 << 20
+CR4_SMAP: Final = 1 << 21
+MSR_EFER: Final = 0xC000_0080
+EFER_LME: Final = 1 << 8
+EFER_LMA: Final = 1 << 10
+EFER_NXE: Final = 1 << 11
+
+
+@extern
+def write_cr3(root: PhysAddr) -> None:
+    """Load CR3; drops every translation that is not global."""
+
+
+@extern
+def write_cr4(value: u64) -> None:
+    """Load CR4."""
+
+
+@extern
+def write_msr(index: u64, value: u64) -> None:
+    """Load a model-specific register."""
+
+
+@extern
+def load_idt(base: VirtAddr, size: u64) -> None:
+    """Load IDTR with a table of *size* bytes."""
+
+
+@extern
+def load_gdt(base: VirtAddr, size: u64) -> None:
+    """Load GDTR with a table of *size* bytes and reload the segment registers (code 0x18, data 0x10)."""
+
+
+@extern
+def load_task_register(selector: u64) -> None:
+    """Load TR."""

@@ -1,0 +1,196 @@
+"""Physical memory before there is an allocator: what exists, what is taken [design: memory map in, pages out].
+
+Two lists of ranges, each ascending and without overlap: what the loader says is memory, and
+what is reserved. A frame is handed out once, never a reserved one, and never frame 0, whose
+address would look like "none". Firmware lies: ranges may overlap, wrap around the end of the
+address space, or be empty; `add` takes what is usable of them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fivefold.kernel.pgtable import clear_table
+from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.metal.lang import buffer, inline, load64, store64, u64
+from fivefold.units import PhysAddr
+
+MAX_RANGES: Final = 128
+RANGE_SIZE: Final = 16
+"""A range is its start and its exclusive end."""
+
+memory: Final = buffer(MAX_RANGES * RANGE_SIZE)
+reserved: Final = buffer((MAX_RANGES + 1) * RANGE_SIZE)
+
+memory_count: u64 = 0
+reserved_count: u64 = 0
+overflowed: bool = False
+"""Whether a list was full; then something was dropped, and the kernel must not go on."""
+
+table_pages: u64 = 0
+"""Pages handed out for page tables: the ledger that the scan is compared with."""
+allocated_bytes: u64 = 0
+
+pool_next: u64 = 0
+pool_end: u64 = 0
+POOL_PAGES: Final = 16
+"""Tables are cut from a small run of pages, so the reserved list does not grow with every table."""
+
+
+@inline
+def range_start(ranges: u64, i: u64) -> u64:
+    """Start of range *i* of a list."""
+    return load64(ranges + RANGE_SIZE * i)
+
+
+@inline
+def range_end(ranges: u64, i: u64) -> u64:
+    """Exclusive end of range *i* of a list."""
+    return load64(ranges + RANGE_SIZE * i + 8)
+
+
+@inline
+def set_range(ranges: u64, i: u64, start: u64, end: u64) -> None:
+    """Write range *i* of a list."""
+    store64(ranges + RANGE_SIZE * i, start)
+    store64(ranges + RANGE_SIZE * i + 8, end)
+
+
+def insert(ranges: u64, count: u64, start: u64, end: u64) -> u64:
+    """Add [start, end) to a list of *count* ranges, joining what it touches; return the new count.
+
+    Returns *count* + 0 with `overflowed` set when the list is full.
+    """
+    global overflowed
+    first = 0
+    while first < count and range_end(ranges, first) < start:
+        first += 1
+    last = first
+    while last < count and range_start(ranges, last) <= end:
+        start = min(start, range_start(ranges, last))
+        end = max(end, range_end(ranges, last))
+        last += 1
+    if last == first and count >= MAX_RANGES:
+        overflowed = True
+        return count
+    return replace_ranges(ranges, count, first, last, start, end)
+
+
+def replace_ranges(ranges: u64, count: u64, first: u64, last: u64, start: u64, end: u64) -> u64:
+    """Put one range in place of ranges *first* to *last* (exclusive); return the new count."""
+    if last == first:
+        for i in range(count - first):
+            at = count - i
+            set_range(ranges, at, range_start(ranges, at - 1), range_end(ranges, at - 1))
+    elif last > first + 1:
+        for i in range(last, count):
+            to = first + 1 + (i - last)
+            set_range(ranges, to, range_start(ranges, i), range_end(ranges, i))
+    set_range(ranges, first, start, end)
+    return count + 1 - (last - first)
+
+
+def add(start: PhysAddr, size: u64) -> None:
+    """Take a range that the loader calls memory, rounded inward to whole pages."""
+    global memory_count
+    end = start + size
+    if end < start:
+        end = 0xFFFF_FFFF_FFFF_F000
+    first = (start + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
+    last = end & ~(PAGE_SIZE - 1)
+    if first >= start and first < last:
+        memory_count = insert(memory, memory_count, first, last)
+
+
+def reserve(start: PhysAddr, size: u64) -> None:
+    """Never hand out any page that [start, start + size) touches."""
+    global reserved_count
+    end = start + size + PAGE_SIZE - 1
+    if size == 0:
+        return
+    if end < start:
+        end = 0xFFFF_FFFF_FFFF_FFFF
+    first = start & ~(PAGE_SIZE - 1)
+    reserved_count = insert(reserved, reserved_count, first, end & ~(PAGE_SIZE - 1))
+
+
+def cut(limit: PhysAddr) -> u64:
+    """Drop memory from *limit* up; return how many bytes that were."""
+    global memory_count
+    dropped = 0
+    kept = 0
+    for i in range(memory_count):
+        start = range_start(memory, i)
+        end = range_end(memory, i)
+        if start < limit:
+            set_range(memory, i, start, min(end, limit))
+            kept = i + 1
+        dropped += end - min(end, max(start, limit))
+    memory_count = kept
+    return dropped
+
+
+def total() -> u64:
+    """Bytes of memory."""
+    size = 0
+    for i in range(memory_count):
+        size += range_end(memory, i) - range_start(memory, i)
+    return size
+
+
+def end_of_memory() -> PhysAddr:
+    """Exclusive end of the highest range; 0 without memory."""
+    if memory_count == 0:
+        return PhysAddr(0)
+    return PhysAddr(range_end(memory, memory_count - 1))
+
+
+def overlaps_reserved(start: u64, end: u64) -> u64:
+    """Exclusive end of a reserved range that meets [start, end), or 0."""
+    for i in range(reserved_count):
+        if range_start(reserved, i) < end and range_end(reserved, i) > start:
+            return range_end(reserved, i)
+    return 0
+
+
+def find(size: u64, align: u64, low: PhysAddr, high: PhysAddr) -> PhysAddr:
+    """Lowest free place for *size* bytes in [low, high), aligned to a power of two; 0 when there is none."""
+    for i in range(memory_count):
+        start = max(range_start(memory, i), max(low, PAGE_SIZE))
+        end = min(range_end(memory, i), high)
+        start = (start + align - 1) & ~(align - 1)
+        while start < end and size <= end - start:
+            taken = overlaps_reserved(start, start + size)
+            if taken == 0:
+                return PhysAddr(start)
+            start = (taken + align - 1) & ~(align - 1)
+    return PhysAddr(0)
+
+
+def allocate(size: u64, align: u64) -> PhysAddr:
+    """Take *size* bytes (whole pages), not cleared; 0 when there is none."""
+    global allocated_bytes
+    place = find(size, align, PhysAddr(PAGE_SIZE), end_of_memory())
+    if place != 0:
+        reserve(place, size)
+        allocated_bytes += size
+    return place
+
+
+def allocate_table() -> PhysAddr:
+    """Take a page for a page table, cleared; 0 when there is none."""
+    global pool_next, pool_end, table_pages
+    if pool_next == pool_end:
+        pool_next = allocate(POOL_PAGES * PAGE_SIZE, PAGE_SIZE)
+        pool_end = pool_next + POOL_PAGES * PAGE_SIZE
+        if pool_next == 0:
+            pool_next = allocate(PAGE_SIZE, PAGE_SIZE)
+            pool_end = pool_next + PAGE_SIZE
+        if pool_next == 0:
+            pool_end = 0
+            return PhysAddr(0)
+    table = PhysAddr(pool_next)
+    pool_next += PAGE_SIZE
+    table_pages += 1
+    clear_table(phys_to_virt(table))
+    return table
