@@ -127,8 +127,7 @@ def test_randomised_images_have_a_gibibyte_for_the_kernel() -> None:
 
 def test_a_release_newer_than_read_says_so() -> None:
     assert {a.source for a in linux_areas("8.0", 5)} == {
-        "Linux 4.19.5, 4.20 and later: Documentation mm.rst, 5-level table"
-        " (read up to 7.1.5, assumed for 8.0)"
+        "Linux 4.19.5, 4.20 and later: Documentation mm.rst, 5-level table (read up to 7.1.5, assumed for 8.0)"
     }
 
 

@@ -1,7 +1,32 @@
 """What a kernel puts where: areas by release and mode, each with its source."""
 
 from fivefold.layout.areas import Area, Kind, area_named, area_of, check_tiling
+from fivefold.layout.constants import LinuxConstants, linux_constants
 from fivefold.layout.image import image_areas
+from fivefold.layout.kasan import from_shadow, shadow_bounds, shadow_offset, to_shadow
+from fivefold.layout.kaslr import Bases, default_bases, kaslr_bases, with_bases
 from fivefold.layout.linux import linux_areas
+from fivefold.layout.markers import KernelBuild, Marker, ptdump_markers
 
-__all__ = ["Area", "Kind", "area_named", "area_of", "check_tiling", "image_areas", "linux_areas"]
+__all__ = [
+    "Area",
+    "Bases",
+    "KernelBuild",
+    "Kind",
+    "LinuxConstants",
+    "Marker",
+    "area_named",
+    "area_of",
+    "check_tiling",
+    "default_bases",
+    "from_shadow",
+    "image_areas",
+    "kaslr_bases",
+    "linux_areas",
+    "linux_constants",
+    "ptdump_markers",
+    "shadow_bounds",
+    "shadow_offset",
+    "to_shadow",
+    "with_bases",
+]

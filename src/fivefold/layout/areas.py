@@ -63,13 +63,9 @@ def check_tiling(areas: Sequence[Area]) -> None:
     for area in areas:
         if area.start != expected:
             what = "overlaps" if area.start < expected else "leaves a gap"
-            raise LayoutError(
-                f"{area.name} {what}: starts at {hex64(area.start)}, expected {hex64(expected)}"
-            )
+            raise LayoutError(f"{area.name} {what}: starts at {hex64(area.start)}, expected {hex64(expected)}")
         if area.end <= area.start:
-            raise LayoutError(
-                f"{area.name} is empty: ends at {hex64(area.end)}, starts at {hex64(area.start)}"
-            )
+            raise LayoutError(f"{area.name} is empty: ends at {hex64(area.end)}, starts at {hex64(area.start)}")
         expected = area.end
     if expected != SPACE_END:
         raise LayoutError(f"areas end at {hex64(expected)}, expected the whole 64-bit space")

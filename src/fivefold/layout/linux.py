@@ -172,9 +172,7 @@ def era_of(version: Version) -> Era:
 def _with_split_ldt(areas: list[Area]) -> list[Area]:
     # 4.15 to 4.19.4, four levels only: the LDT remap takes the slot above the CPU entry
     # area. The five-level map of the same releases has it below vmalloc instead.
-    return [
-        a._replace(name="ldt_remap", kind="mapped") if a.name == "hole_below_espfix" else a for a in areas
-    ]
+    return [a._replace(name="ldt_remap", kind="mapped") if a.name == "hole_below_espfix" else a for a in areas]
 
 
 def _with_image_limit(areas: list[Area], limit: int) -> list[Area]:

@@ -7,9 +7,7 @@ from typing import Final, NamedTuple
 
 from fivefold.errors import LayoutError
 
-_RELEASE: Final = re.compile(
-    r"v?(\d{1,3})\.(\d{1,4})(?:\.(\d{1,5}))?(?:-rc(\d{1,3}))?(?:[^0-9.].*)?", re.DOTALL
-)
+_RELEASE: Final = re.compile(r"v?(\d{1,3})\.(\d{1,4})(?:\.(\d{1,5}))?(?:-rc(\d{1,3}))?(?:[^0-9.].*)?", re.DOTALL)
 _NOT_RC: Final = 1 << 16
 
 
