@@ -1,0 +1,182 @@
+"""From a linear address to a physical one: one loop walks, everything else folds over its steps.
+
+Source: Intel SDM, "4-Level Paging and 5-Level Paging" and "Determination of Access Rights".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, NamedTuple, Protocol
+
+from fivefold.arch.cpu import Cpu
+from fivefold.arch.entry import Entry
+from fivefold.arch.modes import Level, PagingMode
+from fivefold.arch.state import ControlState
+from fivefold.units import MASK64, PhysAddr, VirtAddr
+
+_RW: Final = 1 << 1
+_US: Final = 1 << 2
+_NX: Final = 1 << 63
+
+
+class TableReader(Protocol):
+    """What a walk needs of memory; every source in `fivefold.memory` has it."""
+
+    def read(self, pa: PhysAddr, size: int, /) -> bytes:
+        """Return exactly *size* bytes, or raise `MemoryReadError`."""
+        ...
+
+
+class Rights(NamedTuple):
+    """What the path so far allows: AND of R/W, AND of U/S, no NX anywhere.
+
+    >>> Rights(write=False).through(Entry(0x03, Level.PT)).write
+    False
+    """
+
+    write: bool = True
+    user: bool = True
+    execute: bool = True
+
+    def through(self, entry: Entry) -> Rights:
+        """Narrow by one entry. Where EFER.NXE=0, bit 63 is a reserved bit and no right."""
+        raw = entry.raw
+        return Rights(
+            self.write and bool(raw & _RW),
+            self.user and bool(raw & _US),
+            self.execute and not raw & _NX,
+        )
+
+    def __str__(self) -> str:
+        """Three letters: ``w``, ``u``, ``x``, or a dash for each right that is missing."""
+        return "".join(letter if right else "-" for letter, right in zip("wux", self, strict=True))
+
+
+class Step(NamedTuple):
+    """One entry the walk read, where it lies, and the rights down to and with it.
+
+    The rights of an entry that is not present or malformed mean nothing.
+    """
+
+    at: PhysAddr
+    entry: Entry
+    rights: Rights
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSpace:
+    """A root table and everything needed to read meaning from it. *nxe* is EFER.NXE."""
+
+    memory: TableReader
+    root: PhysAddr
+    mode: PagingMode
+    cpu: Cpu = field(default_factory=Cpu)
+    nxe: bool = True
+
+    @classmethod
+    def from_state(cls, memory: TableReader, state: ControlState, cpu: Cpu) -> AddressSpace:
+        """The space that *state* makes a CPU use. `ValueError` if that is not a long mode."""
+        if state.mode is None:
+            raise ValueError(f"{state.paging.value}; expected 4-level or 5-level paging")
+        return cls(memory, state.root(cpu.phys_bits), state.mode, cpu, state.nxe)
+
+    def reserved(self, entry: Entry) -> int:
+        """Bits set in *entry* that must be clear here; not zero means malformed."""
+        return self.cpu.reserved(entry, self.nxe)
+
+    def entry_at(self, at: PhysAddr, level: Level) -> Entry:
+        """The entry stored at *at*, read as one of *level*."""
+        return Entry(int.from_bytes(self.memory.read(at, 8), "little"), level)
+
+
+class Cause(Enum):
+    """Why an address or an access is refused."""
+
+    NON_CANONICAL = "non-canonical address"
+    NOT_PRESENT = "entry not present"
+    RESERVED = "reserved bit set"
+    PROTECTION = "rights do not allow it"
+    KEY = "protection key does not allow it"
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """The translation of *va*: its byte's address, and the level of the page it lies in."""
+
+    va: VirtAddr
+    pa: PhysAddr
+    page: Level
+    steps: tuple[Step, ...]
+
+    @property
+    def leaf(self) -> Entry:
+        """The entry that maps the page."""
+        return self.steps[-1].entry
+
+    @property
+    def rights(self) -> Rights:
+        """The rights folded over the whole path."""
+        return self.steps[-1].rights
+
+
+@dataclass(frozen=True, slots=True)
+class Unmapped:
+    """Why *va* has no translation, and *hole*: every address that the same entry rules out.
+
+    The hole's end is exclusive; for the highest addresses it is 2**64.
+    """
+
+    va: VirtAddr
+    cause: Cause
+    hole: range
+    steps: tuple[Step, ...]
+
+
+Translation = Mapped | Unmapped
+
+
+def slot_of(table: int, level: Level, va: int) -> PhysAddr:
+    """Where *va*'s entry lies in the *level* table at *table*."""
+    return PhysAddr(table + 8 * level.index(va))
+
+
+def walk(space: AddressSpace, va: VirtAddr) -> Iterator[Step]:
+    """Yield each entry the CPU would read for *va*, from the root down.
+
+    Ends after the leaf, or after the entry that stops the translation: not present, or with a
+    reserved bit set. *va* is taken as canonical. `MemoryReadError` where a table cannot be read.
+    """
+    table, rights = int(space.root), Rights()
+    for level in space.mode.levels:
+        at = slot_of(table, level, va)
+        entry = space.entry_at(at, level)
+        rights = rights.through(entry)
+        yield Step(at, entry, rights)
+        if not entry.is_present or space.reserved(entry) or entry.is_leaf:
+            return
+        table = space.cpu.frame(entry)
+
+
+def span_of(va: int, level: Level) -> range:
+    """The addresses behind the entry of *level* that *va* takes; the end is exclusive."""
+    first = va & MASK64 & ~(level.span - 1)
+    return range(first, first + level.span)
+
+
+def translate(space: AddressSpace, va: VirtAddr) -> Translation:
+    """Translate *va*, or say what stops it. `MemoryReadError` where a table cannot be read.
+
+    A refusal by the tables is a value; a table that is not in memory is not an absent one.
+    """
+    if not space.mode.is_canonical(va):
+        return Unmapped(va, Cause.NON_CANONICAL, space.mode.gap, ())
+    steps = tuple(walk(space, va))
+    entry = steps[-1].entry
+    if not entry.is_present:
+        return Unmapped(va, Cause.NOT_PRESENT, span_of(va, entry.level), steps)
+    if space.reserved(entry):
+        return Unmapped(va, Cause.RESERVED, span_of(va, entry.level), steps)
+    offset = va & (entry.level.span - 1)
+    return Mapped(va, PhysAddr(space.cpu.frame(entry) | offset), entry.level, steps)
