@@ -19,7 +19,16 @@ from fivefold.arch.access import (
     error_code,
     untagged,
 )
-from fivefold.arch.build import TABLE, Frames, FrameSource, MappingConflict, OutOfFrames, TableMemory, map_page
+from fivefold.arch.build import (
+    TABLE,
+    Frames,
+    FrameSource,
+    MappingConflict,
+    OutOfFrames,
+    TableMemory,
+    map_page,
+    map_range,
+)
 from fivefold.arch.control import (
     MSRS,
     Flush,
@@ -148,6 +157,7 @@ __all__ = [
     "extend",
     "flush_of",
     "map_page",
+    "map_range",
     "regions",
     "scan",
     "slot_of",

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from fivefold.arch.entry import Entry, Flag
-from fivefold.arch.modes import TABLE_SIZE, Level
-from fivefold.arch.walk import AddressSpace, Step, TableReader, slot_of, span_of, walk
+from fivefold.arch.entry import FRAME_BITS, Entry, Flag
+from fivefold.arch.modes import ENTRIES, TABLE_SIZE, Level
+from fivefold.arch.walk import AddressSpace, Rights, Step, TableReader, slot_of, span_of, walk
 from fivefold.errors import FivefoldError
 from fivefold.units import PhysAddr, VirtAddr, hex64
 
@@ -101,3 +101,117 @@ def _check_leaf(space: AddressSpace, va: VirtAddr, leaf: Entry) -> None:
         raise ValueError(f"{hex64(leaf.raw)} at {leaf.level.name} sets reserved bits {hex64(bits)}")
     if not space.mode.is_canonical(va) or va != span_of(va, leaf.level).start:
         raise ValueError(f"{hex64(va)} is not the canonical start of a {leaf.level.name} page")
+
+
+def map_range(
+    memory: TableMemory,
+    space: AddressSpace,
+    window: range,
+    raw: int,
+    frames: FrameSource,
+    largest: Level = Level.PDPT,
+) -> None:
+    """Map *window* to consecutive physical memory, in the largest pages that fit.
+
+    *window* holds the addresses, its end exclusive; *raw* is the physical address of the first
+    byte and the flags of every leaf, without bit 7: the page size is set where it is due. Pages are
+    as large as alignment, *largest* and the CPU allow. `MappingConflict` before the first write
+    if any page's place is taken, `ValueError` for a window or flags that cannot be. Where
+    frames run out, what is linked stays, and no entry points to an unfinished table.
+    """
+    if not space.cpu.gib_pages:
+        largest = min(largest, Level.PD)
+    job = _RangeJob(memory, space, window, raw, frames, largest)
+    job.check()
+    job.fill(space.root, space.mode.top, 0, fresh=False)
+
+
+class _RangeJob:
+    """One `map_range`, while it descends. Addresses are cut to what the tables index."""
+
+    def __init__(
+        self,
+        memory: TableMemory,
+        space: AddressSpace,
+        window: range,
+        raw: int,
+        frames: FrameSource,
+        largest: Level,
+    ) -> None:
+        _check_window(space, window, raw)
+        low_bits = (1 << space.mode.va_bits) - 1
+        start = window.start & low_bits
+        self.memory, self.space, self.frames, self.largest = memory, space, frames, largest
+        self.start, self.end, self.window = start, start + len(window), window
+        self.pa = raw & FRAME_BITS
+        self.flags = raw & ~FRAME_BITS
+
+    def check(self) -> None:
+        """Raise `MappingConflict` if a page's place is taken. Reads existing tables only."""
+        self._check(self.space.root, self.space.mode.top, 0)
+
+    def fill(self, table: PhysAddr, level: Level, base: int, fresh: bool) -> None:
+        """Write the entries of *window* in the table at *table*, which spans from *base*.
+
+        A fresh table is written in one go: nothing points to it yet.
+        """
+        entries = bytearray(TABLE_SIZE) if fresh else bytearray(self.memory.read(table, TABLE_SIZE))
+        for index in self._slots(level, base):
+            slot = slice(8 * index, 8 * index + 8)
+            old = int.from_bytes(entries[slot], "little")
+            if old & 1:
+                child = PhysAddr(self.space.cpu.frame(Entry(old, level)))
+                self.fill(child, Level(level - 1), base + index * level.span, fresh=False)
+                continue
+            entries[slot] = self._entry(level, base + index * level.span).to_bytes(8, "little")
+            if not fresh:
+                self.memory.write(PhysAddr(table + 8 * index), bytes(entries[slot]))
+        if fresh:
+            self.memory.write(table, bytes(entries))
+
+    def _entry(self, level: Level, first: int) -> int:
+        """The new entry that spans from *first*: a leaf, or a link to a finished table."""
+        if self._is_page(level, first):
+            size_bit = int(Flag.BIT7) if level > Level.PT else 0
+            return self.pa + first - self.start | self.flags | size_bit
+        table = self.frames.take()
+        self.fill(table, Level(level - 1), first, fresh=True)
+        return table | TABLE
+
+    def _is_page(self, level: Level, first: int) -> bool:
+        """Whether one page of *level* goes at *first*."""
+        inside = self.start <= first and first + level.span <= self.end
+        aligned = (self.pa + first - self.start) % level.span == 0
+        return level == Level.PT or (level <= self.largest and inside and aligned)
+
+    def _slots(self, level: Level, base: int) -> range:
+        """The indices of the entries that meet the window in a table spanning from *base*."""
+        low = max(self.start - base, 0) // level.span
+        high = -(-(self.end - base) // level.span)
+        return range(low, min(high, ENTRIES))
+
+    def _check(self, table: PhysAddr, level: Level, base: int) -> None:
+        for index in self._slots(level, base):
+            at = PhysAddr(table + 8 * index)
+            entry = self.space.entry_at(at, level)
+            if not entry.is_present:
+                continue
+            first = base + index * level.span
+            if entry.is_leaf or self.space.reserved(entry) or self._is_page(level, first):
+                va = self.space.mode.sign_extend(max(first, self.start))
+                raise MappingConflict(va, Step(at, entry, Rights()))
+            self._check(PhysAddr(self.space.cpu.frame(entry)), Level(level - 1), first)
+
+
+def _check_window(space: AddressSpace, window: range, raw: int) -> None:
+    """Refuse a window, or leaves, that cannot be."""
+    if not window or window.start % TABLE_SIZE or window.stop % TABLE_SIZE:
+        raise ValueError(f"{hex64(window.start)} to {hex64(window.stop)}: expected whole pages, at least one")
+    ends = (window.start, window.stop - 1)
+    crosses = window.start < space.mode.gap.start < window.stop
+    if crosses or not all(space.mode.is_canonical(end) for end in ends):
+        raise ValueError(f"{hex64(window.start)} to {hex64(window.stop)} is not canonical throughout")
+    last = Entry(raw + len(window) - TABLE_SIZE, Level.PT)
+    bad = space.reserved(Entry(raw, Level.PT)) | space.reserved(last) | raw & Flag.BIT7
+    if not raw & Flag.P or bad:
+        raise ValueError(f"{hex64(raw)} for {len(window) >> 12} pages: not present, or bits {hex64(bad)} set")

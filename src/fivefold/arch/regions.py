@@ -56,6 +56,12 @@ class Region(NamedTuple):
         """Bytes of virtual space."""
         return self.end - self.start
 
+    def __str__(self) -> str:
+        """First and last byte, page, rights, place and flags, on one line."""
+        ends = f"{hex64(self.start)}-{hex64(self.end - 1)}"
+        what = "" if self.content is Content.MAPPED else f" {self.content.value}"
+        return f"{ends} {self.level.name:4} {self.rights} {hex64(self.phys)} {self.flags:#x}{what}"
+
 
 class TooManyRuns(FivefoldError):  # noqa: N818 - named for what happened
     """The tables unfold into more runs than the caller allows: hostile, or not page tables."""

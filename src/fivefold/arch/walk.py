@@ -14,7 +14,7 @@ from fivefold.arch.cpu import Cpu
 from fivefold.arch.entry import Entry
 from fivefold.arch.modes import Level, PagingMode
 from fivefold.arch.state import ControlState
-from fivefold.units import MASK64, PhysAddr, VirtAddr
+from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
 
 _RW: Final = 1 << 1
 _US: Final = 1 << 2
@@ -63,6 +63,10 @@ class Step(NamedTuple):
     at: PhysAddr
     entry: Entry
     rights: Rights
+
+    def __str__(self) -> str:
+        """Level, place, value and rights, on one line."""
+        return f"{self.entry.level.name:4} {hex64(self.at)}  {hex64(self.entry.raw)}  {self.rights}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,10 @@ class Mapped:
         """The rights folded over the whole path."""
         return self.steps[-1].rights
 
+    def __str__(self) -> str:
+        """The two addresses, the page and the rights, on one line."""
+        return f"{hex64(self.va)} -> {hex64(self.pa)} {self.page.name} page {self.rights}"
+
 
 @dataclass(frozen=True, slots=True)
 class Unmapped:
@@ -132,6 +140,12 @@ class Unmapped:
     cause: Cause
     hole: range
     steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        """The address, the cause and the hole, its last byte included, on one line."""
+        at = f" at {self.steps[-1].entry.level.name}" if self.steps else ""
+        hole = f"{hex64(self.hole.start)}-{hex64(self.hole.stop - 1)}"
+        return f"{hex64(self.va)}: {self.cause.value}{at}, nothing in {hole}"
 
 
 Translation = Mapped | Unmapped
