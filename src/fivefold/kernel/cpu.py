@@ -30,6 +30,11 @@ EFER_NXE: Final = 1 << 11
 
 
 @extern
+def write_cr0(value: u64) -> None:
+    """Load CR0."""
+
+
+@extern
 def write_cr3(root: PhysAddr) -> None:
     """Load CR3; drops every translation that is not global."""
 

@@ -19,7 +19,7 @@ MAX_RANGES: Final = 128
 RANGE_SIZE: Final = 16
 """A range is its start and its exclusive end."""
 
-memory: Final = buffer(MAX_RANGES * RANGE_SIZE)
+memory: Final = buffer((MAX_RANGES + 1) * RANGE_SIZE)
 reserved: Final = buffer((MAX_RANGES + 1) * RANGE_SIZE)
 
 memory_count: u64 = 0
@@ -100,6 +100,40 @@ def add(start: PhysAddr, size: u64) -> None:
     last = end & ~(PAGE_SIZE - 1)
     if first >= start and first < last:
         memory_count = insert(memory, memory_count, first, last)
+
+
+def remove(start: PhysAddr, size: u64) -> None:
+    """Take [start, start + size) out of memory, rounded outward to whole pages: what two entries disagree on is not used."""
+    global memory_count, overflowed
+    if size == 0:
+        return
+    first = start & ~(PAGE_SIZE - 1)
+    last = start + size + PAGE_SIZE - 1 & ~(PAGE_SIZE - 1)
+    if last < first:
+        last = 0xFFFF_FFFF_FFFF_F000
+    i = 0
+    while i < memory_count:
+        low = range_start(memory, i)
+        high = range_end(memory, i)
+        if high <= first or low >= last:
+            i += 1
+        elif low < first and high > last:
+            if memory_count >= MAX_RANGES:
+                overflowed = True
+                return
+            memory_count = replace_ranges(memory, memory_count, i, i, low, first)
+            set_range(memory, i + 1, last, high)
+            i += 2
+        elif low < first:
+            set_range(memory, i, low, first)
+            i += 1
+        elif high > last:
+            set_range(memory, i, last, high)
+            i += 1
+        else:
+            for k in range(i + 1, memory_count):
+                set_range(memory, k - 1, range_start(memory, k), range_end(memory, k))
+            memory_count -= 1
 
 
 def reserve(start: PhysAddr, size: u64) -> None:

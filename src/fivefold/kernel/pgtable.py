@@ -100,6 +100,12 @@ def levels() -> u64:
 
 
 @inline
+def pgtable_levels_of(five_levels: bool) -> u64:
+    """Levels of the mode that CR4.LA57 names."""
+    return 4 + u64(five_levels)
+
+
+@inline
 def va_bits() -> u64:
     """Width of a virtual address: canonical tests, sign extension and dumps all use this one."""
     return pgdir_shift + 9

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.metal.lang import byte_at, inb, inline, load64, outb, store64, u64
+from fivefold.metal.lang import byte_at, cli, hlt, inb, inline, load64, outb, outl, store64, text_address, u64
 from fivefold.units import VirtAddr
 
 COM1: Final = 0x3F8
@@ -31,13 +31,14 @@ STATE_PANIC: Final = 3
 
 WORDS: Final = (
     "magic", "version", "state", "levels", "l5_enabled", "pgdir_shift", "ptrs_per_p4d",
-    "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base",
-    "cr0", "cr3", "cr4", "efer", "reason", "entered_levels", "entry_cr0", "entry_cr4", "entry_cr3",
-    "phys_bits", "load_address", "ram_bytes", "ram_end", "cut_bytes",
-    "direct_4k", "direct_2m", "direct_1g", "tables", "static_tables",
-    "scan_ranges", "scan_bytes", "scan_tables", "scan_records", "scan_first", "scan_writable_executable",
+    "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base", "layout",
+    "cr0", "cr3", "cr4", "efer", "reason", "entered_levels", "phys_bits",
+    "start_info", "load_address", "image_end", "trampoline", "borrowed",
+    "early_top", "early_pool", "early_used", "early_kernel_tables", "early_faults", "early_wipes",
+    "ram_bytes", "ram_end", "cut_bytes", "direct_4k", "direct_2m", "direct_1g", "tables",
+    "scan_ranges", "scan_bytes", "scan_tables", "scan_writable_executable", "scan_records", "scan_record_size",
     "panic_vector", "panic_error", "panic_rip", "panic_address", "panic_text",
-    "areas", "checks", "failed", "early_faults", "trampoline", "image_end", "layout",
+    "areas", "checks", "failed",
 )  # fmt: skip
 """Names of the words from the start of the table, in order."""
 
@@ -52,14 +53,54 @@ AREA_MAPPED: Final = 1
 AREA_HOLE: Final = 0
 
 W_STATE: Final = WORDS.index("state")
-W_AREAS: Final = WORDS.index("areas")
-W_CHECKS: Final = WORDS.index("checks")
-W_FAILED: Final = WORDS.index("failed")
+W_LEVELS: Final = WORDS.index("levels")
+W_L5_ENABLED: Final = WORDS.index("l5_enabled")
+W_PGDIR_SHIFT: Final = WORDS.index("pgdir_shift")
+W_PTRS_PER_P4D: Final = WORDS.index("ptrs_per_p4d")
+W_PAGE_OFFSET_BASE: Final = WORDS.index("page_offset_base")
+W_VMALLOC_BASE: Final = WORDS.index("vmalloc_base")
+W_VMEMMAP_BASE: Final = WORDS.index("vmemmap_base")
+W_PHYS_BASE: Final = WORDS.index("phys_base")
+W_LAYOUT: Final = WORDS.index("layout")
+W_CR0: Final = WORDS.index("cr0")
+W_CR3: Final = WORDS.index("cr3")
+W_CR4: Final = WORDS.index("cr4")
+W_EFER: Final = WORDS.index("efer")
+W_REASON: Final = WORDS.index("reason")
+W_ENTERED_LEVELS: Final = WORDS.index("entered_levels")
+W_PHYS_BITS: Final = WORDS.index("phys_bits")
+W_START_INFO: Final = WORDS.index("start_info")
+W_LOAD_ADDRESS: Final = WORDS.index("load_address")
+W_IMAGE_END: Final = WORDS.index("image_end")
+W_TRAMPOLINE: Final = WORDS.index("trampoline")
+W_BORROWED: Final = WORDS.index("borrowed")
+W_EARLY_TOP: Final = WORDS.index("early_top")
+W_EARLY_POOL: Final = WORDS.index("early_pool")
+W_EARLY_USED: Final = WORDS.index("early_used")
+W_EARLY_KERNEL_TABLES: Final = WORDS.index("early_kernel_tables")
+W_EARLY_FAULTS: Final = WORDS.index("early_faults")
+W_EARLY_WIPES: Final = WORDS.index("early_wipes")
+W_RAM_BYTES: Final = WORDS.index("ram_bytes")
+W_RAM_END: Final = WORDS.index("ram_end")
+W_CUT_BYTES: Final = WORDS.index("cut_bytes")
+W_DIRECT_4K: Final = WORDS.index("direct_4k")
+W_DIRECT_2M: Final = WORDS.index("direct_2m")
+W_DIRECT_1G: Final = WORDS.index("direct_1g")
+W_TABLES: Final = WORDS.index("tables")
+W_SCAN_RANGES: Final = WORDS.index("scan_ranges")
+W_SCAN_BYTES: Final = WORDS.index("scan_bytes")
+W_SCAN_TABLES: Final = WORDS.index("scan_tables")
+W_SCAN_WRITABLE_EXECUTABLE: Final = WORDS.index("scan_writable_executable")
+W_SCAN_RECORDS: Final = WORDS.index("scan_records")
+W_SCAN_RECORD_SIZE: Final = WORDS.index("scan_record_size")
 W_PANIC_VECTOR: Final = WORDS.index("panic_vector")
 W_PANIC_ERROR: Final = WORDS.index("panic_error")
 W_PANIC_RIP: Final = WORDS.index("panic_rip")
 W_PANIC_ADDRESS: Final = WORDS.index("panic_address")
 W_PANIC_TEXT: Final = WORDS.index("panic_text")
+W_AREAS: Final = WORDS.index("areas")
+W_CHECKS: Final = WORDS.index("checks")
+W_FAILED: Final = WORDS.index("failed")
 
 table: u64 = 0
 """Address of the table, as the running code reaches it; 0 until it is known."""
@@ -138,3 +179,43 @@ def area(name: u64, start: VirtAddr, end: VirtAddr, kind: u64) -> None:
         store64(record + 16, end)
         store64(record + 24, kind)
         set_word(W_AREAS, count + 1)
+
+
+def stop(code: u64) -> None:
+    """Give *code* to whoever runs the machine, and halt for ever."""
+    outl(EXIT_PORT, code)
+    while True:
+        cli()
+        hlt()
+
+
+def check(name: str, ok: bool, got: u64, want: u64) -> None:
+    """Record the outcome of a check, and say it on the serial port; *got* and *want* are shown when it failed."""
+    count = get_word(W_CHECKS)
+    if count < MAX_CHECKS:
+        record = table + CHECKS_OFFSET + 8 * RECORD_WORDS * count
+        store64(record, text_address(name))
+        store64(record + 8, u64(ok))
+        store64(record + 16, got)
+        store64(record + 24, want)
+        set_word(W_CHECKS, count + 1)
+    if ok:
+        put("ok   ")
+        put(name)
+        put("\n")
+    else:
+        set_word(W_FAILED, get_word(W_FAILED) + 1)
+        put("FAIL ")
+        put(name)
+        put_line(" got", got)
+        put_line("     expected", want)
+
+
+def panic(text: str) -> None:
+    """Say why the kernel cannot go on, and stop the machine."""
+    set_word(W_PANIC_TEXT, text_address(text))
+    set_word(W_STATE, STATE_PANIC)
+    put("panic: ")
+    put(text)
+    put("\n")
+    stop(EXIT_PANIC)

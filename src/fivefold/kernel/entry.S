@@ -1,0 +1,500 @@
+# What Python cannot say: the entries, the changes of mode, and the instructions that are symbols.
+#
+# Everything before `high_entry` runs at the address where the loader put the image and finds
+# itself relative to the instruction. Sections: .head comes first in the image, .lowbss holds
+# what must survive the clearing of .bss.
+
+        .set    CR0_PE, 1
+        .set    CR0_WP_BIT, 16
+        .set    CR0_PG_BIT, 31
+        .set    CR4_PAE, 0x20
+        .set    CR4_LA57, 0x1000
+        .set    MSR_EFER, 0xc0000080
+        .set    EFER_LME_BIT, 8
+
+        .section .head, "ax", @progbits
+        .globl  _text
+        .hidden _text
+_text:
+
+# ---- 32-bit entry: protected mode, flat segments, no paging. EBX: start information. ----
+# There is no stack yet. The four bytes of the magic number serve as one, to learn where we are.
+        .code32
+        .globl  pvh_entry
+        .hidden pvh_entry
+pvh_entry:
+        cli
+        cld
+        movl    (%ebx), %eax
+        leal    4(%ebx), %esp
+        call    1f
+1:      popl    %ebp
+        movl    %eax, (%ebx)
+        subl    $(1b - _text), %ebp
+        leal    (boot_stack_top - _text)(%ebp), %esp
+        xorl    %esi, %esi                      # ESI: 0 for the mode that is decided here
+enter_long_mode:
+        pushl   $0                              # tables, high half; i386 C calling convention
+        leal    (boot_tables - _text)(%ebp), %eax
+        pushl   %eax
+        pushl   $0
+        pushl   %ebx
+        call    startup_32_blob                 # EAX: root, EDX: reason
+        addl    $16, %esp
+        movl    %eax, %edi
+        leal    (head_gdt - _text)(%ebp), %eax
+        movl    %eax, (head_gdt_pointer + 2 - _text)(%ebp)
+site_head_lgdt:
+        lgdt    (head_gdt_pointer - _text)(%ebp)
+        pushl   $0x08
+        leal    (2f - _text)(%ebp), %eax
+        pushl   %eax
+        lretl
+2:      movl    $0x10, %eax
+        movl    %eax, %ds
+        movl    %eax, %es
+        movl    %eax, %ss
+        movl    $CR4_PAE, %eax
+        cmpl    $1, %edx                        # detect.REASON_CPU_HAS_LA57
+        jne     3f
+        orl     $CR4_LA57, %eax
+3:
+site_head_cr4:
+        movl    %eax, %cr4
+site_head_cr3:
+        movl    %edi, %cr3
+        movl    $MSR_EFER, %ecx
+        rdmsr
+        btsl    $EFER_LME_BIT, %eax
+site_head_efer:
+        wrmsr
+        movl    %cr0, %eax
+        btsl    $CR0_PG_BIT, %eax
+        btsl    $CR0_WP_BIT, %eax
+site_head_cr0:
+        movl    %eax, %cr0
+        pushl   $0x18
+        leal    (from_32bit - _text)(%ebp), %eax
+        pushl   %eax
+        lretl
+
+# ---- The same, for loaders that start in 32 bits only: go on to the 64-bit entry in a given mode. ----
+# ESI: the number of levels that paging gets, whatever the CPU and the command line say.
+        .globl  stub_long48
+        .hidden stub_long48
+stub_long48:
+        movl    $4, %esi
+        jmp     stub_long
+        .globl  stub_long57
+        .hidden stub_long57
+stub_long57:
+        movl    $5, %esi
+stub_long:
+        cli
+        cld
+        movl    (%ebx), %eax
+        leal    4(%ebx), %esp
+        call    1f
+1:      popl    %ebp
+        movl    %eax, (%ebx)
+        subl    $(1b - _text), %ebp
+        leal    (boot_stack_top - _text)(%ebp), %esp
+        jmp     enter_long_mode
+
+        .p2align 4
+head_gdt:
+        .quad   0
+        .quad   0x00cf9b000000ffff              # 0x08: 32-bit code
+        .quad   0x00cf93000000ffff              # 0x10: data
+        .quad   0x00af9b000000ffff              # 0x18: 64-bit code
+head_gdt_pointer:
+        .word   31
+        .quad   0
+
+        .code64
+from_32bit:
+        call    clear_bss
+        movl    %ebx, %ebx                      # start information, now 64 bits wide
+        xorl    %r12d, %r12d                    # entered with no levels
+        jmp     common_64
+
+# ---- 64-bit entry: long mode with paging on in either depth. RSI: start information. ----
+# The image, the start information and what it points to are mapped at themselves.
+        .p2align 4
+        .globl  entry_64
+        .hidden entry_64
+entry_64:
+        cli
+        cld
+        leaq    boot_stack_top(%rip), %rsp
+        movq    %rsi, %rbx
+        call    clear_bss
+        movq    %cr4, %rax
+        movl    $4, %r12d
+        btl     $12, %eax
+        adcl    $0, %r12d                       # entered with 4 or 5 levels
+        movq    %rbx, %rdi
+        leaq    _text(%rip), %rsi
+        leaq    _end(%rip), %rdx
+        call    switch_mode
+        testq   %rax, %rax
+        jz      common_64
+        call    trampoline_call
+common_64:
+        movq    %rbx, %rdi
+        leaq    _text(%rip), %rsi
+        leaq    _end(%rip), %rdx
+        movq    %r12, %rcx
+        call    startup_64
+site_early_cr3:
+        movq    %rax, %cr3
+        movq    $high_entry, %rax
+        jmp     *%rax
+
+clear_bss:
+        leaq    __bss_start(%rip), %rdi
+        leaq    __bss_end(%rip), %rcx
+        subq    %rdi, %rcx
+        shrq    $3, %rcx
+        xorl    %eax, %eax
+        rep stosq
+        ret
+
+# RAX: the two low pages. Upper halves of registers do not survive 32-bit code; memory does.
+trampoline_call:
+        movq    %rbx, saved_rbx(%rip)
+        movq    %r12, saved_r12(%rip)
+        movq    %rsp, saved_rsp(%rip)
+        movl    %eax, %edi
+        leaq    trampoline_return(%rip), %rcx
+        movq    %rcx, (4096 + trampoline_back - trampoline_start)(%rax)
+        addq    $4096, %rax
+        jmp     *%rax
+trampoline_return:
+        movq    saved_rsp(%rip), %rsp
+        movq    saved_rbx(%rip), %rbx
+        movq    saved_r12(%rip), %r12
+        ret
+
+# ---- The trampoline: changes CR4.LA57, which needs paging off and so code below 4 GiB. ----
+# Copied to the second borrowed page; EDI: the first, which holds the other mode's root.
+# An NMI may arrive anywhere: one IDT serves both halves of the window, since vector 2 lies at
+# byte 32 with the 16-byte gates of long mode and at byte 16 with the 8-byte gates after it.
+        .p2align 4
+        .globl  trampoline_start
+        .hidden trampoline_start
+trampoline_start:
+        leaq    trampoline_stack(%rip), %rsp
+        leaq    trampoline_start(%rip), %rbp
+        leaq    trampoline_gdt(%rip), %rax
+        movq    %rax, trampoline_gdt_pointer + 2(%rip)
+        lgdt    trampoline_gdt_pointer(%rip)
+        leaq    trampoline_nmi64(%rip), %rax
+        movw    %ax, trampoline_idt + 32(%rip)
+        shrl    $16, %eax
+        movw    %ax, trampoline_idt + 38(%rip)
+        leaq    trampoline_nmi32(%rip), %rax
+        movw    %ax, trampoline_idt + 16(%rip)
+        shrl    $16, %eax
+        movw    %ax, trampoline_idt + 22(%rip)
+        leaq    trampoline_idt(%rip), %rax
+        movq    %rax, trampoline_idt_pointer + 2(%rip)
+        lidt    trampoline_idt_pointer(%rip)
+        pushq   $0x08
+        leaq    trampoline_32(%rip), %rax
+        pushq   %rax
+        lretq
+        .code32
+trampoline_32:
+        movl    $0x10, %eax
+        movl    %eax, %ds
+        movl    %eax, %es
+        movl    %eax, %ss
+        movl    %cr0, %eax
+        btrl    $CR0_PG_BIT, %eax
+        movl    %eax, %cr0
+        movl    %edi, %cr3
+        movl    $MSR_EFER, %ecx
+        rdmsr
+        btsl    $EFER_LME_BIT, %eax             # a hypervisor may have lost it; some refuse to see it written
+        jc      1f
+        wrmsr
+1:      movl    %cr4, %eax
+        xorl    $CR4_LA57, %eax
+        movl    %eax, %cr4
+        movl    %cr0, %eax
+        btsl    $CR0_PG_BIT, %eax
+        movl    %eax, %cr0
+        pushl   $0x18
+        leal    (trampoline_64 - trampoline_start)(%ebp), %eax
+        pushl   %eax
+        lretl
+        .code64
+trampoline_64:
+        jmp     *trampoline_back(%rip)
+trampoline_nmi64:
+        incl    trampoline_nmi_count(%rip)
+        iretq
+        .code32
+trampoline_nmi32:
+        incl    (trampoline_nmi_count - trampoline_start)(%ebp)
+        iretl
+        .code64
+        .p2align 3
+trampoline_back:
+        .quad   0
+trampoline_nmi_count:
+        .long   0, 0
+trampoline_gdt:
+        .quad   0
+        .quad   0x00cf9b000000ffff
+        .quad   0x00cf93000000ffff
+        .quad   0x00af9b000000ffff
+trampoline_gdt_pointer:
+        .word   31
+        .quad   0
+        .p2align 3
+trampoline_idt:
+        .quad   0, 0
+        .quad   0x00008e0000080000              # vector 2 as 8-byte gate, 32-bit code
+        .quad   0
+        .quad   0x00008e0000180000              # vector 2 as 16-byte gate, 64-bit code
+        .quad   0
+trampoline_idt_pointer:
+        .word   47
+        .quad   0
+        .p2align 4
+        .fill   256, 1, 0
+trampoline_stack:
+        .globl  trampoline_end
+        .hidden trampoline_end
+trampoline_end:
+        .if     trampoline_end - trampoline_start > 4096
+        .error  "the trampoline is larger than its page"
+        .endif
+
+# ---- At the linked address, on the early tables. ----
+        .section .text, "ax", @progbits
+high_entry:
+        leaq    boot_stack_top(%rip), %rsp
+        xorl    %ebp, %ebp
+        leaq    kernel_gdt(%rip), %rdi
+        movl    $56, %esi
+        call    load_gdt
+        leaq    report_table(%rip), %rdi
+        movq    %cr4, %rax
+        btl     $12, %eax
+        jc      1f
+        call    la48_start_kernel
+        ud2
+1:      call    la57_start_kernel
+        ud2
+
+# ---- Instructions that change how memory is seen. ----
+        .macro  function name
+        .p2align 4
+        .globl  \name
+        .hidden \name
+\name:
+        .endm
+
+        function write_cr0
+site_cr0:
+        movq    %rdi, %cr0
+        ret
+        function write_cr3
+site_cr3:
+        movq    %rdi, %cr3
+        ret
+        function write_cr4
+site_cr4:
+        movq    %rdi, %cr4
+        ret
+        function write_msr
+        movl    %edi, %ecx
+        movl    %esi, %eax
+        movq    %rsi, %rdx
+        shrq    $32, %rdx
+site_msr:
+        wrmsr
+        ret
+        function load_idt
+        subq    $24, %rsp
+        decl    %esi
+        movw    %si, 6(%rsp)
+        movq    %rdi, 8(%rsp)
+site_lidt:
+        lidt    6(%rsp)
+        addq    $24, %rsp
+        ret
+        function load_gdt
+        subq    $24, %rsp
+        decl    %esi
+        movw    %si, 6(%rsp)
+        movq    %rdi, 8(%rsp)
+site_lgdt:
+        lgdt    6(%rsp)
+        addq    $24, %rsp
+        movl    $0x10, %eax
+        movl    %eax, %ds
+        movl    %eax, %es
+        movl    %eax, %ss
+        popq    %rax
+        pushq   $0x18
+        pushq   %rax
+        lretq
+        function load_task_register
+        ltr     %di
+        ret
+
+# ---- Probes: accesses that may fault (traps.py). RAX: 0, or what the handler put there. ----
+        function probe_read
+        xorl    %eax, %eax
+        .globl  probe_read_site
+        .hidden probe_read_site
+probe_read_site:
+        movq    (%rdi), %rdx
+        movq    %rdx, (%rsi)
+        .globl  probe_end
+        .hidden probe_end
+probe_end:
+        ret
+        function probe_write
+        xorl    %eax, %eax
+        .globl  probe_write_site
+        .hidden probe_write_site
+probe_write_site:
+        lock orb $0, (%rdi)
+        ret
+        function probe_execute
+        xorl    %eax, %eax
+        movq    %rdi, probe_target(%rip)
+        .globl  probe_execute_site
+        .hidden probe_execute_site
+probe_execute_site:
+        call    *%rdi
+        movq    $0, probe_target(%rip)
+        xorl    %eax, %eax
+        ret
+        .globl  probe_execute_end
+        .hidden probe_execute_end
+probe_execute_end:
+        movq    $0, probe_target(%rip)
+        addq    $8, %rsp
+        ret
+        function module_stub
+        ret
+
+# ---- Exceptions: a stub of 16 bytes for each vector; the CPU pushes an error code for some. ----
+        .p2align 4
+        .globl  trap_stubs
+        .hidden trap_stubs
+trap_stubs:
+        .set    vector, 0
+        .rept   32
+        .p2align 4
+        .if     vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30
+        .else
+        pushq   $0
+        .endif
+        pushq   $vector
+        jmp     trap_common
+        .set    vector, vector + 1
+        .endr
+trap_common:
+        pushq   %rax
+        pushq   %rcx
+        pushq   %rdx
+        pushq   %rbx
+        pushq   %rbp
+        pushq   %rsi
+        pushq   %rdi
+        pushq   %r8
+        pushq   %r9
+        pushq   %r10
+        pushq   %r11
+        pushq   %r12
+        pushq   %r13
+        pushq   %r14
+        pushq   %r15
+        cld
+        movq    %rsp, %rdi
+        movq    %rsp, %rbp
+        andq    $-16, %rsp
+        call    *trap_handler(%rip)
+        movq    %rbp, %rsp
+        popq    %r15
+        popq    %r14
+        popq    %r13
+        popq    %r12
+        popq    %r11
+        popq    %r10
+        popq    %r9
+        popq    %r8
+        popq    %rdi
+        popq    %rsi
+        popq    %rbp
+        popq    %rbx
+        popq    %rdx
+        popq    %rcx
+        popq    %rax
+        addq    $16, %rsp
+        iretq
+
+        .section .data, "aw", @progbits
+        .p2align 4
+        .globl  _data
+        .hidden _data
+_data:
+        .globl  kernel_gdt
+        .hidden kernel_gdt
+kernel_gdt:
+        .quad   0
+        .quad   0x00cf9b000000ffff              # 0x08: 32-bit code
+        .quad   0x00cf93000000ffff              # 0x10: data
+        .quad   0x00af9b000000ffff              # 0x18: 64-bit code
+        .quad   0
+        .quad   0, 0                            # 0x28: TSS
+        .globl  task_state
+        .hidden task_state
+task_state:
+        .fill   104, 1, 0
+        .p2align 3
+        .globl  trap_handler
+        .hidden trap_handler
+trap_handler:
+        .quad   0
+        .globl  probe_target
+        .hidden probe_target
+probe_target:
+        .quad   0
+        .globl  trampoline_used
+        .hidden trampoline_used
+trampoline_used:
+        .quad   0
+saved_rbx:
+        .quad   0
+saved_r12:
+        .quad   0
+saved_rsp:
+        .quad   0
+
+# The stack has a page below it that the final tables leave out.
+        .section .lowbss, "aw", @nobits
+        .p2align 12
+        .globl  stack_guard
+        .hidden stack_guard
+stack_guard:
+        .fill   4096, 1, 0
+boot_stack:
+        .fill   16384, 1, 0
+boot_stack_top:
+boot_tables:
+        .fill   7 * 4096, 1, 0
+
+        .section .note.pvh, "a", @note
+        .p2align 2
+        .long   4, 4, 18                        # XEN_ELFNOTE_PHYS32_ENTRY
+        .asciz  "Xen"
+pvh_note_entry:
+        .long   0                               # written when the image is placed

@@ -1,0 +1,137 @@
+"""What the final tables hold besides physical memory: the image with its rights, and a page in every area.
+
+The image's text is executable and not writable, its read-only data neither, its data writable
+and not executable; below the boot stack one page stays unmapped. The other areas get what a
+kernel puts there first, so that each can be touched, and each ends at something that refuses.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fivefold.kernel import layout, memblock, traps
+from fivefold.kernel.cpu import load_gdt, load_task_register
+from fivefold.kernel.layout import CPU_ENTRY_AREA, ESPFIX_BASE, FIXADDR_TOP, LDT_BASE, MODULES_VADDR, VMALLOC_END
+from fivefold.kernel.mapping import map_page, map_range
+from fivefold.kernel.pgtable import KERNEL_RO, KERNEL_RW, KERNEL_RX, PTE_LEVEL
+from fivefold.kernel.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
+from fivefold.metal.lang import fill64, load64, store64, symbol, u64
+from fivefold.units import PhysAddr, VirtAddr
+
+ENTRY_IDT: Final = 0
+ENTRY_GUARD_LOW: Final = 1
+ENTRY_DOUBLE_FAULT_STACK: Final = 2
+ENTRY_GUARD_MIDDLE: Final = 3
+ENTRY_NMI_STACK: Final = 4
+ENTRY_GUARD_HIGH: Final = 5
+"""Pages of the CPU entry area: what must be reachable whatever else is broken, with a hole on both sides of a stack."""
+
+DOUBLE_FAULT_IST: Final = 1
+NMI_IST: Final = 2
+TSS_IST: Final = 0x24
+"""Offset of IST1 in the 64-bit TSS."""
+TSS_SIZE: Final = 104
+TSS_SELECTOR: Final = 0x28
+TSS_DESCRIPTOR_FLAGS: Final = 0x89 << 40
+GDT_SIZE: Final = 56
+
+VMALLOC_PAGES: Final = 3
+
+
+def map_image_part(top: VirtAddr, start: VirtAddr, end: VirtAddr, protection: u64) -> bool:
+    """Map one part of the image, page by page: parts share no page, but they share 2 MiB."""
+    return map_range(top, start, kernel_to_phys(start), end - start, protection, PTE_LEVEL) == 0
+
+
+def map_image(top: VirtAddr) -> bool:
+    """Map the image in the kernel window; False without memory for tables."""
+    guard = symbol("stack_guard")
+    done = map_image_part(top, VirtAddr(symbol("_text")), VirtAddr(symbol("_etext")), KERNEL_RX)
+    done = map_image_part(top, VirtAddr(symbol("_rodata")), VirtAddr(symbol("_erodata")), KERNEL_RO) and done
+    done = map_image_part(top, VirtAddr(symbol("_data")), VirtAddr(guard), KERNEL_RW) and done
+    return map_image_part(top, VirtAddr(guard + PAGE_SIZE), VirtAddr(symbol("_end")), KERNEL_RW) and done
+
+
+def map_fresh(top: VirtAddr, va: VirtAddr, protection: u64) -> bool:
+    """Map a cleared page of memory at *va*."""
+    page = memblock.allocate(PAGE_SIZE, PAGE_SIZE)
+    if page == 0:
+        return False
+    fill64(phys_to_virt(page), 0, PAGE_SIZE // 8)
+    return map_page(top, va, page, protection)
+
+
+def map_areas(top: VirtAddr) -> bool:
+    """Put the first pages into the areas; False without memory."""
+    done = True
+    for i in range(VMALLOC_PAGES):
+        done = map_fresh(top, vmalloc_page(i), KERNEL_RW) and done
+    done = map_fresh(top, last_vmalloc_page(), KERNEL_RW) and done
+    done = map_fresh(top, VirtAddr(ESPFIX_BASE), KERNEL_RO) and done
+    done = map_fresh(top, VirtAddr(FIXADDR_TOP - PAGE_SIZE), KERNEL_RW) and done
+    stub = VirtAddr(symbol("module_stub") & ~(PAGE_SIZE - 1))
+    done = map_page(top, VirtAddr(MODULES_VADDR), kernel_to_phys(stub), KERNEL_RX) and done
+    if LDT_BASE[layout.column()] != 0:
+        done = map_fresh(top, VirtAddr(LDT_BASE[layout.column()]), KERNEL_RW) and done
+    if has_entry_area():
+        idt = kernel_to_phys(VirtAddr(traps.idt))
+        done = map_page(top, entry_area(ENTRY_IDT), idt, KERNEL_RO) and done
+        done = map_fresh(top, entry_area(ENTRY_DOUBLE_FAULT_STACK), KERNEL_RW) and done
+        done = map_fresh(top, entry_area(ENTRY_NMI_STACK), KERNEL_RW) and done
+    return done
+
+
+def vmalloc_page(i: u64) -> VirtAddr:
+    """Allocation *i* of one page at the start of the area; a guard page follows each."""
+    return VirtAddr(layout.vmalloc_base + 2 * PAGE_SIZE * i)
+
+
+def last_vmalloc_page() -> VirtAddr:
+    """The highest place for one page and its guard."""
+    return VirtAddr(VMALLOC_END[layout.column()] - 2 * PAGE_SIZE)
+
+
+def entry_area(page: u64) -> VirtAddr:
+    """Address of a page of the CPU entry area."""
+    return VirtAddr(CPU_ENTRY_AREA[layout.column()] + PAGE_SIZE * page)
+
+
+def has_entry_area() -> bool:
+    """Whether the chosen map has the area; the proposal's has not."""
+    return CPU_ENTRY_AREA[layout.column()] != 0
+
+
+def use_entry_area() -> None:
+    """Load the read-only alias of the IDT, and give #DF and NMI stacks of their own."""
+    tss = symbol("task_state")  # its 64-bit fields are aligned to 4 bytes only
+    store64(tss + TSS_IST, entry_area(ENTRY_GUARD_MIDDLE))
+    store64(tss + TSS_IST + 8, entry_area(ENTRY_GUARD_HIGH))
+    gdt = symbol("kernel_gdt")
+    low = TSS_SIZE - 1 | (tss & 0xFF_FFFF) << 16 | TSS_DESCRIPTOR_FLAGS | (tss >> 24 & 0xFF) << 56
+    store64(gdt + TSS_SELECTOR, low)
+    store64(gdt + TSS_SELECTOR + 8, tss >> 32)
+    load_gdt(VirtAddr(gdt), GDT_SIZE)
+    load_task_register(TSS_SELECTOR)
+    traps.set_gate(traps.DOUBLE_FAULT, trap_stub(traps.DOUBLE_FAULT), DOUBLE_FAULT_IST)
+    traps.set_gate(traps.NMI, trap_stub(traps.NMI), NMI_IST)
+    traps.load_idt(entry_area(ENTRY_IDT), traps.IDT_SIZE)
+
+
+def trap_stub(vector: u64) -> VirtAddr:
+    """Address of the entry of *vector*."""
+    return VirtAddr(symbol("trap_stubs") + traps.STUB_SIZE * vector)
+
+
+def image_text_phys() -> PhysAddr:
+    """Where the part of the image that nobody may write starts."""
+    return kernel_to_phys(VirtAddr(symbol("_text")))
+
+
+def image_read_only_end() -> PhysAddr:
+    """Where that part ends."""
+    return kernel_to_phys(VirtAddr(symbol("_erodata")))
+
+
+def is_top_slot_empty(top: VirtAddr, slot: u64) -> bool:
+    """Whether a slot of the top table is unused."""
+    return load64(top + 8 * slot) == 0

@@ -1,0 +1,178 @@
+"""The kernel proper, compiled once for each mode with the mode as a constant: from the early tables to the report.
+
+The decision is behind it. Here the kernel maps, switches to its own tables, checks itself, dumps
+its tables with the scan, reports, and stops the machine.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fivefold.kernel import (
+    checks,
+    early,
+    kernel_map,
+    layout,
+    mapping,
+    memblock,
+    params,
+    pgtable,
+    phys,
+    report,
+    start_info,
+    traps,
+)
+from fivefold.kernel.cpu import CR4_LA57, CR4_PAE, CR4_PGE, MSR_EFER, write_cr3, write_cr4
+from fivefold.kernel.detect import cpu_has_gib_pages, cpu_phys_bits
+from fivefold.kernel.direct_map import cut_memory, direct_map_init
+from fivefold.kernel.layout import AREAS
+from fivefold.kernel.pgtable import PMD_LEVEL, PTE_LEVEL, PUD_LEVEL, levels
+from fivefold.kernel.phys import START_KERNEL_MAP, phys_to_virt
+from fivefold.kernel.vmemmap import number_descriptors, vmemmap_init
+from fivefold.metal.lang import copy64, export, rdmsr, read_cr0, read_cr3, read_cr4, text_address, u64
+from fivefold.units import PhysAddr, VirtAddr
+
+LOW_MEMORY: Final = 0x100000
+"""Below 1 MiB lies what firmware and loaders use; it is mapped, and nothing is allocated there."""
+
+
+@export
+def start_kernel(table: VirtAddr) -> None:
+    """Run the kernel; *table* is the report that the boot code began. Does not return."""
+    begin(table)
+    cmdline = find_cmdline()
+    take_memory()
+    top = build_tables(cmdline)
+    switch_to(top)
+    checks.check_all(top)
+    report_result()
+    report.stop(report.EXIT_PASSED if report.get_word(report.W_FAILED) == 0 else report.EXIT_FAILED)
+
+
+def begin(table: VirtAddr) -> None:
+    """Take over from the boot code: its report, its early tables, and faults that extend them."""
+    report.table = table
+    phys.phys_base = report.get_word(report.W_PHYS_BASE)
+    early.begin(
+        PhysAddr(report.get_word(report.W_EARLY_TOP)),
+        PhysAddr(report.get_word(report.W_EARLY_POOL)),
+        report.get_word(report.W_EARLY_USED),
+        START_KERNEL_MAP - phys.phys_base,
+    )
+    early.kernel_tables = report.get_word(report.W_EARLY_KERNEL_TABLES)
+    layout.layout_init(layout.LINUX)
+    phys.phys_window = layout.page_offset_base
+    traps.traps_init()
+    if u64(read_cr4() & CR4_LA57 != 0) != pgtable.l5_column():
+        report.panic("the kernel for one mode was entered in the other")
+    give_back_borrowed()
+
+
+def give_back_borrowed() -> None:
+    """Put back what was in the two pages that the change of mode used."""
+    place = report.get_word(report.W_TRAMPOLINE)
+    if place != 0:
+        saved = phys_to_virt(PhysAddr(report.get_word(report.W_BORROWED)))
+        copy64(phys_to_virt(PhysAddr(place)), saved, 1024)
+
+
+def find_cmdline() -> VirtAddr:
+    """Address of the command line, 0 without one; the map that it asks for is chosen before the direct map exists."""
+    info = PhysAddr(report.get_word(report.W_START_INFO))
+    at = start_info.field64(info, start_info.OFFSET_CMDLINE)
+    if at == 0:
+        return VirtAddr(0)
+    if params.has_value(phys_to_virt(PhysAddr(at)), "layout=", "proposal"):
+        layout.layout_init(layout.PROPOSAL)
+        phys.phys_window = layout.page_offset_base
+    return phys_to_virt(PhysAddr(at))
+
+
+def take_memory() -> None:
+    """Read the memory map, refuse what the mode has no room for, reserve what is in use."""
+    info = PhysAddr(report.get_word(report.W_START_INFO))
+    start_info.add_memory(info)
+    cut = cut_memory(cpu_phys_bits())
+    if cut != 0:
+        report.put_line("fivefold: memory beyond the direct map of this mode is not used, bytes", cut)
+    load = report.get_word(report.W_LOAD_ADDRESS)
+    memblock.reserve(PhysAddr(0), LOW_MEMORY)
+    memblock.reserve(PhysAddr(load), report.get_word(report.W_IMAGE_END) - load)
+    start_info.reserve_memory(info)
+    if memblock.overflowed:
+        report.panic("the memory map has too many ranges")
+    if memblock.memory_count == 0:
+        report.panic("the memory map has no usable memory")
+    report.set_word(report.W_CUT_BYTES, cut)
+    report.set_word(report.W_RAM_BYTES, memblock.total())
+    report.set_word(report.W_RAM_END, memblock.end_of_memory())
+    report.set_word(report.W_PHYS_BITS, cpu_phys_bits())
+
+
+def largest_page(cmdline: VirtAddr) -> u64:
+    """Level of the largest pages for the direct map: what the CPU has, or less where ``pages=`` says so."""
+    if params.has_value(cmdline, "pages=", "4k"):
+        return PTE_LEVEL
+    if params.has_value(cmdline, "pages=", "2m") or not cpu_has_gib_pages():
+        return PMD_LEVEL
+    return PUD_LEVEL
+
+
+def build_tables(cmdline: VirtAddr) -> VirtAddr:
+    """Build the final tables beside the early ones; return the top, as the direct map shows it."""
+    root = memblock.allocate_table()
+    if root == 0:
+        report.panic("no memory for the top page table")
+    top = phys_to_virt(root)
+    largest = largest_page(cmdline)
+    left = direct_map_init(top, largest, kernel_map.image_text_phys(), kernel_map.image_read_only_end())
+    if left != 0:
+        report.panic("no memory for the direct map's page tables")
+    report.set_word(report.W_DIRECT_4K, mapping.mapped_4k)
+    report.set_word(report.W_DIRECT_2M, mapping.mapped_2m)
+    report.set_word(report.W_DIRECT_1G, mapping.mapped_1g)
+    if not kernel_map.map_image(top):
+        report.panic("no memory for the image's page tables")
+    if not vmemmap_init(top, largest):
+        report.panic("no memory for the page descriptors")
+    if not kernel_map.map_areas(top):
+        report.panic("no memory for the areas")
+    return top
+
+
+def switch_to(top: VirtAddr) -> None:
+    """Load the final tables. From here on nothing is mapped because it is touched."""
+    report.set_word(report.W_EARLY_FAULTS, early.faults)
+    report.set_word(report.W_EARLY_WIPES, early.wipes)
+    early.top = 0
+    write_cr3(PhysAddr(top - phys.phys_window))
+    write_cr4(CR4_PAE | CR4_PGE | read_cr4() & CR4_LA57)
+    if kernel_map.has_entry_area():
+        kernel_map.use_entry_area()
+    number_descriptors()
+
+
+def report_result() -> None:
+    """Fill the words of the report that a reader outside asks for."""
+    report.set_word(report.W_LEVELS, levels())
+    report.set_word(report.W_L5_ENABLED, pgtable.l5_enabled)
+    report.set_word(report.W_PGDIR_SHIFT, pgtable.pgdir_shift)
+    report.set_word(report.W_PTRS_PER_P4D, pgtable.ptrs_per_p4d)
+    report.set_word(report.W_PAGE_OFFSET_BASE, layout.page_offset_base)
+    report.set_word(report.W_VMALLOC_BASE, layout.vmalloc_base)
+    report.set_word(report.W_VMEMMAP_BASE, layout.vmemmap_base)
+    report.set_word(report.W_LAYOUT, layout.choice)
+    report.set_word(report.W_CR0, read_cr0())
+    report.set_word(report.W_CR3, read_cr3())
+    report.set_word(report.W_CR4, read_cr4())
+    report.set_word(report.W_EFER, rdmsr(MSR_EFER))
+    report.set_word(report.W_TABLES, memblock.table_pages)
+    for row in AREAS:
+        if row.start[layout.column()] != 0:
+            report.area(
+                text_address(row.name),
+                VirtAddr(row.start[layout.column()]),
+                VirtAddr(row.end[layout.column()]),
+                report.AREA_MAPPED,
+            )
+    report.set_word(report.W_STATE, report.STATE_DONE)

@@ -1,0 +1,218 @@
+"""From the loader to the kernel proper, in 64-bit code at the physical address [proposal: part 4].
+
+The one decision (`detect.reason_for_mode`) is made once, and compared with the mode that is
+active. Only if they differ is the mode changed, through two borrowed pages below 1 MiB: long
+mode must be left for it, so code, stack and root table have to lie where 32-bit code reaches
+them, wherever the image is. What follows from there on asks CR4, never CPUID.
+
+No variable here is read before `startup_64` has set it; pointers are relative to the
+instruction, so they are physical addresses as long as this code runs at one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fivefold.kernel import early, phys, report, start_info
+from fivefold.kernel.cpu import CR0_WP, CR4_LA57, EFER_NXE, MSR_EFER, write_cr0, write_msr
+from fivefold.kernel.detect import cpu_has_nx, reason_for_mode, wants_five_levels
+from fivefold.kernel.pgtable import (
+    ACCESSED,
+    DIRTY,
+    FRAME_MASK,
+    PMD_SIZE,
+    PRESENT,
+    PSE,
+    RW,
+    USER,
+    max_physmem_bits,
+    pgtable_levels_of,
+    set_mode,
+)
+from fivefold.kernel.phys import LINK_ADDRESS, PAGE_SIZE, START_KERNEL_MAP
+from fivefold.metal.lang import (
+    buffer,
+    copy64,
+    export,
+    fill64,
+    load64,
+    rdmsr,
+    read_cr0,
+    read_cr3,
+    read_cr4,
+    store64,
+    symbol,
+    u64,
+)
+from fivefold.units import PhysAddr, VirtAddr
+
+early_top: Final = buffer(PAGE_SIZE, PAGE_SIZE)
+early_pool: Final = buffer(early.POOL_PAGES * PAGE_SIZE, PAGE_SIZE)
+table: Final = buffer(report.TABLE_SIZE, PAGE_SIZE)
+borrowed: Final = buffer(2 * PAGE_SIZE, PAGE_SIZE)
+"""What was in the trampoline's two pages."""
+
+TRAMPOLINE_PAGES: Final = 2
+TRAMPOLINE_LIMIT: Final = 0x9F000
+"""Below the BIOS' extended data area on every PC; what is really free is asked of the memory map."""
+TOP_ENTRY: Final = PRESENT | RW | USER | ACCESSED | DIRTY
+
+
+def die(text: str) -> None:
+    """Say what is wrong on the serial port and stop the machine."""
+    report.put("fivefold: ")
+    report.put(text)
+    report.put("\n")
+    report.stop(report.EXIT_PANIC)
+
+
+@export
+def switch_mode(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
+    """Prepare a change of the mode: the address of the trampoline's two pages, or 0 if the active mode is the wanted one.
+
+    Low half of the first page: the root that the trampoline loads. Second page: its code.
+    """
+    if not start_info.is_valid(info):
+        die("no start information; expected PVH's structure with a memory map")
+    five_levels = wants_five_levels(reason_for_mode(start_info.field64(info, start_info.OFFSET_CMDLINE)))
+    if five_levels == (read_cr4() & CR4_LA57 != 0):
+        return 0
+    place = find_trampoline(info, load, image_end)
+    if place == 0:
+        die("no free 8 KiB of memory below 0x9f000 for the change of paging mode")
+    copy64(borrowed, place, TRAMPOLINE_PAGES * 512)
+    copy64(place + PAGE_SIZE, symbol("trampoline_start"), 512)
+    make_trampoline_root(place, five_levels)
+    store64(symbol("trampoline_used"), place)
+    return place
+
+
+def make_trampoline_root(root: u64, five_levels: bool) -> None:
+    """Make the other mode's root from the active one, whose table may lie above 4 GiB.
+
+    Up: one entry that points to the active root, which becomes the level below. Down: a copy of the
+    table that slot 0 points to; its address is cut out with the frame mask, since loaders set software
+    and NX bits in that entry.
+    """
+    active = read_cr3() & FRAME_MASK
+    if five_levels:
+        fill64(root, 0, 512)
+        store64(root, active | TOP_ENTRY)
+    else:
+        copy64(root, load64(active) & FRAME_MASK, 512)
+
+
+def find_trampoline(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
+    """Highest two free pages below `TRAMPOLINE_LIMIT` that are memory and hold nothing that is in use; 0 if there are none."""
+    best = 0
+    for i in range(start_info.map_count(info)):
+        entry = start_info.map_entry(info, i)
+        if start_info.field32(entry, start_info.MAP_TYPE) == start_info.TYPE_RAM:
+            start = start_info.field64(entry, 0)
+            size = min(start_info.field64(entry, 8), TRAMPOLINE_LIMIT)
+            best = max(best, place_in(info, start, size, load, image_end))
+    return best
+
+
+def place_in(info: PhysAddr, start: u64, size: u64, load: PhysAddr, image_end: PhysAddr) -> u64:
+    """Highest free place in one range of memory. Ranges too small are skipped before anything is subtracted."""
+    need = TRAMPOLINE_PAGES * PAGE_SIZE
+    if start >= TRAMPOLINE_LIMIT:
+        return 0
+    end = min(start + size, TRAMPOLINE_LIMIT) & ~(PAGE_SIZE - 1)
+    low = max(start + PAGE_SIZE - 1 & ~(PAGE_SIZE - 1), PAGE_SIZE)
+    while end >= low + need:
+        place = end - need
+        if not is_used(info, place, end, load, image_end):
+            return place
+        end -= PAGE_SIZE
+    return 0
+
+
+def is_used(info: PhysAddr, start: u64, end: u64, load: PhysAddr, image_end: PhysAddr) -> bool:
+    """Whether [start, end) holds the loader's information, or a table that the change of mode still needs."""
+    if meets(start, end, info, start_info.SIZE):
+        return True
+    entries = start_info.field64(info, start_info.OFFSET_MEMORY_MAP)
+    if meets(start, end, entries, start_info.map_count(info) * start_info.MAP_ENTRY_SIZE):
+        return True
+    cmdline = start_info.field64(info, start_info.OFFSET_CMDLINE)
+    if meets(start, end, cmdline, start_info.cmdline_size(PhysAddr(cmdline)) + 1):
+        return True
+    modules = start_info.field64(info, start_info.OFFSET_MODULE_LIST)
+    if meets(start, end, modules, start_info.MAX_MODULES * start_info.MODULE_ENTRY_SIZE):
+        return True
+    return (
+        table_path_meets(start, end, load)
+        or table_path_meets(start, end, image_end - 1)
+        or table_path_meets(start, end, info)
+        or table_path_meets(start, end, start)
+    )
+
+
+def meets(start: u64, end: u64, other: u64, size: u64) -> bool:
+    """Whether [start, end) overlaps *size* bytes at *other*."""
+    return other < end and start < other + size
+
+
+def table_path_meets(start: u64, end: u64, va: u64) -> bool:
+    """Whether a table on the active path of *va* lies in [start, end)."""
+    at = read_cr3() & FRAME_MASK
+    level = pgtable_levels_of(read_cr4() & CR4_LA57 != 0)
+    while level != 0:
+        if meets(start, end, at, PAGE_SIZE):
+            return True
+        entry = load64(at + 8 * (va >> (3 + 9 * level) & 511))
+        if entry & PRESENT == 0 or (level <= 3 and entry & PSE != 0):
+            return False
+        at = entry & FRAME_MASK
+        level -= 1
+    return False
+
+
+@export
+def startup_64(info: PhysAddr, load: PhysAddr, image_end: PhysAddr, entered_levels: u64) -> u64:
+    """Build the early tables; return their root. Long mode is on in the mode that stays, code runs at its physical address."""
+    set_mode(read_cr4() & CR4_LA57 != 0)
+    if not start_info.is_valid(info):
+        die("no start information; expected PVH's structure with a memory map")
+    if load & (PMD_SIZE - 1) != 0:
+        die("the load address is not aligned to 2 MiB")
+    if load >> max_physmem_bits() != 0:
+        die("the load address is beyond what this mode's direct map can hold")
+    phys.phys_base = load - (LINK_ADDRESS - START_KERNEL_MAP)
+    write_cr0(read_cr0() | CR0_WP)
+    if cpu_has_nx():
+        write_msr(MSR_EFER, rdmsr(MSR_EFER) | EFER_NXE)
+    build_early_tables(load, image_end)
+    start_report(info, load, image_end, entered_levels)
+    return early_top
+
+
+def build_early_tables(load: PhysAddr, image_end: PhysAddr) -> None:
+    """Map the image in the kernel window first, so that its tables lead the pool, then at itself."""
+    early.begin(PhysAddr(early_top), PhysAddr(early_pool), 0, 0)
+    size = image_end - load
+    mapped = early.map_image(VirtAddr(LINK_ADDRESS), load, size)
+    early.kernel_tables = early.used
+    mapped = early.map_image(VirtAddr(load), load, size) and mapped
+    if not mapped:
+        die("the pool of early tables is too small for the image")
+
+
+def start_report(info: PhysAddr, load: PhysAddr, image_end: PhysAddr, entered_levels: u64) -> None:
+    """Leave for the kernel proper what only this code knows."""
+    cmdline = start_info.field64(info, start_info.OFFSET_CMDLINE)
+    report.begin(VirtAddr(table))
+    report.set_word(report.W_REASON, reason_for_mode(cmdline))
+    report.set_word(report.W_ENTERED_LEVELS, entered_levels)
+    report.set_word(report.W_LOAD_ADDRESS, load)
+    report.set_word(report.W_IMAGE_END, image_end)
+    report.set_word(report.W_START_INFO, info)
+    report.set_word(report.W_PHYS_BASE, phys.phys_base)
+    report.set_word(report.W_EARLY_TOP, early_top)
+    report.set_word(report.W_EARLY_POOL, early_pool)
+    report.set_word(report.W_EARLY_USED, early.used)
+    report.set_word(report.W_EARLY_KERNEL_TABLES, early.kernel_tables)
+    report.set_word(report.W_TRAMPOLINE, load64(symbol("trampoline_used")))
+    report.set_word(report.W_BORROWED, borrowed)

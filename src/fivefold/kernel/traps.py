@@ -1,0 +1,120 @@
+"""Exceptions: the table, the entry from assembly, and probes that are allowed to fault.
+
+The stubs in `entry.S` save the registers and call the function whose address is in
+`trap_handler`. A probe is an access at a known instruction; if it faults, the handler
+sends it to its end with what happened in RAX, so the kernel can ask "what would the CPU
+do?" of any address.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fivefold.kernel import early, report
+from fivefold.kernel.cpu import load_idt
+from fivefold.metal.lang import address_of, buffer, extern, inline, load64, read_cr2, store64, symbol, u64
+from fivefold.units import VirtAddr
+
+VECTORS: Final = 32
+GATE_SIZE: Final = 16
+IDT_SIZE: Final = 256 * GATE_SIZE
+STUB_SIZE: Final = 16
+KERNEL_CS: Final = 0x18
+INTERRUPT_GATE: Final = 0x8E00
+"""Present, DPL 0, 64-bit interrupt gate."""
+
+DOUBLE_FAULT: Final = 8
+NMI: Final = 2
+STACK_FAULT: Final = 12
+GENERAL_PROTECTION: Final = 13
+PAGE_FAULT: Final = 14
+
+FRAME_RAX: Final = 112
+FRAME_VECTOR: Final = 120
+FRAME_ERROR: Final = 128
+FRAME_RIP: Final = 136
+
+PROBE_OK: Final = 0
+PROBE_FAULTED: Final = 1 << 63
+
+idt: Final = buffer(IDT_SIZE, 4096)
+nmi_count: u64 = 0
+
+
+@extern
+def probe_read(va: VirtAddr, out: VirtAddr) -> u64:
+    """Read 8 bytes at *va* into *out*; `PROBE_OK`, or what `outcome` describes."""
+
+
+@extern
+def probe_write(va: VirtAddr) -> u64:
+    """Write to *va* (it keeps its value); `PROBE_OK`, or what `outcome` describes."""
+
+
+@extern
+def probe_execute(va: VirtAddr) -> u64:
+    """Call *va*, which returns at once; `PROBE_OK`, or what `outcome` describes."""
+
+
+@inline
+def outcome(vector: u64, error: u64) -> u64:
+    """What a probe returns that faulted with *vector* and *error* code."""
+    return PROBE_FAULTED | vector << 32 | error
+
+
+def set_gate(vector: u64, handler: VirtAddr, stack: u64) -> None:
+    """Send *vector* to *handler* on interrupt stack *stack* (1 to 7; 0 keeps the current one)."""
+    gate = idt + GATE_SIZE * vector
+    low = handler & 0xFFFF | KERNEL_CS << 16 | stack << 32 | INTERRUPT_GATE << 32 | (handler >> 16 & 0xFFFF) << 48
+    store64(gate, low)
+    store64(gate + 8, handler >> 32)
+
+
+def traps_init() -> None:
+    """Fill the table and load it; every vector ends in `trap`."""
+    for vector in range(VECTORS):
+        set_gate(vector, VirtAddr(symbol("trap_stubs") + STUB_SIZE * vector), 0)
+    store64(symbol("trap_handler"), address_of(trap))
+    load_idt(VirtAddr(idt), IDT_SIZE)
+
+
+def trap(frame: VirtAddr) -> None:
+    """Handle an exception; *frame* is what the stub saved."""
+    global nmi_count
+    vector = load64(frame + FRAME_VECTOR)
+    if vector == PAGE_FAULT and early.handle_fault(VirtAddr(read_cr2())):
+        return
+    if vector == NMI:
+        nmi_count += 1
+        return
+    if end_probe(frame, vector):
+        return
+    panic_on(frame, vector)
+
+
+def end_probe(frame: VirtAddr, vector: u64) -> bool:
+    """Send a probe that faulted to its end; False if the exception is nobody's probe."""
+    rip = load64(frame + FRAME_RIP)
+    end = 0
+    if rip == symbol("probe_read_site") or rip == symbol("probe_write_site") or rip == symbol("probe_execute_site"):
+        end = symbol("probe_end")
+    elif rip == load64(symbol("probe_target")) and rip != 0:
+        end = symbol("probe_execute_end")
+    if end == 0:
+        return False
+    store64(frame + FRAME_RAX, outcome(vector, load64(frame + FRAME_ERROR)))
+    store64(frame + FRAME_RIP, end)
+    return True
+
+
+def panic_on(frame: VirtAddr, vector: u64) -> None:
+    """Report an exception that nobody expected, and stop."""
+    report.set_word(report.W_PANIC_VECTOR, vector)
+    report.set_word(report.W_PANIC_ERROR, load64(frame + FRAME_ERROR))
+    report.set_word(report.W_PANIC_RIP, load64(frame + FRAME_RIP))
+    report.set_word(report.W_PANIC_ADDRESS, read_cr2())
+    report.put_line("panic: exception", vector)
+    report.put_line("  error code", load64(frame + FRAME_ERROR))
+    report.put_line("  rip", load64(frame + FRAME_RIP))
+    report.put_line("  cr2", read_cr2())
+    report.panic("unexpected exception")
