@@ -1,0 +1,123 @@
+"""From a program to a checked unit: start at the roots, check what they reach."""
+
+from __future__ import annotations
+
+import ast
+
+from fivefold.errors import CompileError
+from fivefold.metal.context import Context
+from fivefold.metal.program import Program
+from fivefold.metal.source import Module
+from fivefold.metal.statements import check_function
+from fivefold.metal.tree import Signature, Unit
+
+
+def check(program: Program) -> Unit:
+    """Check everything that the roots of *program* reach; raises `CompileError`."""
+    return start(program).unit
+
+
+def start(program: Program) -> Context:
+    """Do what `check` does, and keep what a later `reach` needs."""
+    context = Context(program)
+    _roots(context)
+    _drain(context)
+    return context
+
+
+def reach(context: Context, full: str) -> None:
+    """Add one more root, a full name, to a checked program, and check what it reaches."""
+    module, _ = context.split(full)
+    context.signature(full, module, module.tree)
+    _drain(context)
+
+
+def _drain(context: Context) -> None:
+    while context.queue:
+        _check_one(context, context.queue.pop(0))
+    _finish(context)
+
+
+def _roots(context: Context) -> None:
+    """Queue the exports of the program's modules, then the further roots, in source order."""
+    program = context.program
+    _check_names(context)
+    for name in program.modules:
+        module = context.library.module(name)
+        for node in module.functions.values():
+            if _is_marked(context, module, node, "export"):
+                _root(context, f"{name}.{node.name}")
+    for root in program.roots:
+        for full in _expand(context, root):
+            _root(context, full)
+
+
+def _expand(context: Context, root: str) -> list[str]:
+    """Turn ``module.*`` into the functions of that module, but for externs."""
+    module_name, _, name = root.rpartition(".")
+    if name != "*":
+        return [root]
+    module = context.library.module(module_name)
+    nodes = module.functions.values()
+    return [f"{module_name}.{n.name}" for n in nodes if not _is_marked(context, module, n, "extern")]
+
+
+def _is_marked(context: Context, module: Module, node: ast.FunctionDef, mark: str) -> bool:
+    names = [item.id for item in node.decorator_list if isinstance(item, ast.Name)]
+    return mark in names and context.signature_of(module, node).mark == mark
+
+
+def _root(context: Context, full: str) -> None:
+    module, _ = context.split(full)
+    signature = context.signature(full, module, module.tree)
+    known = context.unit.exports.setdefault(signature.name, signature.full)
+    if known != signature.full:
+        construct = f"{signature.full} has the same exported name as {known}"
+        raise CompileError(signature.file, signature.line, construct, "rename one of them")
+
+
+def _check_names(context: Context) -> None:
+    """Refuse bindings and replacements that name nothing: a typing error must not pass in silence."""
+    for full in context.program.bindings:
+        module, name = context.split(full)
+        if name not in module.variables:
+            raise CompileError(module.file, 0, f"the binding {full} names no variable", "bind a module variable")
+    for pair in context.program.replace.items():
+        for full in pair:
+            module, name = context.split(full)
+            if name not in module.functions:
+                raise CompileError(module.file, 0, f"the replacement {full} names no function", "name a function")
+
+
+def _check_one(context: Context, full: str) -> None:
+    if full in context.unit.functions:
+        return
+    module, name = context.split(full)
+    node = module.functions[name]
+    signature = context.signature_of(module, node)
+    context.unit.functions[full] = check_function(context, module, node, signature)
+
+
+def _finish(context: Context) -> None:
+    """Name the modules shortly where that is not ambiguous; reach all variables of those that take part."""
+    unit, program = context.unit, context.program
+    names = {full.rpartition(".")[0] for full in (*unit.functions, *unit.variables, *unit.buffers, *unit.externs)}
+    names |= set(program.modules)
+    lasts = [name.rpartition(".")[2] for name in names]
+    unit.labels = {
+        name: name if lasts.count(name.rpartition(".")[2]) > 1 else name.rpartition(".")[2] for name in sorted(names)
+    }
+    for name in sorted(names):
+        context.all_variables(name)
+
+
+def dependencies(program: Program, context: Context) -> tuple[str, ...]:
+    """Return the modules whose text the result for *program* depends on, sorted."""
+    named = (*program.bindings, *program.replace, *program.replace.values())
+    extra = (full.rpartition(".")[0] for full in named)
+    return context.library.dependencies((*program.modules, *extra))
+
+
+def signature_table(unit: Unit) -> dict[str, Signature]:
+    """Return the signatures of all functions and externs of *unit* by full name."""
+    return {full: f.signature for full, f in unit.functions.items()} | unit.externs
