@@ -34,13 +34,15 @@ pvh_entry:
         leal    (boot_stack_top - _text)(%ebp), %esp
         xorl    %esi, %esi                      # ESI: 0 for the mode that is decided here
 enter_long_mode:
-        pushl   $0                              # tables, high half; i386 C calling convention
+        pushl   $0                              # i386 C calling convention, 64-bit arguments
+        pushl   %esi
+        pushl   $0
         leal    (boot_tables - _text)(%ebp), %eax
         pushl   %eax
         pushl   $0
         pushl   %ebx
         call    startup_32_blob                 # EAX: root, EDX: reason
-        addl    $16, %esp
+        addl    $24, %esp
         movl    %eax, %edi
         leal    (head_gdt - _text)(%ebp), %eax
         movl    %eax, (head_gdt_pointer + 2 - _text)(%ebp)
@@ -113,8 +115,11 @@ head_gdt_pointer:
 
         .code64
 from_32bit:
-        call    clear_bss
         movl    %ebx, %ebx                      # start information, now 64 bits wide
+        testl   %esi, %esi
+        movq    %rbx, %rsi
+        jnz     entry_64
+        call    clear_bss
         xorl    %r12d, %r12d                    # entered with no levels
         jmp     common_64
 
@@ -281,7 +286,7 @@ high_entry:
         leaq    kernel_gdt(%rip), %rdi
         movl    $56, %esi
         call    load_gdt
-        leaq    report_table(%rip), %rdi
+        leaq    startup.table(%rip), %rdi
         movq    %cr4, %rax
         btl     $12, %eax
         jc      1f
@@ -491,6 +496,18 @@ boot_stack:
 boot_stack_top:
 boot_tables:
         .fill   7 * 4096, 1, 0
+
+        .section .rodata, "a", @progbits
+        .p2align 12
+        .globl  _rodata
+        .hidden _rodata
+_rodata:
+
+        .section .bss, "aw", @nobits
+        .p2align 12
+        .globl  __bss_start
+        .hidden __bss_start
+__bss_start:
 
         .section .note.pvh, "a", @note
         .p2align 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel import layout, memblock, traps
-from fivefold.kernel.cpu import load_gdt, load_task_register
+from fivefold.kernel.cpu import load_gdt, load_idt, load_task_register
 from fivefold.kernel.layout import CPU_ENTRY_AREA, ESPFIX_BASE, FIXADDR_TOP, LDT_BASE, MODULES_VADDR, VMALLOC_END
 from fivefold.kernel.mapping import map_page, map_range
 from fivefold.kernel.pgtable import KERNEL_RO, KERNEL_RW, KERNEL_RX, PTE_LEVEL
@@ -114,7 +114,7 @@ def use_entry_area() -> None:
     load_task_register(TSS_SELECTOR)
     traps.set_gate(traps.DOUBLE_FAULT, trap_stub(traps.DOUBLE_FAULT), DOUBLE_FAULT_IST)
     traps.set_gate(traps.NMI, trap_stub(traps.NMI), NMI_IST)
-    traps.load_idt(entry_area(ENTRY_IDT), traps.IDT_SIZE)
+    load_idt(entry_area(ENTRY_IDT), traps.IDT_SIZE)
 
 
 def trap_stub(vector: u64) -> VirtAddr:

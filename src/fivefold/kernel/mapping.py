@@ -41,7 +41,7 @@ mapped_1g: u64 = 0
 
 @inline
 def link_table(entry: VirtAddr) -> bool:
-    """Make sure that a P4D, PUD or PMD entry points to a table; False without memory, or where a page is mapped."""
+    """Make a P4D, PUD or PMD entry point to a table; False without memory, or where a page is mapped."""
     value = load64(entry)
     if entry_present(value):
         return not entry_large(value)
@@ -65,7 +65,7 @@ def link_p4d(pgd: VirtAddr) -> bool:
 
 
 def entry_for(top: VirtAddr, va: VirtAddr, level: u64) -> VirtAddr:
-    """Address of the entry that maps *va* at *level* (1 to 3), with the tables above it made; `NO_ENTRY` if they cannot be."""
+    """Address of the entry for *va* at *level* (1 to 3), the tables above it made; `NO_ENTRY` if they cannot be."""
     pgd = pgd_offset(top, va)
     if not link_p4d(pgd):
         return VirtAddr(NO_ENTRY)
@@ -134,7 +134,7 @@ def leaf_bits(protection: u64, level: u64) -> u64:
 
 
 def fill_run(entry: VirtAddr, va: VirtAddr, pa: PhysAddr, left: u64, flags: u64, level: u64, largest: u64) -> u64:
-    """Write leaves from *entry* on, to the end of its table or of the range, or to where a larger page fits; return the bytes."""
+    """Write leaves from *entry* to the end of its table or range, or to where a larger page fits; return the bytes."""
     span = 1 << level_shift(level)
     done = 0
     while left - done >= span:

@@ -103,7 +103,7 @@ def add(start: PhysAddr, size: u64) -> None:
 
 
 def remove(start: PhysAddr, size: u64) -> None:
-    """Take [start, start + size) out of memory, rounded outward to whole pages: what two entries disagree on is not used."""
+    """Take [start, start + size) out of memory, rounded outward to pages: what two entries disagree on is not used."""
     global memory_count, overflowed
     if size == 0:
         return

@@ -29,7 +29,7 @@ from fivefold.units import PhysAddr, VirtAddr
 l5_enabled: u64 = 0
 pgdir_shift: u64 = 39
 ptrs_per_p4d: u64 = 1
-"""The mode. Written once, before any helper runs; the default is the folded mode, because code runs before detection."""
+"""The mode. Written once, before any helper runs; folded by default, because code runs before detection."""
 
 PTRS_PER_TABLE: Final = 512
 MAX_PTRS_PER_P4D: Final = 512

@@ -68,7 +68,7 @@ def die(text: str) -> None:
 
 @export
 def switch_mode(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
-    """Prepare a change of the mode: the address of the trampoline's two pages, or 0 if the active mode is the wanted one.
+    """Prepare a change of mode: the address of the trampoline's two pages, or 0 if the wanted mode is active.
 
     Low half of the first page: the root that the trampoline loads. Second page: its code.
     """
@@ -103,7 +103,7 @@ def make_trampoline_root(root: u64, five_levels: bool) -> None:
 
 
 def find_trampoline(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
-    """Highest two free pages below `TRAMPOLINE_LIMIT` that are memory and hold nothing that is in use; 0 if there are none."""
+    """Highest two free pages of memory below `TRAMPOLINE_LIMIT` that hold nothing in use; 0 if there are none."""
     best = 0
     for i in range(start_info.map_count(info)):
         entry = start_info.map_entry(info, i)
@@ -172,7 +172,7 @@ def table_path_meets(start: u64, end: u64, va: u64) -> bool:
 
 @export
 def startup_64(info: PhysAddr, load: PhysAddr, image_end: PhysAddr, entered_levels: u64) -> u64:
-    """Build the early tables; return their root. Long mode is on in the mode that stays, code runs at its physical address."""
+    """Build the early tables; return their root. Long mode is on, in the mode that stays."""
     set_mode(read_cr4() & CR4_LA57 != 0)
     if not start_info.is_valid(info):
         die("no start information; expected PVH's structure with a memory map")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.detect import reason_for_mode, wants_five_levels
+from fivefold.kernel.detect import REASON_CPU_HAS_LA57, REASON_CPU_LACKS_LA57, reason_for_mode, wants_five_levels
 from fivefold.metal.lang import export, fill64, load64, store64, u64
 
 BOOT_TABLE_PAGES: Final = 7
@@ -30,7 +30,7 @@ START_INFO_CMDLINE: Final = 24
 
 
 def build_boot_tables(tables: u64, extra: u64) -> u64:
-    """Fill the buffer at *tables* with the first tables; *extra* is 1 for five levels, else 0. Return the top's address."""
+    """Fill the buffer at *tables*; *extra* is 1 for five levels, else 0. Return the address of the top table."""
     fill64(tables, 0, BOOT_TABLE_PAGES * 512)
     level3 = tables + 4096 * (1 + extra)
     level2 = level3 + 4096
@@ -45,11 +45,14 @@ def build_boot_tables(tables: u64, extra: u64) -> u64:
 
 
 @export
-def startup_32(start_info: u64, tables: u64) -> u64:
-    """Return the root table in the low half, and in the high half the reason for the mode that it was built for.
+def startup_32(start_info: u64, tables: u64, force: u64) -> u64:
+    """Return the root table in the low half, and in the high half the reason for the mode it was built for.
 
-    *start_info* is PVH's; *tables* a page-aligned buffer of `BOOT_TABLE_PAGES` pages below 4 GiB.
+    *start_info* is PVH's; *tables* a page-aligned buffer of `BOOT_TABLE_PAGES` pages below 4 GiB;
+    *force* a number of levels that a caller insists on, or 0.
     """
     reason = reason_for_mode(load64(start_info + START_INFO_CMDLINE))
+    if force != 0:
+        reason = REASON_CPU_HAS_LA57 if force == 5 else REASON_CPU_LACKS_LA57
     extra = u64(wants_five_levels(reason))
     return build_boot_tables(tables, extra) | reason << 32
