@@ -274,9 +274,6 @@ trampoline_stack:
         .globl  trampoline_end
         .hidden trampoline_end
 trampoline_end:
-        .if     trampoline_end - trampoline_start > 4096
-        .error  "the trampoline is larger than its page"
-        .endif
 
 # ---- At the linked address, on the early tables. ----
         .section .text, "ax", @progbits

@@ -1,0 +1,27 @@
+"""How the scan reaches a page table: the two functions that are not the same everywhere.
+
+In the booted kernel a table is read through the direct map, and only where the memory map
+says that there is memory. On the host both functions are replaced by a lookup in the
+extents of a memory image. Nothing else of the scan knows where it runs.
+"""
+
+from __future__ import annotations
+
+from fivefold.kernel import memblock
+from fivefold.kernel.memblock import memory, range_end, range_start
+from fivefold.kernel.phys import PAGE_SHIFT, PAGE_SIZE, phys_to_virt
+from fivefold.metal.lang import u64
+from fivefold.units import PhysAddr
+
+
+def phys_table(pa: PhysAddr) -> u64:
+    """Address at which the running code reads the table in the frame of *pa*; 0 when it cannot be read."""
+    for i in range(memblock.memory_count):
+        if range_start(memory, i) <= pa and pa < range_end(memory, i):
+            return phys_to_virt(PhysAddr(pa & ~(PAGE_SIZE - 1)))
+    return 0
+
+
+def frame_index(pa: PhysAddr) -> u64:
+    """Number of the frame of *pa*, a readable one: its place in an index that has a word for each frame."""
+    return pa >> PAGE_SHIFT
