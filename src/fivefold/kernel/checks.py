@@ -44,7 +44,7 @@ from fivefold.kernel.pgtable import (
 )
 from fivefold.kernel.phys import PAGE_SHIFT, PAGE_SIZE, kernel_to_phys, phys_to_virt
 from fivefold.kernel.vmemmap import descriptor_of
-from fivefold.metal.lang import buffer, load64, rdmsr, read_cr0, read_cr3, read_cr4, store64, symbol, u64
+from fivefold.metal.lang import buffer, load64, noinline, rdmsr, read_cr0, read_cr3, read_cr4, store64, symbol, u64
 from fivefold.units import PhysAddr, VirtAddr
 
 ABSENT_READ: Final = traps.PROBE_FAULTED | traps.PAGE_FAULT << 32
@@ -61,21 +61,25 @@ scratch: Final = buffer(PAGE_SIZE, PAGE_SIZE)
 seen: Final = buffer(8)
 
 
+@noinline
 def equals(name: str, got: u64, want: u64) -> None:
     """Check that two numbers are the same."""
     report.check(name, got == want, got, want)
 
 
+@noinline
 def reads(name: str, va: VirtAddr) -> None:
     """Check that *va* can be read."""
     equals(name, traps.probe_read(va, VirtAddr(seen)), traps.PROBE_OK)
 
 
+@noinline
 def refuses(name: str, va: VirtAddr) -> None:
     """Check that nothing is mapped at *va*."""
     equals(name, traps.probe_read(va, VirtAddr(seen)), ABSENT_READ)
 
 
+@noinline
 def refuses_write(name: str, va: VirtAddr) -> None:
     """Check that *va* is mapped and cannot be written."""
     if traps.probe_read(va, VirtAddr(seen)) != traps.PROBE_OK:
@@ -84,12 +88,14 @@ def refuses_write(name: str, va: VirtAddr) -> None:
         equals(name, traps.probe_write(va), WRITE_REFUSED)
 
 
+@noinline
 def refuses_execute(name: str, va: VirtAddr) -> None:
     """Check that *va* cannot be executed; a CPU without NX has nothing to refuse with."""
     if cpu_has_nx():
         equals(name, traps.probe_execute(va), FETCH_REFUSED)
 
 
+@noinline
 def is_same_page(va: VirtAddr, other: VirtAddr) -> bool:
     """Whether what is written at *va* is read at *other*."""
     before = load64(va)
@@ -99,6 +105,7 @@ def is_same_page(va: VirtAddr, other: VirtAddr) -> bool:
     return same and load64(other) == before
 
 
+@noinline
 def check_mode(top: VirtAddr) -> None:
     """The mode is one decision: three numbers, CR4, and what the boot code passed on."""
     five = u64(read_cr4() & CR4_LA57 != 0)
@@ -113,6 +120,7 @@ def check_mode(top: VirtAddr) -> None:
     equals("root_is_final", entry_frame(read_cr3()), top - phys.phys_window)
 
 
+@noinline
 def check_fold() -> None:
     """The law of folding, on a table that nothing uses."""
     store64(scratch, 0)
@@ -135,6 +143,7 @@ def check_fold() -> None:
     equals("fold_sizes", pgd_size(), 1 << (39 if folded else 48))
 
 
+@noinline
 def check_direct_map() -> None:
     """Both ends of every range of memory, and the image through it."""
     ok = True
@@ -157,6 +166,7 @@ def check_direct_map() -> None:
     refuses_execute("direct_map_not_executable", phys_to_virt(kernel_to_phys(VirtAddr(scratch))))
 
 
+@noinline
 def check_vmemmap() -> None:
     """The descriptors of the first and the last page of every range."""
     ok = True
@@ -168,6 +178,7 @@ def check_vmemmap() -> None:
     report.check("vmemmap", ok, u64(ok), 1)
 
 
+@noinline
 def check_vmalloc(top: VirtAddr) -> None:
     """Pages at both ends of the area; each has a guard, and each is memory that the direct map sees too."""
     ok = True
@@ -181,11 +192,13 @@ def check_vmalloc(top: VirtAddr) -> None:
     refuses_execute("vmalloc_not_executable", last)
 
 
+@noinline
 def through_direct_map(top: VirtAddr, va: VirtAddr) -> VirtAddr:
     """Where the direct map shows the page that is mapped at *va*."""
     return phys_to_virt(entry_frame(lookup(top, va)))
 
 
+@noinline
 def check_image() -> None:
     """Rights of the image's parts, and the hole below the stack."""
     refuses_write("kernel_text_read_only", VirtAddr(symbol("_text")))
@@ -198,6 +211,7 @@ def check_image() -> None:
     refuses("above_image", VirtAddr((symbol("_end") + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)))
 
 
+@noinline
 def check_small_areas() -> None:
     """The areas that hold a page or a few."""
     equals("modules_execute", traps.probe_execute(module_address()), traps.PROBE_OK)
@@ -223,6 +237,7 @@ def module_address() -> VirtAddr:
     return VirtAddr(MODULES_VADDR + (symbol("module_stub") & (PAGE_SIZE - 1)))
 
 
+@noinline
 def check_holes() -> None:
     """Nothing is mapped between the areas, at either end of a hole, nor in the areas that are empty here."""
     end_of_last = u64(0)
@@ -239,11 +254,13 @@ def check_holes() -> None:
     report.check("holes", ok, at, 0)
 
 
+@noinline
 def is_absent(va: VirtAddr) -> bool:
     """Whether a read of *va* finds nothing mapped."""
     return traps.probe_read(va, VirtAddr(seen)) == ABSENT_READ
 
 
+@noinline
 def check_guards(top: VirtAddr) -> None:
     """What no kernel may map, and what no address may be."""
     hole = AREAS[0].start[layout.column()]
@@ -268,6 +285,7 @@ def check_guards(top: VirtAddr) -> None:
     refuses("last_page", VirtAddr(0 - PAGE_SIZE))
 
 
+@noinline
 def check_slots(top: VirtAddr) -> None:
     """The designers kept one slot for an area in both modes; the image's is the last."""
     equals("slot_kernel", pgd_index(VirtAddr(symbol("_text"))), 511)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from fivefold.kernel import layout, memblock
 from fivefold.kernel.mapping import map_range
 from fivefold.kernel.pgtable import KERNEL_RO, KERNEL_RW, max_physmem_bits
-from fivefold.metal.lang import u64
+from fivefold.metal.lang import noinline, u64
 from fivefold.units import PhysAddr, VirtAddr
 
 
@@ -25,6 +25,7 @@ def cut_memory(cpu_bits: u64) -> u64:
     return memblock.cut(PhysAddr(min(max_direct_mapped(), 1 << cpu_bits)))
 
 
+@noinline
 def map_memory(top: VirtAddr, largest: u64, protection: u64, start: u64, end: u64) -> u64:
     """Map the parts of memory that lie in [start, end); return how many bytes could not be."""
     failed = 0

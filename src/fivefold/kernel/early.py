@@ -35,7 +35,7 @@ from fivefold.kernel.pgtable import (
     pud_offset,
 )
 from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
-from fivefold.metal.lang import load64, read_cr3, store64, u64
+from fivefold.metal.lang import load64, noinline, read_cr3, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 
 POOL_PAGES: Final = 64
@@ -96,6 +96,7 @@ def link(entry: VirtAddr) -> bool:
     return True
 
 
+@noinline
 def map_page(va: VirtAddr, pa: PhysAddr) -> bool:
     """Map the 2 MiB page of *va* to that of *pa*; False when the pool is empty."""
     pgd = pgd_offset(phys_to_virt(PhysAddr(top)), va)
@@ -123,6 +124,7 @@ def map_image(va: VirtAddr, pa: PhysAddr, size: u64) -> bool:
     return True
 
 
+@noinline
 def wipe() -> None:
     """Drop everything but the kernel's slot, and start the pool again after what that slot uses."""
     global used, wipes

@@ -15,7 +15,7 @@ from fivefold.kernel.layout import CPU_ENTRY_AREA, ESPFIX_BASE, FIXADDR_TOP, LDT
 from fivefold.kernel.mapping import map_page, map_range
 from fivefold.kernel.pgtable import KERNEL_RO, KERNEL_RW, KERNEL_RX, PTE_LEVEL
 from fivefold.kernel.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
-from fivefold.metal.lang import fill64, load64, store64, symbol, u64
+from fivefold.metal.lang import fill64, load64, noinline, store64, symbol, u64
 from fivefold.units import PhysAddr, VirtAddr
 
 ENTRY_IDT: Final = 0
@@ -38,11 +38,13 @@ GDT_SIZE: Final = 56
 VMALLOC_PAGES: Final = 3
 
 
+@noinline
 def map_image_part(top: VirtAddr, start: VirtAddr, end: VirtAddr, protection: u64) -> bool:
     """Map one part of the image, page by page: parts share no page, but they share 2 MiB."""
     return map_range(top, start, kernel_to_phys(start), end - start, protection, PTE_LEVEL) == 0
 
 
+@noinline
 def map_image(top: VirtAddr) -> bool:
     """Map the image in the kernel window; False without memory for tables."""
     guard = symbol("stack_guard")
@@ -52,6 +54,7 @@ def map_image(top: VirtAddr) -> bool:
     return map_image_part(top, VirtAddr(guard + PAGE_SIZE), VirtAddr(symbol("_end")), KERNEL_RW) and done
 
 
+@noinline
 def map_fresh(top: VirtAddr, va: VirtAddr, protection: u64) -> bool:
     """Map a cleared page of memory at *va*."""
     page = memblock.allocate(PAGE_SIZE, PAGE_SIZE)
@@ -61,6 +64,7 @@ def map_fresh(top: VirtAddr, va: VirtAddr, protection: u64) -> bool:
     return map_page(top, va, page, protection)
 
 
+@noinline
 def map_areas(top: VirtAddr) -> bool:
     """Put the first pages into the areas; False without memory."""
     done = True
@@ -101,6 +105,7 @@ def has_entry_area() -> bool:
     return CPU_ENTRY_AREA[layout.column()] != 0
 
 
+@noinline
 def use_entry_area() -> None:
     """Load the read-only alias of the IDT, and give #DF and NMI stacks of their own."""
     tss = symbol("task_state")  # its 64-bit fields are aligned to 4 bytes only

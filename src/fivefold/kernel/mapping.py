@@ -28,7 +28,7 @@ from fivefold.kernel.pgtable import (
     pte_offset,
     pud_offset,
 )
-from fivefold.metal.lang import inline, load64, store64, u64
+from fivefold.metal.lang import inline, load64, noinline, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 
 NO_ENTRY: Final = 0
@@ -107,6 +107,7 @@ def count_pages(level: u64, pages: u64) -> None:
         mapped_1g += pages
 
 
+@noinline
 def map_range(top: VirtAddr, va: VirtAddr, pa: PhysAddr, size: u64, protection: u64, largest: u64) -> u64:
     """Map *size* bytes (whole pages); return how many could not be: 0 when all is well.
 
@@ -151,6 +152,7 @@ def fill_run(entry: VirtAddr, va: VirtAddr, pa: PhysAddr, left: u64, flags: u64,
     return done
 
 
+@noinline
 def map_page(top: VirtAddr, va: VirtAddr, pa: PhysAddr, protection: u64) -> bool:
     """Map one 4 KiB page; False if the place is taken or there is no memory for tables."""
     entry = entry_for(top, va, PTE_LEVEL)
@@ -160,6 +162,7 @@ def map_page(top: VirtAddr, va: VirtAddr, pa: PhysAddr, protection: u64) -> bool
     return True
 
 
+@noinline
 def lookup(top: VirtAddr, va: VirtAddr) -> u64:
     """The leaf entry that maps *va*, or 0."""
     pgd = pgd_offset(top, va)

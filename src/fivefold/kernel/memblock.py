@@ -12,7 +12,7 @@ from typing import Final
 
 from fivefold.kernel.pgtable import clear_table
 from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
-from fivefold.metal.lang import buffer, inline, load64, store64, u64
+from fivefold.metal.lang import buffer, inline, load64, noinline, store64, u64
 from fivefold.units import PhysAddr
 
 MAX_RANGES: Final = 128
@@ -56,6 +56,7 @@ def set_range(ranges: u64, i: u64, start: u64, end: u64) -> None:
     store64(ranges + RANGE_SIZE * i + 8, end)
 
 
+@noinline
 def insert(ranges: u64, count: u64, start: u64, end: u64) -> u64:
     """Add [start, end) to a list of *count* ranges, joining what it touches; return the new count.
 
@@ -76,6 +77,7 @@ def insert(ranges: u64, count: u64, start: u64, end: u64) -> u64:
     return replace_ranges(ranges, count, first, last, start, end)
 
 
+@noinline
 def replace_ranges(ranges: u64, count: u64, first: u64, last: u64, start: u64, end: u64) -> u64:
     """Put one range in place of ranges *first* to *last* (exclusive); return the new count."""
     if last == first:
@@ -90,6 +92,7 @@ def replace_ranges(ranges: u64, count: u64, first: u64, last: u64, start: u64, e
     return count + 1 - (last - first)
 
 
+@noinline
 def add(start: PhysAddr, size: u64) -> None:
     """Take a range that the loader calls memory, rounded inward to whole pages."""
     global memory_count
@@ -102,6 +105,7 @@ def add(start: PhysAddr, size: u64) -> None:
         memory_count = insert(memory, memory_count, first, last)
 
 
+@noinline
 def remove(start: PhysAddr, size: u64) -> None:
     """Take [start, start + size) out of memory, rounded outward to pages: what two entries disagree on is not used."""
     global memory_count, overflowed
@@ -136,6 +140,7 @@ def remove(start: PhysAddr, size: u64) -> None:
             memory_count -= 1
 
 
+@noinline
 def reserve(start: PhysAddr, size: u64) -> None:
     """Never hand out any page that [start, start + size) touches."""
     global reserved_count
@@ -148,6 +153,7 @@ def reserve(start: PhysAddr, size: u64) -> None:
     reserved_count = insert(reserved, reserved_count, first, end & ~(PAGE_SIZE - 1))
 
 
+@noinline
 def cut(limit: PhysAddr) -> u64:
     """Drop memory from *limit* up; return how many bytes that were."""
     global memory_count
@@ -164,6 +170,7 @@ def cut(limit: PhysAddr) -> u64:
     return dropped
 
 
+@noinline
 def total() -> u64:
     """Bytes of memory."""
     size = 0
@@ -172,6 +179,7 @@ def total() -> u64:
     return size
 
 
+@noinline
 def end_of_memory() -> PhysAddr:
     """Exclusive end of the highest range; 0 without memory."""
     if memory_count == 0:
@@ -179,6 +187,7 @@ def end_of_memory() -> PhysAddr:
     return PhysAddr(range_end(memory, memory_count - 1))
 
 
+@noinline
 def overlaps_reserved(start: u64, end: u64) -> u64:
     """Exclusive end of a reserved range that meets [start, end), or 0."""
     for i in range(reserved_count):
@@ -187,6 +196,7 @@ def overlaps_reserved(start: u64, end: u64) -> u64:
     return 0
 
 
+@noinline
 def find(size: u64, align: u64, low: PhysAddr, high: PhysAddr) -> PhysAddr:
     """Lowest free place for *size* bytes in [low, high), aligned to a power of two; 0 when there is none."""
     for i in range(memory_count):
@@ -201,6 +211,7 @@ def find(size: u64, align: u64, low: PhysAddr, high: PhysAddr) -> PhysAddr:
     return PhysAddr(0)
 
 
+@noinline
 def allocate(size: u64, align: u64) -> PhysAddr:
     """Take *size* bytes (whole pages), not cleared; 0 when there is none."""
     global allocated_bytes
@@ -211,6 +222,7 @@ def allocate(size: u64, align: u64) -> PhysAddr:
     return place
 
 
+@noinline
 def allocate_table() -> PhysAddr:
     """Take a page for a page table, cleared; 0 when there is none."""
     global pool_next, pool_end, table_pages

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel.detect import MAX_CMDLINE, separates
-from fivefold.metal.lang import byte_at, load8, u64
+from fivefold.metal.lang import byte_at, load8, noinline, u64
 from fivefold.units import VirtAddr
 
 ABSENT: Final = 0
 
 
+@noinline
 def find_option(cmdline: VirtAddr, name: str) -> u64:
     """Address of what follows *name* at the start of a word, or `ABSENT`; 0 stands for no command line."""
     if cmdline == 0:
@@ -37,6 +38,7 @@ def has_word(cmdline: VirtAddr, name: str) -> bool:
     return rest != ABSENT and separates(load8(rest))
 
 
+@noinline
 def has_value(cmdline: VirtAddr, name: str, value: str) -> bool:
     """Whether a word is *name* (which ends in ``=``) followed by exactly *value*."""
     rest = find_option(cmdline, name)

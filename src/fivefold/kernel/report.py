@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.metal.lang import byte_at, cli, hlt, inb, inline, load64, outb, outl, store64, text_address, u64
+from fivefold.metal.lang import byte_at, cli, hlt, inb, inline, load64, noinline, outb, outl, store64, text_address, u64
 from fivefold.units import VirtAddr
 
 COM1: Final = 0x3F8
@@ -106,6 +106,7 @@ table: u64 = 0
 """Address of the table, as the running code reaches it; 0 until it is known."""
 
 
+@noinline
 def put_byte(byte: u64) -> None:
     """Send one byte; waits until the port takes it, but not for ever."""
     for _attempt in range(100_000):
@@ -114,6 +115,7 @@ def put_byte(byte: u64) -> None:
     outb(COM1, byte)
 
 
+@noinline
 def put(text: str) -> None:
     """Send *text*."""
     i = 0
@@ -122,6 +124,7 @@ def put(text: str) -> None:
         i += 1
 
 
+@noinline
 def put_hex(value: u64) -> None:
     """Send *value* as 0x and 16 digits."""
     put("0x")
@@ -130,6 +133,7 @@ def put_hex(value: u64) -> None:
         put_byte(digit + (48 if digit < 10 else 87))
 
 
+@noinline
 def put_decimal(value: u64) -> None:
     """Send *value* in decimal, without leading zeros."""
     divisor = 1
@@ -140,6 +144,7 @@ def put_decimal(value: u64) -> None:
         divisor = divisor // 10
 
 
+@noinline
 def put_line(text: str, value: u64) -> None:
     """Send a line: *text*, a space, *value* in hex."""
     put(text)
@@ -169,6 +174,7 @@ def begin(address: VirtAddr) -> None:
     set_word(W_STATE, STATE_RUNNING)
 
 
+@noinline
 def area(name: u64, start: VirtAddr, end: VirtAddr, kind: u64) -> None:
     """Record an area: *end* is exclusive, *name* the address of its text."""
     count = get_word(W_AREAS)
@@ -181,6 +187,7 @@ def area(name: u64, start: VirtAddr, end: VirtAddr, kind: u64) -> None:
         set_word(W_AREAS, count + 1)
 
 
+@noinline
 def stop(code: u64) -> None:
     """Give *code* to whoever runs the machine, and halt for ever."""
     outl(EXIT_PORT, code)
@@ -189,6 +196,7 @@ def stop(code: u64) -> None:
         hlt()
 
 
+@noinline
 def check(name: str, ok: bool, got: u64, want: u64) -> None:
     """Record the outcome of a check, and say it on the serial port; *got* and *want* are shown when it failed."""
     count = get_word(W_CHECKS)
@@ -211,6 +219,7 @@ def check(name: str, ok: bool, got: u64, want: u64) -> None:
         put_line("     expected", want)
 
 
+@noinline
 def panic(text: str) -> None:
     """Say why the kernel cannot go on, and stop the machine."""
     set_word(W_PANIC_TEXT, text_address(text))

@@ -12,7 +12,7 @@ from typing import Final
 
 from fivefold.kernel import early, report
 from fivefold.kernel.cpu import load_idt
-from fivefold.metal.lang import address_of, buffer, extern, inline, load64, read_cr2, store64, symbol, u64
+from fivefold.metal.lang import address_of, buffer, extern, inline, load64, noinline, read_cr2, store64, symbol, u64
 from fivefold.units import VirtAddr
 
 VECTORS: Final = 32
@@ -62,6 +62,7 @@ def outcome(vector: u64, error: u64) -> u64:
     return PROBE_FAULTED | vector << 32 | error
 
 
+@noinline
 def set_gate(vector: u64, handler: VirtAddr, stack: u64) -> None:
     """Send *vector* to *handler* on interrupt stack *stack* (1 to 7; 0 keeps the current one)."""
     gate = idt + GATE_SIZE * vector
@@ -107,6 +108,7 @@ def end_probe(frame: VirtAddr, vector: u64) -> bool:
     return True
 
 
+@noinline
 def panic_on(frame: VirtAddr, vector: u64) -> None:
     """Report an exception that nobody expected, and stop."""
     report.set_word(report.W_PANIC_VECTOR, vector)

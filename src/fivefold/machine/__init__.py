@@ -1,1 +1,39 @@
+"""Things that run an image: Unicorn in this process, QEMU with TCG or KVM."""
 
+from fivefold.machine.base import (
+    CpuidOverride,
+    Event,
+    ExceptionRecord,
+    Exit,
+    Guest,
+    Halted,
+    LimitReached,
+    Machine,
+    MapRow,
+    Module,
+    Registers,
+    Shutdown,
+    TableRegister,
+    Timeout,
+)
+from fivefold.machine.registry import available, engines, start
+
+__all__ = [
+    "CpuidOverride",
+    "Event",
+    "ExceptionRecord",
+    "Exit",
+    "Guest",
+    "Halted",
+    "LimitReached",
+    "Machine",
+    "MapRow",
+    "Module",
+    "Registers",
+    "Shutdown",
+    "TableRegister",
+    "Timeout",
+    "available",
+    "engines",
+    "start",
+]
