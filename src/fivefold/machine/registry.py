@@ -1,0 +1,61 @@
+"""The engines by name, and one way to start any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from fivefold.errors import MachineError
+from fivefold.machine.base import Guest, Machine
+
+
+class _Engine(NamedTuple):
+    available: Callable[[], str | None]
+    start: Callable[[Guest], Machine]
+
+
+def engines() -> tuple[str, ...]:
+    """Names that `start` takes, the default first."""
+    return tuple(_ENGINES)
+
+
+def available(engine: str) -> str | None:
+    """None if *engine* can be used here, else one line that says why not and what to install.
+
+    Raises `MachineError` for a name that is none of `engines`.
+    """
+    return _find(engine).available()
+
+
+def start(engine: str, guest: Guest) -> Machine:
+    """Load *guest* into *engine*; use the result in a ``with``. Raises `MachineError`."""
+    found = _find(engine)
+    if (reason := found.available()) is not None:
+        raise MachineError(reason)
+    return found.start(guest)
+
+
+def _find(engine: str) -> _Engine:
+    if engine not in _ENGINES:
+        raise MachineError(f"unknown engine {engine!r}; expected {', '.join(engines())}")
+    return _ENGINES[engine]
+
+
+# The engines are imported when they are asked for: each brings a package or a program that may be missing.
+
+
+def _unicorn_available() -> str | None:
+    try:
+        import fivefold.machine.unicorn_engine  # noqa: F401
+    except ImportError as error:
+        return f"the engine unicorn needs the package unicorn ({error}); install it with: pip install unicorn"
+    return None
+
+
+def _start_unicorn(guest: Guest) -> Machine:
+    from fivefold.machine.unicorn_engine import UnicornMachine
+
+    return UnicornMachine(guest)
+
+
+_ENGINES: Final = {"unicorn": _Engine(_unicorn_available, _start_unicorn)}
