@@ -54,6 +54,8 @@ SOFTWARE_BITS: Final = 0x7 << 9 | 0x7F << 52
 FRAME_BITS: Final = ((1 << 52) - 1) & ~0xFFF
 """The widest address field there can be; how much of it a CPU has is `Cpu.frame_mask`."""
 
+_MEMORY_TYPES: Final = frozenset(int(kind) for kind in MemoryType)
+
 # Plain ints: arithmetic on an enum costs over ten times more.
 _P: Final = int(Flag.P)
 _BIT7: Final = int(Flag.BIT7)
@@ -107,7 +109,10 @@ class Entry(NamedTuple):
 
         Raises `ValueError` for an encoding that the MSR could not hold.
         """
-        return MemoryType(pat >> 8 * self.pat_index & 7)
+        value = pat >> 8 * self.pat_index & 0xFF
+        if value not in _MEMORY_TYPES:
+            raise ValueError(f"PAT entry {self.pat_index} is {value:#x}, which is no memory type")
+        return MemoryType(value)
 
     @property
     def key(self) -> int:
