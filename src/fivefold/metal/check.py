@@ -7,7 +7,7 @@ import ast
 from fivefold.errors import CompileError
 from fivefold.metal.context import Context
 from fivefold.metal.program import Program
-from fivefold.metal.source import Module
+from fivefold.metal.source import Library, Module
 from fivefold.metal.statements import check_function
 from fivefold.metal.tree import Signature, Unit
 
@@ -53,13 +53,21 @@ def _roots(context: Context) -> None:
 
 
 def _expand(context: Context, root: str) -> list[str]:
-    """Turn ``module.*`` into the functions of that module, but for externs."""
+    """Turn ``module.*`` into the functions of that module: those with kinds of the subset, but for externs.
+
+    Others compute constants while the module is imported.
+    """
     module_name, _, name = root.rpartition(".")
     if name != "*":
         return [root]
     module = context.library.module(module_name)
-    nodes = module.functions.values()
+    nodes = [node for node in module.functions.values() if _has_kinds(context, module, node)]
     return [f"{module_name}.{n.name}" for n in nodes if not _is_marked(context, module, n, "extern")]
+
+
+def _has_kinds(context: Context, module: Module, node: ast.FunctionDef) -> bool:
+    annotations = [arg.annotation for arg in node.args.args] + [node.returns]
+    return all(a is None or context.library.kind(module, a) is not None for a in annotations)
 
 
 def _is_marked(context: Context, module: Module, node: ast.FunctionDef, mark: str) -> bool:
@@ -111,11 +119,14 @@ def _finish(context: Context) -> None:
         context.all_variables(name)
 
 
-def dependencies(program: Program, context: Context) -> tuple[str, ...]:
-    """Return the modules whose text the result for *program* depends on, sorted."""
-    named = (*program.bindings, *program.replace, *program.replace.values())
-    extra = (full.rpartition(".")[0] for full in named)
-    return context.library.dependencies((*program.modules, *extra))
+def dependencies(program: Program) -> tuple[str, ...]:
+    """Return the modules, sorted, whose text the result for *program* depends on."""
+    library = Library()
+    named = (*program.bindings, *program.replace, *program.replace.values(), *program.roots)
+    modules = (*program.modules, *(full.rpartition(".")[0] for full in named))
+    for name in modules:
+        library.module(name)
+    return library.dependencies(modules)
 
 
 def signature_table(unit: Unit) -> dict[str, Signature]:

@@ -111,6 +111,8 @@ class PlainInstance(Instance):
     def map(self, buffer: Any, /, at: int | None = None) -> int:
         """Make a Python buffer native memory, at address *at* where that matters."""
         region = BufferRegion(buffer)
+        if not region.size:
+            raise ValueError("cannot map an empty buffer")
         return self.memory.add(region, region.size, at)
 
     def map_physical(self, memory: PhysMemory, size: int, *, base: int = 0, at: int | None = None) -> int:

@@ -1,0 +1,97 @@
+"""Compiled programs by the content of their sources: compiled once, found again without the compiler.
+
+The key is made from the bytes of every module that the program depends on, of the
+compiler, and from the versions of Python and llvmlite. Which modules those are is
+itself kept from the last compilation: the list can only change if one of them does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable
+from functools import cache as once
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from fivefold.metal import cache
+from fivefold.metal.program import Program
+
+
+def cached_object(program: Program, *, arch: str = "x86_64", prefix: str = "", asm: str = "") -> bytes:
+    """Return what `objects.compile_object` returns, from the cache if it is there."""
+
+    def make() -> bytes:
+        from fivefold.metal.objects import compile_object
+
+        return compile_object(program, arch=arch, prefix=prefix, asm=asm)
+
+    return cached(f"object {arch} {prefix!r} {asm!r}", program, make)
+
+
+def cached(what: str, program: Program, make: Callable[[], bytes]) -> bytes:
+    """Return what *make* makes of *program*, from the cache if all sources are as they were.
+
+    *what* says what else the result depends on.
+    """
+    spec = f"{what}\n{program.describe()}\n{toolchain()}"
+    listing = cache.lookup(f"modules\n{spec}")
+    if listing is not None:
+        found = cache.lookup(content_key(spec, listing.decode().split()))
+        if found is not None:
+            return found
+    made = make()
+    names = _dependencies(program)
+    cache.store(f"modules\n{spec}", "\n".join(names).encode())
+    cache.store(content_key(spec, names), made)
+    return made
+
+
+def _dependencies(program: Program) -> tuple[str, ...]:
+    from fivefold.metal.check import dependencies
+
+    return dependencies(program)
+
+
+def content_key(spec: str, modules: Iterable[str]) -> str:
+    """Return the key for *spec* and the present bytes of *modules*."""
+    lines = [spec]
+    for name in modules:
+        path = source_path(name)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path else "missing"
+        lines.append(f"{name} {digest}")
+    return "\n".join(lines)
+
+
+def source_path(name: str) -> Path | None:
+    """Return the file of module *name* without importing anything; None if there is none."""
+    places = None
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        spec = PathFinder.find_spec(".".join(parts[:end]), places)
+        if spec is None:
+            return None
+        places = list(spec.submodule_search_locations or ())
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+@once
+def toolchain() -> str:
+    """Return what the compiler is: its own sources, Python, llvmlite."""
+    own = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        own.update(path.name.encode() + path.read_bytes())
+    return f"{own.hexdigest()} python {sys.version_info[:2]} llvmlite {_llvmlite_version()}"
+
+
+def _llvmlite_version() -> str:
+    """Return the version of llvmlite from its files; importing it would cost more than all the rest."""
+    spec = PathFinder.find_spec("llvmlite")
+    if spec is None or spec.origin is None:
+        return "none"
+    recorded = Path(spec.origin).with_name("_version.py")
+    if recorded.is_file():
+        return hashlib.sha256(recorded.read_bytes()).hexdigest()
+    from importlib.metadata import version  # slow to import, so only where it must be
+
+    return version("llvmlite")
