@@ -1,1 +1,20 @@
+"""Build the image, run it on machines, collect and judge the result."""
 
+from fivefold.boot.build import build_image
+from fivefold.boot.elf_image import DEFAULT_LOAD_ADDRESS, Image
+from fivefold.boot.result import BootReport, Bounds, Check, Run, Skipped
+from fivefold.boot.run import DEFAULT_MEMORY, Options, boot
+
+__all__ = [
+    "DEFAULT_LOAD_ADDRESS",
+    "DEFAULT_MEMORY",
+    "BootReport",
+    "Bounds",
+    "Check",
+    "Image",
+    "Options",
+    "Run",
+    "Skipped",
+    "boot",
+    "build_image",
+]

@@ -10,7 +10,5 @@
         end     _etext
         .section .rodata, "a", @progbits
         end     _erodata
-        .section .bss, "aw", @nobits
-        end     __bss_end
         .section .lowbss, "aw", @nobits
         end     _end

@@ -12,6 +12,13 @@
         .set    MSR_EFER, 0xc0000080
         .set    EFER_LME_BIT, 8
 
+# A place that an engine polices: the name of the instruction that follows.
+        .macro  site name
+        .globl  \name
+        .hidden \name
+\name:
+        .endm
+
         .section .head, "ax", @progbits
         .globl  _text
         .hidden _text
@@ -46,7 +53,7 @@ enter_long_mode:
         movl    %eax, %edi
         leal    (head_gdt - _text)(%ebp), %eax
         movl    %eax, (head_gdt_pointer + 2 - _text)(%ebp)
-site_head_lgdt:
+        site    site_head_lgdt
         lgdt    (head_gdt_pointer - _text)(%ebp)
         pushl   $0x08
         leal    (2f - _text)(%ebp), %eax
@@ -61,19 +68,19 @@ site_head_lgdt:
         jne     3f
         orl     $CR4_LA57, %eax
 3:
-site_head_cr4:
+        site    site_head_cr4
         movl    %eax, %cr4
-site_head_cr3:
+        site    site_head_cr3
         movl    %edi, %cr3
         movl    $MSR_EFER, %ecx
         rdmsr
         btsl    $EFER_LME_BIT, %eax
-site_head_efer:
+        site    site_head_efer
         wrmsr
         movl    %cr0, %eax
         btsl    $CR0_PG_BIT, %eax
         btsl    $CR0_WP_BIT, %eax
-site_head_cr0:
+        site    site_head_cr0
         movl    %eax, %cr0
         pushl   $0x18
         leal    (from_32bit - _text)(%ebp), %eax
@@ -151,7 +158,7 @@ common_64:
         leaq    _end(%rip), %rdx
         movq    %r12, %rcx
         call    startup_64
-site_early_cr3:
+        site    site_early_cr3
         movq    %rax, %cr3
         movq    $high_entry, %rax
         jmp     *%rax
@@ -160,6 +167,7 @@ clear_bss:
         leaq    __bss_start(%rip), %rdi
         leaq    __bss_end(%rip), %rcx
         subq    %rdi, %rcx
+        addq    $7, %rcx
         shrq    $3, %rcx
         xorl    %eax, %eax
         rep stosq
@@ -301,15 +309,15 @@ high_entry:
         .endm
 
         function write_cr0
-site_cr0:
+        site    site_cr0
         movq    %rdi, %cr0
         ret
         function write_cr3
-site_cr3:
+        site    site_cr3
         movq    %rdi, %cr3
         ret
         function write_cr4
-site_cr4:
+        site    site_cr4
         movq    %rdi, %cr4
         ret
         function write_msr
@@ -317,7 +325,7 @@ site_cr4:
         movl    %esi, %eax
         movq    %rsi, %rdx
         shrq    $32, %rdx
-site_msr:
+        site    site_msr
         wrmsr
         ret
         function load_idt
@@ -325,7 +333,7 @@ site_msr:
         decl    %esi
         movw    %si, 6(%rsp)
         movq    %rdi, 8(%rsp)
-site_lidt:
+        site    site_lidt
         lidt    6(%rsp)
         addq    $24, %rsp
         ret
@@ -334,7 +342,7 @@ site_lidt:
         decl    %esi
         movw    %si, 6(%rsp)
         movq    %rdi, 8(%rsp)
-site_lgdt:
+        site    site_lgdt
         lgdt    6(%rsp)
         addq    $24, %rsp
         movl    $0x10, %eax
@@ -499,16 +507,3 @@ boot_tables:
         .globl  _rodata
         .hidden _rodata
 _rodata:
-
-        .section .bss, "aw", @nobits
-        .p2align 12
-        .globl  __bss_start
-        .hidden __bss_start
-__bss_start:
-
-        .section .note.pvh, "a", @note
-        .p2align 2
-        .long   4, 4, 18                        # XEN_ELFNOTE_PHYS32_ENTRY
-        .asciz  "Xen"
-pvh_note_entry:
-        .long   0                               # written when the image is placed

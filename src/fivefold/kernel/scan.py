@@ -40,6 +40,7 @@ from fivefold.kernel.pgtable import (
     levels,
     va_bits,
 )
+from fivefold.kernel.phys import PAGE_SIZE
 from fivefold.kernel.scan_memo import (
     HEAD,
     MAPPED_BYTES,
@@ -127,6 +128,12 @@ mixed_levels: u64 = 0
 first_mixed: u64 = 0
 """Tables met at one more level, and the address where that happened first."""
 
+prefetching: bool = False
+"""Whether to fetch the next table ahead; a loss where memory is mapped lazily. Bound in each build."""
+ahead_pa: u64 = NEVER
+ahead_page: u64 = 0
+"""The last table that was fetched ahead."""
+
 depth: u64 = 0
 """Level of the table that the walk is in; above the root's when all is done."""
 
@@ -153,9 +160,10 @@ def scan_init(records: u64, capacity: u64, index: u64, index_size: u64, walks: u
     one for each frame number. *walks*: room for *walks_capacity* records of 64 bytes. The last two may be empty.
     """
     global mapped_bytes, wx_bytes, tables_met, tables_walked, replays, malformed_entries, unreadable_tables
-    global cycles, first_cycle, mixed_levels, first_mixed
+    global cycles, first_cycle, mixed_levels, first_mixed, ahead_pa
     scan_ranges.begin(records, capacity)
     scan_memo.begin(index, index_size, walks, walks_capacity)
+    ahead_pa = NEVER
     mapped_bytes = 0
     wx_bytes = 0
     tables_met = 0
@@ -274,15 +282,16 @@ def walk_leaves() -> u64:
     table = load64(frame + TABLE)
     end = load64(frame + END)
     i = load64(frame + INDEX)
+    ahead = look_ahead(table)
     while i < end:
         entry = load64(table + 8 * i)
         if entry & PRESENT == 0:
-            i = same_end(table, i, 0, PRESENT)
+            i = same_end(table, i, 0, PRESENT, ahead)
         elif room() == 0:
             store64(frame + INDEX, i)
             return FULL
         else:
-            i = tell_leaves(frame, PTE_LEVEL, i, entry)
+            i = tell_leaves(frame, PTE_LEVEL, i, entry, ahead)
     return WALKED
 
 
@@ -296,14 +305,14 @@ def walk_table(level: u64) -> u64:
         entry = load64(table + 8 * i)
         store64(frame + INDEX, i)
         if entry & PRESENT == 0:
-            i = same_end(table, i, 0, PRESENT)
+            i = same_end(table, i, 0, PRESENT, 0)
         elif room() == 0:
             return FULL
         elif entry & must_be_zero(level, entry) != 0:
             tell_malformed(frame, level, i, i + 1, entry)
             i += 1
         elif is_leaf(level, entry):
-            i = tell_leaves(frame, level, i, entry)
+            i = tell_leaves(frame, level, i, entry, 0)
         else:
             status = descend(frame, level, i, entry)
             if status != NEXT:
@@ -313,7 +322,33 @@ def walk_table(level: u64) -> u64:
 
 
 @inline
-def tell_leaves(frame: u64, level: u64, i: u64, entry: u64) -> u64:
+def look_ahead(table: u64) -> u64:
+    """Address of the next PTE table, to be fetched while *table* is read; 0 if it is the page after it, or unknown."""
+    global ahead_pa, ahead_page
+    if not prefetching:
+        return 0
+    above = frame_at(PTE_LEVEL + 1)
+    i = load64(above + INDEX)
+    if i >= load64(above + END):
+        return 0
+    entry = load64(load64(above + TABLE) + 8 * i)
+    if entry & (PRESENT | PSE) != PRESENT:
+        return 0
+    ahead_pa = entry_frame(entry)
+    ahead_page = phys_table(PhysAddr(ahead_pa))
+    return ahead_page if ahead_page != table + PAGE_SIZE else 0
+
+
+@inline
+def page_of(pa: PhysAddr) -> u64:
+    """As `phys_table`, which has answered already where `look_ahead` asked."""
+    if prefetching and pa == ahead_pa:
+        return ahead_page
+    return phys_table(pa)
+
+
+@inline
+def tell_leaves(frame: u64, level: u64, i: u64, entry: u64, ahead: u64) -> u64:
     """Tell the run of leaves that begins with *entry*, entry *i*; return the index after it."""
     mask = run_mask(level)
     span = 1 << level_shift(level)
@@ -323,12 +358,12 @@ def tell_leaves(frame: u64, level: u64, i: u64, entry: u64) -> u64:
     end = load64(frame + END)
     jump = 0
     if scan_ranges.contiguity == scan_ranges.IGNORE:
-        end = min(same_end(load64(frame + TABLE), i, entry, mask), end)
+        end = min(same_end(load64(frame + TABLE), i, entry, mask, ahead), end)
     else:
-        stop = following_end(load64(frame + TABLE), i, entry, span, mask | (FRAME_MASK & ~(span - 1)))
+        stop = following_end(load64(frame + TABLE), i, entry, span, mask | (FRAME_MASK & ~(span - 1)), ahead)
         stop = min(stop, i + fits)
         if scan_ranges.contiguity == NOTE and stop < end:
-            full = same_end(load64(frame + TABLE), i, entry, mask)
+            full = same_end(load64(frame + TABLE), i, entry, mask, ahead)
             jump = entry_address(frame, level, stop) if full > stop else 0
             stop = full
         end = min(stop, end)
@@ -372,7 +407,7 @@ def tell_malformed(frame: u64, level: u64, i: u64, end: u64, entry: u64) -> None
 def descend(frame: u64, level: u64, i: u64, entry: u64) -> u64:
     """Answer for the table behind entry *i*, or enter it: `NEXT`, `DESCENDED`, `FULL` or `LIMIT`."""
     pa = entry_frame(entry)
-    page = phys_table(pa)
+    page = page_of(pa)
     rights = narrowed(load64(frame + RIGHTS), entry)
     va = entry_address(frame, level, i)
     if page == 0:

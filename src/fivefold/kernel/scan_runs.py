@@ -7,6 +7,8 @@ malformedness and flags are constant within a run, so the caller judges them onc
 
 All loops run to the end of the table and are the same for absent entries (`entry` 0 and
 `mask` P). They return more than `start` even if a live guest changes the table under them.
+`ahead`, if not 0, is a table that will be read next: each line of it is fetched while the
+same line of this one is compared, so that tables scattered over memory are not waited for.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel.pgtable import PTRS_PER_TABLE
-from fivefold.metal.lang import ctz, inline, load64, u64
+from fivefold.metal.lang import ctz, inline, load64, prefetch, u64
 
 BLOCK: Final = 8
 LAST_BLOCK: Final = PTRS_PER_TABLE - BLOCK
@@ -35,7 +37,7 @@ def next_block(i: u64, start: u64) -> u64:
 
 
 @inline
-def same_end(table: u64, start: u64, entry: u64, mask: u64) -> u64:
+def same_end(table: u64, start: u64, entry: u64, mask: u64, ahead: u64) -> u64:
     """Index after *start* of the first entry that differs from *entry* in *mask*; 512 when there is none."""
     i = start + 1
     if i == PTRS_PER_TABLE or (load64(table + 8 * i) ^ entry) & mask != 0:
@@ -43,6 +45,8 @@ def same_end(table: u64, start: u64, entry: u64, mask: u64) -> u64:
     i = next_block(i + 1, start)
     while i <= LAST_BLOCK:
         at = table + 8 * i
+        if ahead != 0:
+            prefetch(ahead + 8 * i)
         d0 = (load64(at) ^ entry) & mask
         d1 = (load64(at + 8) ^ entry) & mask
         d2 = (load64(at + 16) ^ entry) & mask
@@ -62,7 +66,7 @@ def same_end(table: u64, start: u64, entry: u64, mask: u64) -> u64:
 
 
 @inline
-def following_end(table: u64, start: u64, entry: u64, step: u64, mask: u64) -> u64:
+def following_end(table: u64, start: u64, entry: u64, step: u64, mask: u64, ahead: u64) -> u64:
     """As `same_end` where each entry is *step* more than the one before: physical memory follows on."""
     i = start + 1
     entry += step
@@ -72,6 +76,8 @@ def following_end(table: u64, start: u64, entry: u64, step: u64, mask: u64) -> u
     i = next_block(i + 1, start)
     while i <= LAST_BLOCK:
         at = table + 8 * i
+        if ahead != 0:
+            prefetch(ahead + 8 * i)
         entry = base + i * step
         d0 = (load64(at) ^ entry) & mask
         d1 = (load64(at + 8) ^ (entry + step)) & mask

@@ -1,0 +1,104 @@
+"""Build the image: boot code with the mode as a variable, the kernel twice with it as a constant, one file.
+
+The result depends on the sources alone, byte for byte, and is kept in the cache by their content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Final
+
+from fivefold.boot.elf_image import Image, Part, parse
+from fivefold.errors import ImageError
+from fivefold.kernel.phys import LINK_ADDRESS
+from fivefold.metal import cache
+from fivefold.metal.link import Group, Linked, link
+from fivefold.metal.program import Program
+from fivefold.units import VirtAddr
+
+_MODE: Final = "fivefold.kernel.pgtable."
+KERNELS: Final = {
+    "la48_": {_MODE + "l5_enabled": 0, _MODE + "pgdir_shift": 39, _MODE + "ptrs_per_p4d": 1},
+    "la57_": {_MODE + "l5_enabled": 1, _MODE + "pgdir_shift": 48, _MODE + "ptrs_per_p4d": 512},
+}
+"""The two copies of the kernel: the prefix of their symbols, and the mode that is bound in them."""
+
+_GROUPS: Final = (
+    Group(".head", (".head",)),
+    Group(".text", (".text",)),
+    Group(".rodata", (".rodata",)),
+    Group(".data", (".data",)),
+    Group(".bss", (".bss",)),
+    Group(".lowbss", (".lowbss",)),
+)
+_READ_EXECUTE, _READ_WRITE = 5, 6
+_PAGE: Final = 4096
+
+
+def build_image() -> Image:
+    """Return the image, from the cache if its sources have not changed."""
+    return parse(cache.get_or_make(_key(), lambda: _build().place()))
+
+
+def _key() -> str:
+    """Name of the image by the content of everything that it is made from, the compiler included."""
+    package = Path(str(resources.files("fivefold")))
+    sources = [package / "units.py"]
+    for part in ("kernel", "metal", "boot"):
+        sources += sorted(path for path in (package / part).iterdir() if path.suffix in (".py", ".S"))
+    digest = hashlib.sha256()
+    for path in sources:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"image {metadata.version('llvmlite')} {digest.hexdigest()}"
+
+
+def _build() -> Image:
+    objects = {"boot": _boot_object()}
+    from fivefold.metal.objects import assemble, compile_object
+
+    for prefix, mode in KERNELS.items():
+        program = Program(("fivefold.kernel.main",), bindings=mode)
+        objects[prefix.rstrip("_")] = compile_object(program, prefix=prefix)
+    objects["end"] = assemble(_assembly("end.S"))
+    return _image(link(objects, base=LINK_ADDRESS, groups=_GROUPS))
+
+
+def _boot_object() -> bytes:
+    """The boot code: Python with the mode as a variable, the assembly, and the 32-bit code inside it."""
+    from fivefold.metal.objects import compile_object
+
+    program = Program(("fivefold.kernel.startup",))
+    return compile_object(program, asm=_assembly("entry.S") + _code_for_32_bits())
+
+
+def _code_for_32_bits() -> str:
+    """`startup32.py` for i386 as bytes in the assembly, since one object has one machine."""
+    from fivefold.metal.elf import read_object
+    from fivefold.metal.objects import compile_object
+
+    found = read_object(compile_object(Program(("fivefold.kernel.startup32",)), arch="i386"), "startup32")
+    text = next(section for section in found.sections if section.name == ".text")
+    start = next(symbol.value for symbol in found.symbols if symbol.name == "startup_32")
+    rows = "\n".join(f".byte {','.join(map(str, text.data[i : i + 16]))}" for i in range(0, len(text.data), 16))
+    return f'\n.section .head, "ax", @progbits\n.p2align 4\nblob_32:\n{rows}\n.set startup_32_blob, blob_32 + {start}\n'
+
+
+def _assembly(name: str) -> str:
+    return (resources.files("fivefold.kernel") / name).read_text()
+
+
+def _image(linked: Linked) -> Image:
+    trampoline = linked.symbols["trampoline_end"] - linked.symbols["trampoline_start"]
+    if trampoline > _PAGE:
+        raise ImageError(f"the trampoline has {trampoline} bytes, its page has {_PAGE}")
+    data = linked.group(".data")
+    flat = linked.flat()
+    split = data.address - linked.base
+    parts = (
+        Part(linked.base, flat[:split], split, _READ_EXECUTE),
+        Part(data.address, flat[split:], linked.symbols["_end"] - data.address, _READ_WRITE),
+    )
+    symbols = {name: value for name, value in linked.symbols.items() if not name.startswith(".")}
+    return Image(VirtAddr(linked.base), parts, symbols)

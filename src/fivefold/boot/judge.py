@@ -1,0 +1,285 @@
+"""Check a finished boot from outside: the machine's registers and memory, `arch/` and the documents, nothing of the kernel's.
+
+The kernel says what it did; here its page tables are read again by code that shares nothing
+with it, from the CR3 and CR4 that the machine really has, and held against the layout tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from struct import Struct
+from typing import Final
+
+from fivefold.arch import (
+    FETCH,
+    READ,
+    WRITE,
+    Access,
+    AddressSpace,
+    Allowed,
+    Content,
+    ControlState,
+    Cpu,
+    Fault,
+    Mapped,
+    Region,
+    Vector,
+    access,
+    distinct_tables,
+    regions,
+    translate,
+)
+from fivefold.boot.elf_image import Image
+from fivefold.boot.result import Bounds, Check
+from fivefold.errors import MemoryReadError
+from fivefold.layout import Area, area_named
+from fivefold.memory import PhysReader
+from fivefold.units import PhysAddr, VirtAddr, hex64
+
+_PAGE: Final = 4096
+_MAP_ROW: Final = Struct("<QQII")
+_START_MAGIC: Final = 0x336E_C578
+_STRUCT_PAGE: Final = 64
+EMPTY_IN_THIS_KERNEL: Final = ("kasan_shadow", "efi_runtime", "vsyscall")
+"""Areas that the documents give to something which this kernel does not have; then nothing may be there."""
+LOW_MEMORY_LIMIT: Final = {4: 1 << 46, 5: 1 << 52}
+"""MAXMEM by levels (Linux Documentation, x86_64 memory management, "Complete virtual memory map")."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is looked at: the registers that the machine has, its memory, and what should be so."""
+
+    state: ControlState
+    memory: PhysReader
+    cpu: Cpu
+    areas: tuple[Area, ...]
+    image: Image
+    load: int
+    start_info: int
+    expected_levels: int
+
+    @cached_property
+    def space(self) -> AddressSpace:
+        """The address space that the registers select."""
+        return AddressSpace.from_state(self.memory, self.state, self.cpu)
+
+    @cached_property
+    def runs(self) -> tuple[Region, ...]:
+        """Everything that is mapped, in runs that are contiguous in physical memory too."""
+        return tuple(regions(self.space, contiguous=True))
+
+    @cached_property
+    def table_count(self) -> int:
+        """Distinct tables that the root leads to."""
+        frames = {frame for level in distinct_tables(self.space).values() for frame in level}
+        return len(frames)
+
+    @cached_property
+    def ram(self) -> tuple[Bounds, ...]:
+        """Memory by the loader's map: whole pages, ascending, cut at what mode and CPU reach."""
+        limit = min(LOW_MEMORY_LIMIT[self.expected_levels], 1 << self.cpu.phys_bits)
+        return tuple(_ram(self.memory, self.start_info, limit))
+
+    def area(self, name: str) -> Area:
+        """An area of the layout by name."""
+        return area_named(self.areas, name)
+
+    def runs_in(self, area: Area) -> list[Region]:
+        """What is mapped between the bounds of *area*; a run that crosses them counts for both sides."""
+        return [run for run in self.runs if run.start < area.end and run.end > area.start]
+
+    def try_access(self, va: int, how: Access) -> Allowed | Fault:
+        """Would the CPU allow this access?"""
+        return access(self.space, self.state, VirtAddr(va), how)
+
+
+def _ram(memory: PhysReader, start_info: int, limit: int) -> Iterator[Bounds]:
+    """RAM in the map behind *start_info* (PVH's structure); adjoining rows are joined."""
+    head = memory.read(PhysAddr(start_info), 56)
+    at, count = int.from_bytes(head[40:48], "little"), int.from_bytes(head[48:52], "little")
+    rows = sorted(_MAP_ROW.iter_unpack(memory.read(PhysAddr(at), _MAP_ROW.size * count)))
+    joined: Bounds | None = None
+    for start, size, kind, _reserved in rows:
+        first, end = -(-start // _PAGE) * _PAGE, min((start + size) // _PAGE * _PAGE, limit)
+        if kind != 1 or first >= end:
+            continue
+        if joined is not None and joined.end == first:
+            joined = Bounds(joined.start, end)
+            continue
+        if joined is not None:
+            yield joined
+        joined = Bounds(first, end)
+    if joined is not None:
+        yield joined
+
+
+def judge(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds]) -> list[Check]:
+    """All checks from outside. *words* and *areas* are what the guest claims; they are compared, not believed."""
+    try:
+        if seen.state.mode is None:
+            return [_check("mode_from_registers", f"the CPU is in {seen.state.paging.value}")]
+        return list(_checks(seen, words, areas))
+    except MemoryReadError as error:
+        return [_check("tables_readable", str(error))]
+
+
+def _check(name: str, problem: str) -> Check:
+    """A check from outside that passed if there is no *problem*."""
+    return Check(name, "outside", not problem, problem)
+
+
+def _checks(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds]) -> Iterator[Check]:
+    levels = len(list(seen.space.mode.levels))
+    yield _check("mode_expected", _differs("levels", levels, seen.expected_levels))
+    yield _check("mode_triple", _triple(words, levels))
+    yield _check("registers_reported", _registers(seen, words))
+    yield _check("areas_reported", _areas_differ(seen, areas))
+    yield _check("tables_reported", _differs("tables", words.get("tables", 0), seen.table_count))
+    yield _check("no_malformed_entries", _first(run for run in seen.runs if run.content is not Content.MAPPED))
+    yield _check("no_writable_executable", _first(r for r in seen.runs if r.rights.write and r.rights.execute))
+    yield _check("no_user_pages", _first(run for run in seen.runs if run.rights.user))
+    yield _check("tables_not_executable", _executable_tables(seen))
+    yield _check("area_direct_map", _direct_map(seen))
+    yield _check("area_vmemmap", _vmemmap(seen))
+    yield _check("area_kernel_image", _image(seen))
+    for area in seen.areas:
+        if area.kind == "mapped":
+            if area.name not in ("direct_map", "vmemmap", "kernel_image"):
+                yield _check(f"area_{area.name}", _small_area(seen, area))
+        else:
+            yield _check(f"guard_{area.name}", _guard(seen, area))
+    yield _check("guard_stack", _stack_guard(seen))
+    yield _check("guard_direct_map_end", _refused(seen, seen.area("direct_map").start + seen.ram[-1].end))
+
+
+def _differs(what: str, got: int, want: int) -> str:
+    return "" if got == want else f"{what}: {got}, expected {want}"
+
+
+def _first(found: Iterable[Region]) -> str:
+    """The first of the runs that should not be, and how many there are."""
+    rows = list(found)
+    return f"{rows[0]} and {len(rows) - 1} more" if rows else ""
+
+
+def _triple(words: Mapping[str, int], levels: int) -> str:
+    want = {4: (0, 39, 1), 5: (1, 48, 512)}[levels]
+    got = tuple(words.get(name, -1) for name in ("l5_enabled", "pgdir_shift", "ptrs_per_p4d"))
+    return "" if got == want else f"(l5_enabled, pgdir_shift, ptrs_per_p4d) is {got}, expected {want}"
+
+
+def _registers(seen: Evidence, words: Mapping[str, int]) -> str:
+    real = {"cr0": seen.state.cr0, "cr3": seen.state.cr3, "cr4": seen.state.cr4, "efer": seen.state.efer}
+    wrong = [name for name, value in real.items() if words.get(name) != value]
+    return "; ".join(f"{name} is {hex64(real[name])}, reported {hex64(words.get(name, 0))}" for name in wrong)
+
+
+def _areas_differ(seen: Evidence, areas: Mapping[str, Bounds]) -> str:
+    want = {a.name: Bounds(a.start, a.end) for a in seen.areas if a.kind == "mapped" or a.name == "guard_hole"}
+    wrong = sorted(name for name in want.keys() | areas.keys() if want.get(name) != areas.get(name))
+    return f"the guest and the documents differ in {', '.join(wrong)}" if wrong else ""
+
+
+def _executable_tables(seen: Evidence) -> str:
+    """No table of the tree may be executable anywhere, nor writable outside the direct map and the image."""
+    frames = sorted(frame for level in distinct_tables(seen.space).values() for frame in level)
+    for run in seen.runs:
+        if run.rights.execute and any(run.phys <= frame < run.phys + run.size for frame in frames):
+            return f"{run} maps a page table"
+    return ""
+
+
+def _direct_map(seen: Evidence) -> str:
+    """Exactly the memory of the map, each page at its place, readable, not executable."""
+    area = seen.area("direct_map")
+    covered: list[Bounds] = []
+    for run in seen.runs_in(area):
+        if run.start - area.start != run.phys:
+            return f"{run} does not map physical {hex64(run.start - area.start)}"
+        if run.rights.execute:
+            return f"{run} is executable"
+        start, end = run.start - area.start, run.end - area.start
+        if covered and covered[-1].end == start:
+            covered[-1] = Bounds(covered[-1].start, end)
+        else:
+            covered.append(Bounds(start, end))
+    if tuple(covered) == seen.ram:
+        return ""
+    return f"maps {_spell(covered)}, but memory is {_spell(seen.ram)}"
+
+
+def _spell(ranges: Iterable[Bounds]) -> str:
+    return ", ".join(f"{hex64(r.start)}-{hex64(r.end)}" for r in ranges) or "nothing"
+
+
+def _vmemmap(seen: Evidence) -> str:
+    """Descriptors for every page of memory, writable; none beside them but what shares their pages."""
+    area = seen.area("vmemmap")
+    wanted = sum(r.end - r.start for r in seen.ram) // _PAGE * _STRUCT_PAGE
+    for ram in seen.ram:
+        for frame in (ram.start // _PAGE, ram.end // _PAGE - 1):
+            va = area.start + _STRUCT_PAGE * frame
+            if isinstance(fault := seen.try_access(va, Access(WRITE.kind, 8)), Fault):
+                return f"descriptor of frame {frame:#x}: {fault}"
+            found = translate(seen.space, VirtAddr(va))
+            if isinstance(found, Mapped) and seen.memory.read(found.pa, 8) != frame.to_bytes(8, "little"):
+                return f"descriptor of frame {frame:#x} at {hex64(found.pa)} does not hold its number"
+    mapped = sum(run.size for run in seen.runs_in(area))
+    spare = 2 * _PAGE * len(seen.ram) if mapped >= wanted else 0
+    return "" if wanted <= mapped <= wanted + spare else f"maps {mapped} bytes for {wanted} bytes of descriptors"
+
+
+def _image(seen: Evidence) -> str:
+    """The image where it was linked, with the rights of its parts, and nothing else."""
+    area = seen.area("kernel_image")
+    low, high = seen.image.link_address, seen.image.link_address + seen.image.size
+    guard = seen.image.symbol("stack_guard")
+    expected = seen.image.size - _PAGE
+    for run in seen.runs_in(area):
+        if run.start < low or run.end > high or run.start <= guard < run.end:
+            return f"{run} maps what is not the image"
+        if run.phys != run.start - low + seen.load:
+            return f"{run} should map physical {hex64(run.start - low + seen.load)}"
+        expected -= run.size
+    if expected:
+        return f"{expected} bytes of the image are not mapped"
+    rights = {"_text": FETCH, "_rodata": READ, "_data": WRITE}
+    for name, how in rights.items():
+        for other in (FETCH, WRITE):
+            allowed = isinstance(seen.try_access(seen.image.symbol(name), other), Allowed)
+            if allowed != (other == how):
+                return f"{other.kind.value} at {name} is {'allowed' if allowed else 'refused'}"
+    return ""
+
+
+def _small_area(seen: Evidence, area: Area) -> str:
+    """Something is mapped here, all within the bounds; or nothing, where this kernel has no use for the area."""
+    runs = seen.runs_in(area)
+    if area.name in EMPTY_IN_THIS_KERNEL:
+        return _first(runs) or _refused(seen, area.start) or _refused(seen, area.end - 1)
+    if not runs:
+        return "nothing is mapped"
+    return _first(run for run in runs if run.start < area.start or run.end > area.end)
+
+
+def _guard(seen: Evidence, area: Area) -> str:
+    """Nothing is mapped, and the CPU refuses both ends as it must for this kind of address."""
+    problem = _first(seen.runs_in(area))
+    return problem or _refused(seen, area.start) or _refused(seen, area.end - 1)
+
+
+def _refused(seen: Evidence, va: int) -> str:
+    """A read at *va* must fault: #PF where the address is canonical, #GP where it is not."""
+    canonical = seen.space.mode.is_canonical(va)
+    verdict = seen.try_access(va, READ)
+    if isinstance(verdict, Allowed):
+        return f"a read at {hex64(va)} is allowed"
+    want = Vector.PF if canonical else Vector.GP
+    return "" if verdict.vector is want else f"a read at {hex64(va)} raises {verdict.vector.name}, not {want.name}"
+
+
+def _stack_guard(seen: Evidence) -> str:
+    return _refused(seen, seen.image.symbol("stack_guard"))

@@ -1,0 +1,181 @@
+"""Boot the image on machines, and put together what came of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from fivefold.arch import ControlState
+from fivefold.boot.build import build_image
+from fivefold.boot.elf_image import DEFAULT_LOAD_ADDRESS, HIGHEST_32BIT_END, Image, check_load_address
+from fivefold.boot.guest_report import GuestReport, read_report
+from fivefold.boot.judge import Evidence, judge
+from fivefold.boot.result import BootReport, Check, Run, Skipped
+from fivefold.errors import MachineError, MemoryReadError
+from fivefold.kernel.detect import REASON_TEXT
+from fivefold.kernel.report import EXIT_FAILED, EXIT_PASSED
+from fivefold.layout import image_areas
+from fivefold.machine import Event, Exit, Guest, Machine, start
+from fivefold.machine.base import Entry, Registers
+from fivefold.units import GIB, MIB, format_size, hex64
+
+DEFAULT_MEMORY: Final = 512 * MIB
+CPUS: Final = ("la57", "la48")
+ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57")
+LAYOUTS: Final = ("linux", "proposal")
+VARIABLES: Final = (
+    "pgdir_shift", "ptrs_per_p4d", "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base",
+)  # fmt: skip
+FACTS: Final = (
+    "phys_bits", "entered_levels", "load_address", "ram_bytes", "ram_end", "cut_bytes", "direct_4k", "direct_2m",
+    "direct_1g", "tables", "early_faults", "early_wipes", "scan_ranges", "scan_bytes", "scan_tables",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to boot. *memory* in bytes, *timeout* in seconds for each run."""
+
+    engine: str = "unicorn"
+    entry: Entry = "pvh"
+    layout: str = "linux"
+    memory: int = DEFAULT_MEMORY
+    load_address: int = DEFAULT_LOAD_ADDRESS
+    cmdline: str = ""
+    timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine could do, with `ImageError` or `MachineError`."""
+        check_load_address(self.load_address)
+        if self.entry not in ENTRIES:
+            raise MachineError(f"unknown entry {self.entry!r}; expected {', '.join(ENTRIES)}")
+        if self.layout not in LAYOUTS:
+            raise MachineError(f"unknown layout {self.layout!r}; expected {', '.join(LAYOUTS)}")
+        if self.timeout <= 0:
+            raise MachineError(f"a timeout of {self.timeout:g} seconds; expected more than 0")
+        if "\0" in self.cmdline or not self.cmdline.isascii():
+            raise MachineError("the command line has characters that no loader passes on; expected ASCII text")
+
+    @property
+    def full_cmdline(self) -> str:
+        """The command line with the words that options stand for."""
+        words = [self.cmdline, f"layout={self.layout}" if self.layout != "linux" else ""]
+        return " ".join(word for word in words if word)
+
+
+def boot(cpus: tuple[str, ...] = CPUS, options: Options | None = None) -> BootReport:
+    """Boot on each of *cpus* (``la57``, ``la48``). What a CPU cannot be asked for is skipped, with the reason.
+
+    Raises `MachineError` if nothing is left to run, or an engine cannot do what was asked.
+    """
+    options = options or Options()
+    image = build_image()
+    runs: list[Run] = []
+    skipped: list[Skipped] = []
+    for cpu in cpus:
+        if options.entry == "long57" and cpu == "la48":
+            skipped.append(Skipped(cpu, "a CPU without LA57 cannot be entered with five levels"))
+        else:
+            runs.append(boot_one(cpu, options, image))
+    if not runs:
+        raise MachineError(f"nothing to run: {skipped[0].reason}" if skipped else "no CPU to run on")
+    return BootReport(tuple(runs), tuple(skipped))
+
+
+def boot_one(cpu: str, options: Options, image: Image) -> Run:
+    """Boot on one CPU, read the guest's own report, and judge the result from outside."""
+    began = time.perf_counter()
+    guest = make_guest(cpu, options, image)
+    with start(options.engine, guest) as machine:
+        event = machine.run(options.timeout)
+        try:
+            report = read_report(machine.memory, image, options.load_address)
+        except MemoryReadError:
+            report = GuestReport({}, {}, (), "")
+        checks = [completed(event, report), *report.checks]
+        if report.is_done:
+            checks += judge(evidence(machine, options, image, report), report.words, report.areas)
+        instructions, output = machine.instructions, machine.output.decode(errors="replace")
+    words = report.words
+    return Run(
+        cpu=cpu,
+        engine=options.engine,
+        entry=options.entry,
+        mode={4: "la48", 5: "la57"}.get(words.get("levels", 0)),
+        levels=words.get("levels") or None,
+        reason=dict(REASON_TEXT).get(words.get("reason", 0), "unknown"),
+        event=str(event),
+        areas=report.areas,
+        variables={name: words.get(name, 0) for name in VARIABLES} if words else {},
+        facts={name: words.get(name, 0) for name in FACTS} if words else {},
+        checks=tuple(checks),
+        skipped=(),
+        instructions=instructions,
+        seconds=time.perf_counter() - began,
+        output=output,
+    )
+
+
+def make_guest(cpu: str, options: Options, image: Image) -> Guest:
+    """The guest that *options* describe. `MachineError` for memory or an address that cannot be."""
+    load, end = options.load_address, options.load_address + image.size
+    if options.memory < end and load < 3 * GIB:
+        raise MachineError(
+            f"too little memory: the image ends at {hex64(end)}, the machine has {format_size(options.memory)}"
+        )
+    if options.entry == "pvh" and end > HIGHEST_32BIT_END:
+        raise MachineError(f"load address {hex64(load)} is above 4 GiB, where the 32-bit entry pvh cannot be")
+    entry: Entry = options.entry
+    if options.engine != "unicorn" and options.entry != "pvh":
+        if end > HIGHEST_32BIT_END:
+            raise MachineError(f"{options.engine} loads below 4 GiB only, not at {hex64(load)}; use unicorn")
+        # Its loader enters in 32-bit code only: a stub in the image turns paging on and goes on to the 64-bit entry.
+        return _guest(cpu, options, image, image.place(load, f"stub_{options.entry}"), "pvh")
+    return _guest(cpu, options, image, image.place(load), entry)
+
+
+def _guest(cpu: str, options: Options, image: Image, data: bytes, entry: Entry) -> Guest:
+    return Guest(
+        image=data,
+        entry=entry,
+        entry64=image.physical("entry_64", options.load_address),
+        cpu=cpu,
+        memory=options.memory,
+        cmdline=options.full_cmdline,
+        sites=image.sites(options.load_address),
+    )
+
+
+def completed(event: Event, report: GuestReport) -> Check:
+    """Whether the guest ran to its end; if not, how it stopped."""
+    done = report.is_done and isinstance(event, Exit) and event.code in (EXIT_PASSED, EXIT_FAILED)
+    detail = str(event) + (f": {report.panic}" if report.panic else "")
+    return Check("completed", "outside", done, detail)
+
+
+def expected_levels(cpu_has_la57: bool, cmdline: str) -> int:
+    """The mode that must come out, whatever the entry: a function of the CPU and of ``no5lvl`` only."""
+    return 5 if cpu_has_la57 and "no5lvl" not in cmdline.split() else 4
+
+
+def evidence(machine: Machine, options: Options, image: Image, report: GuestReport) -> Evidence:
+    """What the judge looks at, from the machine itself."""
+    levels = expected_levels(machine.cpu.la57, options.full_cmdline)
+    return Evidence(
+        state=control_state(machine.registers()),
+        memory=machine.memory,
+        cpu=machine.cpu,
+        areas=image_areas(options.layout, levels),
+        image=image,
+        load=options.load_address,
+        start_info=report.words["start_info"],
+        expected_levels=levels,
+    )
+
+
+def control_state(registers: Registers) -> ControlState:
+    """The registers that govern paging."""
+    return ControlState(
+        registers.cr0, registers.cr3, registers.cr4, registers.efer, rflags=registers.rflags, cpl=registers.cpl
+    )
