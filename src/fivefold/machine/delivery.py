@@ -183,13 +183,15 @@ def _enter_long(trap: Trap, gate: _Gate, cpl: int, vcpu: Vcpu, linear: Linear, s
     frame = [vcpu.ss.selector, vcpu.rsp, _saved_rflags(trap, vcpu), vcpu.cs.selector, vcpu.rip]
     if trap.error_code is not None:
         frame.append(trap.error_code)
-    data = b"".join(word.to_bytes(8, "little") for word in reversed(frame))
-    top = (rsp & ~0xF) - len(data) & MASK64
-    try:
-        stack.write(top, data, PUSH)
-    except Refusal as refusal:
-        # A stack that is not canonical is #SS, with EXT when the processor was delivering.
-        raise Refusal(refusal.vector, _stack_code(refusal, trap), refusal.cr2) from None
+    # Word by word from the top, as the processor does: the first that cannot be written faults.
+    top = rsp & ~0xF
+    for word in frame:
+        top = top - 8 & MASK64
+        try:
+            stack.write(top, word.to_bytes(8, "little"), PUSH)
+        except Refusal as refusal:
+            # A stack that is not canonical is #SS, with EXT when the processor was delivering.
+            raise Refusal(refusal.vector, _stack_code(refusal, trap), refusal.cr2) from None
     return replace(vcpu, rsp=top, ss=ss)
 
 
@@ -208,9 +210,9 @@ def _enter_protected(trap: Trap, gate: _Gate, cpl: int, vcpu: Vcpu, linear: Line
         frame = [vcpu.ss.selector, vcpu.rsp, *frame]
     if trap.error_code is not None:
         frame.append(trap.error_code)
-    data = b"".join((word & 0xFFFF_FFFF).to_bytes(4, "little") for word in reversed(frame))
-    rsp = rsp - len(data) & 0xFFFF_FFFF
-    stack.write(ss.base + rsp & 0xFFFF_FFFF, data, PUSH)
+    for word in frame:
+        rsp = rsp - 4 & 0xFFFF_FFFF
+        stack.write(ss.base + rsp & 0xFFFF_FFFF, (word & 0xFFFF_FFFF).to_bytes(4, "little"), PUSH)
     return replace(vcpu, rsp=rsp, ss=ss)
 
 

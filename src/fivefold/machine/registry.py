@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from fivefold.errors import MachineError
@@ -58,4 +61,38 @@ def _start_unicorn(guest: Guest) -> Machine:
     return UnicornMachine(guest)
 
 
-_ENGINES: Final = {"unicorn": _Engine(_unicorn_available, _start_unicorn)}
+def _qemu_available() -> str | None:
+    from fivefold.machine.qemu_engine import INSTALL, PROGRAM
+
+    return None if shutil.which(PROGRAM) else f"the engine qemu needs {PROGRAM}, which is not there; {INSTALL}"
+
+
+def _start_qemu(guest: Guest) -> Machine:
+    from fivefold.machine.qemu_engine import QemuMachine
+
+    return QemuMachine(guest)
+
+
+def _kvm_available() -> str | None:
+    if (reason := _qemu_available()) is not None:
+        return reason.replace("engine qemu", "engine kvm")
+    if not os.access(_KVM, os.R_OK | os.W_OK):
+        state = "may not be opened by this user" if Path(_KVM).exists() else "is not there"
+        return f"the engine kvm needs {_KVM}, which {state}"
+    from fivefold.machine.kvm_probe import probe
+
+    return probe()
+
+
+def _start_kvm(guest: Guest) -> Machine:
+    from fivefold.machine.qemu_engine import QemuMachine
+
+    return QemuMachine(guest, "kvm")
+
+
+_KVM: Final = "/dev/kvm"
+_ENGINES: Final = {
+    "unicorn": _Engine(_unicorn_available, _start_unicorn),
+    "qemu": _Engine(_qemu_available, _start_qemu),
+    "kvm": _Engine(_kvm_available, _start_kvm),
+}

@@ -1,0 +1,339 @@
+"""QEMU as a child process, with TCG or KVM, and its RAM mapped into this one.
+
+Everything between us is an open file without a name: RAM and image are memfds, the monitor,
+the serial port and the exit port are socket pairs, the log is a pipe. So nothing is left when
+either side is killed, and the kernel kills the child when we die.
+
+QEMU's ``isa-debug-exit`` ends the process at once, and with it the registers. Here port 0xf4
+is a debug console: the byte that the guest writes arrives on a socket, and the guest, which
+is expected to halt next, is paused. CR3, CR4 and RAM can then be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import selectors
+import socket
+import time
+from types import TracebackType
+from typing import Any, Final, Self
+
+from fivefold.arch import Cpu, cpu_from_cpuid
+from fivefold.errors import MachineError
+from fivefold.machine.base import (
+    EXIT_PORT,
+    Event,
+    Exit,
+    Guest,
+    Halted,
+    Registers,
+    Shutdown,
+    Timeout,
+)
+from fivefold.machine.child import Child
+from fivefold.machine.elf import pvh_entry
+from fivefold.machine.mapped_ram import MappedRam
+from fivefold.machine.memory_map import PC_SPLIT, split_extents
+from fivefold.machine.qemu_text import is_halted, last_story, parse_registers
+from fivefold.machine.qmp_client import QmpClient
+from fivefold.memory import PhysMemory
+from fivefold.units import format_size
+
+PROGRAM: Final = "qemu-system-x86_64"
+INSTALL: Final = "install it with: apt-get install qemu-system-x86"
+CPU_MODELS: Final = {
+    "tcg": {"la57": "max", "la48": "max,la57=off"},
+    # Under KVM -cpu host and max may fail where virtualisation is nested; qemu64 starts.
+    "kvm": {"la57": "qemu64,+la57,enforce", "la48": "qemu64"},
+}
+_RFLAGS_IF: Final = 1 << 9
+_POLL: Final = 0.02
+"""Seconds between two looks at whether the guest has halted."""
+
+_NO_FEATURES: Final = "Host doesn't support requested features"
+_LOG_KEPT: Final = 1 << 16
+_CHUNK: Final = 1 << 16
+
+
+class QemuMachine:
+    """A guest on QEMU. See `fivefold.machine.base.Machine`.
+
+    It belongs to the thread that made it: the child is killed when that thread ends.
+    """
+
+    def __init__(self, guest: Guest, accelerator: str = "tcg") -> None:
+        """Start QEMU, paused before the first instruction; `MachineError` if it cannot be."""
+        self.name = "qemu" if accelerator == "tcg" else accelerator
+        self.guest = guest
+        self._accelerator = accelerator
+        self._cleanup = contextlib.ExitStack()
+        self._output = bytearray()
+        self._log = bytearray()
+        self._exit = bytearray()
+        self._cpu: Cpu | None = None
+        size = _check(guest, self.name)
+        try:
+            self._start(guest, size)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, guest: Guest, size: int) -> None:
+        ram = self._memfd("fivefold-ram")
+        self._map_ram(ram, size, guest.poison)
+        image = self._memfd("fivefold-image")
+        _write_all(image, guest.image)
+        self._monitor, monitor = self._socket_pair()
+        self._serial, serial = self._socket_pair()
+        self._exit_port, exit_port = self._socket_pair()
+        self._log_pipe, log = self._pipe()
+        command = [
+            *_command(guest, self._accelerator, size, ram, image),
+            *_sockets(monitor.fileno(), serial.fileno(), exit_port.fileno()),
+            # KVM's exceptions are the CPU's own affair: nothing to log.
+            *(("-d", "int", "-D", f"/proc/self/fd/{log}") if self._accelerator == "tcg" else ()),
+        ]
+        fds = [ram, image, log]
+        for module in guest.modules:
+            fds.append(self._memfd("fivefold-module"))
+            _write_all(fds[-1], module.data)
+            command += ["-initrd", f"/proc/self/fd/{fds[-1]}"]
+        passed = [monitor.fileno(), serial.fileno(), exit_port.fileno(), *fds]
+        try:
+            self._child = Child(command, passed)
+        except OSError as error:
+            raise MachineError(f"{PROGRAM} cannot be started: {error.strerror}; {INSTALL}") from error
+        self._cleanup.callback(self._child.end)
+        # Our ends see the child's death only once nobody else holds the other ones.
+        for theirs in (monitor, serial, exit_port):
+            theirs.close()
+        os.close(log)
+        self._greet()
+
+    def _greet(self) -> None:
+        self._qmp = QmpClient(self._monitor)
+        try:
+            self._qmp.greet()
+        except MachineError as error:
+            raise self._died(error) from error
+
+    def _died(self, error: MachineError) -> MachineError:
+        """*error*, with what QEMU itself said last. It is killed if it has not ended."""
+        words = self._child.end().decode(errors="replace").strip().splitlines()
+        if not words:
+            return error
+        if words[-1].endswith(_NO_FEATURES):
+            return MachineError(f"this host's KVM cannot give a guest the CPU {self.guest.cpu}")
+        return MachineError(f"QEMU ended: {words[-1].removeprefix(PROGRAM + ': ')}")
+
+    # -- what can be asked ---------------------------------------------------------------
+
+    @property
+    def cpu(self) -> Cpu:
+        """What CPUID says in the guest, as QEMU's own model of the CPU has it."""
+        if self._cpu is None:
+            self._cpu = cpu_from_cpuid(_FeatureWords(self._qmp).read)
+        return self._cpu
+
+    @property
+    def memory(self) -> PhysMemory:
+        """RAM, shared with the guest: reads are torn while it runs."""
+        return self._ram
+
+    @property
+    def output(self) -> bytes:
+        """What the guest wrote to the serial port so far."""
+        return bytes(self._output)
+
+    @property
+    def instructions(self) -> None:
+        """QEMU does not count."""
+        return
+
+    def registers(self) -> Registers:
+        """The registers now; in 32-bit code the lower halves only."""
+        return parse_registers(self._qmp.monitor("info registers"))
+
+    # -- running -------------------------------------------------------------------------
+
+    def run(self, timeout: float = 10.0, limit: int | None = None) -> Event:
+        """Run until the guest ends, or for *timeout* seconds."""
+        if limit is not None:
+            raise MachineError("QEMU does not count instructions; give a time limit only")
+        try:
+            self._qmp.execute("cont")
+            event = self._wait(time.monotonic() + timeout, timeout)
+            self._qmp.execute("stop")
+            self._drain()
+        except MachineError as error:
+            raise self._died(error) from error
+        # A guest that halts right after its exit code has been seen halted first, perhaps.
+        return self._exit_event() or event
+
+    def _wait(self, deadline: float, timeout: float) -> Event:
+        with selectors.DefaultSelector() as selector:
+            for source in (self._qmp, self._serial, self._exit_port, self._log_pipe):
+                selector.register(source, selectors.EVENT_READ)
+            while (left := deadline - time.monotonic()) > 0:
+                ready = selector.select(min(_POLL, left))
+                for key, _ in ready:
+                    if key.fileobj is self._qmp:
+                        self._qmp.poll()
+                self._drain()
+                event = self._exit_event() or self._shutdown_event() or (None if ready else self._halt_event())
+                if event is not None:
+                    return event
+        return Timeout(timeout, self.registers().rip)
+
+    def _exit_event(self) -> Exit | None:
+        if not self._exit:
+            return None
+        code = self._exit[0]
+        self._exit.clear()
+        return Exit(code)
+
+    def _shutdown_event(self) -> Shutdown | None:
+        # With -action reboot=shutdown, shutdown=pause a triple fault arrives as this event.
+        if not any(event["event"] == "SHUTDOWN" for event in self._qmp.events):
+            return None
+        self._qmp.events.clear()
+        self._drain()
+        return Shutdown(last_story(bytes(self._log), self.registers().cr2))
+
+    def _halt_event(self) -> Halted | None:
+        text = self._qmp.monitor("info registers")
+        if not is_halted(text):
+            return None
+        registers = parse_registers(text)
+        # With interrupts on, a timer may wake it: that is for the time limit to end.
+        return None if registers.rflags & _RFLAGS_IF else Halted(registers.rip)
+
+    def _drain(self) -> None:
+        """Take in what the guest and the log have sent."""
+        for sock, target in ((self._serial, self._output), (self._exit_port, self._exit)):
+            with contextlib.suppress(BlockingIOError):
+                while part := sock.recv(_CHUNK):
+                    target += part
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._log_pipe, _CHUNK):
+                self._log += part
+        del self._log[:-_LOG_KEPT]
+
+    # -- starting ------------------------------------------------------------------------
+
+    def _memfd(self, name: str) -> int:
+        fd = os.memfd_create(name)
+        self._cleanup.callback(os.close, fd)
+        return fd
+
+    def _map_ram(self, fd: int, size: int, poison: int | None) -> None:
+        try:
+            os.ftruncate(fd, size)
+            shared = mmap.mmap(fd, size)
+        except (OSError, OverflowError) as error:
+            raise MachineError(f"this host cannot reserve {format_size(size)} of guest memory") from error
+        self._ram = MappedRam([(extent, shared, at) for extent, at in split_extents(size, PC_SPLIT)], self.name)
+        self._cleanup.callback(self._ram.close)
+        if poison is not None:
+            self._ram.fill(poison)
+
+    def _socket_pair(self) -> tuple[socket.socket, socket.socket]:
+        ours, theirs = socket.socketpair()
+        self._cleanup.callback(ours.close)
+        self._cleanup.callback(theirs.close)
+        ours.setblocking(False)
+        return ours, theirs
+
+    def _pipe(self) -> tuple[int, int]:
+        ours, theirs = os.pipe()
+        self._cleanup.callback(os.close, ours)
+        os.set_blocking(ours, False)
+        return ours, theirs
+
+    # -- the end -------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Kill QEMU and wait for it; close all that was open."""
+        self._cleanup.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _FeatureWords:
+    """CPUID answered from the feature words of QEMU's CPU object."""
+
+    def __init__(self, qmp: QmpClient) -> None:
+        self._path = qmp.execute("query-cpus-fast")[0]["qom-path"]
+        self._qmp = qmp
+        self._words: dict[tuple[int, int], dict[str, int]] = {}
+        for word in self._get("feature-words"):
+            key = (word["cpuid-input-eax"], word.get("cpuid-input-ecx", 0))
+            self._words.setdefault(key, {})[word["cpuid-register"]] = word["features"]
+
+    def _get(self, name: str) -> Any:
+        return self._qmp.execute("qom-get", path=self._path, property=name)
+
+    def read(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """EAX, EBX, ECX, EDX: feature bits, maximum leaves, vendor and physical width; the rest is 0."""
+        if leaf == 0:
+            vendor = self._get("vendor").encode()
+            ebx, edx, ecx = (int.from_bytes(vendor[at : at + 4], "little") for at in (0, 4, 8))
+            return self._get("level"), ebx, ecx, edx
+        if leaf == 0x8000_0000:
+            return self._get("xlevel"), 0, 0, 0
+        if leaf == 0x8000_0008:
+            return self._get("phys-bits"), 0, 0, 0
+        word = self._words.get((leaf, subleaf), {})
+        return word.get("EAX", 0), word.get("EBX", 0), word.get("ECX", 0), word.get("EDX", 0)
+
+
+def _check(guest: Guest, name: str) -> int:
+    """The size of RAM; refuses what QEMU's loader cannot do."""
+    for asked, what in (
+        (guest.cpuid, "CPUID overrides"),
+        (guest.start_info is not None, "a place for the start information"),
+        (not isinstance(guest.memory, int), "a memory map of its own"),
+        (len(guest.modules) > 1, "more than one module"),
+        (any(module.cmdline for module in guest.modules), "command lines of modules"),
+    ):
+        if asked:
+            raise MachineError(f"the engine {name} cannot give a guest {what}")
+    assert isinstance(guest.memory, int)
+    split_extents(guest.memory, PC_SPLIT)
+    pvh_entry(guest.image)
+    return guest.memory
+
+
+def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) -> list[str]:
+    cpu = CPU_MODELS[accelerator].get(guest.cpu, guest.cpu)
+    return [
+        PROGRAM,
+        *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
+        *("-accel", accelerator, "-cpu", cpu, "-m", f"{size}B"),
+        # A PC has RAM up to 3.5 GiB below the hole unless told otherwise; ours always ends at 3 GiB.
+        *("-M", f"pc,memory-backend=ram,max-ram-below-4g={PC_SPLIT}"),
+        *("-object", f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{ram},share=on"),
+        *("-action", "reboot=shutdown,shutdown=pause"),
+        *("-kernel", f"/proc/self/fd/{image}", "-append", guest.cmdline),
+    ]
+
+
+def _sockets(monitor: int, serial: int, exit_port: int) -> list[str]:
+    return [
+        *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
+        *("-chardev", f"socket,id=serial,fd={serial}", "-serial", "chardev:serial"),
+        *("-chardev", f"socket,id=exit,fd={exit_port}", "-device", f"isa-debugcon,iobase={EXIT_PORT},chardev=exit"),
+    ]
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
