@@ -1,4 +1,4 @@
-"""Check a finished boot from outside: the machine's registers and memory, `arch/` and the documents, nothing of the kernel's.
+"""Check a finished boot from outside, with the machine's registers and memory, `arch/` and the documents alone.
 
 The kernel says what it did; here its page tables are read again by code that shares nothing
 with it, from the CR3 and CR4 that the machine really has, and held against the layout tables.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from struct import Struct
 from typing import Final
 
@@ -39,6 +40,9 @@ from fivefold.memory import PhysReader
 from fivefold.units import PhysAddr, VirtAddr, hex64
 
 _PAGE: Final = 4096
+_RANGE: Final = Struct("<6Q")
+"""The guest's dump: first address, last, physical, flags, info (kind, level, rights), jump."""
+_MOST_RANGES: Final = 1 << 16
 _MAP_ROW: Final = Struct("<QQII")
 _START_MAGIC: Final = 0x336E_C578
 _STRUCT_PAGE: Final = 64
@@ -138,6 +142,7 @@ def _checks(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds
     yield _check("registers_reported", _registers(seen, words))
     yield _check("areas_reported", _areas_differ(seen, areas))
     yield _check("tables_reported", _differs("tables", words.get("tables", 0), seen.table_count))
+    yield _check("scan_agrees", _scan_differs(seen, words))
     yield _check("no_malformed_entries", _first(run for run in seen.runs if run.content is not Content.MAPPED))
     yield _check("no_writable_executable", _first(r for r in seen.runs if r.rights.write and r.rights.execute))
     yield _check("no_user_pages", _first(run for run in seen.runs if run.rights.user))
@@ -157,6 +162,29 @@ def _checks(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds
 
 def _differs(what: str, got: int, want: int) -> str:
     return "" if got == want else f"{what}: {got}, expected {want}"
+
+
+def _scan_differs(seen: Evidence, words: Mapping[str, int]) -> str:
+    """The guest's own dump of its tables against the one made here, range by range."""
+    count, size = words.get("scan_ranges", 0), words.get("scan_record_size", 0)
+    if size != _RANGE.size or count > _MOST_RANGES:
+        return f"{count} ranges of {size} bytes, expected ranges of {_RANGE.size} bytes"
+    data = seen.memory.read(PhysAddr(words["scan_records"]), count * size)
+    theirs = [
+        (start, last + 1, phys, info >> 4 & 15, info >> 8) for start, last, phys, _, info, _ in _RANGE.iter_unpack(data)
+    ]
+    ours = [
+        (r.start, r.end, r.phys, int(r.level), r.rights.write + 2 * r.rights.user + 4 * r.rights.execute)
+        for r in seen.runs
+    ]
+    for one, other in zip_longest(ours, theirs):
+        if one != other:
+            return f"the guest has {_range_text(other)}, outside it is {_range_text(one)}"
+    return ""
+
+
+def _range_text(row: tuple[int, int, int, int, int] | None) -> str:
+    return "nothing" if row is None else f"{hex64(row[0])}-{hex64(row[1])} level {row[3]} rights {row[4]:#x}"
 
 
 def _first(found: Iterable[Region]) -> str:

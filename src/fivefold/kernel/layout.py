@@ -67,7 +67,7 @@ AREAS: Final = (
     ),
     AreaRow(
         "kasan_shadow",
-        (0xFFFF_EC00_0000_0000, 0xFFDF_0000_0000_0000, 0xFFFF_EC00_0000_0000, 0xFFD8_0000_0000_0000),
+        (0xFFFF_EC00_0000_0000, 0xFFDF_FC00_0000_0000, 0xFFFF_EC00_0000_0000, 0xFFD8_0000_0000_0000),
         (0xFFFF_FC00_0000_0000, 0xFFFF_FC00_0000_0000, 0xFFFF_FC00_0000_0000, 0xFFF8_0000_0000_0000),
     ),
     AreaRow(
@@ -80,7 +80,11 @@ AREAS: Final = (
     _same("kernel_image", 0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_A000_0000),
     _same("modules", 0xFFFF_FFFF_A000_0000, 0xFFFF_FFFF_FF00_0000),
     _same("fixmap", 0xFFFF_FFFF_FF00_0000, 0xFFFF_FFFF_FF60_0000),
-    _same("vsyscall", 0xFFFF_FFFF_FF60_0000, 0xFFFF_FFFF_FF60_1000),
+    AreaRow(
+        "vsyscall",
+        (0xFFFF_FFFF_FF60_0000,) * 4,
+        (0xFFFF_FFFF_FF60_1000, 0xFFFF_FFFF_FF60_1000, 0xFFFF_FFFF_FFE0_0000, 0xFFFF_FFFF_FFE0_0000),
+    ),
 )
 """Ascending in every column."""
 

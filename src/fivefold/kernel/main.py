@@ -28,6 +28,7 @@ from fivefold.kernel.direct_map import cut_memory, direct_map_init
 from fivefold.kernel.layout import AREAS
 from fivefold.kernel.pgtable import PMD_LEVEL, PTE_LEVEL, PUD_LEVEL, levels
 from fivefold.kernel.phys import START_KERNEL_MAP, phys_to_virt
+from fivefold.kernel.self_scan import dump_own_tables
 from fivefold.kernel.vmemmap import number_descriptors, vmemmap_init
 from fivefold.metal.lang import copy64, export, rdmsr, read_cr0, read_cr3, read_cr4, text_address, u64
 from fivefold.units import PhysAddr, VirtAddr
@@ -45,6 +46,7 @@ def start_kernel(table: VirtAddr) -> None:
     top = build_tables(cmdline)
     switch_to(top)
     checks.check_all(top)
+    dump_own_tables(top)
     report_result()
     report.stop(report.EXIT_PASSED if report.get_word(report.W_FAILED) == 0 else report.EXIT_FAILED)
 
