@@ -238,7 +238,7 @@ def _relocate(job: _Link, piece: _Piece, relocation: Relocation, image: bytearra
     value = _symbol(job, piece.object, relocation.symbol) + addend
     if form.startswith("pc"):
         value -= place
-    elif symbol not in job.absolute:
+    elif relocation.symbol and symbol not in job.absolute:
         job.fixups.append(Fixup(place, width))
     if not _fits(value, form, width):
         where = f"{job.names[piece.object]}: {piece.section.name}+{relocation.offset:#x}"
@@ -261,6 +261,8 @@ def _fits(value: int, form: str, width: int) -> bool:
 
 
 def _symbol(job: _Link, number: int, index: int) -> int:
+    if index == 0:  # The ABI: a relocation without a symbol uses 0.
+        return 0
     symbol = job.objects[number].symbols[index]
     if symbol.section is not None and not symbol.is_global:
         return job.address(number, symbol.section, symbol.value)

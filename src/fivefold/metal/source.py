@@ -110,12 +110,10 @@ def refusal(module: Module, node: ast.AST, construct: str, remedy: str) -> Compi
     return CompileError(module.file, getattr(node, "lineno", 1), construct, remedy)
 
 
-def is_final(annotation: ast.expr) -> bool:
-    """Tell whether an annotation is ``Final`` or ``Final[…]``."""
-    if isinstance(annotation, ast.Subscript):
-        annotation = annotation.value
-    name = annotation.attr if isinstance(annotation, ast.Attribute) else getattr(annotation, "id", "")
-    return name == "Final"
+def _annotation(node: ast.AnnAssign) -> str:
+    """Return the last name of an annotation, without what stands in brackets: ``Final`` of ``Final[int]``."""
+    found = node.annotation.value if isinstance(node.annotation, ast.Subscript) else node.annotation
+    return found.attr if isinstance(found, ast.Attribute) else getattr(found, "id", "")
 
 
 def _index(module: Module) -> None:
@@ -125,9 +123,9 @@ def _index(module: Module) -> None:
             case ast.FunctionDef():
                 module.functions[node.name] = node
             case ast.AnnAssign(target=ast.Name(id=name)):
-                if is_final(node.annotation):
+                if _annotation(node) == "Final":
                     module.finals.add(name)
-                else:
+                elif _annotation(node) != "TypeAlias":
                     module.variables[name] = node
             case ast.Assign(targets=targets):
                 module.loose |= {t.id: node.lineno for t in targets if isinstance(t, ast.Name)}
