@@ -73,3 +73,9 @@ def spaces() -> st.SearchStrategy[AddressSpace]:
 def places() -> st.SearchStrategy[VirtAddr]:
     """Strategy of `addresses`."""
     return addresses()
+
+
+@pytest.fixture(scope="session")
+def vectors() -> dict[str, list[list[str]]]:
+    """Every vector file as rows, for tests that need a whole table at once."""
+    return {path.stem: rows(path.stem) for path in VECTORS.glob("*.txt")}

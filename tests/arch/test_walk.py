@@ -119,7 +119,7 @@ def same_path(one: Translation, other: Translation, shared: int) -> bool:
     return False
 
 
-SLOW_DATA = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+SLOW_DATA = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 @SLOW_DATA

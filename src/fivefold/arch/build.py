@@ -82,8 +82,8 @@ def map_page(memory: TableMemory, space: AddressSpace, va: VirtAddr, leaf: Entry
     not a leaf that this CPU accepts, or *va* does not fit it.
     """
     _check_leaf(space, va, leaf)
-    *_, last = walk(space, va)
-    if last.entry.is_present or last.entry.level < leaf.level:
+    last = _place(space, va, leaf.level)
+    if last.entry.is_present:
         raise MappingConflict(va, last)
     raw = leaf.raw
     for number in range(leaf.level, last.entry.level):
@@ -91,6 +91,15 @@ def map_page(memory: TableMemory, space: AddressSpace, va: VirtAddr, leaf: Entry
         memory.write(slot_of(table, Level(number), va), raw.to_bytes(8, "little"))
         raw = table | TABLE
     memory.write(last.at, raw.to_bytes(8, "little"))  # link last
+
+
+def _place(space: AddressSpace, va: VirtAddr, level: Level) -> Step:
+    """The entry of *level* on the path of *va*, or the one above it that ends the path."""
+    steps = walk(space, va)
+    step = next(steps)
+    while step.entry.level > level and (below := next(steps, None)):
+        step = below
+    return step
 
 
 def _check_leaf(space: AddressSpace, va: VirtAddr, leaf: Entry) -> None:
