@@ -70,7 +70,8 @@ def emit(text: str, target: Target) -> bytes:
         cpu=_CPUS[target.arch],
         features="" if target.host else _METAL_FEATURES[target.arch],
         opt=2,
-        reloc="pic",
+        # 32-bit code has no data to reach; position-independent calls there would drag in a GOT.
+        reloc="pic" if target.arch == "x86_64" else "static",
         codemodel="small" if target.arch == "x86_64" else "default",
     )
     module = binding.parse_assembly(text)
