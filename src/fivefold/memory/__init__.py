@@ -1,5 +1,26 @@
-"""Where physical bytes live."""
+"""Where physical bytes live: in buffers, in files, in running guests."""
 
+from fivefold.memory.banked import Bank, BankedMemory, PagedMemory, SourceMemory
 from fivefold.memory.base import Extent, PhysMemory, PhysReader, Ram
+from fivefold.memory.open_source import Options, open_file, open_source
+from fivefold.memory.raw_image import parse_ram_map
+from fivefold.memory.registers import CpuState, Segment
+from fivefold.memory.source import Source
 
-__all__ = ["Extent", "PhysMemory", "PhysReader", "Ram"]
+__all__ = [
+    "Bank",
+    "BankedMemory",
+    "CpuState",
+    "Extent",
+    "Options",
+    "PagedMemory",
+    "PhysMemory",
+    "PhysReader",
+    "Ram",
+    "Segment",
+    "Source",
+    "SourceMemory",
+    "open_file",
+    "open_source",
+    "parse_ram_map",
+]

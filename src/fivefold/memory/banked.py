@@ -1,0 +1,210 @@
+"""Read-only physical memory: in buffers, or behind something that is asked page by page."""
+
+from __future__ import annotations
+
+import mmap
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from types import TracebackType
+from typing import Final, NamedTuple, Protocol, Self
+
+from fivefold.errors import MachineError, MemoryReadError
+from fivefold.memory.base import Extent, PhysReader
+from fivefold.memory.spans import extents_of
+from fivefold.units import GIB, PhysAddr
+
+MAX_COPY: Final = 8 * GIB
+"""How much `PagedMemory.banks` copies at most unless told otherwise."""
+
+COPY_STEP: Final = 1 << 20
+
+
+class Bank(NamedTuple):
+    """A run of physical memory and its bytes."""
+
+    start: int
+    data: memoryview
+
+    @property
+    def end(self) -> int:
+        """Exclusive."""
+        return self.start + len(self.data)
+
+
+class SourceMemory(PhysReader, Protocol):
+    """Read-only physical memory with its extents, and as buffers for native code.
+
+    ``extents`` are ascending and never touch. ``banks`` are ascending and do not overlap, but two may
+    touch. ``zero_copy`` says whether ``banks`` costs nothing.
+    """
+
+    name: str
+    zero_copy: bool
+
+    @property
+    def extents(self) -> list[Extent]:
+        """Runs that can be read."""
+        ...
+
+    def banks(self) -> list[Bank]:
+        """All memory as buffers, read-only; valid until `close`."""
+        ...
+
+    def when_closed(self, action: Callable[[], None], /) -> None:
+        """Have *action* run by `close`, before what was registered earlier."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files, sockets and copies; reading afterwards raises `MemoryReadError`."""
+        ...
+
+
+class _Closing:
+    """Runs what was registered when closed, last first, once."""
+
+    def __init__(self, on_close: Callable[[], None] | None) -> None:
+        self._on_close = [on_close] if on_close is not None else []
+
+    def when_closed(self, action: Callable[[], None]) -> None:
+        """Have *action* run by `close`, before what was registered earlier."""
+        self._on_close.append(action)
+
+    def close(self) -> None:
+        """Let go of buffers, copies, files and sockets; closing twice does nothing."""
+        self._forget()
+        while self._on_close:
+            self._on_close.pop()()
+
+    def _forget(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class BankedMemory(_Closing):
+    """Memory that lies in buffers of this process: a mapped file, guest RAM that is shared.
+
+    *on_close* is called once; *check* before every access, to raise where the buffers' file
+    is no longer what it was.
+
+    >>> ram = BankedMemory([Bank(0x1000, memoryview(b"abcd")), Bank(0x1004, memoryview(b"efgh"))], "demo")
+    >>> ram.read(PhysAddr(0x1002), 4)
+    b'cdef'
+    """
+
+    zero_copy = True
+
+    def __init__(
+        self,
+        banks: Iterable[Bank],
+        name: str,
+        *,
+        on_close: Callable[[], None] | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """*banks* in any order; `ValueError` when two overlap."""
+        super().__init__(on_close)
+        self.name = name
+        self._banks = sorted((bank for bank in banks if len(bank.data)), key=lambda bank: bank.start)
+        for low, high in pairwise(self._banks):
+            if high.start < low.end:
+                raise ValueError(f"banks overlap at {high.start:#x}")
+        self._starts = [bank.start for bank in self._banks]
+        self._check = check or (lambda: None)
+
+    @property
+    def extents(self) -> list[Extent]:
+        """Runs that can be read, ascending; banks that touch are one run."""
+        return extents_of((bank.start, bank.end) for bank in self._banks)
+
+    def banks(self) -> list[Bank]:
+        """The buffers themselves."""
+        self._check()
+        return list(self._banks)
+
+    def read(self, pa: PhysAddr, size: int, /) -> bytes:
+        """Exactly *size* bytes, which may lie in several banks that touch."""
+        self._check()
+        parts, at, end = [], int(pa), pa + size
+        index = bisect_right(self._starts, at) - 1
+        while index >= 0:
+            bank = self._banks[index] if index < len(self._banks) else None
+            if bank is None or not bank.start <= at < bank.end:
+                break
+            parts.append(bytes(bank.data[at - bank.start : end - bank.start]))
+            at += len(parts[-1])
+            if at == end:
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            index += 1
+        raise MemoryReadError(pa, size, self.name)
+
+    def _forget(self) -> None:
+        self._banks, self._starts = [], []
+
+
+class PagedMemory(_Closing):
+    """Memory behind a function that reads it: a compressed dump, another process, a stub.
+
+    *fetch* gets an address and a size inside one extent and returns exactly that many
+    bytes. Nothing is cached here: a live guest is read anew each time.
+    """
+
+    zero_copy = False
+
+    def __init__(
+        self,
+        extents: Iterable[Extent],
+        fetch: Callable[[int, int], bytes],
+        name: str,
+        *,
+        on_close: Callable[[], None] | None = None,
+        max_copy: int = MAX_COPY,
+    ) -> None:
+        """*extents* ascending and apart; `banks` copies at most *max_copy* bytes."""
+        super().__init__(on_close)
+        self.name = name
+        self.max_copy = max_copy
+        self._extents = extents_of(extents)
+        self._starts = [extent.start for extent in self._extents]
+        self._fetch = fetch
+        self._copies: list[Bank] | None = None
+
+    @property
+    def extents(self) -> list[Extent]:
+        """Runs that can be read, ascending."""
+        return list(self._extents)
+
+    def read(self, pa: PhysAddr, size: int, /) -> bytes:
+        """Exactly *size* bytes inside one extent, or `MemoryReadError`."""
+        index = bisect_right(self._starts, pa) - 1
+        if size <= 0 or index < 0 or pa + size > self._extents[index].end:
+            raise MemoryReadError(pa, size, self.name)
+        return self._fetch(pa, size)
+
+    def banks(self) -> list[Bank]:
+        """Copy all memory once and return the copies; `MachineError` above *max_copy* bytes."""
+        if self._copies is None:
+            total = sum(extent.end - extent.start for extent in self._extents)
+            if total > self.max_copy:
+                raise MachineError(f"cannot copy {self.name}: {total} bytes, at most {self.max_copy} are allowed")
+            self._copies = [self._copy(extent) for extent in self._extents]
+        return list(self._copies)
+
+    def _copy(self, extent: Extent) -> Bank:
+        # Anonymous memory, so that runs of zeros cost nothing until they are read.
+        copy = mmap.mmap(-1, extent.end - extent.start)
+        for at in range(extent.start, extent.end, COPY_STEP):
+            part = self._fetch(at, min(COPY_STEP, extent.end - at))
+            if part.count(0) != len(part):
+                copy[at - extent.start : at - extent.start + len(part)] = part
+        return Bank(extent.start, memoryview(copy).toreadonly())
+
+    def _forget(self) -> None:
+        self._extents, self._starts, self._copies = [], [], None

@@ -1,0 +1,130 @@
+"""Compressed files: unpacked once, as a stream, to memory or to a file without a name."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import lzma
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+from fivefold.errors import FormatError, MachineError
+from fivefold.memory.files import FileBytes
+from fivefold.memory.source import Progress
+from fivefold.units import GIB, MIB
+
+MAX_UNPACKED: Final = 64 * GIB
+"""What a compressed file may grow to unless told otherwise."""
+
+STEP: Final = 1 << 20
+_IN_MEMORY: Final = 64 * MIB
+
+_MAGICS: Final = {b"\xfd7zXZ\0": "xz", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+def compression_of(head: bytes) -> str | None:
+    """``xz``, ``gzip`` or ``zstd`` by the first bytes of a file, else None."""
+    return next((name for magic, name in _MAGICS.items() if head.startswith(magic)), None)
+
+
+def unpack(file: FileBytes, *, max_bytes: int = MAX_UNPACKED, progress: Progress | None = None) -> FileBytes:
+    """The unpacked bytes of *file*, which is closed; small ones in memory, others in a nameless file.
+
+    The name stays. *progress* counts compressed bytes. `FormatError` for broken, truncated or
+    doubly packed data and for more than *max_bytes*; `MachineError` when zstd is not installed
+    or the disk is full.
+    """
+    kind = compression_of(file.read_at(0, min(file.size, 8)))
+    if kind is None:
+        raise FormatError(f"{file.name} is not compressed with xz, gzip or zstd")
+    try:
+        unpacked = _spill(_chunks(file, kind, progress), file.name, max_bytes)
+    finally:
+        file.close()
+    if twice := compression_of(unpacked.read_at(0, min(unpacked.size, 8))):
+        unpacked.close()
+        raise FormatError(f"{file.name} is compressed twice ({twice} inside {kind}); unpack it once first")
+    return unpacked
+
+
+def _spill(chunks: Iterator[bytes], name: str, max_bytes: int) -> FileBytes:
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
+        size = 0
+        try:
+            for chunk in chunks:
+                size += len(chunk)
+                if size > max_bytes:
+                    raise FormatError(f"{name} unpacks to more than {max_bytes} bytes; raise the limit to go on")
+                _write_sparsely(spool, chunk)
+            spool.truncate(size)
+        except OSError as error:
+            raise MachineError(f"cannot unpack {name} to {tempfile.gettempdir()}: {error.strerror}") from error
+        if size == 0:
+            raise FormatError(f"{name} unpacks to nothing")
+        spool.seek(0)
+        if size <= _IN_MEMORY:
+            return FileBytes(spool.read(), name)
+        return FileBytes.from_fd(os.dup(spool.fileno()), name)
+
+
+def _write_sparsely(spool: Any, chunk: bytes) -> None:
+    # Captures are mostly zeros: a seek leaves them out of the file on disk.
+    if chunk.count(0) == len(chunk):
+        spool.seek(len(chunk), os.SEEK_CUR)
+    else:
+        spool.write(chunk)
+
+
+def _chunks(file: FileBytes, kind: str, progress: Progress | None) -> Iterator[bytes]:
+    """Unpacked pieces of at most `STEP` bytes; several streams in a row are one file."""
+    packed = _Reader(file)
+    opened, errors = _opened(io.BufferedReader(packed), kind)
+    with opened as stream:
+        while True:
+            try:
+                chunk: bytes = stream.read(STEP)
+            except EOFError as error:
+                raise FormatError(f"{file.name}: {kind} data ends in the middle: truncated") from error
+            except errors as error:
+                reason = str(error).rstrip(".") or "out of memory"
+                raise FormatError(f"{file.name}: broken {kind} data before {packed.at:#x}: {reason}") from error
+            if not chunk:
+                return
+            if progress is not None:
+                progress(packed.at, file.size)
+            yield chunk
+
+
+def _opened(packed: io.BufferedReader, kind: str) -> tuple[Any, tuple[type[Exception], ...]]:
+    """An unpacking file object, and what it raises for broken data."""
+    if kind == "xz":
+        return lzma.LZMAFile(packed), (lzma.LZMAError, MemoryError)
+    if kind == "gzip":
+        return gzip.GzipFile(fileobj=packed), (zlib.error, gzip.BadGzipFile)
+    try:
+        zstandard: Any = importlib.import_module("zstandard")
+    except ImportError as error:
+        raise MachineError("zstd data needs the package zstandard: pip install zstandard") from error
+    reader = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
+    return reader, (zstandard.ZstdError, MemoryError)
+
+
+class _Reader(io.RawIOBase):
+    """A file object over `FileBytes`, for the unpackers of the standard library."""
+
+    def __init__(self, file: FileBytes) -> None:
+        self.at = 0
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = min(len(buffer), self._file.size - self.at)
+        buffer[:size] = self._file.read_at(self.at, size)
+        self.at += size
+        return size

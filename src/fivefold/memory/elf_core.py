@@ -1,0 +1,130 @@
+"""ELF cores: QEMU's ``dump-guest-memory``, Linux' ``/proc/vmcore``, and sparse ones.
+
+Physical memory is what the PT_LOAD segments say by ``p_paddr``. A segment whose file part is
+shorter than its memory part leaves the rest a hole. Layout: *System V ABI*, "ELF Header",
+"Program Header", and "Extended numbering" for PN_XNUM.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from fivefold.errors import FormatError
+from fivefold.memory.banked import Bank, BankedMemory
+from fivefold.memory.files import FileBytes
+from fivefold.memory.notes import MAX_NOTE_BYTES, Note, cpus_of, split_notes, vmcoreinfo_of
+from fivefold.memory.source import Source
+from fivefold.memory.spans import MAX_SPANS, Span, without_overlap
+from fivefold.units import MASK64
+
+MAGIC: Final = b"\x7fELF"
+
+_FILE: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+_PROGRAM: Final = struct.Struct("<IIQQQQQQ")
+_SECTION: Final = struct.Struct("<IIQQQQIIQQ")
+
+_ET_CORE: Final = 4
+_EM_X86_64: Final = 62
+_PT_LOAD: Final = 1
+_PT_NOTE: Final = 4
+_PN_XNUM: Final = 0xFFFF
+_TYPES: Final = {1: "a relocatable file", 2: "an executable", 3: "a shared object"}
+
+
+class _Segment(NamedTuple):
+    kind: int
+    flags: int
+    offset: int
+    va: int
+    pa: int
+    file_size: int
+    memory_size: int
+    align: int
+
+
+def read_elf_core(file: FileBytes) -> Source:
+    """The memory, CPUs and VMCOREINFO of an ELF64 x86-64 core; takes over *file*.
+
+    `FormatError` for anything else, and for a core whose segments end after the file does. Where
+    segments overlap in physical memory the first of them is used, as in ``/proc/vmcore``,
+    where the kernel's text comes twice.
+    """
+    segments = _segments(file)
+    spans = [_span(file, index, segment) for index, segment in enumerate(segments) if segment.kind == _PT_LOAD]
+    pieces = without_overlap(spans)
+    notes = _notes(file, segments)
+    banks = [Bank(piece.start, file.view(piece.offset, piece.end - piece.start)) for piece in pieces]
+    return Source(
+        memory=BankedMemory(banks, file.name, on_close=file.close, check=file.check_alive),
+        format="ELF core",
+        cpus=cpus_of(notes, file.name),
+        vmcoreinfo=vmcoreinfo_of(notes),
+        notes=_remarks(spans, pieces, notes),
+    )
+
+
+def _remarks(spans: list[Span], pieces: list[Span], notes: list[Note]) -> tuple[str, ...]:
+    remarks = []
+    claimed = sum(span.end - span.start for span in spans)
+    kept = sum(piece.end - piece.start for piece in pieces)
+    if kept != claimed:
+        remarks.append(f"segments overlap in {claimed - kept} bytes of physical memory; the first one was used")
+    if not pieces:
+        remarks.append("the core holds no memory")
+    if not notes:
+        remarks.append("the core holds no notes, so no registers")
+    return tuple(remarks)
+
+
+def _segments(file: FileBytes) -> list[_Segment]:
+    header = _FILE.unpack(file.read_at(0, _FILE.size))
+    ident, kind, machine = header[:3]
+    _check_identity(file.name, ident, kind, machine)
+    table, entry_size, count = header[5], header[9], header[10]
+    if count == _PN_XNUM:
+        count = _extended_count(file, header[6])
+    if count and entry_size != _PROGRAM.size:
+        raise FormatError(f"{file.name}: program headers of {entry_size} bytes, expected {_PROGRAM.size}")
+    if count > MAX_SPANS:
+        raise FormatError(f"{file.name}: {count} program headers, at most {MAX_SPANS} are read")
+    raw = file.view(table, count * _PROGRAM.size)
+    return [_Segment(*fields) for fields in _PROGRAM.iter_unpack(raw)]
+
+
+def _check_identity(name: str, ident: bytes, kind: int, machine: int) -> None:
+    if ident[4] != 2 or ident[5] != 1:
+        raise FormatError(f"{name}: ELF class {ident[4]}, data {ident[5]}; expected 64-bit little-endian (2, 1)")
+    if machine != _EM_X86_64:
+        raise FormatError(f"{name}: ELF for machine {machine}; expected x86-64 (62)")
+    if kind != _ET_CORE:
+        what = _TYPES.get(kind, f"of type {kind}")
+        raise FormatError(f"{name}: the ELF file is {what}, not a core; expected type 4")
+
+
+def _extended_count(file: FileBytes, section_table: int) -> int:
+    # With 65,535 segments or more the count is in the first section header's sh_info.
+    section = _SECTION.unpack(file.read_at(section_table, _SECTION.size))
+    return int(section[7])
+
+
+def _span(file: FileBytes, index: int, segment: _Segment) -> Span:
+    size = min(segment.file_size, segment.memory_size)
+    if segment.pa + size > MASK64 + 1:
+        raise FormatError(f"{file.name}: segment {index} passes the end of physical memory at {segment.pa:#x}")
+    if segment.offset + segment.file_size > file.size:
+        raise FormatError(
+            f"{file.name}: segment {index} needs bytes up to {segment.offset + segment.file_size:#x}, "
+            f"the file ends at {file.size:#x}: truncated or forged"
+        )
+    return Span(segment.pa, segment.pa + size, segment.offset)
+
+
+def _notes(file: FileBytes, segments: list[_Segment]) -> list[Note]:
+    found = [segment for segment in segments if segment.kind == _PT_NOTE]
+    if (total := sum(segment.file_size for segment in found)) > MAX_NOTE_BYTES:
+        raise FormatError(f"{file.name}: {total} bytes of notes, at most {MAX_NOTE_BYTES} are read")
+    notes: list[Note] = []
+    for segment in found:
+        notes += split_notes(file.read_at(segment.offset, segment.file_size), file.name)
+    return notes

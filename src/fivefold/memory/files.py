@@ -1,0 +1,122 @@
+"""Bytes of one file, by offset: read whole when small, mapped when not."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from fivefold.errors import FormatError, MachineError
+from fivefold.units import MIB
+
+SMALL: Final = 16 * MIB
+"""Files up to this size are read: they cannot be cut under us, and reading is faster than mapping."""
+
+
+class ByteSource(Protocol):
+    """Bytes by offset, with a size that does not change."""
+
+    name: str
+    size: int
+
+    def read_at(self, offset: int, size: int, /) -> bytes:
+        """Exactly *size* bytes from *offset*, or `FormatError` when the source ends before."""
+        ...
+
+
+class FileBytes:
+    """The bytes of a regular file, read-only.
+
+    `view` is zero-copy. A mapped file that somebody else cuts short would kill
+    the process at the next access, so every access through this class looks at the file's
+    size first and raises `FormatError`; code that keeps the view takes that risk itself.
+    """
+
+    def __init__(self, data: bytes | mmap.mmap, name: str, fd: int = -1) -> None:
+        """Bytes in hand, or a mapping whose open file is *fd* (closed with this object)."""
+        self.name = name
+        self.size = len(data)
+        self._data = data
+        self._fd = fd
+        self._view = memoryview(data)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> FileBytes:
+        """Open *path*; `MachineError` when it cannot be opened, `FormatError` when it is no file with bytes."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise MachineError(f"cannot open {os.fspath(path)}: {error.strerror}") from error
+        return cls.from_fd(fd, os.fspath(path))
+
+    @classmethod
+    def from_fd(cls, fd: int, name: str) -> FileBytes:
+        """Take over *fd*, which is closed with the result or when this fails."""
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError(f"{name} is not a regular file")
+            if status.st_size == 0:
+                raise FormatError(f"{name} is empty")
+            if status.st_size <= SMALL:
+                data = cls._read_all(fd, status.st_size)
+                os.close(fd)
+                return cls(data, name)
+            return cls(mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ), name, fd)
+        except OSError as error:
+            os.close(fd)
+            raise MachineError(f"cannot read {name}: {error.strerror}") from error
+        except FormatError:
+            os.close(fd)
+            raise
+
+    @staticmethod
+    def _read_all(fd: int, size: int) -> bytes:
+        parts = []
+        while size > 0 and (part := os.read(fd, size)):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def check_alive(self) -> None:
+        """Raise `FormatError` if the mapped file was cut short since it was opened."""
+        if self._fd >= 0 and (now := os.fstat(self._fd).st_size) < self.size:
+            raise FormatError(f"{self.name} was cut from {self.size} to {now} bytes while in use")
+
+    def read_at(self, offset: int, size: int, /) -> bytes:
+        """Exactly *size* bytes from *offset*; `FormatError` past the end."""
+        return bytes(self.view(offset, size))
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """Like `read_at` without a copy; it must be let go before `close`."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise FormatError(
+                f"{self.name} ends at {self.size:#x}; expected {size} bytes at {offset:#x}: truncated or forged"
+            )
+        self.check_alive()
+        return self._view[offset : offset + size]
+
+    def close(self) -> None:
+        """Let go of the file. A view that is still held keeps its mapping, and nothing else, alive."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._view = memoryview(b"")
+        self._data = b""
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def short_name(path: str) -> str:
+    """The last part of *path*, for messages."""
+    return Path(path).name

@@ -1,0 +1,234 @@
+"""A gdb stub in QEMU's physical-memory mode, through a client of our own; no gdb is needed.
+
+Protocol: *Debugging with GDB*, "Remote Protocol"; ``Qqemu.PhyMemMode`` and monitor commands as *QEMU
+System Emulation*, "GDB usage", has them. A stub stops the guest as soon as a client connects
+and lets it go on when the client detaches, so attaching needs the caller's consent.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+from fivefold.errors import FivefoldError, FormatError, MachineError, MemoryReadError
+from fivefold.memory.banked import MAX_COPY, PagedMemory
+from fivefold.memory.base import Extent
+from fivefold.memory.mtree import ram_ranges
+from fivefold.memory.qmp_client import connect
+from fivefold.memory.raw_image import parse_ram_map
+from fivefold.memory.registers import CpuState, parse_info_registers
+from fivefold.memory.source import Source
+from fivefold.units import MIB
+
+MAX_PACKET: Final = 1 << 16
+MAX_MONITOR_TEXT: Final = 16 * MIB
+_TRIES: Final = 3
+
+
+class GdbClient:
+    """One connection to a stub: packets with checksums and acknowledgements, nothing else."""
+
+    def __init__(self, address: str, *, timeout: float = 10.0) -> None:
+        """Connect to HOST:PORT or a Unix socket's path; *timeout* in seconds for each packet."""
+        self.address = address
+        self._timeout = timeout
+        self._buffer = b""
+        self._socket: socket.socket = connect(address, timeout, "a gdb stub")
+        try:
+            self.packet_size = self._packet_size(self.ask("qSupported"))
+        except (FivefoldError, OSError):
+            self._socket.close()
+            raise
+
+    @staticmethod
+    def _packet_size(features: str) -> int:
+        for feature in features.split(";"):
+            name, _, value = feature.partition("=")
+            if name == "PacketSize" and 0 < len(value) <= 8:
+                try:
+                    return max(64, min(int(value, 16), MAX_PACKET))
+                except ValueError:
+                    break
+        return 400  # what stubs that say nothing are known to take
+
+    def ask(self, request: str) -> str:
+        """The answer to *request*; empty when the stub does not know it. `MachineError` when it is silent."""
+        self._send(request)
+        return self._receive()
+
+    def monitor(self, line: str) -> str | None:
+        """What the stub's monitor prints for *line*, None when it has no monitor."""
+        self._send(f"qRcmd,{line.encode().hex()}")
+        text: list[bytes] = []
+        size = 0
+        while True:
+            answer = self._receive()
+            if answer == "OK":
+                return b"".join(text).decode("utf-8", "replace")
+            if not answer.startswith("O"):
+                return None
+            text.append(self._unhex(answer[1:]))
+            size += len(text[-1])
+            if size > MAX_MONITOR_TEXT:
+                raise MachineError(f"{self.address} prints without end for {line!r}")
+
+    def read(self, address: int, size: int) -> bytes:
+        """Exactly *size* bytes at *address*, or `MemoryReadError` when the stub refuses."""
+        parts: list[bytes] = []
+        step = (self.packet_size - 8) // 2
+        while size > 0:
+            take = min(size, step)
+            answer = self.ask(f"m{address:x},{take:x}")
+            if answer == "" or (answer.startswith("E") and len(answer) == 3):
+                raise MemoryReadError(address, take, f"gdb:{self.address}")
+            part = self._unhex(answer)
+            if not 0 < len(part) <= take:
+                raise MachineError(f"{self.address} answers {len(part)} bytes, expected up to {take}")
+            parts.append(part)
+            address, size = address + len(part), size - len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Detach, so that the guest goes on, and disconnect."""
+        try:
+            self.ask("D")
+        except FivefoldError:
+            pass  # the stub is gone already
+        finally:
+            self._socket.close()
+
+    def _unhex(self, text: str) -> bytes:
+        try:
+            return bytes.fromhex(text)
+        except ValueError as error:
+            raise MachineError(f"{self.address} answers {text[:40]!r}, expected hex digits") from error
+
+    def _send(self, body: str) -> None:
+        packet = f"${body}#{sum(body.encode()) & 0xFF:02x}".encode()
+        for _ in range(_TRIES):
+            try:
+                self._socket.sendall(packet)
+            except OSError as error:
+                raise MachineError(f"{self.address} went away: {error.strerror or error}") from error
+            if self._acknowledgement() == b"+":
+                return
+        raise MachineError(f"{self.address} refuses the packet {body[:40]!r}")
+
+    def _acknowledgement(self) -> bytes:
+        # A packet that comes first is a stop reply nobody asked for: it is let go.
+        while True:
+            byte = self._byte()
+            if byte in (b"+", b"-"):
+                return byte
+            if byte == b"$":
+                self._until_checksum()
+
+    def _receive(self) -> str:
+        for _ in range(_TRIES):
+            while self._byte() != b"$":
+                pass
+            body, intact = self._until_checksum()
+            self._acknowledge(intact)
+            if intact:
+                return "".join(self._expanded(body))
+        raise MachineError(f"{self.address} sends packets with wrong checksums")
+
+    def _acknowledge(self, intact: bool) -> None:
+        try:
+            self._socket.sendall(b"+" if intact else b"-")
+        except OSError as error:
+            raise MachineError(f"{self.address} went away: {error.strerror or error}") from error
+
+    def _until_checksum(self) -> tuple[bytes, bool]:
+        while (end := self._buffer.find(b"#")) < 0 or len(self._buffer) < end + 3:
+            if len(self._buffer) > 2 * MAX_PACKET:
+                raise MachineError(f"{self.address} sends a packet of more than {2 * MAX_PACKET} bytes")
+            self._buffer += self._more()
+        body, checksum = self._buffer[:end], self._buffer[end + 1 : end + 3].lower()
+        self._buffer = self._buffer[end + 3 :]
+        return body, checksum == b"%02x" % (sum(body) & 0xFF)
+
+    @staticmethod
+    def _expanded(body: bytes) -> Iterator[str]:
+        """Undo run-length encoding: ``0*"`` is a 0 and five more (``*`` and a count from 29 up)."""
+        text = body.decode("latin-1")
+        if "*" not in text:
+            yield text
+            return
+        at = 0
+        while at < len(text):
+            if text[at + 1 : at + 2] == "*" and at + 2 < len(text):
+                yield text[at] * (1 + max(0, ord(text[at + 2]) - 29))
+                at += 3
+            else:
+                yield text[at]
+                at += 1
+
+    def _byte(self) -> bytes:
+        if not self._buffer:
+            self._buffer = self._more()
+        byte, self._buffer = self._buffer[:1], self._buffer[1:]
+        return byte
+
+    def _more(self) -> bytes:
+        try:
+            part = self._socket.recv(1 << 16)
+        except TimeoutError as error:
+            raise MachineError(f"{self.address} gave no answer in {self._timeout:g} s") from error
+        except OSError as error:
+            raise MachineError(f"{self.address} went away: {error.strerror}") from error
+        if not part:
+            raise MachineError(f"{self.address} closed the connection in the middle")
+        return part
+
+
+def attach_gdb(
+    address: str,
+    *,
+    ram_map: str | None = None,
+    freeze: bool = False,
+    timeout: float = 10.0,
+    max_copy: int = MAX_COPY,
+) -> Source:
+    """Attach to the stub at *address*, HOST:PORT or a Unix socket's path.
+
+    Which physical memory there is comes from *ram_map* (offsets in it mean nothing here) or from
+    QEMU's monitor behind the stub. Closing lets the guest go on, even one that stood before. Raises `MachineError`
+    without *freeze*, or when the stub has no physical-memory mode; `ValueError` for a bad map.
+    """
+    if not freeze:
+        raise MachineError(
+            f"gdb:{address} stops the guest while it is attached and lets it run afterwards; allow that with --freeze"
+        )
+    mapped = [Extent(span.start, span.end) for span in parse_ram_map(ram_map)] if ram_map else []
+    client = GdbClient(address, timeout=timeout)
+    try:
+        if client.ask("Qqemu.PhyMemMode:1") != "OK":
+            raise MachineError(f"{address} has no physical-memory mode; expected QEMU 4.1 or newer behind it")
+        extents = mapped or _extents(client)
+        cpus = _cpus(client)
+    except (FivefoldError, OSError):
+        client.close()
+        raise
+    memory = PagedMemory(extents, client.read, f"gdb:{address}", on_close=client.close, max_copy=max_copy)
+    return Source(
+        memory=memory,
+        format="gdb stub",
+        cpus=cpus,
+        notes=("the guest stands still while attached and runs afterwards",),
+        live=True,
+    )
+
+
+def _extents(client: GdbClient) -> list[Extent]:
+    try:
+        ranges = ram_ranges(client.monitor("info mtree -f") or "")
+    except FormatError as error:
+        raise MachineError(f"{client.address} does not say where RAM is; give --ram-map ({error})") from error
+    return [Extent(ram.start, ram.end) for ram in ranges]
+
+
+def _cpus(client: GdbClient) -> tuple[CpuState, ...]:
+    text = client.monitor("info registers -a")
+    return parse_info_registers(text, "info registers by gdb stub") if text else ()

@@ -1,0 +1,197 @@
+"""A running QEMU: found by its QMP socket or by its process, neither stopped nor changed unless asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from fivefold.errors import FivefoldError, MachineError
+from fivefold.memory import live_ram
+from fivefold.memory.banked import MAX_COPY, BankedMemory, PagedMemory
+from fivefold.memory.mtree import RamRange, ram_ranges
+from fivefold.memory.qmp_client import QmpClient, QmpError
+from fivefold.memory.registers import parse_info_registers
+from fivefold.memory.source import Progress, Source
+
+WAYS: Final = ("auto", "file", "process", "pmemsave")
+
+
+def attach_qmp(
+    address: str,
+    *,
+    freeze: bool = False,
+    ram: str = "auto",
+    timeout: float = 10.0,
+    max_copy: int = MAX_COPY,
+    progress: Progress | None = None,
+    pid: int | None = None,
+) -> Source:
+    """Attach to the QEMU behind a QMP socket: a path, or HOST:PORT.
+
+    *ram* forces one way to its memory: ``file`` needs RAM in a shared file or memfd, ``process``
+    the right to read the process, ``pmemsave`` works also where both are refused and copies;
+    ``auto`` takes the first that works in this order. With *freeze* the guest stands still
+    until the source is closed; without it the guest goes on and what is read may be torn, as the
+    source says. *pid* is QEMU's process when the socket cannot tell. Raises `MachineError`.
+    """
+    if ram not in WAYS:
+        raise ValueError(f"unknown way to read RAM {ram!r}; expected one of {', '.join(WAYS)}")
+    client = QmpClient(address, timeout=timeout)
+    guest = _Guest(client)
+    try:
+        running = guest.is_running()
+        if freeze and running:
+            guest.freeze()
+        cpus = parse_info_registers(client.monitor("info registers -a"))
+        ranges = ram_ranges(client.monitor("info mtree -f"))
+        at = _Attachment(client, ranges, pid or client.peer_pid, f"qmp:{address}", max_copy, progress)
+        way, memory, remarks = at.memory(ram)
+    except (FivefoldError, OSError):
+        guest.leave()
+        raise
+    memory.when_closed(guest.leave)
+    torn = running and not freeze
+    if torn:
+        remarks = (*remarks, "the guest runs on: two reads may disagree unless it is frozen")
+    return Source(memory=memory, format=f"live QEMU, RAM by {way}", cpus=cpus, notes=remarks, live=True, torn=torn)
+
+
+class _Guest:
+    """Whether the guest runs; puts it back as it was when we leave."""
+
+    def __init__(self, client: QmpClient) -> None:
+        self._client = client
+        self._frozen = False
+
+    def is_running(self) -> bool:
+        return bool(self._client.ask("query-status").get("running"))
+
+    def freeze(self) -> None:
+        self._client.ask("stop")
+        self._frozen = True
+
+    def leave(self) -> None:
+        try:
+            if self._frozen:
+                self._client.ask("cont")
+        except FivefoldError:
+            pass  # QEMU is gone; there is nothing left to put back
+        finally:
+            self._frozen = False
+            self._client.close()
+
+
+class _Attachment(NamedTuple):
+    """What the three ways to RAM need."""
+
+    client: QmpClient
+    ranges: Sequence[RamRange]
+    pid: int | None
+    name: str
+    max_copy: int
+    progress: Progress | None
+
+    def memory(self, way: str) -> tuple[str, BankedMemory | PagedMemory, tuple[str, ...]]:
+        """RAM by *way*, or by the first that works; `MachineError` with all reasons when none does."""
+        refusals = []
+        for each in WAYS[1:] if way == "auto" else (way,):
+            try:
+                memory, remarks = self._by(each)
+            except (MachineError, QmpError) as error:
+                refusals.append(f"{each}: {error}")
+                continue
+            return each, memory, remarks
+        raise MachineError(f"cannot read RAM of {self.name}; " + "; ".join(refusals))
+
+    def _by(self, way: str) -> tuple[BankedMemory | PagedMemory, tuple[str, ...]]:
+        if way == "pmemsave":
+            copy = live_ram.saved_memory(self.client, self.ranges, self.name, self.max_copy, self.progress)
+            return copy, ("RAM is a copy made when attached",)
+        if self.pid is None:
+            raise MachineError("the process is not known over TCP; give pid:NUMBER")
+        located = live_ram.locate(self.client, self.ranges)
+        if way == "file":
+            return live_ram.shared_memory(self.pid, located, self.name)
+        return live_ram.process_memory(self.pid, located, self.name, self.max_copy), ()
+
+
+def attach_pid(
+    pid_text: str,
+    *,
+    freeze: bool = False,
+    ram: str = "auto",
+    timeout: float = 10.0,
+    max_copy: int = MAX_COPY,
+    progress: Progress | None = None,
+) -> Source:
+    """Attach to the QEMU that is process *pid_text*, by the QMP socket on its command line.
+
+    As `attach_qmp`. `MachineError` says how to give QEMU a socket when it has none.
+    """
+    if not pid_text.isdecimal() or not pid_text.isascii():
+        raise ValueError(f"{pid_text!r} is not a process number; expected pid:NUMBER")
+    pid = int(pid_text)
+    return attach_qmp(
+        qmp_address_of(pid),
+        freeze=freeze,
+        ram=ram,
+        timeout=timeout,
+        max_copy=max_copy,
+        progress=progress,
+        pid=pid,
+    )
+
+
+def qmp_address_of(pid: int) -> str:
+    """The QMP socket on the command line of process *pid*: a path, or HOST:PORT."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        words = folder.joinpath("cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError as error:
+        raise MachineError(f"cannot read the command line of process {pid}: {error.strerror}") from error
+    for address in _qmp_addresses(words):
+        # A relative path is relative to where QEMU was started.
+        return address if _is_tcp(address) else str(folder.joinpath("cwd").resolve() / address)
+    raise MachineError(
+        f"process {pid} has no QMP socket on its command line; start QEMU with "
+        "-qmp unix:/path/qmp.sock,server=on,wait=off, or give qmp:SOCKET"
+    )
+
+
+def _is_tcp(address: str) -> bool:
+    return "/" not in address and address.rpartition(":")[2].isdecimal() and ":" in address
+
+
+def _qmp_addresses(words: Sequence[str]) -> Iterator[str]:
+    monitors, chardevs = [], {}
+    for option, value in pairwise(words):
+        name = option.lstrip("-") if option.startswith("-") else ""
+        fields = _fields(value)
+        if name in ("qmp", "qmp-pretty"):
+            kind, _, address = value.partition(",")[0].partition(":")
+            if kind in ("unix", "tcp") and address:
+                yield address
+            elif kind == "chardev":
+                monitors.append(address)
+        elif name == "mon" and fields.get("mode") == "control":
+            monitors.append(fields.get("chardev", fields[""]))
+        elif name == "chardev" and fields[""] == "socket":
+            chardevs[fields.get("id", "")] = _chardev_address(fields)
+    yield from (found for monitor in monitors if (found := chardevs.get(monitor)))
+
+
+def _fields(value: str) -> dict[str, str]:
+    """``socket,id=m,path=/a`` as a dict; the word without a name has the key ``""``."""
+    fields = {"": ""}
+    for index, part in enumerate(value.split(",")):
+        key, equals, text = part.partition("=")
+        fields[key if equals else "" if index == 0 else key] = text if equals else part
+    return fields
+
+
+def _chardev_address(fields: dict[str, str]) -> str:
+    if path := fields.get("path"):
+        return path
+    return f"{fields.get('host') or 'localhost'}:{fields['port']}" if fields.get("port") else ""

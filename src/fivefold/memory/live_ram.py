@@ -1,0 +1,190 @@
+"""Three ways to the RAM of a QEMU guest: its shared file, its process's memory, a copy QEMU writes."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import shutil
+import tempfile
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from fivefold.errors import MachineError, MemoryReadError
+from fivefold.memory.banked import Bank, BankedMemory, PagedMemory
+from fivefold.memory.base import Extent
+from fivefold.memory.files import FileBytes
+from fivefold.memory.mtree import RamRange
+from fivefold.memory.process_memory import (
+    Mapping,
+    ProcessMemory,
+    mapping_at,
+    mappings_of,
+    open_shared_file,
+)
+from fivefold.memory.qmp_client import QmpClient
+from fivefold.memory.source import Progress
+from fivefold.units import MIB
+
+MAX_ROM: Final = 64 * MIB
+"""Private ranges up to this size in all (firmware, video) are copied when RAM itself is shared."""
+
+PMEMSAVE_SPEED: Final = 50 * MIB
+"""Bytes a second that a copy by QEMU is given at least before it counts as hung."""
+
+_HVA: Final = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)")
+
+
+class Located(NamedTuple):
+    """A range of guest RAM and where QEMU's process has it."""
+
+    ram: RamRange
+    host: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.ram.end - self.ram.start
+
+
+def locate(client: QmpClient, ranges: Sequence[RamRange]) -> list[Located]:
+    """Ask QEMU for the host address of each range; `MachineError` when its monitor does not tell."""
+    located = []
+    for ram in ranges:
+        answer = client.monitor(f"gpa2hva {ram.start:#x}")
+        match = _HVA.search(answer)
+        if match is None:
+            raise MachineError(f"QEMU does not say where {ram.start:#x} lies: {answer.strip()[:80]!r}")
+        located.append(Located(ram, int(match[1], 16)))
+    return located
+
+
+def shared_memory(pid: int, located: Sequence[Located], name: str) -> tuple[BankedMemory, tuple[str, ...]]:
+    """Guest RAM mapped from the file that QEMU shares: zero-copy, and it shows what the guest does.
+
+    Small private ranges beside it are copied once. Returns the memory and remarks. `MachineError`
+    when most of RAM is not shared.
+    """
+    mappings = mappings_of(pid)
+    banks: list[Bank] = []
+    private: list[Located] = []
+    for item in located:
+        mapping = mapping_at(mappings, item.host, item.size)
+        data = _map_shared(pid, mapping, item) if mapping else None
+        if data is None:
+            private.append(item)
+        else:
+            banks.append(Bank(item.ram.start, data))
+    if sum(item.size for item in private) > MAX_ROM or not banks:
+        raise MachineError(
+            f"RAM of process {pid} is not shared: start QEMU with -object memory-backend-memfd,share=on "
+            "or read it another way"
+        )
+    copies, remarks = _copied(pid, private)
+    return BankedMemory([*banks, *copies], name), remarks
+
+
+def _map_shared(pid: int, mapping: Mapping, item: Located) -> memoryview | None:
+    fd = open_shared_file(pid, mapping)
+    if fd is None:
+        return None
+    try:
+        offset = mapping.offset + item.host - mapping.start
+        slack = offset % mmap.ALLOCATIONGRANULARITY
+        if offset + item.size > os.fstat(fd).st_size:
+            return None
+        mapped = mmap.mmap(fd, item.size + slack, prot=mmap.PROT_READ, offset=offset - slack)
+    except OSError as error:
+        raise MachineError(f"cannot map RAM of process {pid}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+    return memoryview(mapped)[slack:]
+
+
+def _copied(pid: int, private: Sequence[Located]) -> tuple[list[Bank], tuple[str, ...]]:
+    if not private:
+        return [], ()
+    regions = ", ".join(sorted({item.ram.region for item in private}))
+    try:
+        process = ProcessMemory(pid)
+    except MachineError as error:
+        return [], (f"left out as holes, because not shared: {regions} ({error})",)
+    try:
+        copies = [Bank(i.ram.start, memoryview(process.read(i.host, i.size))) for i in private]
+    finally:
+        process.close()
+    return copies, (f"copied when attached, because not shared: {regions}",)
+
+
+def process_memory(pid: int, located: Sequence[Located], name: str, max_copy: int) -> PagedMemory:
+    """Guest RAM read from QEMU's process, anew at each read. `MachineError` when that is not allowed."""
+    process = ProcessMemory(pid)
+    starts = [item.ram.start for item in located]
+
+    def fetch(pa: int, size: int) -> bytes:
+        parts = []
+        index = bisect_right(starts, pa) - 1
+        while size > 0:
+            item = located[index]
+            take = min(size, item.ram.end - pa)
+            parts.append(_fetched(process, item, pa, take, name))
+            pa, size, index = pa + take, size - take, index + 1
+        return b"".join(parts)
+
+    extents = [Extent(item.ram.start, item.ram.end) for item in located]
+    try:
+        for item in located:
+            fetch(item.ram.start, 1)
+    except MemoryReadError as error:
+        process.close()
+        raise MachineError(f"process {pid} is not the QEMU that answers: {error}") from error
+    return PagedMemory(extents, fetch, name, on_close=process.close, max_copy=max_copy)
+
+
+def _fetched(process: ProcessMemory, item: Located, pa: int, size: int, name: str) -> bytes:
+    try:
+        return process.read(item.host + pa - item.ram.start, size)
+    except MemoryReadError as error:
+        # The guest's address is what the reader knows; QEMU's own stays in the cause.
+        raise MemoryReadError(pa, size, f"{name} (process {process.pid} gone or memory unplugged)") from error
+
+
+def saved_memory(
+    client: QmpClient, ranges: Sequence[RamRange], name: str, max_copy: int, progress: Progress | None
+) -> BankedMemory:
+    """A copy of guest RAM that QEMU writes to files, which are unlinked at once.
+
+    `MachineError` above *max_copy* bytes, or when QEMU may not write where we may read.
+    """
+    total = sum(ram.end - ram.start for ram in ranges)
+    if total > max_copy:
+        raise MachineError(f"cannot copy {name}: {total} bytes, at most {max_copy} are allowed")
+    folder = Path(tempfile.mkdtemp(prefix="fivefold-"))
+    banks, files, done = [], [], 0
+    try:
+        for ram in ranges:
+            file = _save(client, ram, folder / f"{ram.start:x}")
+            files.append(file)
+            banks.append(Bank(ram.start, file.view(0, file.size)))
+            done += file.size
+            if progress is not None:
+                progress(done, total)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    memory = BankedMemory(banks, name)
+    for file in files:
+        memory.when_closed(file.close)
+    return memory
+
+
+def _save(client: QmpClient, ram: RamRange, path: Path) -> FileBytes:
+    size = ram.end - ram.start
+    with client.patience(size / PMEMSAVE_SPEED):
+        client.ask("pmemsave", val=ram.start, size=size, filename=str(path))
+    file = FileBytes.open(path)
+    if file.size != size:
+        file.close()
+        raise MachineError(f"QEMU saved {file.size} bytes of {ram.region} at {ram.start:#x}, expected {size}")
+    return file

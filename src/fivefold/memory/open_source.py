@@ -1,0 +1,123 @@
+"""One way in: a file by its first bytes, a running guest by the prefix of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from fivefold.errors import FivefoldError, FormatError
+from fivefold.memory import elf_core, kdump, lime
+from fivefold.memory.banked import MAX_COPY
+from fivefold.memory.compressed import MAX_UNPACKED, compression_of, unpack
+from fivefold.memory.files import FileBytes
+from fivefold.memory.raw_image import read_raw
+from fivefold.memory.source import Progress, Source
+
+LiveRam = Literal["auto", "file", "process", "pmemsave"]
+"""How a live QEMU's memory is read: its shared memory file, /proc/PID/mem, a copy that QEMU writes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What can be said about a source besides its name.
+
+    *ram_map* is for raw images and gdb stubs (see `parse_ram_map`), *freeze* stops a live guest while it is
+    open, *live_ram* forces one way of reading it, *timeout* is in seconds and for one answer
+    of a live guest. *max_unpacked* bounds a compressed file, *max_copy* copies of memory that is not in
+    buffers; both in bytes.
+    """
+
+    ram_map: str | None = None
+    freeze: bool = False
+    live_ram: LiveRam = "auto"
+    timeout: float = 10.0
+    progress: Progress | None = None
+    max_unpacked: int = MAX_UNPACKED
+    max_copy: int = MAX_COPY
+
+
+_UNSUPPORTED: Final = {
+    b"PAGEDU64": "a Windows crash dump",
+    b"PAGEDUMP": "a 32-bit Windows crash dump",
+    b"AVML": "a compressed LiME file of AVML; convert it with avml-convert",
+    b"LiMS": "a savevm image",
+    b"QEVM": "a QEMU migration stream; use dump-guest-memory instead",
+    b"QFI\xfb": "a qcow2 disk image",
+}
+
+
+def open_source(spec: str, options: Options | None = None, **changes: object) -> Source:
+    """Open *spec*: a file, ``qmp:SOCKET`` (a path or HOST:PORT), ``pid:NUMBER`` or ``gdb:HOST:PORT``.
+
+    Files are raw images, ELF cores, kdump files and LiME, also inside .xz, .gz or .zst; the
+    first bytes decide, never the name. *changes* are fields of `Options`. Raises `FormatError`
+    when the content is not what it claims, `MachineError` when something cannot be opened or
+    does not answer, `ValueError` for a spec or option that makes no sense.
+    """
+    chosen = replace(options or Options(), **changes)  # type: ignore[arg-type]
+    prefix, colon, rest = spec.partition(":")
+    if colon and prefix in ("qmp", "pid", "gdb"):
+        return _open_live(prefix, rest, chosen)
+    return open_file(spec.removeprefix("file:"), chosen)
+
+
+def open_file(path: str, options: Options | None = None) -> Source:
+    """Open a file as `open_source` does, whatever its name looks like."""
+    chosen = options or Options()
+    file = FileBytes.open(path)
+    compression = compression_of(_head(file))
+    if compression:
+        file = unpack(file, max_bytes=chosen.max_unpacked, progress=chosen.progress)
+    try:
+        source = _recognise(file, chosen)
+    except (FivefoldError, ValueError):
+        file.close()
+        raise
+    if compression:
+        return replace(source, format=f"{source.format} in {compression}")
+    return source
+
+
+def _head(file: FileBytes) -> bytes:
+    return file.read_at(0, min(file.size, 16))
+
+
+def _recognise(file: FileBytes, options: Options) -> Source:
+    head = _head(file)
+    for magic, what in _UNSUPPORTED.items():
+        if head.startswith(magic):
+            raise FormatError(f"{file.name} is {what}; expected a raw image, an ELF core, kdump or LiME")
+    if options.ram_map is not None:
+        return read_raw(file, options.ram_map)
+    reader = next((reader for magic, reader in _READERS.items() if head.startswith(magic)), None)
+    if reader is not None:
+        return reader(file)
+    if head.startswith(kdump.SIGNATURES):
+        return kdump.read_kdump(file, max_copy=options.max_copy)
+    return read_raw(file)
+
+
+_READERS: Final[dict[bytes, Callable[[FileBytes], Source]]] = {
+    elf_core.MAGIC: elf_core.read_elf_core,
+    lime.MAGIC: lime.read_lime,
+}
+
+
+def _open_live(prefix: str, rest: str, options: Options) -> Source:
+    # Imported here: files are the common case, and these need sockets and processes.
+    from fivefold.memory import gdb_stub, live_qemu
+
+    if prefix == "gdb":
+        return gdb_stub.attach_gdb(
+            rest, ram_map=options.ram_map, freeze=options.freeze, timeout=options.timeout, max_copy=options.max_copy
+        )
+    attach = live_qemu.attach_qmp if prefix == "qmp" else live_qemu.attach_pid
+    return attach(
+        rest,
+        freeze=options.freeze,
+        ram=options.live_ram,
+        timeout=options.timeout,
+        max_copy=options.max_copy,
+        progress=options.progress,
+    )

@@ -1,0 +1,55 @@
+"""What opening a source gives: its memory, its CPUs, and what is known about both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from fivefold.memory.banked import SourceMemory
+from fivefold.memory.base import Extent
+from fivefold.memory.registers import CpuState
+
+Progress = Callable[[int, int | None], None]
+"""Called with bytes done and bytes in all, None where that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An opened source. Close it, or use it in a ``with`` statement.
+
+    *format* names what it was recognised as. *cpus* is empty where the source has no registers.
+    *notes* are remarks for people: what was assumed, left out or found odd. *live* says that a
+    guest is behind it, *torn* that it runs while it is read, so that two reads may disagree.
+    """
+
+    memory: SourceMemory
+    format: str
+    cpus: tuple[CpuState, ...] = ()
+    notes: tuple[str, ...] = ()
+    vmcoreinfo: dict[str, str] = field(default_factory=dict)
+    live: bool = False
+    torn: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.memory.name
+
+    @property
+    def extents(self) -> list[Extent]:
+        """Physical memory that can be read, ascending, end exclusive."""
+        return self.memory.extents
+
+    def close(self) -> None:
+        """Let go of everything behind it; a guest that was frozen runs again."""
+        self.memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
