@@ -1,11 +1,13 @@
 """Build the image, run it on machines, collect and judge the result."""
 
 from fivefold.boot.build import build_image
-from fivefold.boot.elf_image import DEFAULT_LOAD_ADDRESS, Image
+from fivefold.boot.elf_image import DEFAULT_LOAD_ADDRESS, Image, parse
+from fivefold.boot.files import write_file
 from fivefold.boot.result import BootReport, Bounds, Check, Run, Skipped
-from fivefold.boot.run import DEFAULT_MEMORY, Options, boot
+from fivefold.boot.run import CPUS, DEFAULT_MEMORY, Options, boot
 
 __all__ = [
+    "CPUS",
     "DEFAULT_LOAD_ADDRESS",
     "DEFAULT_MEMORY",
     "BootReport",
@@ -17,4 +19,6 @@ __all__ = [
     "Skipped",
     "boot",
     "build_image",
+    "parse",
+    "write_file",
 ]

@@ -29,6 +29,8 @@ _IDENT: Final = b"\x7fELF\x02\x01\x01" + bytes(9)
 _PT_LOAD, _PT_NOTE = 1, 4
 _NOTE_HEAD: Final = struct.pack("<III", 4, 4, 18) + b"Xen\0"
 _PAGE: Final = 4096
+_NEEDED: Final = ("_text", "_rodata", "_data", "_end", "pvh_entry", "entry_64", "startup.table", "stack_guard")
+_MOST_MEMORY: Final = 1 << 30
 
 
 class Part(NamedTuple):
@@ -47,6 +49,8 @@ class Image:
     link_address: VirtAddr
     parts: tuple[Part, ...]
     symbols: Mapping[str, int]
+    load_address: int = DEFAULT_LOAD_ADDRESS
+    """Where the file that it was read from is to be loaded."""
 
     @property
     def size(self) -> int:
@@ -145,23 +149,35 @@ def _append_symbols(out: bytearray, symbols: Mapping[str, int]) -> tuple[int, in
 
 
 def parse(data: bytes) -> Image:
-    """Read back a file that `Image.place` wrote at the default address; `ImageError` if it is something else."""
+    """Read back a file that `Image.place` wrote; `ImageError` if it is something else, or cut short."""
+    if data[: len(_IDENT)] != _IDENT:
+        raise ImageError("not an image of ours: no ELF64 header")
     try:
         header = _EHDR.unpack_from(data)
         parts = tuple(_parts(data, header))
         symbols = dict(_symbols(data, header))
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
-        raise ImageError(f"not an image of ours: {error}") from error
-    if header[0] != _IDENT or not parts or "_text" not in symbols:
-        raise ImageError("not an image of ours: no symbol _text")
-    return Image(VirtAddr(symbols["_text"]), parts, symbols)
+        load = next(_loads(data, header))[4]
+    except (struct.error, IndexError, ValueError, StopIteration) as error:
+        raise ImageError(f"not an image of ours, or cut short at {len(data)} bytes: {error}") from error
+    missing = [name for name in _NEEDED if name not in symbols]
+    if missing or symbols["_text"] != parts[0].start:
+        raise ImageError(f"not an image of ours: no symbol {missing[0] if missing else '_text at its start'}")
+    check_load_address(load)
+    return Image(VirtAddr(symbols["_text"]), parts, symbols, load)
+
+
+def _loads(data: bytes, header: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    for i in range(header[10]):
+        segment = _PHDR.unpack_from(data, header[5] + i * _PHDR.size)
+        if segment[0] == _PT_LOAD:
+            yield segment
 
 
 def _parts(data: bytes, header: tuple[int, ...]) -> Iterator[Part]:
-    for i in range(header[10]):
-        kind, flags, offset, start, _pa, filesz, memsz, _align = _PHDR.unpack_from(data, header[5] + i * _PHDR.size)
-        if kind == _PT_LOAD:
-            yield Part(start, data[offset : offset + filesz], memsz, flags)
+    for _kind, flags, offset, start, _pa, filesz, memsz, _align in _loads(data, header):
+        if offset + filesz > len(data) or filesz > memsz or memsz > _MOST_MEMORY:
+            raise ValueError(f"a segment of {filesz} bytes at offset {offset:#x}")
+        yield Part(start, data[offset : offset + filesz], memsz, flags)
 
 
 def _symbols(data: bytes, header: tuple[int, ...]) -> Iterator[tuple[str, int]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fivefold.arch import ControlState
 from fivefold.boot.build import build_image
-from fivefold.boot.elf_image import DEFAULT_LOAD_ADDRESS, HIGHEST_32BIT_END, Image, check_load_address
+from fivefold.boot.elf_image import HIGHEST_32BIT_END, Image, check_load_address
 from fivefold.boot.guest_report import GuestReport, read_report
 from fivefold.boot.judge import Evidence, judge
 from fivefold.boot.result import BootReport, Check, Run, Skipped
@@ -41,13 +42,15 @@ class Options:
     entry: Entry = "pvh"
     layout: str = "linux"
     memory: int = DEFAULT_MEMORY
-    load_address: int = DEFAULT_LOAD_ADDRESS
+    load_address: int | None = None
+    """Where to load the image; None for where its file says."""
     cmdline: str = ""
     timeout: float = 30.0
 
     def __post_init__(self) -> None:
         """Refuse what no machine could do, with `ImageError` or `MachineError`."""
-        check_load_address(self.load_address)
+        if self.load_address is not None:
+            check_load_address(self.load_address)
         if self.entry not in ENTRIES:
             raise MachineError(f"unknown entry {self.entry!r}; expected {', '.join(ENTRIES)}")
         if self.layout not in LAYOUTS:
@@ -64,20 +67,31 @@ class Options:
         return " ".join(word for word in words if word)
 
 
-def boot(cpus: tuple[str, ...] = CPUS, options: Options | None = None) -> BootReport:
-    """Boot on each of *cpus* (``la57``, ``la48``). What a CPU cannot be asked for is skipped, with the reason.
+def boot(
+    cpus: tuple[str, ...] = CPUS,
+    options: Options | None = None,
+    image: Image | None = None,
+    say: Callable[[str], None] = lambda step: None,
+) -> BootReport:
+    """Boot *image*, by default the one that is built from these sources, on each of *cpus* (``la57``, ``la48``).
+
+    What a CPU cannot be asked for is skipped, with the reason. *say* is told each step, and "" at the end.
 
     Raises `MachineError` if nothing is left to run, or an engine cannot do what was asked.
     """
     options = options or Options()
-    image = build_image()
+    say("building the image")
+    image = image or build_image()
+    options = replace(options, load_address=options.load_address or image.load_address)
     runs: list[Run] = []
     skipped: list[Skipped] = []
     for cpu in cpus:
         if options.entry == "long57" and cpu == "la48":
             skipped.append(Skipped(cpu, "a CPU without LA57 cannot be entered with five levels"))
         else:
+            say(f"booting on {options.engine}, {cpu}")
             runs.append(boot_one(cpu, options, image))
+    say("")
     if not runs:
         raise MachineError(f"nothing to run: {skipped[0].reason}" if skipped else "no CPU to run on")
     return BootReport(tuple(runs), tuple(skipped))
@@ -86,11 +100,12 @@ def boot(cpus: tuple[str, ...] = CPUS, options: Options | None = None) -> BootRe
 def boot_one(cpu: str, options: Options, image: Image) -> Run:
     """Boot on one CPU, read the guest's own report, and judge the result from outside."""
     began = time.perf_counter()
+    load = options.load_address or image.load_address
     guest = make_guest(cpu, options, image)
     with start(options.engine, guest) as machine:
         event = machine.run(options.timeout)
         try:
-            report = read_report(machine.memory, image, options.load_address)
+            report = read_report(machine.memory, image, load)
         except MemoryReadError:
             report = GuestReport({}, {}, (), "")
         checks = [completed(event, report), *report.checks]
@@ -119,7 +134,8 @@ def boot_one(cpu: str, options: Options, image: Image) -> Run:
 
 def make_guest(cpu: str, options: Options, image: Image) -> Guest:
     """The guest that *options* describe. `MachineError` for memory or an address that cannot be."""
-    load, end = options.load_address, options.load_address + image.size
+    load = options.load_address or image.load_address
+    end = load + image.size
     if options.memory < end and load < 3 * GIB:
         raise MachineError(
             f"too little memory: the image ends at {hex64(end)}, the machine has {format_size(options.memory)}"
@@ -131,19 +147,16 @@ def make_guest(cpu: str, options: Options, image: Image) -> Guest:
         if end > HIGHEST_32BIT_END:
             raise MachineError(f"{options.engine} loads below 4 GiB only, not at {hex64(load)}; use unicorn")
         # Its loader enters in 32-bit code only: a stub in the image turns paging on and goes on to the 64-bit entry.
-        return _guest(cpu, options, image, image.place(load, f"stub_{options.entry}"), "pvh")
-    return _guest(cpu, options, image, image.place(load), entry)
-
-
-def _guest(cpu: str, options: Options, image: Image, data: bytes, entry: Entry) -> Guest:
+        entry = "pvh"
+    symbol = "pvh_entry" if entry == options.entry else f"stub_{options.entry}"
     return Guest(
-        image=data,
+        image=image.place(load, symbol),
         entry=entry,
-        entry64=image.physical("entry_64", options.load_address),
+        entry64=image.physical("entry_64", load),
         cpu=cpu,
         memory=options.memory,
         cmdline=options.full_cmdline,
-        sites=image.sites(options.load_address),
+        sites=image.sites(load),
     )
 
 
@@ -168,7 +181,7 @@ def evidence(machine: Machine, options: Options, image: Image, report: GuestRepo
         cpu=machine.cpu,
         areas=image_areas(options.layout, levels),
         image=image,
-        load=options.load_address,
+        load=options.load_address or image.load_address,
         start_info=report.words["start_info"],
         expected_levels=levels,
     )

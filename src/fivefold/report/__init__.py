@@ -1,1 +1,1 @@
-
+"""How results look: text for people."""

@@ -1,0 +1,93 @@
+"""`fivefold boot`: run the image on a CPU with LA57 and on one without, and print the two side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fivefold.cli import values
+
+
+class CpuChoice(StrEnum):
+    """Which CPUs to boot on."""
+
+    both = "both"
+    la57 = "la57"
+    la48 = "la48"
+
+
+class EngineChoice(StrEnum):
+    """What runs the machine."""
+
+    unicorn = "unicorn"
+    qemu = "qemu"
+    kvm = "kvm"
+
+
+class EntryChoice(StrEnum):
+    """How the loader enters the image."""
+
+    pvh = "pvh"
+    long48 = "long48"
+    long57 = "long57"
+
+
+class LayoutChoice(StrEnum):
+    """Which map of areas the kernel uses."""
+
+    linux = "linux"
+    proposal = "proposal"
+
+
+def boot(
+    image: Annotated[
+        Path | None, typer.Argument(help="An image written by `fivefold image`; by default the built-in one.")
+    ] = None,
+    cpu: Annotated[CpuChoice, typer.Option(help="CPU with LA57, without, or both.")] = CpuChoice.both,
+    engine: Annotated[EngineChoice, typer.Option(help="What runs the machine.")] = EngineChoice.unicorn,
+    entry: Annotated[
+        EntryChoice, typer.Option(help="32-bit entry, or 64-bit with paging on in that depth.")
+    ] = EntryChoice.pvh,
+    layout: Annotated[
+        LayoutChoice, typer.Option(help="Today's map of areas, or the 2017 proposal's.")
+    ] = LayoutChoice.linux,
+    memory: Annotated[int, typer.Option(parser=values.size, metavar="SIZE", help="Memory of the machine.")] = "512M",  # type: ignore[assignment]
+    load_address: Annotated[
+        int | None,
+        typer.Option(parser=values.address, metavar="ADDRESS", help="Where to load the image: a multiple of 2 MiB."),
+    ] = None,
+    cmdline: Annotated[str, typer.Option(help='Command line of the kernel, such as "no5lvl" or "pages=4k".')] = "",
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Stop a run after this long.")] = 30.0,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every check and the serial output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the schema fivefold.boot/1.")] = False,
+) -> int:
+    """Boot one image with five levels of page tables and with four, and check the result from inside and outside."""
+    from fivefold.boot import CPUS, Options, parse
+    from fivefold.boot import boot as run_boot
+
+    options = Options(engine.value, entry.value, layout.value, memory, load_address, cmdline, timeout)
+    given = parse(image.read_bytes()) if image else None
+    cpus = CPUS if cpu is CpuChoice.both else (cpu.value,)
+    report = run_boot(cpus, options, given, _say)
+    if as_json:
+        json.dump(report.to_json(), sys.stdout, indent=2)
+        print()
+    else:
+        from rich.console import Console
+
+        from fivefold.report.boot_text import print_boot
+
+        # Tables are as wide as they are: what reads a pipe can cut, but cannot put together again.
+        print_boot(report, Console(width=None if sys.stdout.isatty() else 160, highlight=False), verbose)
+    return 0 if report.ok else 1
+
+
+def _say(step: str) -> None:
+    """Show what goes on, where somebody watches."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{step}", end="", file=sys.stderr, flush=True)
