@@ -194,7 +194,7 @@ def test_frames_start_on_a_frame() -> None:
 PAGES = st.integers(0, 3 << 18)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from([LA48, LA57]), PAGES, PAGES, PAGES, st.booleans())
 def test_a_range_is_one_map(mode: PagingMode, first: int, pages: int, frame: int, gib: bool) -> None:
     """Whatever the alignment: both ends and nothing beyond, each page where it belongs."""

@@ -112,6 +112,16 @@ def test_contiguous_runs_break_where_memory_does() -> None:
     assert [run.phys for run in regions(space, window)] == [0x10000]
 
 
+def test_a_hole_ends_a_run() -> None:
+    ram = Ram.of_size(0x8000, start=0x1000)
+    space = AddressSpace(ram, PhysAddr(0x1000), LA57)
+    frames = Frames(ram, PhysAddr(0x2000), 5)
+    map_page(ram, space, VirtAddr(0x1000), Entry(0x9003, Level.PT), frames)
+    map_page(ram, space, VirtAddr(0x3000), Entry(0xA003, Level.PT), frames)
+
+    assert [(run.start, run.end) for run in regions(space)] == [(0x1000, 0x2000), (0x3000, 0x4000)]
+
+
 def test_accessed_and_dirty_break_runs_only_when_asked() -> None:
     ram = Ram.of_size(0x8000, start=0x1000)
     space = AddressSpace(ram, PhysAddr(0x1000), LA57)

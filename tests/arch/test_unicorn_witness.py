@@ -56,10 +56,11 @@ TREE = 0x40000
 
 CODE = {
     (Kind.READ, 1): bytes.fromhex("8a07"),  # mov al, [rdi]
-    (Kind.WRITE, 1): bytes.fromhex("8807"),  # mov [rdi], al
+    (Kind.WRITE, 1): bytes.fromhex("881f"),  # mov [rdi], bl
     (Kind.READ, 8): bytes.fromhex("488b07"),  # mov rax, [rdi]
-    (Kind.WRITE, 8): bytes.fromhex("488907"),  # mov [rdi], rax
+    (Kind.WRITE, 8): bytes.fromhex("48891f"),  # mov [rdi], rbx
 }
+WRPKRU = bytes.fromhex("0f01ef")  # PKRU := eax, with ecx and edx 0; no register shows it
 SYSRETQ = bytes.fromhex("480f07")
 MSR_EFER, MSR_STAR = 0xC000_0080, 0xC000_0081
 
@@ -114,8 +115,11 @@ class Engine:
         done = int(Flag.P | Flag.A | Flag.D)
         map_page(self.memory, space, SUPERVISOR_CODE, Entry(0x2000 | done, Level.PT), frames)
         map_page(self.memory, space, USER_CODE, Entry(0x3000 | done | Flag.US, Level.PT), frames)
-        self.memory.write(PhysAddr(0x2000), b"".join(code.ljust(16, bytes([INT3])) for code in CODE.values()) + SYSRETQ)
-        self.memory.write(PhysAddr(0x3000), self.memory.read(PhysAddr(0x2000), 64))
+        for page in (0x2000, 0x3000):
+            self.memory.write(PhysAddr(page), bytes([INT3]) * 4096)
+            for number, code in enumerate(CODE.values()):
+                self.memory.write(PhysAddr(page + 16 * number), WRPKRU + code)
+            self.memory.write(PhysAddr(page + 0x100), SYSRETQ)
         return space.entry_at(space.root, mode.top).raw
 
     def set_root(self, mode: PagingMode) -> None:
@@ -135,7 +139,9 @@ class Engine:
         self.uc.context_restore(self.contexts[state.cpl])
         self._set(state)
         self.uc.reg_write(x86.UC_X86_REG_RDI, va)
-        self.uc.reg_write(x86.UC_X86_REG_RAX, int.from_bytes(bytes([INT3] * 8), "little"))
+        self.uc.reg_write(x86.UC_X86_REG_RBX, int.from_bytes(bytes([INT3] * 8), "little"))
+        for register, value in ((x86.UC_X86_REG_RAX, state.pkru), (x86.UC_X86_REG_RCX, 0), (x86.UC_X86_REG_RDX, 0)):
+            self.uc.reg_write(register, value)
         self.outcome = Outcome(-1)
         self.uc.emu_start(self._rip(state, va, how), MASK64)
         return self.outcome
@@ -144,7 +150,9 @@ class Engine:
         if how.kind is Kind.FETCH:
             return va
         base = USER_CODE if state.cpl == 3 else SUPERVISOR_CODE
-        return base + 16 * list(CODE).index((how.kind, how.size))
+        # WRPKRU is #UD without PKE.
+        skip = 0 if state.cr4_has(Cr4.PKE) else len(WRPKRU)
+        return base + 16 * list(CODE).index((how.kind, how.size)) + skip
 
     def _on_exception(self, uc: object, vector: int | None, _: object) -> None:
         """Note the exception from the saved state: no register shows its error code."""
@@ -186,7 +194,7 @@ class Engine:
             self.uc.emu_stop()
 
         hook = self.uc.hook_add(unicorn.UC_HOOK_CODE, arrived, None, landing, landing)
-        self.uc.emu_start(SUPERVISOR_CODE + 64, MASK64)
+        self.uc.emu_start(SUPERVISOR_CODE + 0x100, MASK64)
         self.uc.hook_del(hook)
         return found[0]
 
@@ -197,13 +205,14 @@ def engine() -> Iterator[Engine]:
 
 
 def random_state(random: Random, mode: PagingMode) -> ControlState:
-    """Any mixture of WP, NXE, SMEP, SMAP, AC and privilege."""
+    """Any mixture of WP, NXE, SMEP, SMAP, AC, keys and privilege."""
     state = ControlState.long(mode, TREE, cpl=random.choice((0, 3)))
-    cr4 = sum(int(bit) for bit in (Cr4.SMEP, Cr4.SMAP) if random.getrandbits(1))
+    cr4 = sum(int(bit) for bit in (Cr4.SMEP, Cr4.SMAP, Cr4.PKE) if random.getrandbits(1))
     cr0 = state.cr0 if random.getrandbits(1) else state.cr0 & ~Cr0.WP
     efer = state.efer if random.random() < 0.8 else state.efer & ~Efer.NXE
     rflags = 2 | (RFLAGS_AC if random.getrandbits(1) else 0)
-    return replace(state, cr0=int(cr0), cr4=state.cr4 | cr4, efer=int(efer), rflags=rflags)
+    pkru = random.getrandbits(32) & random.getrandbits(32)
+    return replace(state, cr0=int(cr0), cr4=state.cr4 | cr4, efer=int(efer), rflags=rflags, pkru=pkru)
 
 
 def random_entry(random: Random, level: Level, below: int) -> int:
@@ -279,5 +288,5 @@ def test_verdicts_agree(engine: Engine, mode: PagingMode) -> None:
         name = verdict.rule.name if isinstance(verdict, Fault) else "ALLOWED"
         met[name] = met.get(name, 0) + 1
 
-    wanted = {"ALLOWED", "CANONICAL", "PRESENT", "RESERVED", "USER", "WRITE", "EXECUTE", "SMEP", "SMAP"}
+    wanted = {"ALLOWED", "CANONICAL", "PRESENT", "RESERVED", "USER", "WRITE", "EXECUTE", "SMEP", "SMAP", "PKU"}
     assert {name for name, count in met.items() if count >= 10} >= wanted, met

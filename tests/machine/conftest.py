@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 
 import llvmlite.binding as llvm
+import pytest
 from elftools.elf.elffile import ELFFile
+
+from fivefold.machine import Guest, Machine, available, start
 
 BASE = 0x200000
 """Where every test guest is loaded."""
@@ -155,3 +160,68 @@ def elf(code: bytes, at: int = BASE, entry: int | None = None, memory_size: int 
     loads = struct.pack("<IIQQQQQQ", 1, 7, body, at, at, len(code), size, 16)
     notes = struct.pack("<IIQQQQQQ", 4, 4, offset, 0, 0, len(note), len(note), 4)
     return header + loads + notes + note + code
+
+
+LONG_GUEST = """
+  {before}
+  long_mode {levels} {options}
+.code64
+in_long_mode:
+  long_data
+  {body}
+  descriptors
+"""
+
+
+def long_code(body: str, levels: int = 4, options: str = "", before: str = "") -> Code:
+    """*body* in 64-bit mode under *levels*; *before* runs in 32-bit mode and may set gates."""
+    return assemble(LONG_GUEST.format(body=body, levels=levels, options=options, before=before))
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What tests build guests with; see the functions of the same names."""
+
+    base: int = BASE
+    assemble: Callable[..., Code] = assemble
+    long_code: Callable[..., Code] = long_code
+    elf: Callable[..., bytes] = elf
+
+
+@pytest.fixture(scope="session")
+def workshop() -> Workshop:
+    return Workshop()
+
+
+Boot = Callable[..., Machine]
+
+
+def _boot(engine: str) -> Iterator[Boot]:
+    with ExitStack() as machines:
+        yield lambda image, **guest: machines.enter_context(start(engine, Guest(image, **guest)))
+
+
+@pytest.fixture
+def unicorn() -> Iterator[Boot]:
+    """Start a guest on Unicorn; closed at the end of the test."""
+    yield from _boot("unicorn")
+
+
+def need(engine: str) -> None:
+    """Skip the test, with the reason, where *engine* is not available."""
+    if (reason := available(engine)) is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def qemu() -> Iterator[Boot]:
+    """Start a guest on QEMU with TCG; closed at the end of the test."""
+    need("qemu")
+    yield from _boot("qemu")
+
+
+@pytest.fixture(params=["unicorn", pytest.param("qemu", marks=pytest.mark.qemu)])
+def boot(request: pytest.FixtureRequest) -> Iterator[Boot]:
+    """Start a guest on each engine in turn."""
+    need(request.param)
+    yield from _boot(request.param)

@@ -24,13 +24,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import scan_memo, scan_ranges
+from fivefold.kernel import scan_memo, scan_ranges, scan_runs
 from fivefold.kernel.pgtable import (
     FRAME_MASK,
     NX,
     PRESENT,
     PSE,
     PTE_LEVEL,
+    PTE_SHIFT,
     PTRS_PER_TABLE,
     PUD_LEVEL,
     RW,
@@ -61,15 +62,16 @@ from fivefold.kernel.scan_memo import (
 from fivefold.kernel.scan_ranges import (
     ALL_RIGHTS,
     EXECUTE,
+    IGNORE,
     MALFORMED,
     MAPPED,
-    NOTE,
     REPEAT,
     UNREADABLE,
     WRITE,
     emit,
     info_of,
     room,
+    tell,
 )
 from fivefold.kernel.scan_runs import following_end, same_end
 from fivefold.kernel.tables import frame_index, phys_table
@@ -128,8 +130,6 @@ mixed_levels: u64 = 0
 first_mixed: u64 = 0
 """Tables met at one more level, and the address where that happened first."""
 
-prefetching: bool = False
-"""Whether to fetch the next table ahead; a loss where memory is mapped lazily. Bound in each build."""
 ahead_pa: u64 = NEVER
 ahead_page: u64 = 0
 """The last table that was fetched ahead."""
@@ -278,21 +278,37 @@ def narrowed(rights: u64, entry: u64) -> u64:
 
 def walk_leaves() -> u64:
     """Tell the rest of the PTE table on the stack; returns `WALKED` or `FULL`."""
+    global mapped_bytes, wx_bytes
     frame = frame_at(PTE_LEVEL)
     table = load64(frame + TABLE)
     end = load64(frame + END)
     i = load64(frame + INDEX)
+    mask = run_mask(PTE_LEVEL)
+    told = told_flags(PTE_LEVEL)
     ahead = look_ahead(table)
-    while i < end:
+    pages = 0
+    wx_pages = 0
+    store64(frame + HEAD_PHYS, load64(table) & FRAME_MASK)
+    while i < end and room() != 0:
         entry = load64(table + 8 * i)
         if entry & PRESENT == 0:
             i = same_end(table, i, 0, PRESENT, ahead)
-        elif room() == 0:
-            store64(frame + INDEX, i)
-            return FULL
+            continue
+        stop = min(run_end(table, i, entry, PTE_LEVEL, mask, ahead), end)
+        if entry & reserved != 0:
+            tell_malformed(frame, PTE_LEVEL, i, stop, entry)
         else:
-            i = tell_leaves(frame, PTE_LEVEL, i, entry, ahead)
-    return WALKED
+            rights = narrowed(load64(frame + RIGHTS), entry)
+            pages += stop - i
+            wx_pages += stop - i if rights & (WRITE | EXECUTE) == WRITE | EXECUTE else 0
+            va = VirtAddr(load64(frame + VA) + (i << PTE_SHIFT))
+            last_va = VirtAddr(va + ((stop - i) << PTE_SHIFT) - 1)
+            emit(va, last_va, entry_frame(entry), entry & told, info_of(MAPPED, PTE_LEVEL, rights), 0)
+        i = stop
+    mapped_bytes += pages << PTE_SHIFT
+    wx_bytes += wx_pages << PTE_SHIFT
+    store64(frame + INDEX, i)
+    return WALKED if i >= end else FULL
 
 
 def walk_table(level: u64) -> u64:
@@ -305,14 +321,14 @@ def walk_table(level: u64) -> u64:
         entry = load64(table + 8 * i)
         store64(frame + INDEX, i)
         if entry & PRESENT == 0:
-            i = same_end(table, i, 0, PRESENT, 0)
+            i = same_end(table, i, 0, PRESENT, table)
         elif room() == 0:
             return FULL
         elif entry & must_be_zero(level, entry) != 0:
             tell_malformed(frame, level, i, i + 1, entry)
             i += 1
         elif is_leaf(level, entry):
-            i = tell_leaves(frame, level, i, entry, 0)
+            i = tell_large(frame, level, i, entry)
         else:
             status = descend(frame, level, i, entry)
             if status != NEXT:
@@ -323,65 +339,48 @@ def walk_table(level: u64) -> u64:
 
 @inline
 def look_ahead(table: u64) -> u64:
-    """Address of the next PTE table, to be fetched while *table* is read; 0 if it is the page after it, or unknown."""
+    """Address of the next PTE table, to be fetched while *table* is read; *table* if it is the page after it, or unknown."""
     global ahead_pa, ahead_page
-    if not prefetching:
-        return 0
+    if not scan_runs.prefetching:
+        return table
     above = frame_at(PTE_LEVEL + 1)
     i = load64(above + INDEX)
     if i >= load64(above + END):
-        return 0
+        return table
     entry = load64(load64(above + TABLE) + 8 * i)
     if entry & (PRESENT | PSE) != PRESENT:
-        return 0
+        return table
     ahead_pa = entry_frame(entry)
     ahead_page = phys_table(PhysAddr(ahead_pa))
-    return ahead_page if ahead_page != table + PAGE_SIZE else 0
+    return ahead_page if ahead_page != 0 and ahead_page != table + PAGE_SIZE else table
 
 
 @inline
 def page_of(pa: PhysAddr) -> u64:
     """As `phys_table`, which has answered already where `look_ahead` asked."""
-    if prefetching and pa == ahead_pa:
+    if scan_runs.prefetching and pa == ahead_pa:
         return ahead_page
     return phys_table(pa)
 
 
 @inline
-def tell_leaves(frame: u64, level: u64, i: u64, entry: u64, ahead: u64) -> u64:
-    """Tell the run of leaves that begins with *entry*, entry *i*; return the index after it."""
-    mask = run_mask(level)
+def run_end(table: u64, i: u64, entry: u64, level: u64, mask: u64, ahead: u64) -> u64:
+    """Index after the run of leaves that begins with *entry*, entry *i*."""
+    if scan_ranges.contiguity == IGNORE:
+        return same_end(table, i, entry, mask, ahead)
     span = 1 << level_shift(level)
-    phys = entry & FRAME_MASK & ~(span - 1)
+    frame_bits = FRAME_MASK & ~(span - 1)
     # Where adding up would leave the frame field, the run ends; physical memory does, too.
-    fits = (FRAME_MASK + 0x1000 - phys) >> level_shift(level)
-    end = load64(frame + END)
-    jump = 0
-    if scan_ranges.contiguity == scan_ranges.IGNORE:
-        end = min(same_end(load64(frame + TABLE), i, entry, mask, ahead), end)
-    else:
-        stop = following_end(load64(frame + TABLE), i, entry, span, mask | (FRAME_MASK & ~(span - 1)), ahead)
-        stop = min(stop, i + fits)
-        if scan_ranges.contiguity == NOTE and stop < end:
-            full = same_end(load64(frame + TABLE), i, entry, mask, ahead)
-            jump = entry_address(frame, level, stop) if full > stop else 0
-            stop = full
-        end = min(stop, end)
-    if entry & must_be_zero(level, entry) != 0:
-        tell_malformed(frame, level, i, end, entry)
-        return end
-    tell_mapped(frame, level, i, end, entry, PhysAddr(phys), jump)
-    return end
+    fits = (FRAME_MASK + PAGE_SIZE - (entry & frame_bits)) >> level_shift(level)
+    return min(following_end(table, i, entry, span, mask | frame_bits, ahead), i + fits)
 
 
-@inline
-def tell_mapped(frame: u64, level: u64, i: u64, end: u64, entry: u64, phys: PhysAddr, jump: u64) -> None:
-    """Tell the well-formed leaves *i* to *end* (exclusive), all like *entry*."""
+def tell_large(frame: u64, level: u64, i: u64, entry: u64) -> u64:
+    """Tell the run of large leaves that begins with *entry*, entry *i*; return the index after it."""
     global mapped_bytes, wx_bytes
-    size = (end - i) << level_shift(level)
-    after = phys + size
-    if jump != 0:
-        after = (load64(load64(frame + TABLE) + 8 * (end - 1)) & FRAME_MASK) + (1 << level_shift(level))
+    stop = min(run_end(load64(frame + TABLE), i, entry, level, run_mask(level), load64(frame + TABLE)), load64(frame + END))
+    size = (stop - i) << level_shift(level)
+    phys = PhysAddr(entry & FRAME_MASK & ~((1 << level_shift(level)) - 1))
     rights = narrowed(load64(frame + RIGHTS), entry)
     mapped_bytes += size
     if rights & (WRITE | EXECUTE) == WRITE | EXECUTE:
@@ -389,7 +388,8 @@ def tell_mapped(frame: u64, level: u64, i: u64, end: u64, entry: u64, phys: Phys
     if i == 0:
         store64(frame + HEAD_PHYS, phys)
     va = entry_address(frame, level, i)
-    emit(va, VirtAddr(va + size - 1), phys, entry & told_flags(level), info_of(MAPPED, level, rights), jump, after)
+    tell(va, VirtAddr(va + size - 1), phys, entry & told_flags(level), info_of(MAPPED, level, rights), 0)
+    return stop
 
 
 def tell_malformed(frame: u64, level: u64, i: u64, end: u64, entry: u64) -> None:
@@ -401,7 +401,7 @@ def tell_malformed(frame: u64, level: u64, i: u64, end: u64, entry: u64) -> None
     if i == 0:
         store64(frame + HEAD_PHYS, entry & FRAME_MASK)
     flags = entry & (told_flags(level) | must_be_zero(level, entry))
-    emit(va, last_va, PhysAddr(entry & FRAME_MASK), flags, info_of(MALFORMED, level, 0), 0, 0)
+    tell(va, last_va, PhysAddr(entry & FRAME_MASK), flags, info_of(MALFORMED, level, 0), 0)
 
 
 def descend(frame: u64, level: u64, i: u64, entry: u64) -> u64:
@@ -432,7 +432,7 @@ def tell_unreadable(frame: u64, level: u64, i: u64, pa: PhysAddr, rights: u64) -
     last_va = VirtAddr(va + (1 << level_shift(level)) - 1)
     if i == 0:
         store64(frame + HEAD_PHYS, pa)
-    emit(va, last_va, pa, 0, info_of(UNREADABLE, level - 1, rights), 0, 0)
+    tell(va, last_va, pa, 0, info_of(UNREADABLE, level - 1, rights), 0)
 
 
 def answer(frame: u64, walk: u64, level: u64, i: u64, pa: PhysAddr, va: VirtAddr) -> u64:
@@ -441,7 +441,7 @@ def answer(frame: u64, walk: u64, level: u64, i: u64, pa: PhysAddr, va: VirtAddr
     if ranges_of(walk) > repeat_above:
         rights = load64(walk) >> 4 & ALL_RIGHTS
         last_va = VirtAddr(va + (1 << level_shift(level + 1)) - 1)
-        emit(va, last_va, pa, walk_number(walk), info_of(REPEAT, level, rights), 0, 0)
+        tell(va, last_va, pa, walk_number(walk), info_of(REPEAT, level, rights), 0)
         head = u64(pa)
     elif ranges_of(walk) > room():
         return FULL

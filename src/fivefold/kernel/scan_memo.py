@@ -23,10 +23,9 @@ from fivefold.kernel.scan_ranges import (
     LAST,
     PHYS,
     START,
-    UNKNOWN,
     address_of_range,
-    emit,
     open_number,
+    tell,
 )
 from fivefold.metal.lang import inline, load32, load64, store32, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
@@ -170,13 +169,5 @@ def replay(walk: u64, level: u64, start: VirtAddr) -> None:
 @inline
 def replay_range(at: u64, low: VirtAddr, high: VirtAddr, phys: PhysAddr, jump: u64, delta: u64) -> None:
     """Write the part from *low* to *high* of the range at *at*, moved by *delta*."""
-    if jump > low:
-        emit(
-            VirtAddr(low + delta), VirtAddr(high + delta), phys, load64(at + FLAGS), load64(at + INFO),
-            jump + delta, UNKNOWN,
-        )  # fmt: skip
-    else:
-        emit(
-            VirtAddr(low + delta), VirtAddr(high + delta), phys, load64(at + FLAGS), load64(at + INFO),
-            0, phys + (high - low + 1),
-        )  # fmt: skip
+    moved = jump + delta if jump > low else 0
+    tell(VirtAddr(low + delta), VirtAddr(high + delta), phys, load64(at + FLAGS), load64(at + INFO), moved)

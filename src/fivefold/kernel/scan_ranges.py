@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.metal.lang import inline, load64, store64, u64
+from fivefold.metal.lang import inline, load64, noinline, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 
 START: Final = 0
@@ -134,22 +134,24 @@ def follows_on(opened: u64, phys: PhysAddr, info: u64) -> bool:
 
 
 @inline
-def emit(start: VirtAddr, last: VirtAddr, phys: PhysAddr, flags: u64, info: u64, jump: u64, after: u64) -> None:
+def emit(start: VirtAddr, last: VirtAddr, phys: PhysAddr, flags: u64, info: u64, jump: u64) -> None:
     """Merge with the open range, or begin another one; the caller has made sure that there is room.
 
-    *jump* is an address inside at which physical memory jumps, or 0; *after* the physical address that would follow on.
+    *jump* is the last address inside at which physical memory does not follow on, or 0.
     """
     global next_start, next_phys
     opened = records + RANGE_SIZE * (count - 1)
-    if start == next_start and info == load64(opened + INFO) and flags == load64(opened + FLAGS):
-        if follows_on(opened, phys, info):
-            extend(opened, start, last, phys, info, jump)
-        else:
-            append(start, last, phys, flags, info, jump)
+    if (
+        start == next_start
+        and info == load64(opened + INFO)
+        and flags == load64(opened + FLAGS)
+        and follows_on(opened, phys, info)
+    ):
+        extend(opened, start, last, phys, info, jump)
     else:
         append(start, last, phys, flags, info, jump)
     next_start = last + 1
-    next_phys = after
+    next_phys = phys + (last - start + 1) if jump == 0 else UNKNOWN
 
 
 @inline
@@ -168,10 +170,16 @@ def append(start: VirtAddr, last: VirtAddr, phys: PhysAddr, flags: u64, info: u6
     """Close the open range and begin another."""
     global count
     at = records + RANGE_SIZE * count
+    count += 1
     store64(at + START, start)
     store64(at + LAST, last)
     store64(at + PHYS, phys)
     store64(at + FLAGS, flags)
     store64(at + INFO, info)
     store64(at + JUMP, jump)
-    count += 1
+
+
+@noinline
+def tell(start: VirtAddr, last: VirtAddr, phys: PhysAddr, flags: u64, info: u64, jump: u64) -> None:
+    """As `emit`, for what is not told a million times."""
+    emit(start, last, phys, flags, info, jump)

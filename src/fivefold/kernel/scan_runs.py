@@ -7,7 +7,7 @@ malformedness and flags are constant within a run, so the caller judges them onc
 
 All loops run to the end of the table and are the same for absent entries (`entry` 0 and
 `mask` P). They return more than `start` even if a live guest changes the table under them.
-`ahead`, if not 0, is a table that will be read next: each line of it is fetched while the
+`ahead` is a table that will be read next, or the same one: each line of it is fetched while the
 same line of this one is compared, so that tables scattered over memory are not waited for.
 """
 
@@ -16,53 +16,34 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel.pgtable import PTRS_PER_TABLE
-from fivefold.metal.lang import ctz, inline, load64, prefetch, u64
+from fivefold.metal.lang import ctz, inline, load64, noinline, prefetch, u64
 
 BLOCK: Final = 8
 LAST_BLOCK: Final = PTRS_PER_TABLE - BLOCK
 
 
-@inline
-def first_of(d0: u64, d1: u64, d2: u64, d3: u64, d4: u64, d5: u64, d6: u64, d7: u64) -> u64:
-    """Index of the first of eight words that is not zero."""
-    low = u64(d0 != 0) | u64(d1 != 0) << 1 | u64(d2 != 0) << 2 | u64(d3 != 0) << 3
-    high = u64(d4 != 0) << 4 | u64(d5 != 0) << 5 | u64(d6 != 0) << 6 | u64(d7 != 0) << 7
-    return ctz(low | high)
+prefetching: bool = False
+"""Whether to fetch the table ahead; a loss where memory is mapped only when it is touched. Bound in each build."""
 
 
-@inline
-def next_block(i: u64, start: u64) -> u64:
-    """Where to compare the next eight: at *i*, or at the last block when that reaches back over the run only."""
-    return LAST_BLOCK if i > LAST_BLOCK and start < LAST_BLOCK else i
+@noinline
+def first_difference(at: u64, entry: u64, step: u64, mask: u64) -> u64:
+    """Which of eight entries from *at* on is the first to break the run; 8 if a live guest has changed it back."""
+    low = u64((load64(at) ^ entry) & mask != 0)
+    low |= u64((load64(at + 8) ^ (entry + step)) & mask != 0) << 1
+    low |= u64((load64(at + 16) ^ (entry + 2 * step)) & mask != 0) << 2
+    low |= u64((load64(at + 24) ^ (entry + 3 * step)) & mask != 0) << 3
+    high = u64((load64(at + 32) ^ (entry + 4 * step)) & mask != 0) << 4
+    high |= u64((load64(at + 40) ^ (entry + 5 * step)) & mask != 0) << 5
+    high |= u64((load64(at + 48) ^ (entry + 6 * step)) & mask != 0) << 6
+    high |= u64((load64(at + 56) ^ (entry + 7 * step)) & mask != 0) << 7
+    return ctz(low | high | 1 << 8)
 
 
 @inline
 def same_end(table: u64, start: u64, entry: u64, mask: u64, ahead: u64) -> u64:
     """Index after *start* of the first entry that differs from *entry* in *mask*; 512 when there is none."""
-    i = start + 1
-    if i == PTRS_PER_TABLE or (load64(table + 8 * i) ^ entry) & mask != 0:
-        return i
-    i = next_block(i + 1, start)
-    while i <= LAST_BLOCK:
-        at = table + 8 * i
-        if ahead != 0:
-            prefetch(ahead + 8 * i)
-        d0 = (load64(at) ^ entry) & mask
-        d1 = (load64(at + 8) ^ entry) & mask
-        d2 = (load64(at + 16) ^ entry) & mask
-        d3 = (load64(at + 24) ^ entry) & mask
-        d4 = (load64(at + 32) ^ entry) & mask
-        d5 = (load64(at + 40) ^ entry) & mask
-        d6 = (load64(at + 48) ^ entry) & mask
-        d7 = (load64(at + 56) ^ entry) & mask
-        if d0 | d1 | d2 | d3 | d4 | d5 | d6 | d7 != 0:
-            return i + first_of(d0, d1, d2, d3, d4, d5, d6, d7)
-        if i == LAST_BLOCK:
-            return PTRS_PER_TABLE
-        i = next_block(i + BLOCK, start)
-    while i < PTRS_PER_TABLE and (load64(table + 8 * i) ^ entry) & mask == 0:
-        i += 1
-    return i
+    return following_end(table, start, entry, 0, mask, ahead)
 
 
 @inline
@@ -73,25 +54,29 @@ def following_end(table: u64, start: u64, entry: u64, step: u64, mask: u64, ahea
     if i == PTRS_PER_TABLE or (load64(table + 8 * i) ^ entry) & mask != 0:
         return i
     base = entry - i * step
-    i = next_block(i + 1, start)
-    while i <= LAST_BLOCK:
+    if start >= LAST_BLOCK:
+        return short_end(table, i + 1, base, step, mask)
+    i = min(i + 1, LAST_BLOCK)
+    while True:
         at = table + 8 * i
-        if ahead != 0:
+        if prefetching:
             prefetch(ahead + 8 * i)
         entry = base + i * step
-        d0 = (load64(at) ^ entry) & mask
-        d1 = (load64(at + 8) ^ (entry + step)) & mask
-        d2 = (load64(at + 16) ^ (entry + 2 * step)) & mask
-        d3 = (load64(at + 24) ^ (entry + 3 * step)) & mask
-        d4 = (load64(at + 32) ^ (entry + 4 * step)) & mask
-        d5 = (load64(at + 40) ^ (entry + 5 * step)) & mask
-        d6 = (load64(at + 48) ^ (entry + 6 * step)) & mask
-        d7 = (load64(at + 56) ^ (entry + 7 * step)) & mask
-        if d0 | d1 | d2 | d3 | d4 | d5 | d6 | d7 != 0:
-            return i + first_of(d0, d1, d2, d3, d4, d5, d6, d7)
+        low = load64(at) ^ entry | load64(at + 8) ^ (entry + step)
+        low |= load64(at + 16) ^ (entry + 2 * step) | load64(at + 24) ^ (entry + 3 * step)
+        high = load64(at + 32) ^ (entry + 4 * step) | load64(at + 40) ^ (entry + 5 * step)
+        high |= load64(at + 48) ^ (entry + 6 * step) | load64(at + 56) ^ (entry + 7 * step)
+        if (low | high) & mask != 0:
+            return i + first_difference(at, entry, step, mask)
         if i == LAST_BLOCK:
             return PTRS_PER_TABLE
-        i = next_block(i + BLOCK, start)
+        # The last block may reach back, but only over the run.
+        i = min(i + BLOCK, LAST_BLOCK)
+
+
+@noinline
+def short_end(table: u64, i: u64, base: u64, step: u64, mask: u64) -> u64:
+    """The rest of a run that begins in the last block, where eight entries would reach back before it."""
     while i < PTRS_PER_TABLE and (load64(table + 8 * i) ^ (base + i * step)) & mask == 0:
         i += 1
     return i

@@ -63,6 +63,11 @@ def decode(code: bytes, rip: int, bits: int, gpr: ReadGpr) -> Policed | None:
     return None if address is None else LoadTable(name, address)
 
 
+def interrupt_length(before: bytes, vector: int) -> int:
+    """The length of the software interrupt that ends *before* and raised *vector*: 2 for ``int n``, else 1."""
+    return 2 if before == bytes((0xCD, vector)) else 1
+
+
 class _Operand:
     """The memory operand after an opcode: ModR/M, SIB, displacement."""
 

@@ -42,13 +42,17 @@ _TRAPS: Final = frozenset({Vector.DB, Vector.BP, Vector.OF})
 
 
 class Trap(NamedTuple):
-    """What strikes. *software*: by ``int n`` or ``int3``, so the gate's DPL counts."""
+    """What strikes. *software*: by ``int n`` or ``int3``, so the gate's DPL counts.
+
+    *length* is that of such an instruction: RIP is past it, and back at it if it cannot be done.
+    """
 
     vector: int
     error_code: int | None = None
     cr2: int | None = None
     software: bool = False
     external: bool = False
+    length: int = 0
 
     @property
     def ext(self) -> int:
@@ -84,6 +88,7 @@ def deliver(trap: Trap, vcpu: Vcpu, memory: PhysMemory, cpu: Cpu) -> Delivered |
             # An `int n` of the program is no exception until its delivery raises one.
             first = trap.vector if not (trap.software or trap.external) else None
             second = Trap(refusal.vector, refusal.error_code, refusal.cr2)
+            vcpu = replace(vcpu, rip=vcpu.rip - trap.length & MASK64)
         match escalate(first, second.vector):
             case Escalation.SERIAL:
                 trap = second

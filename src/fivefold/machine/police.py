@@ -51,6 +51,7 @@ class Linear:
     """Memory as *vcpu* addresses it: every access is decided by arch, at *vcpu*'s privilege.
 
     An access that the processor would refuse raises `Refusal`. Accessed and dirty bits are set.
+    Lives for one exception at most: it remembers the pages it has been allowed to use.
     """
 
     def __init__(self, memory: PhysMemory, vcpu: Vcpu, cpu: Cpu) -> None:
@@ -60,7 +61,8 @@ class Linear:
         paging = self._control.paging
         if paging in (Paging.BITS32, Paging.PAE):
             raise MachineError(f"exceptions under {paging.value} are not modelled by this engine")
-        self._space = None
+        self._space: AddressSpace | None = None
+        self._allowed: dict[tuple[int, Access], int] = {}
         if paging is not Paging.NONE:
             self._space = AddressSpace.from_state(memory, self._control, cpu)
 
@@ -78,14 +80,19 @@ class Linear:
     def _pieces(self, va: int, size: int, how: Access) -> list[tuple[PhysAddr, int]]:
         if self._space is None:
             return [(PhysAddr(va & 0xFFFF_FFFF), size)]
+        page, offset = va >> 12, va & 0xFFF
+        frame = self._allowed.get((page, how))
+        if frame is not None and offset + size <= 0x1000:
+            return [(PhysAddr(frame | offset), size)]
         verdict = access(self._space, self._control, VirtAddr(va & MASK64), replace(how, size=size))
         if isinstance(verdict, Fault):
             raise Refusal(int(verdict.vector), verdict.error_code, verdict.cr2)
         for where, raw in accessed_and_dirty(verdict, how):
             self._memory.write(where, raw.to_bytes(8, "little"))
-        first = min(size, 0x1000 - (va & 0xFFF))
+        self._allowed[page, how] = verdict.pa & ~0xFFF
+        first = min(size, 0x1000 - offset)
         parts = [first] if len(verdict.pages) == 1 else [first, size - first]
-        return [(page.pa, part) for page, part in zip(verdict.pages, parts, strict=True)]
+        return [(found.pa, part) for found, part in zip(verdict.pages, parts, strict=True)]
 
 
 def is_refused(what: Policed, vcpu: Vcpu, gpr: ReadGpr, memory: PhysMemory, cpu: Cpu) -> bool:

@@ -33,7 +33,7 @@ from fivefold.machine.base import (
     Timeout,
 )
 from fivefold.machine.child import Child
-from fivefold.machine.elf import pvh_entry
+from fivefold.machine.elf import load_segments, pvh_entry
 from fivefold.machine.mapped_ram import MappedRam
 from fivefold.machine.memory_map import PC_SPLIT, split_extents
 from fivefold.machine.qemu_text import is_halted, last_story, parse_registers
@@ -308,6 +308,8 @@ def _check(guest: Guest, name: str) -> int:
             raise MachineError(f"the engine {name} cannot give a guest {what}")
     assert isinstance(guest.memory, int)
     split_extents(guest.memory, PC_SPLIT)
+    # QEMU would say only that it cannot load the file.
+    load_segments(guest.image)
     pvh_entry(guest.image)
     return guest.memory
 

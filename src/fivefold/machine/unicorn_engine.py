@@ -38,7 +38,7 @@ from fivefold.machine.base import (
 )
 from fivefold.machine.calibration import PROBE_MEMORY, measure
 from fivefold.machine.counter import Counter, try_counter
-from fivefold.machine.decode import decode
+from fivefold.machine.decode import decode, interrupt_length
 from fivefold.machine.delivery import Trap, deliver, has_error_code
 from fivefold.machine.hidden_state import Context, Places
 from fivefold.machine.loader import Placement, load
@@ -274,7 +274,9 @@ class UnicornMachine:
     def _on_interrupt(self, uc: Any, vector: int, _: object) -> None:
         context = self._context()
         if context.is_software:
-            self._stop(Trap(vector, software=True))
+            vcpu = self._vcpu()
+            before = self._fetch(vcpu, vcpu.cs.base + vcpu.rip - 2, 2)
+            self._stop(Trap(vector, software=True, length=interrupt_length(before, vector)))
             return
         code = context.error_code if has_error_code(vector) else None
         cr2 = self._read(x86.UC_X86_REG_CR2) if vector == PAGE_FAULT else None

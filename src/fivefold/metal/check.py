@@ -7,7 +7,7 @@ import ast
 from fivefold.errors import CompileError
 from fivefold.metal.context import Context
 from fivefold.metal.program import Program
-from fivefold.metal.source import Library, Module
+from fivefold.metal.source import Library, Module, refusal
 from fivefold.metal.statements import check_function
 from fivefold.metal.tree import Signature, Unit
 
@@ -44,12 +44,26 @@ def _roots(context: Context) -> None:
     _check_names(context)
     for name in program.modules:
         module = context.library.module(name)
+        _check_module(module)
         for node in module.functions.values():
             if _is_marked(context, module, node, "export"):
                 _root(context, f"{name}.{node.name}")
     for root in program.roots:
         for full in _expand(context, root):
             _root(context, full)
+
+
+def _check_module(module: Module) -> None:
+    """Refuse functions that the front end would pass over in silence."""
+    for node in module.tree.body:
+        if isinstance(node, ast.AsyncFunctionDef):
+            raise refusal(module, node, "async def", "write def")
+        if isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.While):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+                    raise refusal(
+                        module, inner, f"the definition of {inner.name} inside a block", "define it at the top"
+                    )
 
 
 def _expand(context: Context, root: str) -> list[str]:

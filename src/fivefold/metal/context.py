@@ -73,7 +73,8 @@ class Context:
         if not isinstance(value, int) or wrong or not 0 <= value <= limit:
             node = module.variables[name]
             construct = f"variable {name} of type {kind.value} {'is bound to' if bound else 'starts as'} {value!r}"
-            raise refusal(module, node, construct, f"give it a {kind.value} from 0 to {limit:#x}")
+            remedy = "give it a number from 0 to 2**64 - 1" if kind is Kind.U64 else "give it False or True"
+            raise refusal(module, node, construct, remedy)
         return Variable(full, kind, int(value), bound)
 
     def all_variables(self, name: str) -> None:

@@ -241,14 +241,15 @@ class Expressions:
         match value:
             case bool():
                 return Flag(value)
+            case lang.Buffer():
+                raise self.error(node, f"the buffer {ast.unparse(node)} inside a constant", "name the buffer itself")
             case int():
                 if not 0 <= value <= MASK64:
-                    raise self.error(node, f"{ast.unparse(node)} is {int(value)}", "write a number from 0 to 2**64 - 1")
+                    what = "the literal" if isinstance(node, ast.Constant) else f"{ast.unparse(node)} is"
+                    raise self.error(node, f"{what} {int(value)}", "write a number from 0 to 2**64 - 1")
                 return Number(int(value))
             case str():
                 return self._text(node, value)
-            case lang.Buffer():
-                raise self.error(node, f"the buffer {ast.unparse(node)} inside a constant", "name the buffer itself")
             case float() | complex():
                 raise self.error(node, f"the number {value!r}", "use integers")
             case bytes():
@@ -280,7 +281,7 @@ class Expressions:
         found = self.meaning(node)
         if not isinstance(found, Constant) or not isinstance(found.value, tuple):
             raise self.error(node, f"{ast.unparse(node)} is indexed and no constant tuple", "use load64 on an address")
-        if any(type(item) is bool or not isinstance(item, int) for item in found.value):
+        if any(isinstance(item, bool | lang.Buffer) or not isinstance(item, int) for item in found.value):
             raise self.error(node, f"{ast.unparse(node)} does not hold integers only", "loop over it with for")
         if any(not 0 <= item <= MASK64 for item in found.value):
             raise self.error(node, f"{ast.unparse(node)} holds numbers out of range", "use numbers from 0 to 2**64 - 1")

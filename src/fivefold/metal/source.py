@@ -99,10 +99,10 @@ class Module:
     functions: dict[str, ast.FunctionDef] = field(default_factory=dict)
     variables: dict[str, ast.AnnAssign] = field(default_factory=dict)
     finals: set[str] = field(default_factory=set)
-    loose: dict[str, int] = field(default_factory=dict)
-    """Names assigned without an annotation, with their lines."""
     origins: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Names that ``from … import`` brought, with module and name there."""
+    stars: list[str] = field(default_factory=list)
+    """Modules of ``from … import *``."""
 
 
 def refusal(module: Module, node: ast.AST, construct: str, remedy: str) -> CompileError:
@@ -127,11 +127,10 @@ def _index(module: Module) -> None:
                     module.finals.add(name)
                 elif _annotation(node) != "TypeAlias":
                     module.variables[name] = node
-            case ast.Assign(targets=targets):
-                module.loose |= {t.id: node.lineno for t in targets if isinstance(t, ast.Name)}
             case ast.ImportFrom():
                 origin = _origin(module, node)
-                module.origins |= {a.asname or a.name: (origin, a.name) for a in node.names}
+                module.origins |= {a.asname or a.name: (origin, a.name) for a in node.names if a.name != "*"}
+                module.stars += [origin for a in node.names if a.name == "*"]
 
 
 def _origin(module: Module, node: ast.ImportFrom) -> str:
@@ -175,12 +174,15 @@ class Library:
         if not isinstance(found, Constant):
             return found
         if name in module.origins:
-            return self._imported(module, name, node)
+            return self._imported(module, *module.origins[name], name, node)
+        for origin in module.stars:
+            if name in vars(sys.modules[origin]) and name not in module.finals:
+                return self._imported(module, origin, name, name, node)
         if isinstance(value, lang.Buffer):
             if name not in module.finals:
                 raise refusal(module, node, f"the buffer {name} is not Final", f"write {name}: Final = buffer(…)")
             return BufferName(f"{module.name}.{name}", value)
-        if name in module.loose and not isinstance(value, type):
+        if name not in module.finals and not isinstance(value, type):
             raise refusal(
                 module,
                 node,
@@ -189,9 +191,8 @@ class Library:
             )
         return found
 
-    def _imported(self, module: Module, name: str, node: ast.AST) -> Meaning:
-        """Follow ``from origin import there``; what has no Python source is a constant."""
-        origin, there = module.origins[name]
+    def _imported(self, module: Module, origin: str, there: str, name: str, node: ast.AST) -> Meaning:
+        """Follow ``from origin import there as name``; what has no Python source is a constant."""
         source = sys.modules.get(origin)
         if source is None or not str(getattr(source, "__file__", "")).endswith(".py"):
             return Constant(module.namespace[name])

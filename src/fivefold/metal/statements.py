@@ -148,7 +148,7 @@ class _Statements:
         return found
 
     def _assign(self, node: ast.Assign) -> Statement:
-        if len(node.targets) > 1:
+        if len(node.targets) > 1 or isinstance(node.targets[0], ast.Tuple | ast.List):
             raise self._error(node, "an assignment to several targets", "write one assignment for each")
         return self._store(node, node.targets[0], self._values.any(node.value))
 
@@ -180,8 +180,6 @@ class _Statements:
             case ast.Attribute(value=owner):
                 if isinstance(self._values.meaning(owner), ModuleName):
                     return self._store_attribute(node, target, value)
-            case ast.Tuple() | ast.List():
-                raise self._error(node, "an assignment to several targets", "write one assignment for each")
         raise self._error(node, f"an assignment to {ast.unparse(target)}", "use a local, a module variable or store64")
 
     def _store_local(self, node: ast.stmt, name: str, value: Expression) -> Statement:
