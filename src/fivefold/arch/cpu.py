@@ -95,7 +95,7 @@ class Cpu:
 
         *nxe* is EFER.NXE. An entry that is not present has none.
 
-        >>> hex(Cpu(phys_bits=46).reserved(Entry(0x0004_4567_89ab_c083, Level.PML4)))
+        >>> hex(Cpu(phys_bits=46).reserved(Entry(0x0004_4567_89ab_c083, LA48.top)))
         '0x4400000000080'
         """
         return entry.raw & self.must_be_zero(entry, nxe) if entry.is_present else 0
