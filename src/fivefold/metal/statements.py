@@ -65,10 +65,30 @@ def _join(*states: set[str] | None) -> set[str] | None:
     return set.intersection(*reached) if reached else None
 
 
-def _own_statements(node: ast.FunctionDef) -> Iterator[ast.AST]:
-    """Yield every node inside a function's body, outermost first."""
-    for statement in node.body:
-        yield from ast.walk(statement)
+def _inner_statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield every statement of the subset in *body*, outermost first."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, ast.If | ast.While | ast.For):
+            yield from _inner_statements(statement.body)
+            yield from _inner_statements(statement.orelse)
+
+
+def _assigned_names(body: list[ast.stmt]) -> tuple[set[str], set[str]]:
+    """Return the names that *body* assigns, and those that it declares global."""
+    stored: set[str] = set()
+    declared: set[str] = set()
+    for node in _inner_statements(body):
+        match node:
+            case ast.Assign(targets=targets):
+                stored |= {target.id for target in targets if isinstance(target, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name)) | ast.AugAssign(target=ast.Name(id=name)):
+                stored.add(name)
+            case ast.For(target=ast.Name(id=name)):
+                stored.add(name)
+            case ast.Global(names=names):
+                declared |= set(names)
+    return stored - declared, declared
 
 
 class _Statements:
@@ -79,10 +99,9 @@ class _Statements:
         self._module = module
         self._node = node
         self._signature = signature
-        self._globals = {name for n in _own_statements(node) if isinstance(n, ast.Global) for name in n.names}
+        stored, self._globals = _assigned_names(node.body)
         parameters = dict(signature.parameters)
-        stored = {n.id for n in _own_statements(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        names = frozenset((stored - self._globals) | set(parameters))
+        names = frozenset(stored | set(parameters))
         self._scope = Scope(names, dict(parameters), set(parameters))
         self._values = Expressions(context, module, self._scope)
         self._error = self._values.error
