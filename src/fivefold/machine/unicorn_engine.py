@@ -183,11 +183,14 @@ class UnicornMachine:
             self._counter.limit_to(limit)
         with Watchdog(self._uc.emu_stop, timeout) as watchdog:
             while True:
-                event = self._deliver_injected() or self._run_once(watchdog, timeout)
+                event = self._deliver_injected() or self._run_once(watchdog)
                 if event is not None:
                     return event
+                # Here too: a guest that faults for ever never stops for the watchdog.
+                if watchdog.expired:
+                    return Timeout(timeout, self._read(x86.UC_X86_REG_RIP))
 
-    def _run_once(self, watchdog: Watchdog, timeout: float) -> Event | None:
+    def _run_once(self, watchdog: Watchdog) -> Event | None:
         """Run up to the next thing that needs us; None to go on."""
         if self._stale:
             # Unicorn keeps code and translations that the host has changed: the former until
@@ -208,13 +211,11 @@ class UnicornMachine:
             return self._deliver(self._pending)
         if self._syscall:
             return self._do_syscall()
-        return self._why_stopped(watchdog, timeout)
+        return self._why_stopped(watchdog)
 
-    def _why_stopped(self, watchdog: Watchdog, timeout: float) -> Event | None:
+    def _why_stopped(self, watchdog: Watchdog) -> Event | None:
         rip = self._read(x86.UC_X86_REG_RIP)
-        if watchdog.expired:
-            return Timeout(timeout, rip)
-        if watchdog.ticked:
+        if watchdog.ticked or watchdog.expired:
             return None
         if self._counter is not None and self._counter.reached:
             return LimitReached(self._counter.count, rip)
