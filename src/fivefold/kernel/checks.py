@@ -137,8 +137,10 @@ def check_fold() -> None:
     equals("fold_clear", load64(slot), 0x2000 | TABLE if folded else 0)
     p4d_clear(slot)
     equals("fold_p4d_clear", load64(slot), 0)
-    if folded:
-        equals("fold_p4d_offset", p4d_offset(slot, VirtAddr(0x8000_0000_0000)), slot)
+    set_pgd(slot, kernel_to_phys(slot) | TABLE)
+    below = VirtAddr(phys_to_virt(kernel_to_phys(slot)) + 8 * 3)
+    equals("fold_p4d_offset", p4d_offset(slot, VirtAddr(3 << 39)), slot if folded else below)
+    p4d_clear(slot)
     equals("fold_p4d_index", p4d_index(VirtAddr(layout.vmalloc_base + (5 << 39))), 0 if folded else 5)
     equals("fold_sizes", pgd_size(), 1 << (39 if folded else 48))
 
