@@ -151,12 +151,12 @@ class Scanner:
         for extent in ram.extents:
             code.call("memblock.add", extent.start, extent.end - extent.start)
         self.mapped = code.map_physical(ram, ram.extents[-1].end, at=WINDOW)
-        code.set("scan.flags_mask", asked.flags)
+        code.set("scan_entries.flags_mask", asked.flags)
         code.set("scan_ranges.contiguity", asked.contiguity)
-        code.set("scan.first", asked.first)
-        code.set("scan.last", asked.last)
-        code.set("scan.reserved", space.cpu.must_be_zero(Entry(0, Level.PT), space.nxe))
-        code.set("scan.gib_pages", int(space.cpu.gib_pages))
+        code.set("scan_stack.first", asked.first)
+        code.set("scan_stack.last", asked.last)
+        code.set("scan_entries.reserved", space.cpu.must_be_zero(Entry(0, Level.PT), space.nxe))
+        code.set("scan_entries.gib_pages", int(space.cpu.gib_pages))
         self.capacity = asked.capacity
         self.records = code.map(bytearray(48 * asked.capacity))
         frames = ram.extents[-1].end >> 12 if asked.memo else 0
@@ -177,7 +177,7 @@ class Scanner:
         return [told(words) for words in struct.iter_unpack("<6Q", self.code.read(self.records, size))]
 
     def counter(self, name: str) -> int:
-        return self.code.get(f"scan.{name}")
+        return self.code.get(f"scan_counts.{name}")
 
 
 def told(words: tuple[int, ...]) -> Range:

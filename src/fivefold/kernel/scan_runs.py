@@ -15,7 +15,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.pgtable import PTRS_PER_TABLE
+from fivefold.kernel import scan_ranges
+from fivefold.kernel.pgtable import FRAME_MASK, PTRS_PER_TABLE, level_shift
+from fivefold.kernel.phys import PAGE_SIZE
+from fivefold.kernel.scan_ranges import IGNORE
 from fivefold.metal.lang import ctz, inline, load64, noinline, prefetch, u64
 
 BLOCK: Final = 8
@@ -38,6 +41,18 @@ def first_difference(at: u64, entry: u64, step: u64, mask: u64) -> u64:
     high |= u64((load64(at + 48) ^ (entry + 6 * step)) & mask != 0) << 6
     high |= u64((load64(at + 56) ^ (entry + 7 * step)) & mask != 0) << 7
     return ctz(low | high | 1 << 8)
+
+
+@inline
+def run_end(table: u64, start: u64, entry: u64, level: u64, mask: u64, ahead: u64) -> u64:
+    """Index after the run of leaves at *level* that begins with *entry*, entry *start*."""
+    if scan_ranges.contiguity == IGNORE:
+        return same_end(table, start, entry, mask, ahead)
+    span = 1 << level_shift(level)
+    frame_bits = FRAME_MASK & ~(span - 1)
+    # Where adding up would leave the frame field, the run ends; physical memory does, too.
+    fits = (FRAME_MASK + PAGE_SIZE - (entry & frame_bits)) >> level_shift(level)
+    return min(following_end(table, start, entry, span, mask | frame_bits, ahead), start + fits)
 
 
 @inline
