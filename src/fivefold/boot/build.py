@@ -6,6 +6,7 @@ The result depends on the sources alone, byte for byte, and is kept in the cache
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Final
@@ -18,10 +19,11 @@ from fivefold.metal.link import Group, Linked, link
 from fivefold.metal.program import Program
 from fivefold.units import VirtAddr
 
-_MODE: Final = "fivefold.kernel.pgtable."
-KERNELS: Final = {
-    "la48_": {_MODE + "l5_enabled": 0, _MODE + "pgdir_shift": 39, _MODE + "ptrs_per_p4d": 1},
-    "la57_": {_MODE + "l5_enabled": 1, _MODE + "pgdir_shift": 48, _MODE + "ptrs_per_p4d": 512},
+KERNEL: Final = "fivefold.kernel"
+"""The package that the image is compiled from."""
+MODES: Final = {
+    "la48": {"l5_enabled": 0, "pgdir_shift": 39, "ptrs_per_p4d": 1},
+    "la57": {"l5_enabled": 1, "pgdir_shift": 48, "ptrs_per_p4d": 512},
 }
 """The two copies of the kernel: the prefix of their symbols, and the mode that is bound in them."""
 
@@ -55,38 +57,49 @@ def _key() -> str:
 
 
 def _build() -> Image:
-    objects = {"boot": _boot_object()}
-    from fivefold.metal.objects import assemble, compile_object
-
-    for prefix, mode in KERNELS.items():
-        program = Program(("fivefold.kernel.main",), bindings=mode)
-        objects[prefix.rstrip("_")] = compile_object(program, prefix=prefix)
-    objects["end"] = assemble(_assembly("end.S"))
-    return _image(link(objects, base=LINK_ADDRESS, groups=_GROUPS))
+    objects = {"boot": boot_object(), **{mode: kernel_object(mode) for mode in MODES}}
+    return link_image(objects)
 
 
-def _boot_object() -> bytes:
-    """The boot code: Python with the mode as a variable, the assembly, and the 32-bit code inside it."""
+def link_image(objects: Mapping[str, bytes]) -> Image:
+    """Link the image from its objects: ``boot`` and the two copies of the kernel, by their names in `MODES`."""
+    from fivefold.metal.objects import assemble
+
+    ordered = {name: objects[name] for name in ("boot", *MODES)}
+    ordered["end"] = assemble(_assembly(KERNEL, "end.S"))
+    return _image(link(ordered, base=LINK_ADDRESS, groups=_GROUPS))
+
+
+def kernel_object(mode: str, kernel: str = KERNEL) -> bytes:
+    """Compile the kernel proper of package *kernel* for one mode of `MODES`, with the mode as a constant."""
     from fivefold.metal.objects import compile_object
 
-    program = Program(("fivefold.kernel.startup",))
-    return compile_object(program, asm=_assembly("entry.S") + _code_for_32_bits())
+    bindings = {f"{kernel}.pgtable.{name}": value for name, value in MODES[mode].items()}
+    return compile_object(Program((f"{kernel}.main",), bindings=bindings), prefix=f"{mode}_")
 
 
-def _code_for_32_bits() -> str:
+def boot_object(kernel: str = KERNEL) -> bytes:
+    """Compile the boot code of package *kernel*: the mode a variable, the assembly, and the 32-bit code inside it."""
+    from fivefold.metal.objects import compile_object
+
+    program = Program((f"{kernel}.startup",))
+    return compile_object(program, asm=_assembly(kernel, "entry.S") + _code_for_32_bits(kernel))
+
+
+def _code_for_32_bits(kernel: str) -> str:
     """`startup32.py` for i386 as bytes in the assembly, since one object has one machine."""
     from fivefold.metal.elf import read_object
     from fivefold.metal.objects import compile_object
 
-    found = read_object(compile_object(Program(("fivefold.kernel.startup32",)), arch="i386"), "startup32")
+    found = read_object(compile_object(Program((f"{kernel}.startup32",)), arch="i386"), "startup32")
     text = next(section for section in found.sections if section.name == ".text")
     start = next(symbol.value for symbol in found.symbols if symbol.name == "startup_32")
     rows = "\n".join(f".byte {','.join(map(str, text.data[i : i + 16]))}" for i in range(0, len(text.data), 16))
     return f'\n.section .head, "ax", @progbits\n.p2align 4\nblob_32:\n{rows}\n.set startup_32_blob, blob_32 + {start}\n'
 
 
-def _assembly(name: str) -> str:
-    return (resources.files("fivefold.kernel") / name).read_text()
+def _assembly(kernel: str, name: str) -> str:
+    return (resources.files(kernel) / name).read_text()
 
 
 def _image(linked: Linked) -> Image:

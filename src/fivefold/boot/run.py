@@ -99,9 +99,13 @@ def boot(
 
 def boot_one(cpu: str, options: Options, image: Image) -> Run:
     """Boot on one CPU, read the guest's own report, and judge the result from outside."""
+    return boot_guest(make_guest(cpu, options, image), options, image)
+
+
+def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
+    """Boot a *guest* that may differ from what *options* alone would make: another memory map, another CPUID."""
     began = time.perf_counter()
     load = options.load_address or image.load_address
-    guest = make_guest(cpu, options, image)
     with start(options.engine, guest) as machine:
         event = machine.run(options.timeout)
         try:
@@ -114,7 +118,7 @@ def boot_one(cpu: str, options: Options, image: Image) -> Run:
         instructions, output = machine.instructions, machine.output.decode(errors="replace")
     words = report.words
     return Run(
-        cpu=cpu,
+        cpu=guest.cpu,
         engine=options.engine,
         entry=options.entry,
         mode={4: "la48", 5: "la57"}.get(words.get("levels", 0)),
