@@ -11,7 +11,7 @@ import pytest
 
 from fivefold.errors import ImageError, MachineError
 from fivefold.machine import CpuidOverride, Exit, Guest, Halted, LimitReached, MapRow, Shutdown, Timeout, start
-from fivefold.machine.unicorn_engine import places
+from fivefold.machine.unicorn_core import places
 from fivefold.units import GIB, MIB
 
 # Under `long_mode`, a #GP handler that notes RIP and the error code, and goes on at R14.
@@ -382,7 +382,7 @@ def test_closing_gives_memory_back(workshop):
     machine = start("unicorn", Guest(workshop.assemble("exit 1").image))
     with machine:
         machine.run(10)
-        engine = weakref.ref(machine._uc)
+        engine = weakref.ref(machine._core)
     gc.collect()
 
     assert engine() is None

@@ -67,8 +67,8 @@ class Probe(Protocol):
         """The context's bytes now."""
         ...
 
-    def forget_exception(self, at: int | None) -> None:
-        """Write -1 to the 32-bit word at *at* of the context; None for nothing."""
+    def forget_exception(self, at: int) -> None:
+        """Write -1 to the 32-bit word at *at* of the context."""
         ...
 
 

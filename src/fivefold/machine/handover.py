@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from fivefold.arch import LA48, LA57, Cpu, Level, PagingMode
+from fivefold.arch import LA48, LA57, ControlState, Cpu, Level, PagingMode
 from fivefold.errors import MachineError
 from fivefold.machine.base import TableRegister
 from fivefold.machine.vcpu import FLAT_CODE64, FLAT_DATA
@@ -36,6 +36,11 @@ class Handover(NamedTuple):
     root: int
     stack: int
     gdt: TableRegister
+
+    @property
+    def cr4(self) -> int:
+        """CR4 at the start: PAE, and LA57 where *mode* has it."""
+        return ControlState.long(self.mode, self.root).cr4
 
 
 def handover_size(entry: str, top: int, cpu: Cpu) -> int:

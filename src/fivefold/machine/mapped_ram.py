@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from bisect import bisect_right
+from contextlib import suppress
 from typing import Final
 
 from fivefold.errors import MachineError, MemoryReadError
@@ -75,3 +76,20 @@ class MappedRam:
             if pa + size <= extent.end:
                 return data, offset + pa - extent.start
         raise MemoryReadError(pa, size, self.name)
+
+
+class Bus:
+    """RAM as a processor sees it: where nothing answers reads give ones, and writes are lost."""
+
+    def __init__(self, ram: MappedRam) -> None:
+        self._ram = ram
+
+    def read(self, pa: PhysAddr, size: int, /) -> bytes:
+        try:
+            return self._ram.read(pa, size)
+        except MemoryReadError:
+            return b"\xff" * size
+
+    def write(self, pa: PhysAddr, data: bytes, /) -> None:
+        with suppress(MemoryReadError):
+            self._ram.write(pa, data)
