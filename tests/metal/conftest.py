@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,7 +56,10 @@ class ModuleMaker:
     def __call__(self, text: str, name: str = "") -> str:
         """Write a module; the vocabulary is imported on its first `HEAD` lines. Return its name."""
         name = name or f"made{next(_NUMBERS)}"
-        (self.place / f"{name}.py").write_text(HEAD + text, encoding="utf-8")
+        path = self.place / f"{name}.py"
+        path.write_text(HEAD + text, encoding="utf-8")
+        # Old, or the cache would not trust it; and never the same twice, or Python would trust its own.
+        os.utime(path, (1_000_000_000 + next(_NUMBERS),) * 2)
         importlib.invalidate_caches()
         sys.modules.pop(name, None)
         return name

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from collections.abc import Callable, Iterable
 from functools import cache as once
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Final
 
 from fivefold.metal import cache
 from fivefold.metal.program import Program
+
+_STARTED: Final = time.time()
 
 
 def cached_object(program: Program, *, arch: str = "x86_64", prefix: str = "", asm: str = "") -> bytes:
@@ -42,9 +46,18 @@ def cached(what: str, program: Program, make: Callable[[], bytes]) -> bytes:
             return found
     made = make()
     names = _dependencies(program)
-    cache.store(f"modules\n{spec}", "\n".join(names).encode())
-    cache.store(content_key(spec, names), made)
+    if not _edited_since_start(names):
+        cache.store(f"modules\n{spec}", "\n".join(names).encode())
+        cache.store(content_key(spec, names), made)
     return made
+
+
+def _edited_since_start(names: Iterable[str]) -> bool:
+    """Tell whether a module changed on disk after this process may have imported it.
+
+    Its constants would be those of the old text and its functions those of the new.
+    """
+    return any(path.stat().st_mtime > _STARTED for path in map(source_path, names) if path)
 
 
 def _dependencies(program: Program) -> tuple[str, ...]:

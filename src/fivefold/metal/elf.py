@@ -25,6 +25,9 @@ _STB_LOCAL: Final = 0
 _STT_SECTION: Final = 3
 STT_FUNCTION: Final = 2
 
+_MOST_ALIGN: Final = 1 << 21
+"""A section aligned to more than a 2 MiB page is a damaged header."""
+
 _EM_X86_64: Final = 62
 _EM_386: Final = 3
 
@@ -106,7 +109,7 @@ def read_object(data: bytes, name: str = "object") -> ObjectFile:
     """Read one relocatable object; raises `ImageError` that begins with *name*."""
     try:
         return _Reader(data, name).read()
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise ImageError(f"{name} is a damaged ELF object: {error}") from error
 
 
@@ -140,6 +143,8 @@ class _Reader:
             if header.kind in (_SHT_RELA, _SHT_REL) and header.info in kept
             for relocation in self._relocations(header)
         )
+        if any(relocation.symbol >= len(symbols) for relocation in relocations):
+            raise ValueError("a relocation names no symbol")
         return ObjectFile(sections, symbols, relocations)
 
     def _headers(self) -> list[_Header]:
@@ -157,6 +162,8 @@ class _Reader:
     def _section(self, index: int, header: _Header, name: str) -> Section:
         data = b"" if header.kind == _SHT_NOBITS else self._slice(header)
         align = max(1, header.align)
+        if align & (align - 1) or align > _MOST_ALIGN:
+            raise ValueError(f"section {name} is aligned to {align:#x}")
         flags = header.flags
         return Section(index, name, header.size, align, data, bool(flags & _SHF_WRITE), bool(flags & _SHF_EXECUTE))
 

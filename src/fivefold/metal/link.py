@@ -234,7 +234,7 @@ def _relocate(job: _Link, piece: _Piece, relocation: Relocation, image: bytearra
     if addend is None:
         addend = int.from_bytes(image[offset : offset + width], "little", signed=True)
     place = piece.address + relocation.offset
-    symbol = job.objects[piece.object].symbols[relocation.symbol].name
+    symbol = job.objects[piece.object].symbols[relocation.symbol].name or "an absolute address"
     value = _symbol(job, piece.object, relocation.symbol) + addend
     if form.startswith("pc"):
         value -= place

@@ -248,22 +248,29 @@ class Library:
     def dependencies(self, roots: tuple[str, ...]) -> tuple[str, ...]:
         """Return every module, sorted, that the values and functions of *roots* may depend on.
 
-        Follows imports within the top-level packages of the roots; what lies outside them
-        (the standard library) is taken as fixed by the Python version.
+        Follows imports; other people's packages and the standard library are taken as fixed.
         """
         tops = {name.partition(".")[0] for name in roots} | {__name__.partition(".")[0]}
         found: set[str] = set()
         queue = list(roots)
         while queue:
             name = queue.pop()
-            source = sys.modules.get(name)
-            if name in found or name.partition(".")[0] not in tops or source is None:
+            if name in found or not _is_ours(name, tops):
                 continue
             found.add(name)
             queue += [parent for parent in [name.rpartition(".")[0]] if parent]
-            if str(getattr(source, "__file__", "")).endswith(".py"):
-                queue += _imports(self.module(name))
+            queue += _imports(self.module(name))
         return tuple(sorted(found))
+
+
+def _is_ours(name: str, tops: set[str]) -> bool:
+    """Tell whether a module is Python source of the packages *tops*, or not installed for good."""
+    file = str(getattr(sys.modules.get(name), "__file__", ""))
+    if not file.endswith(".py"):
+        return False
+    top = name.partition(".")[0]
+    installed = top in sys.stdlib_module_names or "site-packages" in file or "dist-packages" in file
+    return top in tops or not installed
 
 
 def _load(name: str) -> Module:
