@@ -21,7 +21,7 @@ from fivefold.kernel.layout import (
     LDT_BASE,
     MODULES_VADDR,
 )
-from fivefold.kernel.mapping import lookup
+from fivefold.kernel.mapping import lookup, p4d_free
 from fivefold.kernel.pgtable import (
     TABLE,
     entry_frame,
@@ -141,8 +141,20 @@ def check_fold() -> None:
     below = VirtAddr(phys_to_virt(kernel_to_phys(slot)) + 8 * 3)
     equals("fold_p4d_offset", p4d_offset(slot, VirtAddr(3 << 39)), slot if folded else below)
     p4d_clear(slot)
+    check_p4d_free(folded)
     equals("fold_p4d_index", p4d_index(VirtAddr(layout.vmalloc_base + (5 << 39))), 0 if folded else 5)
     equals("fold_sizes", pgd_size(), 1 << (39 if folded else 48))
+
+
+@noinline
+def check_p4d_free(folded: bool) -> None:
+    """A P4D table goes back once; folded, nothing does, since the PUD table that is met there is freed as one."""
+    table = memblock.allocate_table()
+    counted = memblock.table_pages
+    p4d_free(table)
+    equals("fold_p4d_free", counted - memblock.table_pages, u64(not folded))
+    if folded:
+        memblock.free_table(table)
 
 
 @noinline
@@ -246,13 +258,13 @@ def check_holes() -> None:
     ok = True
     at = u64(0)
     for row in AREAS:
-        start = row.start[layout.column()]
+        start = layout.area_start(row.movable, row.start[layout.column()])
         if start != 0:
             if end_of_last != 0 and start != end_of_last:
                 if not is_absent(VirtAddr(end_of_last)) or not is_absent(VirtAddr(start - 8)):
                     ok = False
                     at = end_of_last
-            end_of_last = row.end[layout.column()]
+            end_of_last = layout.area_end(row.movable, row.end[layout.column()])
     report.check("holes", ok, at, 0)
 
 

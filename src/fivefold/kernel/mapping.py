@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.memblock import allocate_table
+from fivefold.kernel.memblock import allocate_table, free_table
 from fivefold.kernel.pgtable import (
     PMD_LEVEL,
     PRESENT,
@@ -17,6 +17,7 @@ from fivefold.kernel.pgtable import (
     PUD_LEVEL,
     entry_large,
     entry_present,
+    l5_column,
     level_shift,
     p4d_none,
     p4d_offset,
@@ -62,6 +63,13 @@ def link_p4d(pgd: VirtAddr) -> bool:
         return False
     pgd_populate(pgd, table)
     return True
+
+
+@inline
+def p4d_free(table: PhysAddr) -> None:
+    """Give back a P4D table. Folded there is none: a PGD entry leads to a PUD table, which is freed as that."""
+    if l5_column() != 0:
+        free_table(table)
 
 
 def entry_for(top: VirtAddr, va: VirtAddr, level: u64) -> VirtAddr:

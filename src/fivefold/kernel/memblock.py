@@ -36,6 +36,9 @@ pool_end: u64 = 0
 POOL_PAGES: Final = 16
 """Tables are cut from a small run of pages, so the reserved list does not grow with every table."""
 
+free_tables: u64 = 0
+"""The page that `free_table` took back last, 0 without any; its first word leads to the one before."""
+
 
 @inline
 def range_start(ranges: u64, i: u64) -> u64:
@@ -225,7 +228,28 @@ def allocate(size: u64, align: u64) -> PhysAddr:
 @noinline
 def allocate_table() -> PhysAddr:
     """Take a page for a page table, cleared; 0 when there is none."""
-    global pool_next, pool_end, table_pages
+    global table_pages
+    table = PhysAddr(free_tables)
+    if table != 0:
+        take_free_table()
+    else:
+        table = take_pool_page()
+        if table == 0:
+            return table
+    table_pages += 1
+    clear_table(phys_to_virt(table))
+    return table
+
+
+def take_free_table() -> None:
+    """Take the first page off the list of free tables, which is not empty."""
+    global free_tables
+    free_tables = load64(phys_to_virt(PhysAddr(free_tables)))
+
+
+def take_pool_page() -> PhysAddr:
+    """A page that was never a table; 0 when there is no memory."""
+    global pool_next, pool_end
     if pool_next == pool_end:
         pool_next = allocate(POOL_PAGES * PAGE_SIZE, PAGE_SIZE)
         pool_end = pool_next + POOL_PAGES * PAGE_SIZE
@@ -235,8 +259,15 @@ def allocate_table() -> PhysAddr:
         if pool_next == 0:
             pool_end = 0
             return PhysAddr(0)
-    table = PhysAddr(pool_next)
+    page = PhysAddr(pool_next)
     pool_next += PAGE_SIZE
-    table_pages += 1
-    clear_table(phys_to_virt(table))
-    return table
+    return page
+
+
+@noinline
+def free_table(table: PhysAddr) -> None:
+    """Take back a page that `allocate_table` gave; no entry leads to it any more, nor does a CPU remember one."""
+    global free_tables, table_pages
+    store64(phys_to_virt(table), free_tables)
+    free_tables = table
+    table_pages -= 1
