@@ -2,15 +2,25 @@
 
 Tests marked `qemu` need QEMU. Without it they are skipped by name, saying what to install;
 with FIVEFOLD_REQUIRE_QEMU set, as in CI, they fail instead.
+
+`mutated` puts a mistake into a copy of the kernel: a test named after a mistake shows that it
+fails when the mistake is back.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
 
 import pytest
 
 from fivefold.machine import available
+
+Mutated = Callable[..., str]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -21,3 +31,38 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("FIVEFOLD_REQUIRE_QEMU"):
             pytest.fail(f"QEMU is required here: {reason}", pytrace=False)
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def mutated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutated]:
+    """Make a package like `fivefold.kernel` with some text of one file changed; return its name.
+
+    Called with the file and pairs of text, each of which must occur exactly once: old, new.
+    """
+    place = tmp_path_factory.mktemp("mutants")
+    names: list[str] = []
+
+    def mutate(file: str, *changes: tuple[str, str]) -> str:
+        name = f"kernel_mutant_{len(names)}"
+        names.append(name)
+        copy_kernel(place / name)
+        changed = place / name / file
+        text = changed.read_text()
+        for old, new in changes:
+            assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"
+            text = text.replace(old, new)
+        changed.write_text(text)
+        return name
+
+    sys.path.insert(0, str(place))
+    yield mutate
+    sys.path.remove(str(place))
+    for module in [module for module in sys.modules if module.partition(".")[0] in names]:
+        del sys.modules[module]
+
+
+def copy_kernel(target: Path) -> None:
+    """Copy the kernel's sources, which then import each other and not the originals."""
+    shutil.copytree(str(resources.files("fivefold.kernel")), target, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in target.glob("*.py"):
+        path.write_text(path.read_text().replace("fivefold.kernel", target.name))

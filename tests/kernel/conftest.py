@@ -1,0 +1,221 @@
+"""The kernel as plain Python over a memory of its own, right or with a mistake put back.
+
+Vectors in text: a test that takes `NAME_vector` runs once for each line of vectors/NAME.txt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, translate
+from fivefold.errors import MemoryReadError
+from fivefold.memory import Extent, Ram
+from fivefold.metal import plain
+from fivefold.metal.program import Program
+from fivefold.units import PhysAddr, VirtAddr
+
+VECTORS = Path(__file__).parent / "vectors"
+KERNEL = "fivefold.kernel"
+WINDOW = 1 << 56
+"""Where the running code sees physical address 0: above all that is physical, so the two cannot be mistaken."""
+
+
+def rows(name: str) -> list[list[str]]:
+    """The lines of a vector file as their columns, which ``|`` separates."""
+    text = (VECTORS / f"{name}.txt").read_text(encoding="utf-8")
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    found = [[column.strip() for column in line.split("|")] for line in lines if line]
+    assert found, f"{name}.txt has no vectors"
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for fixture in metafunc.fixturenames:
+        if fixture.endswith("_vector"):
+            found = rows(fixture.removesuffix("_vector"))
+            metafunc.parametrize(fixture, found, ids=[" ".join(row)[:60] for row in found])
+
+
+@pytest.fixture(params=[LA48, LA57], ids=["la48", "la57"])
+def mode(request: pytest.FixtureRequest) -> PagingMode:
+    """Both modes."""
+    chosen: PagingMode = request.param
+    return chosen
+
+
+@dataclass
+class Processor:
+    """What plain code asks the machine: CPUID by (leaf, subleaf), and registers that `externs` write."""
+
+    leaves: Mapping[tuple[int, int], tuple[int, int, int, int]] = field(default_factory=dict)
+    max_leaf: int = 0x20
+    cr0: int = 0x8000_0011
+    cr2: int = 0
+    cr3: int = 0
+    cr4: int = 0x20
+    efer: int = 0x500
+    asked: list[tuple[int, int]] = field(default_factory=list)
+    ports: list[tuple[int, int]] = field(default_factory=list)
+
+    def cpuid(self, leaf: int, subleaf: int, register: int) -> int:
+        self.asked.append((leaf, subleaf))
+        if leaf == 0:
+            return self.max_leaf if register == 0 else 0
+        return self.leaves.get((leaf, subleaf), (0, 0, 0, 0))[register]
+
+    def read_cr0(self) -> int:
+        return self.cr0
+
+    def read_cr2(self) -> int:
+        return self.cr2
+
+    def read_cr3(self) -> int:
+        return self.cr3
+
+    def read_cr4(self) -> int:
+        return self.cr4
+
+    def rdmsr(self, index: int) -> int:
+        assert index == 0xC000_0080
+        return self.efer
+
+    def inb(self, port: int) -> int:
+        return 0x20
+
+    def outb(self, port: int, value: int) -> None:
+        self.ports.append((port, value))
+
+    def outl(self, port: int, value: int) -> None:
+        self.ports.append((port, value))
+
+    def cli(self) -> None:
+        pass
+
+    def hlt(self) -> None:
+        raise Stopped(bytes(value for port, value in self.ports if port == 0x3F8).decode())
+
+    def write_cr0(self, value: int) -> None:
+        self.cr0 = value
+
+    def write_cr3(self, root: int) -> None:
+        self.cr3 = root
+
+    def write_cr4(self, value: int) -> None:
+        self.cr4 = value
+
+    def write_msr(self, index: int, value: int) -> None:
+        assert index == 0xC000_0080
+        self.efer = value
+
+    @property
+    def externs(self) -> dict[str, plain.Extern]:
+        """The functions that assembly provides."""
+        return {name: getattr(self, name) for name in ("write_cr0", "write_cr3", "write_cr4", "write_msr")}
+
+
+class Stopped(AssertionError):  # noqa: N818 - named for what happened
+    """The kernel said why it cannot go on, and halted."""
+
+
+class Code:
+    """Modules of the kernel as plain Python, with the mode bound, and physical memory behind `WINDOW`."""
+
+    def __init__(
+        self,
+        mode: PagingMode | None,
+        *modules: str,
+        package: str = KERNEL,
+        extents: Sequence[tuple[int, int]] = ((0x10_0000, 0x50_0000),),
+        processor: Processor | None = None,
+        symbols: Mapping[str, int] | None = None,
+        window: int = WINDOW,
+    ) -> None:
+        self.mode = mode
+        self.window = window
+        self.processor = processor or Processor()
+        self.ram = Ram([Extent(*extent) for extent in extents])
+        for start, data in self.ram.banks():
+            self.ram.write(PhysAddr(start), b"\xff" * len(data))
+        names = (*modules, "phys")
+        self.plain = plain.load(
+            Program(
+                tuple(f"{package}.{name}" for name in names),
+                bindings(mode, package) if mode else {},
+                roots=tuple(f"{package}.{name}.*" for name in names),
+            ),
+            externs={**self.processor.externs, **(symbols or {})},
+            cpu=self.processor,
+        )
+        for extent in self.ram.extents:
+            self.plain.map_physical(self.ram, extent.end - extent.start, base=extent.start, at=window + extent.start)
+        self.set("phys.phys_window", window)
+        self.call, self.get, self.address = self.plain.call, self.plain.get, self.plain.address
+
+    def set(self, variable: str, value: int) -> None:
+        self.plain.set(variable, value)
+
+    def add_memory(self) -> None:
+        """Tell memblock of all of the memory."""
+        for extent in self.ram.extents:
+            self.call("memblock.add", extent.start, extent.end - extent.start)
+
+    def table(self) -> int:
+        """A fresh table; its address as the running code sees it."""
+        page = self.call("memblock.allocate_table")
+        assert page, "no memory for a table"
+        return page + self.window
+
+    def space(self, top: int, cpu: Cpu | None = None) -> AddressSpace:
+        """The address space of the table at *top*, as `arch` reads it."""
+        assert self.mode is not None
+        return AddressSpace(self.ram, PhysAddr(top - self.window), self.mode, cpu or Cpu())
+
+    def physical(self, top: int, va: int) -> int | None:
+        """Where `arch` says that *va* leads, None where it does not."""
+        found = translate(self.space(top), VirtAddr(va))
+        return found.pa if isinstance(found, Mapped) else None
+
+
+def bindings(mode: PagingMode, package: str = KERNEL) -> dict[str, int]:
+    """The three numbers of *mode*, as the image's two kernels have them."""
+    five = mode is LA57
+    values = {"l5_enabled": int(five), "pgdir_shift": 48 if five else 39, "ptrs_per_p4d": 512 if five else 1}
+    return {f"{package}.pgtable.{name}": value for name, value in values.items()}
+
+
+Check = Callable[[str], None]
+
+
+@pytest.fixture
+def guards(mutated: Callable[..., str]) -> Callable[..., None]:
+    """Show that a check, given a kernel package, passes for ours and fails for one with text changed."""
+
+    def guard(check: Check, file: str, *changes: tuple[str, str]) -> None:
+        check(KERNEL)
+        wrong = mutated(file, *changes)
+        with pytest.raises((AssertionError, MemoryReadError)):
+            check(wrong)
+
+    return guard
+
+
+@pytest.fixture(scope="session")
+def code() -> type[Code]:
+    """`Code`, for tests that load the kernel themselves."""
+    return Code
+
+
+@pytest.fixture(scope="session")
+def processor() -> type[Processor]:
+    """`Processor`."""
+    return Processor
+
+
+@pytest.fixture(scope="session")
+def stopped() -> type[Stopped]:
+    """`Stopped`."""
+    return Stopped
