@@ -64,6 +64,7 @@ class Evidence:
     load: int
     start_info: int
     expected_levels: int
+    has_shadow: bool = False
 
     @cached_property
     def space(self) -> AddressSpace:

@@ -12,8 +12,9 @@ from fivefold.boot.build import build_image
 from fivefold.boot.elf_image import HIGHEST_32BIT_END, Image, check_load_address
 from fivefold.boot.guest_report import GuestReport, read_report
 from fivefold.boot.judge import Evidence, judge
+from fivefold.boot.moved import moved_areas
 from fivefold.boot.result import BootReport, Check, Run, Skipped
-from fivefold.errors import MachineError, MemoryReadError
+from fivefold.errors import LayoutError, MachineError, MemoryReadError
 from fivefold.kernel.detect import REASON_TEXT
 from fivefold.kernel.report import EXIT_FAILED, EXIT_PASSED
 from fivefold.layout import image_areas
@@ -114,7 +115,7 @@ def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
             report = GuestReport({}, {}, (), "")
         checks = [completed(event, report), *report.checks]
         if report.is_done:
-            checks += judge(evidence(machine, options, image, report), report.words, report.areas)
+            checks += from_outside(machine, options, image, report)
         instructions, output = machine.instructions, machine.output.decode(errors="replace")
     words = report.words
     return Run(
@@ -134,6 +135,17 @@ def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
         seconds=time.perf_counter() - began,
         output=output,
     )
+
+
+def from_outside(machine: Machine, options: Options, image: Image, report: GuestReport) -> list[Check]:
+    """The checks from outside; random bases that break the rules leave nothing to hold the rest against."""
+    randomised = "kaslr" in options.full_cmdline and "nokaslr" not in options.full_cmdline
+    try:
+        seen = evidence(machine, options, image, report)
+    except LayoutError as error:
+        return [Check("kaslr_bases", "outside", False, str(error))]
+    checks = judge(seen, report.words, report.areas)
+    return [*checks, Check("kaslr_bases", "outside", True)] if randomised else checks
 
 
 def make_guest(cpu: str, options: Options, image: Image) -> Guest:
@@ -180,17 +192,23 @@ def expected_levels(cpu_has_la57: bool, cmdline: str) -> int:
 
 
 def evidence(machine: Machine, options: Options, image: Image, report: GuestReport) -> Evidence:
-    """What the judge looks at, from the machine itself."""
+    """What the judge looks at, from the machine itself; `LayoutError` if the guest's random bases break the rules."""
+    words = options.full_cmdline.split()
     levels = expected_levels(machine.cpu.la57, options.full_cmdline)
+    areas = image_areas(options.layout, levels)
+    if any(word.split("=")[0] == "kaslr" for word in words):
+        slot = 1 << (48 if levels == 5 else 39)
+        areas = moved_areas(areas, report.areas, "kasan" in words, slot, report.words["ram_end"])
     return Evidence(
         state=control_state(machine.registers()),
         memory=machine.memory,
         cpu=machine.cpu,
-        areas=image_areas(options.layout, levels),
+        areas=areas,
         image=image,
         load=options.load_address or image.load_address,
         start_info=report.words["start_info"],
         expected_levels=levels,
+        has_shadow="kasan" in words,
     )
 
 

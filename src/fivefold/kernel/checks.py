@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import kernel_map, layout, memblock, pgtable, phys, report, traps
+from fivefold.kernel import kaslr, kernel_map, layout, memblock, pgtable, phys, report, traps
 from fivefold.kernel.cpu import CR0_PG, CR0_WP, CR4_LA57, EFER_LMA, EFER_NXE, MSR_EFER
 from fivefold.kernel.detect import cpu_has_nx
 from fivefold.kernel.layout import (
@@ -142,7 +142,7 @@ def check_fold() -> None:
     equals("fold_p4d_offset", p4d_offset(slot, VirtAddr(3 << 39)), slot if folded else below)
     p4d_clear(slot)
     check_p4d_free(folded)
-    equals("fold_p4d_index", p4d_index(VirtAddr(layout.vmalloc_base + (5 << 39))), 0 if folded else 5)
+    equals("fold_p4d_index", p4d_index(VirtAddr(5 << 39)), 0 if folded else 5)
     equals("fold_sizes", pgd_size(), 1 << (39 if folded else 48))
 
 
@@ -300,6 +300,23 @@ def check_guards(top: VirtAddr) -> None:
 
 
 @noinline
+def check_kaslr() -> None:
+    """Random bases: in order, apart, aligned, inside their window, and large enough for the memory that there is."""
+    if not layout.randomised:
+        return
+    low = layout.page_offset_base & layout.vmalloc_base & layout.vmemmap_base
+    bits = (layout.page_offset_base | layout.vmalloc_base | layout.vmemmap_base) & (kaslr.step() - 1)
+    report.check("kaslr_aligned", bits == 0 and low != 0, bits, 0)
+    in_order = layout.page_offset_base + layout.direct_map_size < layout.vmalloc_base
+    in_order = in_order and layout.vmalloc_end() < layout.vmemmap_base
+    report.check("kaslr_in_order", in_order, layout.vmalloc_base, layout.page_offset_base + layout.direct_map_size)
+    last = layout.vmemmap_base + layout.vmemmap_size
+    inside = layout.page_offset_base >= kaslr.window_start and last <= kaslr.window_end
+    report.check("kaslr_inside_window", inside, last, kaslr.window_end)
+    room = layout.direct_map_size >= memblock.end_of_memory()
+    report.check("kaslr_room_for_memory", room, layout.direct_map_size, memblock.end_of_memory())
+
+
 def check_slots(top: VirtAddr) -> None:
     """The designers kept one slot for an area in both modes; the image's is the last."""
     equals("slot_kernel", pgd_index(VirtAddr(symbol("_text"))), 511)
@@ -319,3 +336,4 @@ def check_all(top: VirtAddr) -> None:
     check_holes()
     check_guards(top)
     check_slots(top)
+    check_kaslr()

@@ -11,7 +11,7 @@ from typing import Final
 
 from fivefold.kernel import layout, memblock, traps
 from fivefold.kernel.cpu import load_gdt, load_idt, load_task_register
-from fivefold.kernel.layout import CPU_ENTRY_AREA, ESPFIX_BASE, FIXADDR_TOP, LDT_BASE, MODULES_VADDR, VMALLOC_END
+from fivefold.kernel.layout import CPU_ENTRY_AREA, ESPFIX_BASE, FIXADDR_TOP, LDT_BASE, MODULES_VADDR
 from fivefold.kernel.mapping import map_page, map_range
 from fivefold.kernel.pgtable import KERNEL_RO, KERNEL_RW, KERNEL_RX, PTE_LEVEL
 from fivefold.kernel.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
@@ -92,7 +92,7 @@ def vmalloc_page(i: u64) -> VirtAddr:
 
 def last_vmalloc_page() -> VirtAddr:
     """The highest place for one page and its guard."""
-    return VirtAddr(VMALLOC_END[layout.column()] - 2 * PAGE_SIZE)
+    return VirtAddr(layout.vmalloc_end() - 2 * PAGE_SIZE)
 
 
 def entry_area(page: u64) -> VirtAddr:

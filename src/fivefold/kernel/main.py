@@ -11,6 +11,7 @@ from typing import Final
 from fivefold.kernel import (
     checks,
     early,
+    kaslr,
     kernel_map,
     layout,
     mapping,
@@ -41,9 +42,10 @@ LOW_MEMORY: Final = 0x100000
 def start_kernel(table: VirtAddr) -> None:
     """Run the kernel; *table* is the report that the boot code began. Does not return."""
     begin(table)
-    cmdline = find_cmdline()
+    choose_layout()
     take_memory()
-    top = build_tables(cmdline)
+    randomise()
+    top = build_tables(cmdline())
     switch_to(top)
     checks.check_all(top)
     dump_own_tables(top)
@@ -78,16 +80,30 @@ def give_back_borrowed() -> None:
         copy64(phys_to_virt(PhysAddr(place)), saved, 1024)
 
 
-def find_cmdline() -> VirtAddr:
-    """Address of the command line, 0 without one; the map that it asks for is chosen before the direct map exists."""
+def cmdline() -> VirtAddr:
+    """Address of the command line where the direct map has it now, 0 without one."""
     info = PhysAddr(report.get_word(report.W_START_INFO))
     at = start_info.field64(info, start_info.OFFSET_CMDLINE)
-    if at == 0:
-        return VirtAddr(0)
-    if params.has_value(phys_to_virt(PhysAddr(at)), "layout=", "proposal"):
+    return VirtAddr(0) if at == 0 else phys_to_virt(PhysAddr(at))
+
+
+def choose_layout() -> None:
+    """Choose the map of areas before anything is put into one, and refuse words that cannot be meant."""
+    params.check_words(cmdline())
+    if params.has_value(cmdline(), "layout=", "proposal"):
         layout.layout_init(layout.PROPOSAL)
         phys.phys_window = layout.page_offset_base
-    return phys_to_virt(PhysAddr(at))
+    layout.has_shadow = params.has_word(cmdline(), "kasan")
+
+
+def randomise() -> None:
+    """Move the bases if the command line asks for it; the direct map goes on to appear at the new one."""
+    seed = params.find_option(cmdline(), "kaslr=")
+    if seed == params.ABSENT and not params.has_word(cmdline(), "kaslr"):
+        return
+    kaslr.seed(kaslr.entropy() if seed == params.ABSENT else params.number_at(seed))
+    kaslr.choose_bases(memblock.end_of_memory())
+    phys.phys_window = layout.page_offset_base
 
 
 def take_memory() -> None:
@@ -170,11 +186,8 @@ def report_result() -> None:
     report.set_word(report.W_EFER, rdmsr(MSR_EFER))
     report.set_word(report.W_TABLES, memblock.table_pages)
     for row in AREAS:
-        if row.start[layout.column()] != 0:
-            report.area(
-                text_address(row.name),
-                VirtAddr(row.start[layout.column()]),
-                VirtAddr(row.end[layout.column()]),
-                report.AREA_MAPPED,
-            )
+        start = layout.area_start(row.movable, row.start[layout.column()])
+        if start != 0:
+            end = layout.area_end(row.movable, row.end[layout.column()])
+            report.area(text_address(row.name), VirtAddr(start), VirtAddr(end), report.AREA_MAPPED)
     report.set_word(report.W_STATE, report.STATE_DONE)

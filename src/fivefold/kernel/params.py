@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from fivefold.kernel import report
 from fivefold.kernel.detect import MAX_CMDLINE, separates
 from fivefold.metal.lang import byte_at, load8, noinline, u64
 from fivefold.units import VirtAddr
 
 ABSENT: Final = 0
+MOST: Final = (1 << 64) - 1
 
 
 @noinline
@@ -50,3 +52,62 @@ def has_value(cmdline: VirtAddr, name: str, value: str) -> bool:
             return False
         i += 1
     return separates(load8(rest + i))
+
+
+def digit_at(at: u64) -> u64:
+    """Value of the hexadecimal digit at *at*, or 16 when there is none."""
+    byte = load8(at)
+    if byte >= 48 and byte <= 57:
+        return byte - 48
+    byte = byte | 32
+    if byte >= 97 and byte <= 102:
+        return byte - 87
+    return 16
+
+
+def base_at(at: u64) -> u64:
+    """16 for a number that starts with 0x, else 10."""
+    return 16 if load8(at) == 48 and load8(at + 1) | 32 == 120 else 10
+
+
+def is_number_at(at: u64) -> bool:
+    """Whether a whole word is a number below 2^64, decimal or with 0x."""
+    base = base_at(at)
+    at = at + 2 if base == 16 else at
+    value = u64(0)
+    if separates(load8(at)):
+        return False
+    while not separates(load8(at)):
+        digit = digit_at(at)
+        if digit >= base or value > (MOST - digit) // base:
+            return False
+        value = value * base + digit
+        at += 1
+    return True
+
+
+def number_at(at: u64) -> u64:
+    """The number at *at*, which `is_number_at` has seen."""
+    base = base_at(at)
+    at = at + 2 if base == 16 else at
+    value = u64(0)
+    while not separates(load8(at)):
+        value = value * base + digit_at(at)
+        at += 1
+    return value
+
+
+def check_words(cmdline: VirtAddr) -> None:
+    """Refuse a value that an option does not have, a seed that is no number, and words that contradict each other."""
+    seed = find_option(cmdline, "kaslr=")
+    if seed != ABSENT and not is_number_at(seed):
+        report.panic("kaslr= on the command line needs a number below 2^64")
+    if has_word(cmdline, "nokaslr") and (seed != ABSENT or has_word(cmdline, "kaslr")):
+        report.panic("kaslr and nokaslr are both on the command line")
+    if find_option(cmdline, "pages=") != ABSENT:
+        known = has_value(cmdline, "pages=", "4k") or has_value(cmdline, "pages=", "2m")
+        if not known and not has_value(cmdline, "pages=", "1g"):
+            report.panic("pages= on the command line takes 4k, 2m or 1g")
+    if find_option(cmdline, "layout=") != ABSENT:
+        if not has_value(cmdline, "layout=", "linux") and not has_value(cmdline, "layout=", "proposal"):
+            report.panic("layout= on the command line takes linux or proposal")

@@ -6,6 +6,7 @@ from typing import Final
 
 from fivefold.errors import LayoutError
 from fivefold.layout.areas import Area, area_named
+from fivefold.layout.kasan import shadow_bounds
 from fivefold.layout.linux import linux_areas
 
 FIXMAP_BORDER: Final = 0xFFFF_FFFF_FF00_0000
@@ -26,8 +27,22 @@ def image_areas(layout: str = "linux", levels: int = 5) -> tuple[Area, ...]:
     if layout == "linux":
         return linux_areas("6.1", levels)
     if layout == "proposal":
-        return _with_fixmap(linux_areas("4.14", levels))
+        return _with_common_shadow(_with_fixmap(linux_areas("4.14", levels)), levels)
     raise LayoutError(f"unknown layout {layout!r}; expected 'linux' or 'proposal'")
+
+
+def _with_common_shadow(areas: tuple[Area, ...], levels: int) -> tuple[Area, ...]:
+    """The shadow where one offset for both modes puts it, as the discussion asked for; no hole is above it then."""
+    bounds = shadow_bounds(levels)
+    kept = [area for area in areas if area.name != "hole_above_kasan_shadow"]
+    below, shadow = (area_named(areas, name) for name in ("hole_below_kasan_shadow", "kasan_shadow"))
+    at = kept.index(below)
+    source = f"{shadow.source}; one offset for both modes"
+    kept[at : at + 2] = [
+        below._replace(end=bounds.start),
+        Area("kasan_shadow", bounds.start, bounds.stop, "mapped", source),
+    ]
+    return tuple(kept)
 
 
 def _with_fixmap(areas: tuple[Area, ...]) -> tuple[Area, ...]:
