@@ -25,6 +25,7 @@ _PROGRAM: Final = struct.Struct("<IIQQQQQQ")
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 
 _ET_CORE: Final = 4
+_EM_386: Final = 3
 _EM_X86_64: Final = 62
 _PT_LOAD: Final = 1
 _PT_NOTE: Final = 4
@@ -95,8 +96,9 @@ def _segments(file: FileBytes) -> list[_Segment]:
 def _check_identity(name: str, ident: bytes, kind: int, machine: int) -> None:
     if ident[4] != 2 or ident[5] != 1:
         raise FormatError(f"{name}: ELF class {ident[4]}, data {ident[5]}; expected 64-bit little-endian (2, 1)")
-    if machine != _EM_X86_64:
-        raise FormatError(f"{name}: ELF for machine {machine}; expected x86-64 (62)")
+    # QEMU writes 386 while the first CPU is not in long mode yet, with 64-bit headers all the same.
+    if machine not in (_EM_X86_64, _EM_386):
+        raise FormatError(f"{name}: ELF for machine {machine}; expected x86-64 (62) or 386 (3)")
     if kind != _ET_CORE:
         what = _TYPES.get(kind, f"of type {kind}")
         raise FormatError(f"{name}: the ELF file is {what}, not a core; expected type 4")

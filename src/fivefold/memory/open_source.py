@@ -108,6 +108,8 @@ def _open_live(prefix: str, rest: str, options: Options) -> Source:
     # Imported here: files are the common case, and these need sockets and processes.
     from fivefold.memory import gdb_stub, live_qemu
 
+    if not rest:
+        raise ValueError(f"'{prefix}:' has no address; expected qmp:SOCKET, pid:NUMBER or gdb:HOST:PORT")
     if prefix == "gdb":
         return gdb_stub.attach_gdb(
             rest, ram_map=options.ram_map, freeze=options.freeze, timeout=options.timeout, max_copy=options.max_copy

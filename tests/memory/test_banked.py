@@ -1,0 +1,86 @@
+"""Reads across banks that touch, and never across a hole."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fivefold.errors import FormatError, MachineError, MemoryReadError
+from fivefold.memory import Bank, BankedMemory, Extent, PagedMemory
+from fivefold.units import PhysAddr
+
+WHOLE = bytes(range(1, 201))
+
+
+def banked() -> BankedMemory:
+    """Bytes 0x1001.. say their own address's low byte; a hole from 0x1032 to 0x1064."""
+    cuts = ((0, 20), (20, 50), (100, 200))
+    return BankedMemory([Bank(0x1001 + a, memoryview(WHOLE[a:b])) for a, b in reversed(cuts)], "demo")
+
+
+def paged() -> PagedMemory:
+    def fetch(pa: int, size: int) -> bytes:
+        return WHOLE[pa - 0x1001 : pa - 0x1001 + size]
+
+    return PagedMemory([Extent(0x1001, 0x1033), Extent(0x1065, 0x10C9)], fetch, "demo", max_copy=150)
+
+
+@pytest.mark.parametrize("build", [banked, paged])
+@given(start=st.integers(0xFF0, 0x10E0), size=st.integers(1, 120))
+def test_read_is_all_or_nothing(build, start: int, size: int) -> None:
+    want = WHOLE[start - 0x1001 :][:size] if start >= 0x1001 else b""
+    inside = any(a <= start and start + size <= b for a, b in ((0x1001, 0x1033), (0x1065, 0x10C9)))
+    with build() as memory:
+        if inside:
+            assert memory.read(PhysAddr(start), size) == want
+        else:
+            with pytest.raises(MemoryReadError) as error:
+                memory.read(PhysAddr(start), size)
+            assert (error.value.pa, error.value.size) == (start, size)
+
+
+@pytest.mark.parametrize("build", [banked, paged])
+def test_extents_and_banks(build) -> None:
+    memory = build()
+
+    assert memory.extents == [(0x1001, 0x1033), (0x1065, 0x10C9)]
+    assert b"".join(bank.data for bank in memory.banks()) == WHOLE[:50] + WHOLE[100:]
+    assert all(bank.data.readonly for bank in memory.banks())
+
+
+@pytest.mark.parametrize("build", [banked, paged])
+def test_closed_memory_is_a_hole(build) -> None:
+    calls: list[str] = []
+    memory = build()
+    memory.when_closed(lambda: calls.append("first"))
+    memory.when_closed(lambda: calls.append("second"))
+    memory.close()
+    memory.close()
+
+    assert calls == ["second", "first"]
+    assert memory.extents == []
+    with pytest.raises(MemoryReadError, match=r"^demo has no memory at 0x0000000000001001 \(\+1 bytes\)$"):
+        memory.read(PhysAddr(0x1001), 1)
+
+
+def test_overlapping_banks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^banks overlap at 0x1004$"):
+        BankedMemory([Bank(0x1000, memoryview(bytes(8))), Bank(0x1004, memoryview(bytes(8)))], "demo")
+
+
+def test_copies_are_bounded() -> None:
+    memory = PagedMemory([Extent(0x1000, 1 << 52)], lambda pa, size: bytes(size), "huge", max_copy=1 << 20)
+    with pytest.raises(MachineError) as error:
+        memory.banks()
+    assert str(error.value) == "cannot copy huge: 4503599627366400 bytes, at most 1048576 are allowed"
+
+
+def test_check_runs_before_every_access() -> None:
+    def check() -> None:
+        raise FormatError("gone")
+
+    memory = BankedMemory([Bank(0x1000, memoryview(bytes(8)))], "demo", check=check)
+    for access in (memory.banks, lambda: memory.read(PhysAddr(0x1000), 1)):
+        with pytest.raises(FormatError, match=r"^gone$"):
+            access()

@@ -1,0 +1,101 @@
+"""Compressed files: the same source inside, bounded, truncation seen."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import lzma
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fivefold.errors import FormatError, MachineError
+from fivefold.memory import compressed, open_source
+from fivefold.units import PhysAddr
+
+ZSTD = importlib.util.find_spec("zstandard") is not None
+PACKERS: dict[str, Callable[[bytes], bytes]] = {"xz": lzma.compress, "gzip": gzip.compress}
+IMAGE = random.Random(1).randbytes(10_000) + bytes(3 << 20) + b"end"
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_raw_image_inside(saved, kind: str) -> None:
+    steps: list[tuple[int, int | None]] = []
+    path = saved(PACKERS[kind](IMAGE))
+    with open_source(path, progress=lambda done, total: steps.append((done, total))) as source:
+        assert source.memory.read(PhysAddr(0), len(IMAGE)) == IMAGE
+        assert (source.format, source.name) == (f"raw image in {kind}", path)
+    size = Path(path).stat().st_size
+    assert steps[-1] == (size, size)
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_several_streams_are_one_file(saved, kind: str) -> None:
+    pack = PACKERS[kind]
+    with open_source(saved(pack(IMAGE[:5000]) + pack(IMAGE[5000:]))) as source:
+        assert source.memory.read(PhysAddr(0), len(IMAGE)) == IMAGE
+
+
+def test_a_ram_map_counts_unpacked_bytes(saved) -> None:
+    with open_source(saved(gzip.compress(IMAGE)), ram_map="1M-0x101000=0x1000") as source:
+        assert source.memory.read(PhysAddr(0x100000), 4096) == IMAGE[4096:8192]
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+@pytest.mark.parametrize("keep", [30, 4000])
+def test_truncated(saved, kind: str, keep: int) -> None:
+    path = saved(PACKERS[kind](IMAGE)[:keep])
+    with pytest.raises(FormatError) as error:
+        open_source(path)
+    assert str(error.value) == f"{path}: {kind} data ends in the middle: truncated"
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_damaged(saved, kind: str) -> None:
+    packed = bytearray(PACKERS[kind](IMAGE))
+    packed[3000:3100] = bytes(100)
+    path = saved(bytes(packed))
+    with pytest.raises(FormatError, match=rf"guest: broken {kind} data before 0x[0-9a-f]+: \S"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_bombs_are_bounded(saved, kind: str) -> None:
+    path = saved(PACKERS[kind](bytes(4 << 20)))
+    with pytest.raises(FormatError) as error:
+        open_source(path, max_unpacked=1 << 20)
+    assert str(error.value) == f"{path} unpacks to more than 1048576 bytes; raise the limit to go on"
+
+
+def test_compressed_twice(saved) -> None:
+    path = saved(lzma.compress(gzip.compress(IMAGE)))
+    with pytest.raises(FormatError) as error:
+        open_source(path)
+    assert str(error.value) == f"{path} is compressed twice (gzip inside xz); unpack it once first"
+
+
+def test_nothing_inside(saved) -> None:
+    with pytest.raises(FormatError, match=r"guest unpacks to nothing$"):
+        open_source(saved(gzip.compress(b"")))
+
+
+def test_large_ones_go_to_a_file_without_a_name(saved, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(compressed, "_IN_MEMORY", 1 << 16)
+    monkeypatch.setattr(compressed.tempfile, "tempdir", str(tmp_path / "spill"))
+    (tmp_path / "spill").mkdir()
+    with open_source(saved(lzma.compress(IMAGE))) as source:
+        assert source.memory.read(PhysAddr(0), len(IMAGE)) == IMAGE
+        assert list((tmp_path / "spill").iterdir()) == []
+
+
+def test_zstd_inside_or_what_to_install(saved) -> None:
+    if ZSTD:
+        zstandard = importlib.import_module("zstandard")
+        with open_source(saved(zstandard.compress(IMAGE))) as source:
+            assert source.memory.read(PhysAddr(0), len(IMAGE)) == IMAGE
+            assert source.format == "raw image in zstd"
+        return
+    with pytest.raises(MachineError, match=r"^zstd data needs the package zstandard: pip install zstandard$"):
+        open_source(saved(b"\x28\xb5\x2f\xfd" + bytes(100)))

@@ -1,0 +1,186 @@
+"""kdump files, made field by field, plain and flattened; QEMU's own are in test_live_qemu."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import struct
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fivefold.errors import FormatError, MachineError, MemoryReadError
+from fivefold.memory import open_source
+from fivefold.memory.kdump import _runs
+from fivefold.units import PhysAddr
+
+PAGES = {number: bytes([number % 251 + 1]) * 2000 + bytes(2096) for number in (3, 4, 5, 40, 70000)}
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_pages_and_holes(make, saved, flat: bool) -> None:
+    plain = make.kdump(PAGES)
+    with open_source(saved(make.flattened(plain) if flat else plain)) as source:
+        assert source.extents == [(0x3000, 0x6000), (0x28000, 0x29000), (0x11170000, 0x11171000)]
+        for number, page in PAGES.items():
+            assert source.memory.read(PhysAddr(number * 4096), 4096) == page
+        assert source.memory.read(PhysAddr(0x3FFE), 4) == b"\0\0\x05\x05"
+        assert [bank.start for bank in source.memory.banks()] == [0x3000, 0x28000, 0x11170000]
+        assert source.memory.banks()[2].data == PAGES[70000]
+        assert source.vmcoreinfo == {"OSRELEASE": "6.1.0"}
+        assert source.format == ("kdump, flattened" if flat else "kdump")
+        with pytest.raises(MemoryReadError):
+            source.memory.read(PhysAddr(0x5FFF), 2)
+
+
+def test_uncompressed_pages(make, saved) -> None:
+    with open_source(saved(make.kdump(PAGES, pack=bytes, flags=0))) as source:
+        assert source.memory.read(PhysAddr(0x28000), 4096) == PAGES[40]
+
+
+def test_notes(make, saved) -> None:
+    status = make.note(b"CORE", 1, struct.pack("<112x27Q8x", *range(27)))
+    with open_source(saved(make.kdump(PAGES, notes=status * 3))) as source:
+        assert len(source.cpus) == 3
+
+
+@given(st.binary(max_size=40))
+def test_runs_are_the_set_bits(bitmap: bytes) -> None:
+    got = [number for first, end in _runs(bitmap) for number in range(first, end)]
+
+    assert got == [i for i in range(8 * len(bitmap)) if bitmap[i // 8] >> i % 8 & 1]
+
+
+def test_ranks_over_a_large_bitmap(make, saved) -> None:
+    """Each page's bytes say its number, so a wrong rank shows."""
+    numbers = random.Random(5).sample(range(1, 200_000), 60)
+    pages = {n: struct.pack("<Q", n) * 512 for n in numbers}
+    with open_source(saved(make.kdump(pages))) as source:
+        for number in numbers:
+            assert struct.unpack("<Q", source.memory.read(PhysAddr(number * 4096), 8)) == (number,)
+
+
+@pytest.mark.parametrize(("flags", "package"), [(2, "python-lzo"), (4, "python-snappy"), (0x20, "zstandard")])
+def test_optional_packages(make, saved, flags: int, package: str) -> None:
+    """Broken data where the package is installed, its name where it is not."""
+    module = {"python-lzo": "lzo", "python-snappy": "snappy"}.get(package, package)
+    installed = importlib.util.find_spec(module) is not None
+    wanted = FormatError if installed else MachineError
+    with open_source(saved(make.kdump(PAGES, flags=flags))) as source, pytest.raises(wanted) as error:
+        source.memory.read(PhysAddr(0x3000), 8)
+    want = f"page 0x3 has broken {package} data" if installed else f"packed with {package}: pip install {package}"
+    assert want in str(error.value)
+
+
+def patched(data: bytes, at: int, form: str, value: int) -> bytes:
+    changed = bytearray(data)
+    struct.pack_into(form, changed, at, value)
+    return bytes(changed)
+
+
+FORGED = [
+    (8, "<i", 99, "kdump header version 99, expected 1 to 6"),
+    (428, "<i", 8192, "kdump block size 8192, expected 4096"),
+    (432, "<i", -1, "kdump sub-header of -1 blocks, expected a few"),
+    (436, "<I", 0xFFFF_FFFF, "two bitmaps of 8796093020160 bytes at 0x2000, the file has"),
+    (4096 + 12, "<i", 1, "is one part of a split dump; join the parts with makedumpfile --reassemble"),
+    (4096 + 40, "<Q", 1 << 63, "VMCOREINFO of 9223372036854775808 bytes, at most 67108864 are read"),
+    (4096 + 32, "<Q", 1 << 63, "expected 16 bytes at 0x8000000000000000: truncated or forged"),
+    (4096 + 56, "<Q", 1 << 40, "notes of 1099511627776 bytes, at most 67108864 are read"),
+]
+
+
+@pytest.mark.parametrize(("at", "form", "value", "message"), FORGED)
+def test_forged_headers(make, saved, at: int, form: str, value: int, message: str) -> None:
+    with pytest.raises(FormatError) as error:
+        open_source(saved(patched(make.kdump(PAGES), at, form, value)))
+    assert message in str(error.value)
+
+
+def test_page_count_beyond_the_bitmap_is_cut(make, saved) -> None:
+    huge = patched(make.kdump(PAGES), 4096 + 96, "<Q", (1 << 64) - 1)
+    with open_source(saved(huge)) as source:
+        assert source.extents[-1].end == 0x11171000
+
+
+def test_bits_without_descriptors(make, saved) -> None:
+    plain = make.kdump({3: PAGES[3]}, pack=bytes, flags=0)
+    full = plain[: 3 * 4096] + b"\xff" * 4096 + plain[4 * 4096 :]
+    full = patched(full, 4096 + 96, "<Q", 32768)
+    with pytest.raises(FormatError, match=r"32768 page descriptors need bytes up to 0xc4000, the file ends at"):
+        open_source(saved(full))
+
+
+DESCRIPTOR = 2 * 4096 + 2 * 4096
+
+DAMAGED = [
+    (DESCRIPTOR, "<Q", 1 << 62, "expected 26 bytes at 0x4000000000000000: truncated or forged"),
+    (DESCRIPTOR + 8, "<I", 0xFFFF_FFFF, "page 0x3 has 4294967295 bytes in the file, expected 1 to 4096"),
+    (DESCRIPTOR + 8, "<I", 0, "page 0x3 has 0 bytes in the file, expected 1 to 4096"),
+    (DESCRIPTOR + 12, "<I", 3, "page 0x3 has flags 0x3, expected one way of compression at most"),
+    (DESCRIPTOR + 12, "<I", 0, "page 0x3 unpacks to 26 bytes, expected 4096"),
+]
+
+
+@pytest.mark.parametrize(("at", "form", "value", "message"), DAMAGED)
+def test_damaged_pages(make, saved, at: int, form: str, value: int, message: str) -> None:
+    path = saved(
+        patched(make.kdump({3: bytes(4096), 4: PAGES[4]}, pack=lambda p: zlib.compress(p, 9)), at, form, value)
+    )
+    with open_source(path) as source:
+        with pytest.raises(FormatError) as error:
+            source.memory.read(PhysAddr(0x3000), 8)
+        assert source.memory.read(PhysAddr(0x4000), 4096) == PAGES[4]
+    assert message in str(error.value).replace(f"{len(zlib.compress(bytes(4096), 9))} bytes", "26 bytes")
+
+
+@pytest.mark.parametrize("size", [1, 5000])
+def test_pages_of_another_size(make, saved, size: int) -> None:
+    """A page that unpacks to more or less is damage; more is not even unpacked."""
+    path = saved(make.kdump(PAGES, pack=lambda _: zlib.compress(bytes(size))))
+    message = rf"page 0x3 unpacks to {min(size, 4097)} bytes, expected 4096$"
+    with open_source(path) as source, pytest.raises(FormatError, match=message):
+        source.memory.read(PhysAddr(0x3000), 8)
+
+
+def test_broken_zlib(make, saved) -> None:
+    path = saved(make.kdump(PAGES, pack=lambda page: b"\xff" * 30))
+    with open_source(path) as source, pytest.raises(FormatError, match=r"page 0x3 has broken zlib data: "):
+        source.memory.read(PhysAddr(0x3000), 8)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ((0, 1 << 40), "flattened record before 0x1010 claims 1099511627776 bytes at 0, 8 are left"),
+        ((-5, 4), "flattened record before 0x1010 claims 4 bytes at -5, 8 are left"),
+        ((0, 0), "flattened record before 0x1010 claims 0 bytes at 0, 8 are left"),
+    ],
+)
+def test_forged_records(make, saved, record: tuple[int, int], message: str) -> None:
+    head = make.flattened(b"")[:4096]
+    with pytest.raises(FormatError) as error:
+        open_source(saved(head + struct.pack(">qq", *record) + bytes(8)))
+    assert message in str(error.value)
+
+
+def test_flattened_without_an_end(make, saved) -> None:
+    flat = make.flattened(make.kdump(PAGES))[:-16]
+    with pytest.raises(FormatError, match=r"truncated or forged$"):
+        open_source(saved(flat))
+
+
+def test_flattened_far_away_is_zeros_not_memory(make, saved) -> None:
+    """A record at 2^62 makes a huge file; nothing of it is allocated."""
+    flat = make.flattened(make.kdump(PAGES))[:-16] + struct.pack(">qq", 1 << 62, 1) + b"x" + struct.pack(">qq", -1, -1)
+    with open_source(saved(flat)) as source:
+        assert source.memory.read(PhysAddr(0x28000), 4096) == PAGES[40]
+
+
+def test_truncated(make, saved) -> None:
+    plain = make.kdump(PAGES)
+    for keep in (30, 464, 5000, 9000):
+        with pytest.raises(FormatError, match=r"truncated or forged$"):
+            open_source(saved(plain[:keep]))

@@ -1,0 +1,71 @@
+"""What is recognised by its first bytes, and what is refused by name."""
+
+from __future__ import annotations
+
+import lzma
+
+import pytest
+
+from fivefold.errors import FormatError, MachineError
+from fivefold.memory import Options, open_file, open_source
+
+
+def test_the_content_decides(make, saved) -> None:
+    formats = {
+        "ELF core": make.elf_core([(0x1000, bytes(4096))]),
+        "LiME": make.lime([(0x1000, bytes(4096))]),
+        "kdump": make.kdump({3: bytes(4096)}),
+        "kdump, flattened": make.flattened(make.kdump({3: bytes(4096)})),
+        "raw image": bytes(4096),
+        "ELF core in xz": lzma.compress(make.elf_core([(0x1000, bytes(4096))])),
+    }
+    for name, content in formats.items():
+        with open_source(saved(content)) as source:
+            assert (source.format, source.live, source.torn) == (name, False, False)
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (b"PAGEDU64", "a Windows crash dump"),
+        (b"QEVM", "a QEMU migration stream; use dump-guest-memory instead"),
+        (b"QFI\xfb", "a qcow2 disk image"),
+    ],
+)
+def test_known_but_not_read(saved, head: bytes, what: str) -> None:
+    path = saved(head + bytes(4096))
+    with pytest.raises(FormatError) as error:
+        open_source(path)
+    assert str(error.value) == f"{path} is {what}; expected a raw image, an ELF core, kdump or LiME"
+
+
+def test_options_by_name_or_together(saved) -> None:
+    path = saved(bytes(8192))
+    options = Options(ram_map="0x1000-0x2000")
+
+    assert open_source(path, options).extents == [(0x1000, 0x2000)]
+    assert open_source(path, options, ram_map="0x1000-8K=0").extents == [(0x1000, 0x2000)]
+    assert open_file(path, options).extents == [(0x1000, 0x2000)]
+    assert open_source(f"file:{path}").extents == [(0, 0x2000)]
+    with pytest.raises(TypeError):
+        open_source(path, colour="red")
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("pid:abc", ValueError, "'abc' is not a process number; expected pid:NUMBER"),
+        ("pid:999999999", MachineError, "cannot read the command line of process 999999999: No such file or directory"),
+        ("qmp:/absent/socket", MachineError, "cannot connect to /absent/socket for QMP: No such file or directory"),
+        ("qmp:", ValueError, "'qmp:' has no address; expected qmp:SOCKET, pid:NUMBER or gdb:HOST:PORT"),
+        (
+            "gdb:localhost:1",
+            MachineError,
+            "gdb:localhost:1 stops the guest while it is attached and lets it run afterwards; allow that with --freeze",
+        ),
+    ],
+)
+def test_live_sources_that_are_not_there(spec: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        open_source(spec)
+    assert str(caught.value) == message

@@ -1,0 +1,98 @@
+"""The QMP client against servers that behave and servers that do not."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+
+from fivefold.errors import MachineError
+from fivefold.memory import qmp_client
+from fivefold.memory.qmp_client import QmpClient, QmpError
+
+GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\r\n'
+DONE = b'{"return": {}}\r\n'
+
+
+def server(*answers: bytes) -> Callable[[socket.socket], None]:
+    """Greet, then give one answer for each request; hang up after the last."""
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(GREETING)
+        for answer in (DONE, *answers):
+            if not connection.recv(1 << 16):
+                return
+            connection.sendall(answer)
+
+    return script
+
+
+def test_answers_and_events(serve) -> None:
+    event = b'{"event": "RESUME"}\r\n'
+    requests: list[bytes] = []
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(GREETING)
+        for answer in (event + DONE, event + b'{"return": "te', b'xt"}\n'):
+            requests.append(connection.recv(1 << 16) if not answer.startswith(b"xt") else b"")
+            connection.sendall(answer)
+
+    with closing(QmpClient(serve(script), timeout=5)) as client:
+        assert client.monitor("info mtree -f") == "text"
+        assert client.peer_pid is not None
+    assert json.loads(requests[1]) == {
+        "execute": "human-monitor-command",
+        "arguments": {"command-line": "info mtree -f"},
+    }
+
+
+def test_refusal_is_an_error_with_its_class(serve) -> None:
+    refusal = b'{"error": {"class": "CommandNotFound", "desc": "The command x has not been found"}}\n'
+    with closing(QmpClient(serve(server(refusal)), timeout=5)) as client:
+        with pytest.raises(QmpError) as error:
+            client.ask("x")
+        assert str(error.value) == "QEMU refuses x: The command x has not been found"
+        assert error.value.kind == "CommandNotFound"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"", "closed the connection in the middle"),
+        (b'{"return"', "closed the connection in the middle"),
+        (b"hello\n", "does not speak QMP: b'hello' is not JSON"),
+        (b"[1, 2]\n", "does not speak QMP: b'[1, 2]' is not an object"),
+        (b"[" * 100_000 + b"\n", "does not speak QMP: b'[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[' is not JSON"),
+        (b'{"return": 5}\n', "answers 'info mtree -f' with int, expected text"),
+    ],
+)
+def test_servers_that_misbehave(serve, answer: bytes, message: str) -> None:
+    with closing(QmpClient(serve(server(answer)), timeout=5)) as client:
+        with pytest.raises(MachineError) as error:
+            client.monitor("info mtree -f")
+        assert str(error.value).endswith(message)
+
+
+def test_no_greeting(serve) -> None:
+    path = serve(lambda connection: connection.sendall(b'{"hello": 1}\n'))
+    with pytest.raises(MachineError) as error:
+        QmpClient(path, timeout=5)
+    assert str(error.value) == f"{path} does not speak QMP: its first message has no 'QMP'"
+
+
+def test_silence(serve) -> None:
+    path = serve(lambda connection: connection.recv(1))
+    with pytest.raises(MachineError) as error:
+        QmpClient(path, timeout=0.05)
+    assert str(error.value) == f"{path} gave no answer in 0.05 s; another client may hold the socket"
+
+
+def test_endless_line(serve, monkeypatch) -> None:
+    monkeypatch.setattr(qmp_client, "MAX_ANSWER", 1 << 16)
+    path = serve(server(b"x" * (1 << 18)))
+    message = r"sent more than 65536 bytes without a line's end$"
+    with closing(QmpClient(path, timeout=5)) as client, pytest.raises(MachineError, match=message):
+        client.ask("x")
