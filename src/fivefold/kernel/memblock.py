@@ -108,6 +108,14 @@ def add(start: PhysAddr, size: u64) -> None:
         memory_count = insert(memory, memory_count, first, last)
 
 
+@inline
+def last_page(start: PhysAddr, size: u64) -> u64:
+    """End of the pages that [start, start + size) touches; the last page boundary of all if that wraps."""
+    end = start + size
+    last = end + PAGE_SIZE - 1 & ~(PAGE_SIZE - 1)
+    return 0xFFFF_FFFF_FFFF_F000 if end < start or last < end else last
+
+
 @noinline
 def remove(start: PhysAddr, size: u64) -> None:
     """Take [start, start + size) out of memory, rounded outward to pages: what two entries disagree on is not used."""
@@ -115,9 +123,7 @@ def remove(start: PhysAddr, size: u64) -> None:
     if size == 0:
         return
     first = start & ~(PAGE_SIZE - 1)
-    last = start + size + PAGE_SIZE - 1 & ~(PAGE_SIZE - 1)
-    if last < first:
-        last = 0xFFFF_FFFF_FFFF_F000
+    last = last_page(start, size)
     i = 0
     while i < memory_count:
         low = range_start(memory, i)
@@ -147,13 +153,8 @@ def remove(start: PhysAddr, size: u64) -> None:
 def reserve(start: PhysAddr, size: u64) -> None:
     """Never hand out any page that [start, start + size) touches."""
     global reserved_count
-    end = start + size + PAGE_SIZE - 1
-    if size == 0:
-        return
-    if end < start:
-        end = 0xFFFF_FFFF_FFFF_FFFF
-    first = start & ~(PAGE_SIZE - 1)
-    reserved_count = insert(reserved, reserved_count, first, end & ~(PAGE_SIZE - 1))
+    if size != 0:
+        reserved_count = insert(reserved, reserved_count, start & ~(PAGE_SIZE - 1), last_page(start, size))
 
 
 @noinline
