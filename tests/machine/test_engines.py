@@ -108,11 +108,11 @@ SYSCALL = """
   xorl %edx, %edx
   wrmsr
   movl $0xc0000084, %ecx
-  movl $0x200, %eax
+  movl $0x400, %eax
   wrmsr
   pushq $0x1b
   pushq $0x340000
-  pushq $0x202
+  pushq $0x402
   pushq $0x23
   leaq in_user(%rip), %rbx
   pushq %rbx
@@ -227,10 +227,10 @@ def test_syscall_and_sysret(boot, workshop):
     assert Exit(5) == machine.run(10)
     registers = machine.registers()
     assert registers.rbp == 0x1234
-    assert registers.rbx & 0x200 == 0, "FMASK clears IF"
+    assert registers.rbx & 0x400 == 0, "FMASK clears DF"
     assert code.labels["after_syscall"] == registers.r8
     assert registers.rsi & 0xFFFF == 0x23
-    assert registers.r9 & 0x200, "R11 keeps the caller's RFLAGS"
+    assert registers.r9 & 0x400, "R11 keeps the caller's RFLAGS"
     assert registers.rdi & 0xFFFF == 8
 
 

@@ -171,15 +171,6 @@ def test_limit_is_kept_over_exceptions(unicorn, workshop):
     assert machine.instructions == 8000
 
 
-def test_counting_can_be_left_out(unicorn, workshop):
-    machine = unicorn(workshop.assemble("exit 2").image, count=False)
-
-    assert Exit(2) == machine.run(10)
-    assert machine.instructions is None
-    with pytest.raises(MachineError, match=r"give a time limit only$"):
-        machine.run(1, limit=5)
-
-
 def test_timeout_ends_a_guest_that_faults_for_ever(unicorn, workshop):
     machine = unicorn(workshop.long_code("1: ud2\non_ud: iretq", before="gate 6, on_ud").image)
 

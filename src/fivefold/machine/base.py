@@ -84,8 +84,6 @@ class Guest:
     poison: int | None = None
     """Fill RAM with this byte first, so that code which counts on zeroed memory fails."""
     cpuid: tuple[CpuidOverride, ...] = ()
-    count: bool = True
-    """Count instructions where the engine can; without it Unicorn runs about three times as fast."""
     start_info: int | None = None
     """Where to put the start information; None lets the loader choose (Unicorn only)."""
 

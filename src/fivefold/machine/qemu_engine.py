@@ -1,8 +1,9 @@
 """QEMU as a child process, with TCG or KVM, and its RAM mapped into this one.
 
-Everything between us is an open file without a name: RAM and image are memfds, the monitor,
-the serial port and the exit port are socket pairs, the log is a pipe. So nothing is left when
-either side is killed, and the kernel kills the child when we die.
+Everything between us is an open file without a name: RAM, image and serial output are memfds
+(a socket would drop bytes of a guest that does not wait for the port), the monitor and the exit
+port are socket pairs, the log is a pipe. So nothing is left when either side is killed, and
+the kernel kills the child when we die.
 
 QEMU's ``isa-debug-exit`` ends the process at once, and with it the registers. Here port 0xf4
 is a debug console: the byte that the guest writes arrives on a socket, and the guest, which
@@ -69,7 +70,8 @@ class QemuMachine:
         self.guest = guest
         self._accelerator = accelerator
         self._cleanup = contextlib.ExitStack()
-        self._output = bytearray()
+        self._serial: int | None = None
+        self._output = b""
         self._log = bytearray()
         self._exit = bytearray()
         self._cpu: Cpu | None = None
@@ -86,28 +88,28 @@ class QemuMachine:
         image = self._memfd("fivefold-image")
         _write_all(image, guest.image)
         self._monitor, monitor = self._socket_pair()
-        self._serial, serial = self._socket_pair()
+        self._serial = serial = self._memfd("fivefold-serial")
         self._exit_port, exit_port = self._socket_pair()
         self._log_pipe, log = self._pipe()
         command = [
             *_command(guest, self._accelerator, size, ram, image),
-            *_sockets(monitor.fileno(), serial.fileno(), exit_port.fileno()),
+            *_channels(monitor.fileno(), serial, exit_port.fileno()),
             # KVM's exceptions are the CPU's own affair: nothing to log.
             *(("-d", "int", "-D", f"/proc/self/fd/{log}") if self._accelerator == "tcg" else ()),
         ]
-        fds = [ram, image, log]
+        fds = [ram, image, serial, log]
         for module in guest.modules:
             fds.append(self._memfd("fivefold-module"))
             _write_all(fds[-1], module.data)
             command += ["-initrd", f"/proc/self/fd/{fds[-1]}"]
-        passed = [monitor.fileno(), serial.fileno(), exit_port.fileno(), *fds]
+        passed = [monitor.fileno(), exit_port.fileno(), *fds]
         try:
             self._child = Child(command, passed)
         except OSError as error:
             raise MachineError(f"{PROGRAM} cannot be started: {error.strerror}; {INSTALL}") from error
         self._cleanup.callback(self._child.end)
         # Our ends see the child's death only once nobody else holds the other ones.
-        for theirs in (monitor, serial, exit_port):
+        for theirs in (monitor, exit_port):
             theirs.close()
         os.close(log)
         self._greet()
@@ -145,12 +147,19 @@ class QemuMachine:
     @property
     def output(self) -> bytes:
         """What the guest wrote to the serial port so far."""
-        return bytes(self._output)
+        if self._serial is not None:
+            self._output = os.pread(self._serial, os.fstat(self._serial).st_size, 0)
+        return self._output
 
     @property
     def instructions(self) -> None:
         """QEMU does not count."""
         return
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._child.pid
 
     def registers(self) -> Registers:
         """The registers now; in 32-bit code the lower halves only."""
@@ -174,7 +183,7 @@ class QemuMachine:
 
     def _wait(self, deadline: float, timeout: float) -> Event:
         with selectors.DefaultSelector() as selector:
-            for source in (self._qmp, self._serial, self._exit_port, self._log_pipe):
+            for source in (self._qmp, self._exit_port, self._log_pipe):
                 selector.register(source, selectors.EVENT_READ)
             while (left := deadline - time.monotonic()) > 0:
                 ready = selector.select(min(_POLL, left))
@@ -211,11 +220,10 @@ class QemuMachine:
         return None if registers.rflags & _RFLAGS_IF else Halted(registers.rip)
 
     def _drain(self) -> None:
-        """Take in what the guest and the log have sent."""
-        for sock, target in ((self._serial, self._output), (self._exit_port, self._exit)):
-            with contextlib.suppress(BlockingIOError):
-                while part := sock.recv(_CHUNK):
-                    target += part
+        """Take in exit codes and the log."""
+        with contextlib.suppress(BlockingIOError):
+            while part := self._exit_port.recv(_CHUNK):
+                self._exit += part
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self._log_pipe, _CHUNK):
                 self._log += part
@@ -255,7 +263,8 @@ class QemuMachine:
     # -- the end -------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Kill QEMU and wait for it; close all that was open."""
+        """Kill QEMU and wait for it; close all that was open. The output is kept."""
+        self._output, self._serial = self.output, None
         self._cleanup.close()
 
     def __enter__(self) -> Self:
@@ -328,10 +337,10 @@ def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) ->
     ]
 
 
-def _sockets(monitor: int, serial: int, exit_port: int) -> list[str]:
+def _channels(monitor: int, serial: int, exit_port: int) -> list[str]:
     return [
         *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
-        *("-chardev", f"socket,id=serial,fd={serial}", "-serial", "chardev:serial"),
+        *("-chardev", f"file,id=serial,path=/proc/self/fd/{serial}", "-serial", "chardev:serial"),
         *("-chardev", f"socket,id=exit,fd={exit_port}", "-device", f"isa-debugcon,iobase={EXIT_PORT},chardev=exit"),
     ]
 

@@ -19,8 +19,8 @@ from fivefold.arch import Cpu, cpu_from_cpuid
 from fivefold.errors import MachineError
 from fivefold.machine.base import CpuidOverride, TableRegister
 from fivefold.machine.calibration import PROBE_MEMORY, measure
-from fivefold.machine.counter import Counter, try_counter
 from fivefold.machine.hidden_state import Context, Places
+from fivefold.machine.instruction_hook import InstructionHook, PlainHook, native_hook
 from fivefold.machine.vcpu import Segment, Vcpu
 from fivefold.units import MASK64, hex64
 
@@ -65,7 +65,7 @@ class UnicornCore:
     # -- running -------------------------------------------------------------------------
 
     def run(self) -> bool:
-        """Run from RIP until a hook or another thread calls `stop`, or to HLT or a triple fault.
+        """Run from RIP until a hook calls `stop`, or to HLT.
 
         False if the guest jumped to where nothing answers. Raises what a hook raised.
         """
@@ -78,7 +78,7 @@ class UnicornCore:
         return True
 
     def stop(self) -> None:
-        """End `run` as soon as possible. From any thread; lost if nothing runs."""
+        """End `run` after this hook. From another thread Unicorn would lose its place."""
         self._uc.emu_stop()
 
     def forget_translations(self) -> None:
@@ -193,31 +193,27 @@ class UnicornCore:
         self._hook_instruction(x86.UC_X86_INS_IN, lambda uc, port, size, _: read(port, size))
         self._hook_instruction(x86.UC_X86_INS_OUT, lambda uc, port, size, value, _: write(port, value))
 
-    def on_code(self, first: int, last: int, note: Callable[[int, int], None]) -> None:
-        """Call *note(address, size)* before each instruction at linear *first* to *last* inclusive."""
-        self._uc.hook_add(uc_const.UC_HOOK_CODE, lambda uc, address, size, _: note(address, size), None, first, last)
-
     def _hook_instruction(self, instruction: int, hook: Callable[..., Any]) -> None:
         self._uc.hook_add(uc_const.UC_HOOK_INSN, hook, None, 1, 0, instruction)
 
-    def count(self) -> Counter | None:
-        """Count instructions from now on, in machine code; None where host or binding do not allow it.
-
-        Hooks added before can stop an instruction before it is counted.
-        """
+    def watch_instructions(self) -> InstructionHook:
+        """Add a hook that is called before every instruction; in machine code where that can be."""
         library = getattr(binding, "uclib", None)
         handle = getattr(self._uc, "_uch", None)
-        if library is None or handle is None:
-            return None
-        counter = try_counter(ctypes.cast(library.uc_emu_stop, ctypes.c_void_p).value)
-        if counter is None:
-            return None
+        if library is not None and handle is not None:
+            native = native_hook(ctypes.cast(library.uc_emu_stop, ctypes.c_void_p).value)
+            if native is not None and self._add_native(library, handle, native.address):
+                return native
+        plain = PlainHook(self.stop)
+        self._uc.hook_add(uc_const.UC_HOOK_CODE, lambda uc, address, size, _: plain(address))
+        return plain
+
+    def _add_native(self, library: Any, handle: Any, address: int) -> bool:
         hook = ctypes.c_size_t()
         everywhere = (ctypes.c_uint64(1), ctypes.c_uint64(0))
-        status = library.uc_hook_add(
-            handle, ctypes.byref(hook), uc_const.UC_HOOK_CODE, ctypes.c_void_p(counter.address), None, *everywhere
-        )
-        return counter if status == uc_const.UC_ERR_OK else None
+        kind = uc_const.UC_HOOK_CODE
+        status = library.uc_hook_add(handle, ctypes.byref(hook), kind, ctypes.c_void_p(address), None, *everywhere)
+        return bool(status == uc_const.UC_ERR_OK)
 
 
 @functools.cache

@@ -4,12 +4,14 @@ Unicorn translates code and little more. What it leaves out is done here: except
 through the guest's IDT (`delivery`), writes to control registers are judged (`police`),
 ``syscall`` is executed, ports have devices (`ports`), and a guest that spins is stopped.
 
-All of that happens between two calls of ``emu_start``: a hook notes what happened and stops.
+All of that happens between two runs of the engine: a hook notes what happened and stops.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
@@ -31,6 +33,7 @@ from fivefold.machine.base import (
 from fivefold.machine.decode import decode, interrupt_length
 from fivefold.machine.delivery import Trap, deliver, has_error_code
 from fivefold.machine.handover import CODE_SELECTOR, DATA_SELECTOR, Handover
+from fivefold.machine.instruction_hook import LOW_END
 from fivefold.machine.loader import Placement, load
 from fivefold.machine.mapped_ram import Bus, MappedRam
 from fivefold.machine.memory_map import memory_map, ram_extents
@@ -70,13 +73,14 @@ from fivefold.machine.vcpu import (
     Segment,
     Vcpu,
 )
-from fivefold.machine.watchdog import Watchdog
 from fivefold.memory import PhysMemory
-from fivefold.units import GIB, MASK64, MIB, PhysAddr, format_size, hex64
+from fivefold.units import GIB, MASK64, PhysAddr, format_size, hex64
 
 _EFER_SCE: Final = 1 << 0
 _LONGEST_INSTRUCTION: Final = 15
-_HLT: Final = b"\xf4"
+_SLICE: Final = 1_000_000
+"""Instructions between two looks at the clock and at signals such as Ctrl-C."""
+
 _POISON_LIMIT: Final = GIB
 _HISTORY: Final = 64
 
@@ -93,6 +97,7 @@ class UnicornMachine:
         self._ram: MappedRam | None = None
         self._pending: Trap | None = None
         self._syscall = False
+        self._judged: int | None = None
         self._ports = Ports()
         self._history: deque[ExceptionRecord] = deque(maxlen=_HISTORY)
         self._injected: deque[Trap] = deque()
@@ -135,9 +140,9 @@ class UnicornMachine:
         return bytes(self._ports.output)
 
     @property
-    def instructions(self) -> int | None:
-        """Instructions executed so far, None on hosts where they are not counted."""
-        return None if self._counter is None else self._counter.count
+    def instructions(self) -> int:
+        """Instructions executed so far; each round of a repeated string instruction counts."""
+        return self._hook.count
 
     @property
     def exceptions(self) -> tuple[ExceptionRecord, ...]:
@@ -180,29 +185,31 @@ class UnicornMachine:
 
     def run(self, timeout: float = 10.0, limit: int | None = None) -> Event:
         """Run until the guest ends, or for *timeout* seconds, or for *limit* instructions."""
-        if limit is not None and self._counter is None:
-            raise MachineError("instructions are not counted here, so they cannot be limited; give a time limit only")
-        if self._counter is not None:
-            self._counter.limit_to(limit)
-        with Watchdog(self._engine.stop, timeout) as watchdog:
-            while True:
-                event = self._deliver_injected() or self._run_once(watchdog)
-                if event is not None:
-                    return event
-                # Here too: a guest that faults for ever never stops for the watchdog.
-                if watchdog.expired:
-                    return Timeout(timeout, self._engine.read("rip"))
+        deadline = time.monotonic() + timeout
+        last = None if limit is None else self._hook.count + limit
+        while True:
+            event = self._deliver_injected() or self._run_slice(last)
+            if event is not None:
+                return event
+            if time.monotonic() >= deadline:
+                return Timeout(timeout, self._engine.read("rip"))
 
-    def _run_once(self, watchdog: Watchdog) -> Event | None:
+    def _run_slice(self, last: int | None) -> Event | None:
         """Run up to the next thing that needs us; None to go on."""
         if self._stale:
             self._engine.forget_translations()
             self._stale = False
-        watchdog.ticked = False
-        self._pending, self._syscall = None, False
+        if last is not None and self._hook.count >= last:
+            return LimitReached(self._hook.count, self._engine.read("rip"))
+        slice_end = _SLICE if last is None else min(_SLICE, last - self._hook.count)
+        self._hook.arm(slice_end, allow_next=self._judged == self._engine.read("rip"))
+        self._pending, self._syscall, self._judged = None, False, None
         if not self._engine.run():
             # An empty bus gives all ones, and a fetch of those is an invalid opcode.
             self._pending = Trap(Vector.UD)
+        return self._after_slice()
+
+    def _after_slice(self) -> Event | None:
         if self._ports.exit_code is not None:
             code, self._ports.exit_code = self._ports.exit_code, None
             return Exit(code)
@@ -210,17 +217,23 @@ class UnicornMachine:
             return self._deliver(self._pending)
         if self._syscall:
             return self._do_syscall()
-        return self._why_stopped(watchdog)
+        if self._hook.stopped:
+            return None if self._hook.spent else self._judge()
+        return Halted(self._engine.read("rip"))
 
-    def _why_stopped(self, watchdog: Watchdog) -> Event | None:
-        rip = self._engine.read("rip")
-        if watchdog.ticked or watchdog.expired:
+    def _judge(self) -> Shutdown | None:
+        """Deliver #GP if the next instruction is a write that the processor would refuse."""
+        self._judged = rip = self._engine.read("rip")
+        # Code segments with a base belong to trampolines, whose offsets are low.
+        if rip >= LOW_END and rip not in self.guest.sites:
             return None
-        if self._counter is not None and self._counter.reached:
-            return LimitReached(self._counter.count, rip)
-        if self._fetch(self._engine.vcpu(), rip - 1, 1) == _HLT:
-            return Halted(rip)
-        raise MachineError(f"unicorn stopped at {hex64(rip)} without a reason")
+        vcpu = self._engine.vcpu()
+        address = vcpu.cs.base + rip & MASK64
+        bits = 64 if vcpu.in_64bit else 32 if vcpu.cs.flags & BIG else 16
+        what = decode(self._fetch(vcpu, address), rip, bits, self._engine.gpr)
+        if what is None or not is_refused(what, vcpu, self._engine.gpr, self._bus, self.cpu):
+            return None
+        return self._deliver(Trap(Vector.GP, 0))
 
     def _deliver_injected(self) -> Event | None:
         return self._deliver(self._injected.popleft()) if self._injected else None
@@ -262,11 +275,8 @@ class UnicornMachine:
         engine.on_invalid_opcode(lambda: self._stop(Trap(Vector.UD)))
         engine.on_syscall(self._on_syscall)
         engine.on_ports(self._ports.read, self._on_out)
-        engine.on_code(0, MIB - 1, self._on_site)
-        for site in sorted(site for site in self.guest.sites if site >= MIB):
-            engine.on_code(site, site, self._on_site)
-        # Last: an instruction that is refused is not counted.
-        self._counter = engine.count() if self.guest.count else None
+        self._hook = engine.watch_instructions()
+        self._hook.watch(self.guest.sites)
 
     def _on_interrupt(self, vector: int) -> None:
         context = self._engine.context()
@@ -290,26 +300,19 @@ class UnicornMachine:
         if self._ports.exit_code is not None:
             self._engine.stop()
 
-    def _on_site(self, address: int, size: int) -> None:
-        """Judge the instruction at *address* before it is executed."""
-        vcpu = self._engine.vcpu()
-        vcpu = replace(vcpu, rip=address - vcpu.cs.base & MASK64)
-        code = self._fetch(vcpu, address, min(size, _LONGEST_INSTRUCTION))
-        bits = 64 if vcpu.in_64bit else 32 if vcpu.cs.flags & BIG else 16
-        what = decode(code, vcpu.rip, bits, self._engine.gpr)
-        if what is not None and is_refused(what, vcpu, self._engine.gpr, self._bus, self.cpu):
-            self._stop(Trap(Vector.GP, 0))
-
     def _stop(self, trap: Trap) -> None:
         self._pending = trap
         self._engine.stop()
 
-    def _fetch(self, vcpu: Vcpu, address: int, size: int) -> bytes:
-        """Instruction bytes as the processor would fetch them; empty if it could not."""
-        try:
-            return Linear(self._bus, vcpu, self.cpu).read(address, size, FETCH)
-        except Refusal:
-            return b""
+    def _fetch(self, vcpu: Vcpu, address: int, size: int = _LONGEST_INSTRUCTION) -> bytes:
+        """Up to *size* instruction bytes as the processor would fetch them, fewer where it could not."""
+        linear = Linear(self._bus, vcpu, self.cpu)
+        first = min(size, 0x1000 - address % 0x1000)
+        code = b""
+        with suppress(Refusal):
+            code = linear.read(address, first, FETCH)
+            code += linear.read(address + first, size - first, FETCH) if size > first else b""
+        return code
 
     # -- state ---------------------------------------------------------------------------
 
