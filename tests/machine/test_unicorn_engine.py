@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import struct
 import time
 import weakref
@@ -10,7 +11,18 @@ import weakref
 import pytest
 
 from fivefold.errors import ImageError, MachineError
-from fivefold.machine import CpuidOverride, Exit, Guest, Halted, LimitReached, MapRow, Shutdown, Timeout, start
+from fivefold.machine import (
+    CpuidOverride,
+    Exit,
+    Guest,
+    Halted,
+    LimitReached,
+    MapRow,
+    Shutdown,
+    Timeout,
+    start,
+    unicorn_core,
+)
 from fivefold.machine.unicorn_core import places
 from fivefold.units import GIB, MIB
 
@@ -380,3 +392,67 @@ def test_closing_gives_memory_back(workshop):
     machine.close()
     with pytest.raises(MachineError, match=r"^the machine is closed$"):
         machine.memory.read(0x200000, 1)
+
+
+# -- the hook that sees every instruction -----------------------------------------------------
+
+# The engine stops one instruction after the `out` of the exit: mov, out, cli.
+EXIT = 3
+
+
+@pytest.fixture(params=["native", "plain"])
+def hook(request, monkeypatch):
+    """Run with the hook in machine code, and with the one in Python that other hosts get."""
+    if request.param == "plain":
+        monkeypatch.setattr(unicorn_core, "native_hook", lambda stop: None)
+
+
+def test_both_hooks_count_watch_and_limit_alike(hook, unicorn, workshop):
+    # 0x1000004 shares its lower 24 bits with the loop: stopped at, looked at, let go.
+    code = workshop.assemble("movl $300, %ecx\n1: decl %ecx\njnz 1b\nmovl $0x1020, %eax\nsite: movl %eax, %cr4\nexit 1")
+    sites = frozenset({code.labels["site"], 0x1000000 + 0x200005})
+    machine = unicorn(code.image, sites=sites)
+
+    assert machine.run(10, limit=100) == LimitReached(100, 0x200006)
+    assert machine.run(10) == Exit(1)
+    assert machine.instructions == 1 + 2 * 300 + 2 + EXIT
+    refused = unicorn(code.image, sites=sites, cpu="la48")
+    assert isinstance(refused.run(10), Shutdown)
+    assert refused.instructions == 1 + 2 * 300 + 1
+
+
+def test_long_runs_are_exact_over_time_slices(unicorn, workshop):
+    machine = unicorn(workshop.assemble("movl $1300000, %ecx\n1: incl %ebp\ndecl %ecx\njnz 1b\nexit 1").image)
+
+    assert machine.run(60) == Exit(1)
+    assert machine.registers().rbp == 1300000
+    assert machine.instructions == 1 + 3 * 1300000 + EXIT
+
+
+def test_signals_are_seen_while_the_guest_spins(unicorn, workshop):
+    class AlarmError(Exception):
+        pass
+
+    def ring(*_):
+        raise AlarmError
+
+    machine = unicorn(workshop.assemble("1: jmp 1b").image)
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(AlarmError):
+            machine.run(60)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_tables_outside_ram_fault_in_the_guest(unicorn, workshop):
+    """All ones are a present entry with reserved bits set; the IDT cannot be read either."""
+    machine = unicorn(workshop.long_code("movq $0x3ff000000, %rax\nmovq %rax, %cr3\nnop").image)
+
+    event = machine.run(5)
+
+    assert isinstance(event, Shutdown)
+    assert event.records[0].vector == 14
+    assert event.records[0].error_code & 0x9 == 0x9
