@@ -20,14 +20,17 @@ _PUBLIC: Final = {
     "Cpu": "fivefold.arch",
     "FivefoldError": "fivefold.errors",
     "Ram": "fivefold.memory",
+    "Region": "fivefold.survey.regions",
+    "Space": "fivefold.survey.space",
     "access": "fivefold.arch",
     "boot": "fivefold.boot",
     "build_image": "fivefold.boot",
+    "open": "fivefold.survey.space",
     "regions": "fivefold.arch",
     "translate": "fivefold.arch",
     "walk": "fivefold.arch",
 }
-_RENAMED: Final = {"BootOptions": "Options"}
+_RENAMED: Final = {"BootOptions": "Options", "open": "open_space"}
 
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605 - the names are in the table above
 

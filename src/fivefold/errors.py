@@ -9,6 +9,7 @@
       ImageError           an image cannot be built, linked or placed
       MachineError         an engine could not start, stop or answer
       LayoutError          areas overlap, or do not fit the mode
+      NotKnownError        the source does not say what is needed, and nothing was given
 
 A page fault is an answer, never an exception: `fivefold.arch` returns it. Wrong
 arguments to a function raise `ValueError` or `TypeError`.
@@ -58,3 +59,7 @@ class MachineError(FivefoldError):
 
 class LayoutError(FivefoldError):
     """Areas overlap, or do not fit the paging mode."""
+
+
+class NotKnownError(FivefoldError):
+    """Root, mode or width is not in the source, or contradicts what was given; the message says what to give."""

@@ -1,0 +1,193 @@
+"""Where a kernel put its areas, from its page tables alone.
+
+The direct map is the one large thing that is mapped at a constant distance from physical
+memory; the others follow from it: vmalloc is the first thing mapped after it, and vmemmap
+begins where page descriptors for just that much memory lie. Rules of Linux: bases are multiples of
+1 GiB, and descriptors take 64 bytes a page, mapped by sections of 128 MiB (`sparsemem.h`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fivefold.arch import Flag
+from fivefold.layout import shadow_bounds
+from fivefold.survey.evidence import Found
+from fivefold.survey.scan_result import Kind, ScanResult
+from fivefold.units import GIB, MASK64, MIB, format_size, hex64
+
+KERNEL_WINDOW: Final = 0xFFFF_FFFF_8000_0000
+KERNEL_WINDOW_END: Final = 0xFFFF_FFFF_C000_0000
+RANDOMISED_END: Final = 0xFFFF_FE00_0000_0000
+"""Movable areas lie below: here the CPU entry area begins."""
+
+SECTION: Final = 128 * MIB
+BYTES_BEHIND_DESCRIPTOR: Final = 64
+"""Bytes of memory that one byte of vmemmap describes: 4096 / 64."""
+
+LEAST_DIRECT_MAP: Final = 2 * MIB
+UNCACHED: Final = int(Flag.PWT | Flag.PCD)
+_KERNEL_HALF: Final = 1 << 63
+
+
+class _Run(NamedTuple):
+    """A mapped range of the kernel half; *last* inclusive, *phys* None unless it follows on."""
+
+    start: int
+    last: int
+    phys: int | None
+    executable: bool
+    plain: bool
+    """Writable, not executable, cached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelBases:
+    """The bases of one address space, each with its evidence; addresses, or None with the reason.
+
+    *phys_base* is as in Linux: what to add to an address in the kernel window, less the
+    window's start, modulo 2**64. *direct_map_end* is exclusive. *kasan* says whether a shadow is mapped.
+    """
+
+    page_offset: Found[int | None]
+    vmalloc: Found[int | None]
+    vmemmap: Found[int | None]
+    kernel_text: Found[int | None]
+    phys_base: Found[int | None]
+    direct_map_end: int | None
+    kasan: bool
+
+    def named(self) -> dict[str, Found[int | None]]:
+        """The five by the names of the kernel's variables, ``kernel_text`` for ``_text``."""
+        return {
+            "page_offset_base": self.page_offset,
+            "vmalloc_base": self.vmalloc,
+            "vmemmap_base": self.vmemmap,
+            "phys_base": self.phys_base,
+            "kernel_text": self.kernel_text,
+        }
+
+
+def find_bases(scan: ScanResult) -> KernelBases:
+    """The bases in *scan*, one of the whole space that noted where physical memory follows on."""
+    runs = _kernel_runs(scan)
+    shadow = shadow_bounds(scan.levels)
+    kasan = any(run.start <= shadow.start <= run.last for run in runs)
+    page_offset, end = _direct_map(scan)
+    text, phys_base = _image(runs, known=page_offset.value is not None)
+    if page_offset.value is None or end is None:
+        missing: Found[int | None] = Found(None, "follows from the direct map, which was not found")
+        return KernelBases(
+            page_offset=page_offset,
+            vmalloc=missing,
+            vmemmap=missing,
+            kernel_text=text,
+            phys_base=phys_base,
+            direct_map_end=None,
+            kasan=kasan,
+        )
+    limit = shadow.start if kasan else RANDOMISED_END
+    above = [run for run in runs if end <= run.start < limit]
+    return KernelBases(
+        page_offset=page_offset,
+        vmalloc=_vmalloc(above),
+        vmemmap=_vmemmap(above, end - page_offset.value),
+        kernel_text=text,
+        phys_base=phys_base,
+        direct_map_end=end,
+        kasan=kasan,
+    )
+
+
+def _kernel_runs(scan: ScanResult) -> list[_Run]:
+    """The mapped ranges of the kernel half, ascending."""
+    rows = np.flatnonzero((scan.kind == Kind.MAPPED) & (scan.start >= np.uint64(_KERNEL_HALF)))
+    plain = scan.writable & ~scan.executable & (scan.flags & np.uint64(UNCACHED) == 0)
+    columns = (scan.start, scan.last, scan.phys, scan.contiguous, scan.executable, plain)
+    start, last, phys, follows, executable, kept = (column[rows].tolist() for column in columns)
+    return [
+        _Run(begin, end, pa if whole else None, x, w)
+        for begin, end, pa, whole, x, w in zip(start, last, phys, follows, executable, kept, strict=True)
+    ]
+
+
+def _direct_map(scan: ScanResult) -> tuple[Found[int | None], int | None]:
+    """The commonest distance of virtual from physical addresses, and where what has it ends."""
+    low, high = np.uint64(_KERNEL_HALF), np.uint64(RANDOMISED_END)
+    # Device memory may be larger than RAM, but it is not cached.
+    chosen = scan.contiguous & (scan.start >= low) & (scan.start < high) & (scan.flags & np.uint64(UNCACHED) == 0)
+    distance = scan.start[chosen] - scan.phys[chosen]
+    size = scan.size[chosen]
+    aligned = (distance % np.uint64(GIB) == 0) & (distance >= low)
+    base, weight, total = _commonest(distance[aligned], size[aligned])
+    if base is None or weight < LEAST_DIRECT_MAP:
+        what = f"the most at one distance is {format_size(weight)}" if weight else "nothing lies so"
+        return Found(
+            None, f"no 2M of the kernel half lie at one distance from physical memory that a base can have: {what}"
+        ), None
+    same = scan.contiguous & (scan.start - scan.phys == np.uint64(base)) & (scan.start < high)
+    how = f"commonest va - pa in the kernel half: {format_size(weight)} of {format_size(total)} that could be it"
+    return Found(base, how), int(scan.last[same].max()) + 1
+
+
+def _commonest(values: npt.NDArray[np.uint64], weights: npt.NDArray[np.uint64]) -> tuple[int | None, int, int]:
+    """The value with the greatest weight, that weight, and all weights together."""
+    if not len(values):
+        return None, 0, 0
+    names, which = np.unique(values, return_inverse=True)
+    sums = np.zeros(len(names), np.uint64)
+    np.add.at(sums, which, weights)
+    best = int(sums.argmax())
+    return int(names[best]), int(sums[best]), int(sums.sum())
+
+
+def _vmalloc(above: list[_Run]) -> Found[int | None]:
+    if not above:
+        return Found(None, "nothing is mapped between the direct map and the CPU entry area")
+    first = above[0].start
+    return Found(first & ~(GIB - 1), f"first mapping after the direct map, {hex64(first)}, rounded down to 1G")
+
+
+def _vmemmap(above: list[_Run], memory_end: int) -> Found[int | None]:
+    """Where plain data begins at a multiple of 1 GiB that ends with the descriptor of the last page of memory."""
+    last_descriptor = (memory_end - 1) // BYTES_BEHIND_DESCRIPTOR
+    limit = -(-memory_end // SECTION) * SECTION // BYTES_BEHIND_DESCRIPTOR
+    clusters = _clusters([run for run in above if run.plain])
+    # vmalloc comes first, and may look so by chance.
+    for start, _ in reversed(clusters):
+        if start % GIB == 0 and any(
+            low <= start + last_descriptor <= high < start + limit for low, high in clusters if low >= start
+        ):
+            how = f"begins at a multiple of 1G and ends with the descriptors of {format_size(memory_end)} of memory"
+            return Found(start, how)
+    return Found(None, "nothing mapped above vmalloc has the size of the page descriptors")
+
+
+def _clusters(runs: list[_Run]) -> list[tuple[int, int]]:
+    """First and last addresses of what is mapped without a gap."""
+    joined: list[tuple[int, int]] = []
+    for run in runs:
+        if joined and joined[-1][1] + 1 == run.start:
+            joined[-1] = (joined[-1][0], run.last)
+        else:
+            joined.append((run.start, run.last))
+    return joined
+
+
+def _image(runs: list[_Run], *, known: bool) -> tuple[Found[int | None], Found[int | None]]:
+    """Where the kernel's text begins, and ``phys_base``."""
+    code = next(
+        (run for run in runs if KERNEL_WINDOW <= run.start < KERNEL_WINDOW_END and run.executable and run.phys), None
+    )
+    if code is None or code.phys is None:
+        reason: Found[int | None] = Found(None, "nothing executable is mapped in the kernel's window")
+        return reason, reason
+    how = f"code at {hex64(code.start)} lies at physical {hex64(code.phys)}"
+    phys_base: Found[int | None] = Found(code.phys - (code.start - KERNEL_WINDOW) & MASK64, how)
+    if not known:
+        return Found(None, "this space maps code of the kernel, but may leave out its beginning"), phys_base
+    return Found(code.start, "first executable mapping in the kernel's window"), phys_base

@@ -1,0 +1,165 @@
+"""Which root, which number of levels, which physical width: decided with evidence, or refused.
+
+In this order: what the caller gives, the registers of CPU 0, what Linux says of itself
+(VMCOREINFO), the tables. Nothing is guessed in silence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fivefold.arch import FRAME_BITS, LA48, LA57, MAX_PHYS_BITS, TABLE_SIZE, Cr0, Cr4, Efer, PagingMode
+from fivefold.errors import MemoryReadError, NotKnownError
+from fivefold.memory import CpuState, Source
+from fivefold.survey.evidence import Found
+from fivefold.survey.level_evidence import level_evidence
+from fivefold.units import MASK64, PhysAddr, hex64
+
+MODES: Final = {4: LA48, 5: LA57}
+_KERNEL_WINDOW: Final = 0xFFFF_FFFF_8000_0000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What the caller says instead of the source; None asks the source. *cr3* and *cr4* are raw registers."""
+
+    cr3: int | None = None
+    cr4: int | None = None
+    levels: int | None = None
+    phys_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no CPU has, and what contradicts itself."""
+        if self.levels not in (None, 4, 5):
+            raise ValueError(f"{self.levels} levels of page tables; expected 4 or 5")
+        if self.phys_bits is not None and not 32 <= self.phys_bits <= MAX_PHYS_BITS:
+            raise ValueError(f"{self.phys_bits} physical address bits; expected 32 to {MAX_PHYS_BITS}")
+        for name, value in (("cr3", self.cr3), ("cr4", self.cr4)):
+            if value is not None and not 0 <= value <= MASK64:
+                raise ValueError(f"{name} {value:#x} does not fit in 64 bits")
+        if self.cr4 is not None and self.levels not in (None, _levels_of(self.cr4)):
+            raise ValueError(f"cr4 {self.cr4:#x} means {_levels_of(self.cr4)} levels, but {self.levels} are given, too")
+
+
+def _levels_of(cr4: int) -> int:
+    return 5 if cr4 & Cr4.LA57 else 4
+
+
+def root_of(cr3: int) -> PhysAddr:
+    """The top table's address in a raw CR3, without PCID, LAM and the other bits."""
+    return PhysAddr(cr3 & FRAME_BITS)
+
+
+def choose_root(source: Source, given: Given) -> Found[PhysAddr]:
+    """Where the top table lies. `NotKnownError` when nothing says; `MemoryReadError` when it cannot be read."""
+    found = _root(source, given)
+    try:
+        source.memory.read(found.value, TABLE_SIZE)
+    except MemoryReadError as error:
+        raise NotKnownError(
+            f"{source.name} has no memory at the root {hex64(found.value)} ({found.how}); "
+            "expected the top-level table there: give another with --cr3"
+        ) from error
+    return found
+
+
+def _root(source: Source, given: Given) -> Found[PhysAddr]:
+    if given.cr3 is not None:
+        return Found(root_of(given.cr3), "given with --cr3")
+    if source.cpus and source.cpus[0].cr3 is not None:
+        _check_paging(source, source.cpus[0], given)
+        return Found(root_of(source.cpus[0].cr3), f"CR3 of CPU 0 ({source.cpus[0].source})")
+    from_kernel = _vmcoreinfo_root(source.vmcoreinfo)
+    if from_kernel is not None:
+        return Found(from_kernel, "init_top_pgt and phys_base in VMCOREINFO")
+    raise NotKnownError(
+        f"{source.name} ({source.format}) holds no CR3; give --cr3, or look for roots with `fivefold roots`"
+    )
+
+
+def _check_paging(source: Source, cpu: CpuState, given: Given) -> None:
+    """Refuse a CPU whose CR3 is not the root of four or five levels."""
+    wrong = None
+    if cpu.cr0 is not None and not cpu.cr0 & Cr0.PG:
+        wrong = "paging off (CR0.PG=0)"
+    elif cpu.efer is not None and not cpu.efer & Efer.LMA:
+        wrong = "32-bit or PAE paging (EFER.LMA=0)"
+    elif given.cr4 is None and cpu.cr4 is not None and not cpu.cr4 & Cr4.PAE:
+        wrong = "32-bit paging (CR4.PAE=0)"
+    if wrong:
+        raise NotKnownError(
+            f"CPU 0 of {source.name} has {wrong}; expected 4- or 5-level paging: give --cr3 and --levels"
+        )
+
+
+def _vmcoreinfo_root(facts: dict[str, str]) -> PhysAddr | None:
+    """Where Linux says that its own top table lies: a symbol in the kernel image, moved by ``phys_base``."""
+    symbol = facts.get("SYMBOL(init_top_pgt)") or facts.get("SYMBOL(swapper_pg_dir)")
+    base = facts.get("NUMBER(phys_base)")
+    if symbol is None or base is None:
+        return None
+    try:
+        address = int(symbol, 16) - _KERNEL_WINDOW + int(base, 0)
+    except ValueError as error:
+        raise NotKnownError(f"VMCOREINFO holds {symbol[:40]!r} and {base[:40]!r}; expected numbers") from error
+    return root_of(address & MASK64)
+
+
+def choose_mode(source: Source, root: PhysAddr, given: Given) -> Found[PagingMode]:
+    """How many levels the tree at *root* has. `NotKnownError` when nothing says, or the tables contradict *given*."""
+    known = _recorded_mode(source)
+    if given.levels is None and given.cr4 is None:
+        return known or _mode_of_tables(source, root)
+    levels = given.levels or _levels_of(given.cr4 or 0)
+    how = "given with --levels" if given.levels else "given with --cr4"
+    if known is None or known.value is not MODES[levels]:
+        _check_against_tables(source, root, levels, how)
+        how += f"; {known.how} says {known.value.name}" if known else ""
+    return Found(MODES[levels], how)
+
+
+def _recorded_mode(source: Source) -> Found[PagingMode] | None:
+    """What registers or the kernel's notes say."""
+    cpu = source.cpus[0] if source.cpus else None
+    if cpu is not None and cpu.cr4 is not None and (cpu.cr0 is None or cpu.cr0 & Cr0.PG) and cpu.cr4 & Cr4.PAE:
+        levels = _levels_of(cpu.cr4)
+        return Found(MODES[levels], f"CR4.LA57={int(levels == 5)} of CPU 0 ({cpu.source})")
+    enabled = source.vmcoreinfo.get("NUMBER(pgtable_l5_enabled)")
+    if enabled in ("0", "1"):
+        return Found(MODES[4 + int(enabled)], f"pgtable_l5_enabled={enabled} in VMCOREINFO")
+    return None
+
+
+def _mode_of_tables(source: Source, root: PhysAddr) -> Found[PagingMode]:
+    evidence = level_evidence(source.memory, root)
+    if evidence.levels is None:
+        raise NotKnownError(
+            f"{source.name} does not say how many levels the tables at {hex64(root)} have ({evidence}); give --levels"
+        )
+    return Found(MODES[evidence.levels], f"the tables: {evidence}")
+
+
+def _check_against_tables(source: Source, root: PhysAddr, levels: int, how: str) -> None:
+    """Refuse *levels* where the tables say otherwise: a walk would take tables for pages, or pages for tables."""
+    evidence = level_evidence(source.memory, root)
+    if evidence.levels not in (None, levels):
+        raise NotKnownError(
+            f"the tables at {hex64(root)} of {source.name} have {evidence.levels} levels, not {levels} as {how}: "
+            f"{evidence}; give --levels {evidence.levels}"
+        )
+
+
+def choose_phys_bits(given: Given) -> Found[int | None]:
+    """MAXPHYADDR, which no source holds; None means that only what is reserved at every width counts as reserved."""
+    if given.phys_bits is not None:
+        return Found(given.phys_bits, "given with --phys-bits")
+    return Found(None, "no source holds CPUID; only bits reserved at every width count as malformed")
+
+
+def choose_nxe(source: Source) -> Found[bool | None]:
+    """EFER.NXE of CPU 0, or None where the source does not hold EFER."""
+    efer = source.cpus[0].efer if source.cpus else None
+    if efer is None:
+        return Found(None, f"{source.format} holds no EFER")
+    return Found(bool(efer & Efer.NXE), "EFER of CPU 0")

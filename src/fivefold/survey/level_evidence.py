@@ -1,0 +1,106 @@
+"""How many levels a tree of page tables has, from the tables alone.
+
+Nothing in a table says how high it stands. But four steps down from a root the two
+readings part: with four levels the entries there map pages, with five they
+point on to tables or map 2 MiB pages. Both leave traces that chance does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from struct import Struct
+from typing import Final
+
+from fivefold.arch import ENTRIES, FRAME_BITS, TABLE_SIZE, TableReader
+from fivefold.errors import MemoryReadError
+from fivefold.units import GIB, MIB, PhysAddr
+
+_TABLE: Final = Struct("<512Q")
+_P: Final = 1
+_PS: Final = 1 << 7
+_UNLIKELY: Final = 0xF << 48
+"""Address bits that no guest seen so far uses, though wide CPUs have them."""
+
+SAMPLE: Final = 96
+"""How many tables are read at each step down, spread evenly."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelEvidence:
+    """What speaks for four levels and what for five, in entries looked at."""
+
+    four: int = 0
+    five: int = 0
+
+    @property
+    def levels(self) -> int | None:
+        """4 or 5 where one outweighs the other at least two to one, else None."""
+        if self.five > 2 * self.four:
+            return 5
+        return 4 if self.four > 2 * self.five else None
+
+    def __str__(self) -> str:
+        """Both counts, on one line."""
+        return f"{self.five} entries of the tables speak for five levels, {self.four} for four"
+
+    def plus(self, other: LevelEvidence) -> LevelEvidence:
+        """Both together."""
+        return LevelEvidence(self.four + other.four, self.five + other.five)
+
+
+FOUR: Final = LevelEvidence(four=1)
+FIVE: Final = LevelEvidence(five=1)
+NEITHER: Final = LevelEvidence()
+
+
+def level_evidence(memory: TableReader, root: PhysAddr) -> LevelEvidence:
+    """Weigh the two readings of the tree at *root*; bounded work. `MemoryReadError` if the root cannot be read."""
+    memory.read(root, TABLE_SIZE)
+    total, tables = NEITHER, [int(root)]
+    for step in (1, 2, 3, 4):
+        below: dict[int, None] = {}
+        for raw in _entries(memory, tables):
+            total = total.plus(_weigh(memory, raw, step))
+            if not raw & _PS:
+                below[raw & FRAME_BITS] = None
+        tables = list(below)
+    return total
+
+
+def _entries(memory: TableReader, tables: list[int]) -> Iterator[int]:
+    """The present entries of some of *tables*."""
+    stride = -(-len(tables) // SAMPLE)
+    for table in tables[:: max(stride, 1)]:
+        yield from (raw for raw in _read(memory, table) if raw & _P)
+
+
+def _read(memory: TableReader, table: int) -> Iterable[int]:
+    try:
+        return _TABLE.unpack(memory.read(PhysAddr(table), TABLE_SIZE))
+    except MemoryReadError:
+        return ()
+
+
+def _weigh(memory: TableReader, raw: int, step: int) -> LevelEvidence:
+    """What one present entry *step* tables down from the root says."""
+    if step == 4:
+        return _weigh_last(memory, raw)
+    if step == 3 and raw & _PS:
+        # A 2 MiB page of four levels, or a 1 GiB page of five.
+        return FOUR if raw & FRAME_BITS & GIB - 1 & ~0x1FFF else NEITHER
+    return FOUR if step == 2 and raw & _PS else NEITHER
+
+
+def _weigh_last(memory: TableReader, raw: int) -> LevelEvidence:
+    """What an entry says that maps a page of four levels, or is a PD entry of five."""
+    if raw & _PS:
+        return FOUR if raw & FRAME_BITS & 2 * MIB - 1 & ~0x1FFF else FIVE
+    return FIVE if looks_like_table(_read(memory, raw & FRAME_BITS)) else FOUR
+
+
+def looks_like_table(entries: Iterable[int]) -> bool:
+    """Whether some are present and none holds an address that is out of the question."""
+    present = [raw for raw in islice(entries, ENTRIES) if raw & _P]
+    return bool(present) and not any(raw & _UNLIKELY for raw in present)

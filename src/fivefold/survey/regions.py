@@ -1,0 +1,146 @@
+"""What is mapped, as regions: rows of a scan with names, rights and flags to read."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from fivefold.arch import Entry, Flag, Level, Rights
+from fivefold.survey.scan_result import Kind, ScanResult
+from fivefold.units import PhysAddr, VirtAddr, hex64
+
+PAGE_NAMES: Final = {Level.PT: "4K", Level.PD: "2M", Level.PDPT: "1G"}
+
+_ALWAYS: Final = (
+    (Flag.P, "P"),
+    (Flag.RW, "RW"),
+    (Flag.US, "US"),
+    (Flag.PWT, "PWT"),
+    (Flag.PCD, "PCD"),
+    (Flag.A, "A"),
+    (Flag.D, "D"),
+)
+_SOFTWARE: Final = (9, 10, 11, *range(52, 59))
+_RIGHTS: Final = tuple(Rights(bool(word & 1), bool(word & 2), bool(word & 4)) for word in range(8))
+
+
+class Region(NamedTuple):
+    """A run of equal leaves, or of what stands in their place; *end* is exclusive, 2**64 for the last.
+
+    *leaf* is what the leaf entry says, *effective* what all entries on the path allow. *flags*: the
+    leaf's bits that were asked for. *phys* is None where physical memory does not follow on. Of what is not
+    mapped, *level* and *phys* are those of `Kind`. *repeats* is 0 unless the kind is `Kind.REPEAT`.
+    """
+
+    start: VirtAddr
+    end: int
+    kind: Kind
+    level: Level
+    leaf: Rights
+    effective: Rights
+    flags: int
+    phys: PhysAddr | None
+    area: str | None = None
+    repeats: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of virtual space."""
+        return self.end - self.start
+
+    @property
+    def page(self) -> str | None:
+        """``4K``, ``2M`` or ``1G``; None where nothing is mapped."""
+        return PAGE_NAMES.get(self.level) if self.kind is Kind.MAPPED else None
+
+    @property
+    def flag_names(self) -> list[str]:
+        """The flags that are set, in the order of their bits; ``PK5`` for key 5, ``SW9`` for software bit 9."""
+        return flag_names(self.flags, self.level)
+
+    def __str__(self) -> str:
+        """First and last address, page, rights, place and area, on one line."""
+        what = self.page or self.kind.name.lower()
+        where = hex64(self.phys) if self.phys is not None else "scattered"
+        return f"{hex64(self.start)}-{hex64(self.end - 1)} {what:4} {spell(self.effective)} {where} {self.area or ''}"
+
+
+def flag_names(flags: int, level: Level) -> list[str]:
+    """Names of the bits in *flags*, a leaf's at *level*: bit 7 is PS, or PAT in a PT entry."""
+    names = [name for bit, name in _ALWAYS if flags & bit]
+    if flags & Flag.BIT7:
+        names.append("PAT" if level == Level.PT else "PS")
+    if flags & Flag.G:
+        names.append("G")
+    if flags & Flag.BIT12 and level > Level.PT:
+        names.append("PAT")
+    if flags & Flag.NX:
+        names.append("NX")
+    if key := Entry(flags, level).key:
+        names.append(f"PK{key}")
+    return names + [f"SW{bit}" for bit in _SOFTWARE if flags >> bit & 1]
+
+
+def spell(rights: Rights) -> str:
+    """Four letters, a dash for each that is missing; what is mapped can be read.
+
+    >>> spell(Rights(write=True, user=False, execute=True))
+    'rwx-'
+    """
+    return f"r{'w' if rights.write else '-'}{'x' if rights.execute else '-'}{'u' if rights.user else '-'}"
+
+
+def leaf_rights(flags: int) -> Rights:
+    """What a leaf with these bits says by itself."""
+    return Rights(bool(flags & Flag.RW), bool(flags & Flag.US), not flags & Flag.NX)
+
+
+def regions_of(result: ScanResult, window: range | None = None) -> Iterator[Region]:
+    """The rows of *result* as regions, ascending, cut to *window* (its end exclusive)."""
+    follows = result.contiguous
+    for at in range(0, len(result), 1 << 16):
+        chunk = slice(at, at + (1 << 16))
+        rows = result.rows[chunk]
+        names = ("start", "last", "phys", "flags", "info")
+        columns = [rows[name].tolist() for name in names]
+        for start, last, phys, flags, info, whole in zip(*columns, follows[chunk].tolist(), strict=True):
+            yield from _cut(_region(start, last, phys, flags, info, whole), window)
+
+
+def _region(start: int, last: int, phys: int, flags: int, info: int, follows: bool) -> Region:
+    kind, level = Kind(info & 7), Level(info >> 4 & 15)
+    effective = _RIGHTS[info >> 8 & 7]
+    if kind is Kind.REPEAT:
+        repeats = (last - start + 1) // (level.span * 512)
+        return Region(VirtAddr(start), last + 1, kind, level, effective, effective, 0, PhysAddr(phys), repeats=repeats)
+    place = None if kind is Kind.MAPPED and not follows else PhysAddr(phys)
+    return Region(VirtAddr(start), last + 1, kind, level, leaf_rights(flags), effective, flags, place)
+
+
+def _cut(region: Region, window: range | None) -> Iterator[Region]:
+    if window is None:
+        yield region
+        return
+    start, end = max(region.start, window.start), min(region.end, window.stop)
+    if start < end:
+        yield part_of(region, start, end)
+
+
+def part_of(region: Region, start: int, end: int) -> Region:
+    """The part of *region* from *start* to *end*; its place moves along where it is known."""
+    if (start, end) == (region.start, region.end) or region.kind is not Kind.MAPPED:
+        return region
+    phys = region.phys if region.phys is None else PhysAddr(region.phys + start - region.start)
+    return region._replace(start=VirtAddr(start), end=end, phys=phys)
+
+
+def split_at(region: Region, borders: Sequence[int]) -> Iterator[Region]:
+    """*region* in parts none of which crosses one of *borders*, ascending."""
+    inside = borders[bisect_right(borders, region.start) : bisect_right(borders, region.end - 1)]
+    if not inside or region.kind is not Kind.MAPPED:
+        yield region
+        return
+    for start, end in pairwise((region.start, *inside, region.end)):
+        yield part_of(region, start, end)

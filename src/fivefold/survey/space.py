@@ -1,0 +1,232 @@
+"""An address space of a guest, opened for questions: root, mode and width with their evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from types import TracebackType
+from typing import Final, Self
+
+from fivefold.arch import (
+    TABLE_SIZE,
+    AddressSpace,
+    Cpu,
+    PagingMode,
+    TooManyRuns,
+    Translation,
+    distinct_tables,
+    translate,
+)
+from fivefold.errors import MemoryReadError
+from fivefold.memory import Bank, Options, Source, open_source
+from fivefold.survey.areas import AreaMap, detect_areas
+from fivefold.survey.bases import KernelBases, find_bases
+from fivefold.survey.choose import Given, choose_mode, choose_nxe, choose_phys_bits, choose_root
+from fivefold.survey.evidence import Found
+from fivefold.survey.regions import Region, regions_of, split_at
+from fivefold.survey.scan import TableScanner
+from fivefold.survey.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, Kind, ScanResult, ScanSettings
+from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
+
+MAX_UNFOLDED: Final = 1 << 22
+"""Ranges that shared tables may unfold into before they are told once, with how often they repeat."""
+
+REPEAT_ABOVE: Final = 64
+PTI_USER_BIT: Final = 1 << 12
+"""Linux' page-table isolation keeps the user half's root in the page after the kernel's."""
+
+
+class Space:
+    """The address space under one root of a source. Close it, or use it in a ``with`` statement.
+
+    `root`, `mode`, `phys_bits` and `nxe` are `Found`: each says how it is known.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        given: Given | None = None,
+        *,
+        root: Found[PhysAddr] | None = None,
+        mode: Found[PagingMode] | None = None,
+    ) -> None:
+        """Decide root and mode where they are not given, or raise `NotKnownError`; *source* is closed with this."""
+        self.source = source
+        self.given = given or Given()
+        self.root = root or choose_root(source, self.given)
+        self.mode = mode or choose_mode(source, self.root.value, self.given)
+        self.phys_bits: Found[int | None] = choose_phys_bits(self.given)
+        self.nxe: Found[bool | None] = choose_nxe(source)
+        self.tables = AddressSpace(
+            source.memory, self.root.value, self.mode.value, self.cpu, self.nxe.value is not False
+        )
+
+    @property
+    def cpu(self) -> Cpu:
+        """The CPU by whose rules the tables are read: the widest there is, narrowed by what is known."""
+        return Cpu() if self.phys_bits.value is None else Cpu(phys_bits=self.phys_bits.value)
+
+    @property
+    def levels(self) -> int:
+        """4 or 5."""
+        return int(self.mode.value.top)
+
+    def with_root(self, root: PhysAddr, how: str) -> Space:
+        """The same source and mode under another root; closing either closes both. `MemoryReadError` if unreadable."""
+        self.source.memory.read(root, TABLE_SIZE)
+        other = Space(self.source, self.given, root=Found(root, how), mode=self.mode)
+        if self.source.memory.zero_copy:
+            other.scanner = self.scanner
+        return other
+
+    def translate(self, va: int) -> Translation:
+        """Where *va* leads, or what stops it. `MemoryReadError` where a table is not in memory."""
+        return translate(self.tables, VirtAddr(va))
+
+    @cached_property
+    def scanner(self) -> TableScanner:
+        """The native scan over this source's memory, or over copies of its tables where reading all would be costly."""
+        memory = self.source.memory
+        banks = memory.banks() if memory.zero_copy else _table_banks(self.tables)
+        return TableScanner(banks)
+
+    def scan(
+        self,
+        *,
+        flags: int = DEFAULT_FLAGS,
+        contiguity: Contiguity = Contiguity.NOTE,
+        window: range | None = None,
+        repeat_above: int | None = None,
+    ) -> ScanResult:
+        """All ranges, as numpy columns; *window* has an exclusive end.
+
+        Shared tables unfold, unless there are more than `MAX_UNFOLDED` ranges: then they are told once and as
+        `Kind.REPEAT` after that. `TooManyRuns` when that does not help.
+        """
+        settings = ScanSettings.for_cpu(
+            self.cpu,
+            self.tables.nxe,
+            flags=flags,
+            contiguity=contiguity,
+            first=window.start if window else 0,
+            last=window.stop - 1 if window else MASK64,
+            repeat_above=repeat_above,
+        )
+        try:
+            return self._run(settings)
+        except TooManyRuns:
+            if repeat_above is not None:
+                raise
+        return self.scan(flags=flags, contiguity=contiguity, window=window, repeat_above=REPEAT_ABOVE)
+
+    def _run(self, settings: ScanSettings) -> ScanResult:
+        return self.scanner.scan(self.root.value, self.levels, settings, max_ranges=MAX_UNFOLDED)
+
+    def regions(
+        self,
+        window: range | None = None,
+        *,
+        all_bits: bool = True,
+        contiguous: bool = False,
+        repeat_above: int | None = None,
+    ) -> Iterator[Region]:
+        """What is mapped, ascending and named, cut to *window* (its end exclusive) and at the borders of areas.
+
+        A region breaks where page size, effective rights or flags change: *all_bits* False leaves out
+        accessed, dirty, software bits and key. *contiguous* breaks where physical memory does. Malformed
+        entries and tables that are not in memory are regions, too: look at `Region.kind`.
+        """
+        result = self.scan(
+            flags=ALL_FLAGS if all_bits else DEFAULT_FLAGS,
+            contiguity=Contiguity.BREAK if contiguous else Contiguity.NOTE,
+            window=window,
+            repeat_above=repeat_above,
+        )
+        return named(regions_of(result, window), self.areas)
+
+    @cached_property
+    def overview(self) -> ScanResult:
+        """The whole space, merged without regard to what the CPU and software note in the leaves."""
+        return self.scan()
+
+    @cached_property
+    def bases(self) -> KernelBases:
+        """Where the kernel has its areas. The user root of page-table isolation is answered for by the kernel's."""
+        own = find_bases(self.overview)
+        partner = self._kernel_partner() if own.page_offset.value is None else None
+        if partner is None:
+            return own
+        theirs = find_bases(partner.overview)
+        return theirs if theirs.page_offset.value is not None else own
+
+    def _kernel_partner(self) -> Space | None:
+        """The space of the kernel's root, where this may be the user's."""
+        if not self.root.value & PTI_USER_BIT:
+            return None
+        try:
+            return self.with_root(PhysAddr(self.root.value ^ PTI_USER_BIT), "the page before, for page-table isolation")
+        except MemoryReadError:
+            return None
+
+    @property
+    def release(self) -> Found[str | None]:
+        """Which Linux it is, where the source says."""
+        release = self.source.vmcoreinfo.get("OSRELEASE")
+        if release:
+            return Found(release, "OSRELEASE in VMCOREINFO")
+        return Found(None, "no VMCOREINFO in the source; the map of 6.1 is assumed")
+
+    @cached_property
+    def areas(self) -> AreaMap:
+        """Names by detection, with the reason for them."""
+        return detect_areas(self.levels, self.bases, self.release)
+
+    def close(self) -> None:
+        """Let go of the source."""
+        self.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """Source, root and mode on one line."""
+        return f"<Space of {self.source.name}, root {hex64(self.root.value)}, {self.mode.value.name}>"
+
+
+def open_space(spec: str, options: Options | None = None, **changes: object) -> Space:
+    """Open *spec* as `fivefold.memory.open_source` does and decide which address space it is.
+
+    *changes*: ``cr3``, ``cr4``, ``levels``, ``phys_bits`` as in `Given`, all others as in
+    `fivefold.memory.Options`. Raises what `open_source` does, and `NotKnownError`.
+    """
+    given = Given(**{name: changes.pop(name) for name in ("cr3", "cr4", "levels", "phys_bits") if name in changes})  # type: ignore[arg-type]
+    source = open_source(spec, options, **changes)
+    try:
+        return Space(source, given)
+    except BaseException:  # whoever sees it, the source must not stay open
+        source.close()
+        raise
+
+
+def named(regions: Iterable[Region], areas: AreaMap) -> Iterator[Region]:
+    """*regions* cut at the borders of *areas* and named after them."""
+    borders = areas.borders()
+    for region in regions:
+        for part in split_at(region, borders):
+            yield part._replace(area=areas.name_at(part.start))
+
+
+def findings_of(regions: Iterable[Region]) -> list[Region]:
+    """Those of *regions* that are neither mapped nor a repeat."""
+    return [region for region in regions if region.kind in (Kind.MALFORMED, Kind.UNREADABLE)]
+
+
+def _table_banks(tables: AddressSpace) -> list[Bank]:
+    """Copies of all tables under a root, each read once: fewer bytes than all of a guest's memory."""
+    frames = sorted({table for found in distinct_tables(tables).values() for table in found})
+    return [Bank(frame, memoryview(tables.memory.read(frame, TABLE_SIZE))) for frame in frames]
