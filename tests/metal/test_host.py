@@ -244,6 +244,21 @@ def test_get_or_make(monkeypatch, tmp_path):
     assert not list((tmp_path / "new").glob(".*"))
 
 
+def test_any_damage_to_an_entry_is_noticed(monkeypatch, tmp_path):
+    monkeypatch.setenv("FIVEFOLD_CACHE", str(tmp_path))
+    cache.store("key", b"some native code")
+    (entry,) = tmp_path.iterdir()
+    good = entry.read_bytes()
+    for at in range(len(good)):
+        entry.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
+        assert cache.lookup("key") is None
+        entry.write_bytes(good[:at])
+        assert cache.lookup("key") is None
+    entry.write_bytes(good)
+
+    assert cache.lookup("key") == b"some native code"
+
+
 def test_old_entries_are_dropped(monkeypatch, tmp_path):
     monkeypatch.setenv("FIVEFOLD_CACHE", str(tmp_path))
     monkeypatch.setattr(cache, "_MOST_ENTRIES", 8)

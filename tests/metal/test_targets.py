@@ -108,6 +108,14 @@ def test_32_bit_code_agrees(small, name, a, b):
     assert python.call(f"metal_small.{name}", a, b) == cpu.call(name, a, b)
 
 
+@settings(max_examples=40, deadline=None)
+@given(a=numbers)
+def test_32_bit_chain_agrees(small, a):
+    python, cpu = small
+
+    assert python.call("metal_small.table", a) == cpu.call("table", a)
+
+
 @settings(max_examples=20, deadline=None)
 @given(a=numbers, b=numbers)
 def test_32_bit_memory_agrees(small, a, b):

@@ -191,6 +191,17 @@ def loops(a: u64, b: u64) -> u64:
 
 
 @export
+def forever(a: u64) -> u64:
+    """What is assigned on every way to a break has a value after the loop."""
+    while True:
+        a = a * 3 + 1
+        left = a & 7
+        if left == 5 or a > 1 << 60:
+            break
+    return left ^ a
+
+
+@export
 def counts(a: u64, b: u64) -> u64:
     total = 0
     last = 0

@@ -38,6 +38,29 @@ def bits(a: u64, b: u64) -> u64:
     return ctz(a) | clz(b) << 8 | popcount(a ^ b) << 16
 
 
+@export
+def table(a: u64) -> u64:
+    """A chain that a compiler likes to turn into a table."""
+    kind = a & 15
+    if kind == 0:
+        return 77
+    elif kind == 1:
+        return 1 << 40
+    elif kind == 2:
+        return 13
+    elif kind == 3:
+        return 99999
+    elif kind == 4:
+        return a ^ 5
+    elif kind == 5:
+        return 8
+    elif kind == 6:
+        return a * 9
+    elif kind == 7:
+        return 654321
+    return 3
+
+
 @noinline
 def step(value: u64, up: bool) -> u64:
     return value + 3 if up else value - 1
