@@ -105,12 +105,15 @@ def scan(how: Scan, window: range | None = None) -> Iterator[Region]:
     walker = _Walker(how)
     space.memory.read(space.root, TABLE_SIZE)
     low, high = range(space.mode.gap.start), range(space.mode.gap.stop, _TOP)
-    for run in walker.runs(space.root, space.mode.top, Rights()):
-        # In the table the halves touch, and so may a run; in the address space they do not.
-        yield from _cut(space, run, _meet(low, window))
-        shift = high.start - low.stop
-        moved = run._replace(start=VirtAddr(run.start + shift), end=run.end + shift)
-        yield from _cut(space, moved, _meet(high, window))
+    # In the table the halves touch; in the address space they do not, and no run goes on from one to the other.
+    for half, shift in ((low, 0), (high, high.start - low.stop)):
+        part = _meet(half, window)
+        if not part:
+            continue
+        inside = range(part.start - shift, part.stop - shift)
+        for run in walker.runs(space.root, space.mode.top, Rights(), inside):
+            moved = run._replace(start=VirtAddr(run.start + shift), end=run.end + shift)
+            yield from _cut(space, moved, part)
 
 
 def distinct_tables(space: AddressSpace) -> dict[Level, frozenset[PhysAddr]]:
@@ -157,24 +160,28 @@ class _Walker:
         self.space = how.space
         self._known: dict[tuple[int, Level, Rights], list[Region] | None] = {}
 
-    def runs(self, table: int, level: Level, rights: Rights) -> list[Region]:
-        """The runs of the *level* table at *table*; empty too where it cannot be read."""
-        return self._below(table, level, rights) or []
+    def runs(self, table: int, level: Level, rights: Rights, window: range) -> list[Region]:
+        """The runs of the *level* table at *table* that may meet *window*; empty too where it cannot be read."""
+        return self._below(table, level, rights, window) or []
 
-    def _below(self, table: int, level: Level, rights: Rights) -> list[Region] | None:
+    def _below(self, table: int, level: Level, rights: Rights, window: range) -> list[Region] | None:
+        if window != range(ENTRIES * level.span):
+            # Only a part of the table: what is known of the whole, and the other way round, is of no use.
+            entries = _read_table(self.space, table)
+            return None if entries is None else self._join(entries, level, rights, window)
         key = (table, level, rights)
         if key not in self._known:
             entries = _read_table(self.space, table)
-            self._known[key] = None if entries is None else self._join(entries, level, rights)
+            self._known[key] = None if entries is None else self._join(entries, level, rights, window)
         return self._known[key]
 
-    def _join(self, entries: tuple[int, ...], level: Level, rights: Rights) -> list[Region]:
-        """Join the runs behind each of *entries*."""
+    def _join(self, entries: tuple[int, ...], level: Level, rights: Rights, window: range) -> list[Region]:
+        """Join the runs behind each of *entries* that *window* reaches."""
         runs: list[Region] = []
-        for index in range(ENTRIES):
+        for index in range(window.start >> level.shift, -(-window.stop >> level.shift)):
             if not entries[index] & 1:
                 continue
-            for run in self._behind(Entry(entries[index], level), index << level.shift, rights):
+            for run in self._behind(Entry(entries[index], level), index << level.shift, rights, window):
                 if runs and self._continues(runs[-1], run):
                     runs[-1] = runs[-1]._replace(end=run.end)
                 elif len(runs) == self.how.limit:
@@ -183,7 +190,7 @@ class _Walker:
                     runs.append(run)
         return runs
 
-    def _behind(self, entry: Entry, start: int, rights: Rights) -> Iterable[Region]:
+    def _behind(self, entry: Entry, start: int, rights: Rights, window: range) -> Iterable[Region]:
         """The runs behind one present entry that spans from *start*."""
         level, cpu = entry.level, self.space.cpu
         here = Region(VirtAddr(start), start + level.span, level, rights, 0, PhysAddr(cpu.frame(entry)))
@@ -192,7 +199,9 @@ class _Walker:
         below = rights.through(entry)
         if entry.is_leaf:
             return (here._replace(rights=below, flags=self._flags(entry)),)
-        runs = self._below(here.phys, Level(level - 1), below)
+        part = _meet(range(start, start + level.span), window)
+        inside = range(part.start - start, part.stop - start)
+        runs = self._below(here.phys, Level(level - 1), below, inside)
         if runs is None:
             return (here._replace(rights=below, content=Content.UNREADABLE),)
         return (run._replace(start=VirtAddr(run.start + start), end=run.end + start) for run in runs)

@@ -35,7 +35,7 @@ from fivefold.arch import (
 from fivefold.boot.elf_image import Image
 from fivefold.boot.result import Bounds, Check
 from fivefold.errors import MemoryReadError
-from fivefold.layout import Area, area_named
+from fivefold.layout import Area, area_named, to_shadow
 from fivefold.memory import PhysReader
 from fivefold.units import PhysAddr, VirtAddr, hex64
 
@@ -46,7 +46,7 @@ _MOST_RANGES: Final = 1 << 16
 _MAP_ROW: Final = Struct("<QQII")
 _START_MAGIC: Final = 0x336E_C578
 _STRUCT_PAGE: Final = 64
-EMPTY_IN_THIS_KERNEL: Final = ("kasan_shadow", "efi_runtime", "vsyscall")
+EMPTY_IN_THIS_KERNEL: Final = ("efi_runtime", "vsyscall")
 """Areas that the documents give to something which this kernel does not have; then nothing may be there."""
 LOW_MEMORY_LIMIT: Final = {4: 1 << 46, 5: 1 << 52}
 """MAXMEM by levels (Linux Documentation, x86_64 memory management, "Complete virtual memory map")."""
@@ -73,8 +73,11 @@ class Evidence:
 
     @cached_property
     def runs(self) -> tuple[Region, ...]:
-        """Everything that is mapped, in runs that are contiguous in physical memory too."""
-        return tuple(regions(self.space, contiguous=True))
+        """Everything that is mapped, in runs that are contiguous in physical memory too.
+
+        With the shadow they are not: most of it is one page, over and over.
+        """
+        return tuple(regions(self.space, contiguous=not self.has_shadow))
 
     @cached_property
     def table_count(self) -> int:
@@ -93,8 +96,9 @@ class Evidence:
         return area_named(self.areas, name)
 
     def runs_in(self, area: Area) -> list[Region]:
-        """What is mapped between the bounds of *area*; a run that crosses them counts for both sides."""
-        return [run for run in self.runs if run.start < area.end and run.end > area.start]
+        """What is mapped between the bounds of *area*, in contiguous runs but for the shadow; cut at the bounds."""
+        apart = area.name != "kasan_shadow"
+        return list(regions(self.space, range(area.start, area.end), contiguous=apart))
 
     def try_access(self, va: int, how: Access) -> Allowed | Fault:
         """Would the CPU allow this access?"""
@@ -153,7 +157,9 @@ def _checks(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds
     yield _check("area_kernel_image", _image(seen))
     for area in seen.areas:
         if area.kind == "mapped":
-            if area.name not in ("direct_map", "vmemmap", "kernel_image"):
+            if area.name == "kasan_shadow":
+                yield _check("area_kasan_shadow", _shadow(seen, area))
+            elif area.name not in ("direct_map", "vmemmap", "kernel_image"):
                 yield _check(f"area_{area.name}", _small_area(seen, area))
         else:
             yield _check(f"guard_{area.name}", _guard(seen, area))
@@ -281,6 +287,31 @@ def _image(seen: Evidence) -> str:
             allowed = isinstance(seen.try_access(seen.image.symbol(name), other), Allowed)
             if allowed != (other == how):
                 return f"{other.kind.value} at {name} is {'allowed' if allowed else 'refused'}"
+    return ""
+
+
+def _shadow(seen: Evidence, area: Area) -> str:
+    """All of it is mapped, memory's shadow writable and each byte its own, the rest not writable; or none of it."""
+    runs = seen.runs_in(area)
+    if not seen.has_shadow:
+        return _first(runs)
+    at = area.start
+    for run in runs:
+        if run.start != at or run.rights.execute or run.rights.user:
+            return f"{run} follows on {hex64(at)}"
+        at = run.end
+    if at != area.end:
+        return f"the shadow ends at {hex64(at)}, expected {hex64(area.end)}"
+    frames: set[int] = set()
+    for ram in seen.ram:
+        for pa in (ram.start, ram.end - _PAGE):
+            va = to_shadow(seen.area("direct_map").start + pa)
+            verdict = seen.try_access(va, WRITE)
+            if isinstance(verdict, Fault):
+                return f"the shadow of physical {hex64(pa)}: {verdict}"
+            if verdict.pa in frames:
+                return f"the shadow of physical {hex64(pa)} is that of another address"
+            frames.add(verdict.pa)
     return ""
 
 

@@ -1,6 +1,6 @@
 """The areas of a boot whose bases were drawn at random: the documents' areas, with three of them where the guest says.
 
-What the guest says is checked against the rules first: order, alignment, window, room. `LayoutError` says which is broken.
+What the guest says is held against the rules first: order, alignment, window, room. `LayoutError` says which broke.
 """
 
 from __future__ import annotations

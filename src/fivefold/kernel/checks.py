@@ -7,9 +7,10 @@ whoever runs the machine reads it beside the checks made from outside.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
-from fivefold.kernel import kaslr, kernel_map, layout, memblock, pgtable, phys, report, traps
+from fivefold.kernel import kasan, kaslr, kernel_map, layout, memblock, pgtable, phys, report, traps
 from fivefold.kernel.cpu import CR0_PG, CR0_WP, CR4_LA57, EFER_LMA, EFER_NXE, MSR_EFER
 from fivefold.kernel.detect import cpu_has_nx
 from fivefold.kernel.layout import (
@@ -55,6 +56,23 @@ FETCH_REFUSED: Final = traps.PROBE_FAULTED | traps.PAGE_FAULT << 32 | 0x11
 """An instruction fetch from what is mapped with NX: P and I."""
 NOT_CANONICAL: Final = traps.PROBE_FAULTED | traps.GENERAL_PROTECTION << 32
 """An access to an address that is not canonical: #GP(0)."""
+
+
+@dataclass(frozen=True)
+class ShadowCheck:
+    """The names of two checks, and the area that they are for."""
+
+    load: str
+    store: str
+    start: tuple[int, int, int, int]
+    movable: int
+
+
+SHADOW_CHECKS: Final = tuple(
+    ShadowCheck(f"kasan_load_{row.name}", f"kasan_store_{row.name}", row.start, row.movable)
+    for row in AREAS
+    if row.movable < layout.SHADOW
+)
 
 MARK: Final = 0x5A5A_0057_0048_A5A5
 scratch: Final = buffer(PAGE_SIZE, PAGE_SIZE)
@@ -317,6 +335,33 @@ def check_kaslr() -> None:
     report.check("kaslr_room_for_memory", room, layout.direct_map_size, memblock.end_of_memory())
 
 
+def check_kasan(top: VirtAddr) -> None:
+    """The shadow: every area's byte can be read, of what is in use also written; the rest is one page of zeros."""
+    if not layout.has_shadow:
+        return
+    equals("kasan_early_shadow_is_zero", kasan.early_read, 0)
+    equals("kasan_end", kasan.shadow_of(VirtAddr(0 - 8)), kasan.shadow_end() - 1)
+    for row in SHADOW_CHECKS:
+        start = layout.area_start(row.movable, row.start[layout.column()])
+        if start != 0:
+            shadow = kasan.shadow_of(VirtAddr(start))
+            equals(row.load, traps.probe_read(VirtAddr(shadow & ~7), VirtAddr(seen)), traps.PROBE_OK)
+            equals(row.store, traps.probe_write(shadow), traps.PROBE_OK)
+    last = phys_to_virt(PhysAddr(memblock.end_of_memory() - 8))
+    first = VirtAddr(symbol("_text"))
+    equals("kasan_store_last_memory", traps.probe_write(kasan.shadow_of(last)), traps.PROBE_OK)
+    same = is_same_page(VirtAddr(kasan.shadow_of(first) & ~7), VirtAddr(kasan.shadow_of(last) & ~7))
+    report.check("kasan_memory_of_its_own", not same, u64(same), 0)
+    unused = VirtAddr(layout.vmalloc_base + (1 << 40))
+    refuses_write("kasan_zero_shadow_read_only", kasan.shadow_of(unused))
+    refuses_execute("kasan_not_executable", kasan.shadow_of(unused))
+    zero = lookup(top, kasan.shadow_of(unused))
+    equals("kasan_one_zero_page", entry_frame(zero), kasan.image_phys(kasan.zero_page))
+    equals("kasan_whole_start", traps.probe_read(kasan.shadow_start(), VirtAddr(seen)), traps.PROBE_OK)
+    equals("kasan_whole_end", traps.probe_read(VirtAddr(kasan.shadow_end() - 8), VirtAddr(seen)), traps.PROBE_OK)
+    refuses("kasan_guard_above", kasan.shadow_end())
+
+
 def check_slots(top: VirtAddr) -> None:
     """The designers kept one slot for an area in both modes; the image's is the last."""
     equals("slot_kernel", pgd_index(VirtAddr(symbol("_text"))), 511)
@@ -337,3 +382,4 @@ def check_all(top: VirtAddr) -> None:
     check_guards(top)
     check_slots(top)
     check_kaslr()
+    check_kasan(top)

@@ -43,6 +43,7 @@ DIRECT_MAP: Final = 1
 VMALLOC: Final = 2
 VMEMMAP: Final = 3
 SHADOW: Final = 4
+GUARD: Final = 5
 """What a row's `movable` says: the bounds are those of the table, or variables; the shadow's row may be absent."""
 
 
@@ -55,6 +56,7 @@ AREAS: Final = (
         "guard_hole",
         (0xFFFF_8000_0000_0000, 0xFF00_0000_0000_0000, 0xFFFF_8000_0000_0000, 0xFF00_0000_0000_0000),
         (0xFFFF_8800_0000_0000, 0xFF10_0000_0000_0000, 0xFFFF_8800_0000_0000, 0xFF10_0000_0000_0000),
+        GUARD,
     ),
     AreaRow(
         "ldt_remap",

@@ -11,6 +11,7 @@ from typing import Final
 from fivefold.kernel import (
     checks,
     early,
+    kasan,
     kaslr,
     kernel_map,
     layout,
@@ -94,6 +95,8 @@ def choose_layout() -> None:
         layout.layout_init(layout.PROPOSAL)
         phys.phys_window = layout.page_offset_base
     layout.has_shadow = params.has_word(cmdline(), "kasan")
+    if layout.has_shadow:
+        kasan.early_init()
 
 
 def randomise() -> None:
@@ -155,6 +158,8 @@ def build_tables(cmdline: VirtAddr) -> VirtAddr:
         report.panic("no memory for the page descriptors")
     if not kernel_map.map_areas(top):
         report.panic("no memory for the areas")
+    if layout.has_shadow and not kasan.init(top, largest):
+        report.panic("no memory for the KASAN shadow")
     return top
 
 
@@ -168,6 +173,8 @@ def switch_to(top: VirtAddr) -> None:
     if kernel_map.has_entry_area():
         kernel_map.use_entry_area()
     number_descriptors()
+    if layout.has_shadow:
+        kasan.finish()
 
 
 def report_result() -> None:
@@ -184,7 +191,6 @@ def report_result() -> None:
     report.set_word(report.W_CR3, read_cr3())
     report.set_word(report.W_CR4, read_cr4())
     report.set_word(report.W_EFER, rdmsr(MSR_EFER))
-    report.set_word(report.W_TABLES, memblock.table_pages)
     for row in AREAS:
         start = layout.area_start(row.movable, row.start[layout.column()])
         if start != 0:

@@ -14,6 +14,7 @@ from fivefold.kernel.pgtable import (
     PRESENT,
     PSE,
     PTE_LEVEL,
+    PTRS_PER_TABLE,
     PUD_LEVEL,
     entry_large,
     entry_present,
@@ -144,7 +145,10 @@ def leaf_bits(protection: u64, level: u64) -> u64:
 
 def fill_run(entry: VirtAddr, va: VirtAddr, pa: PhysAddr, left: u64, flags: u64, level: u64, largest: u64) -> u64:
     """Write leaves from *entry* to the end of its table or range, or to where a larger page fits; return the bytes."""
-    span = 1 << level_shift(level)
+    shift = level_shift(level)
+    span = 1 << shift
+    # By the index, not the entry's address: on the host, tables need not lie at multiples of their size.
+    room = PTRS_PER_TABLE - (va >> shift & (PTRS_PER_TABLE - 1))
     done = 0
     while left - done >= span:
         if entry_present(load64(entry)):
@@ -152,11 +156,12 @@ def fill_run(entry: VirtAddr, va: VirtAddr, pa: PhysAddr, left: u64, flags: u64,
         store64(entry, pa + done | flags)
         done += span
         entry = VirtAddr(entry + 8)
-        if entry & 0xFFF == 0:
+        room -= 1
+        if room == 0:
             break
         if level < largest and page_level(VirtAddr(va + done), PhysAddr(pa + done), left - done, largest) > level:
             break
-    count_pages(level, done >> level_shift(level))
+    count_pages(level, done >> shift)
     return done
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from fivefold.kernel.pgtable import clear_table
 from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
-from fivefold.metal.lang import buffer, inline, load64, noinline, store64, u64
+from fivefold.metal.lang import buffer, cold, inline, load64, noinline, store64, u64
 from fivefold.units import PhysAddr
 
 MAX_RANGES: Final = 128
@@ -226,7 +226,7 @@ def allocate(size: u64, align: u64) -> PhysAddr:
     return place
 
 
-@noinline
+@cold
 def allocate_table() -> PhysAddr:
     """Take a page for a page table, cleared; 0 when there is none."""
     global table_pages

@@ -40,7 +40,7 @@ from fivefold.kernel.phys import PAGE_SIZE
 from fivefold.kernel.scan_entries import is_leaf, must_be_zero, narrowed, run_mask, told_flags
 from fivefold.kernel.scan_memo import chain, find, is_kept, key_of, ranges_of, replay, walk_number
 from fivefold.kernel.scan_ranges import ALL_RIGHTS, MALFORMED, MAPPED, REPEAT, UNREADABLE, emit, info_of, room, tell
-from fivefold.kernel.scan_runs import run_end, same_end
+from fivefold.kernel.scan_runs import absent_end, run_end
 from fivefold.kernel.scan_stack import (
     END,
     HEAD,
@@ -150,11 +150,12 @@ def walk_table(level: u64) -> u64:
     table = load64(frame + TABLE)
     end = load64(frame + END)
     i = load64(frame + INDEX)
+    ahead = look_ahead(level, table)
     while i < end:
         entry = load64(table + 8 * i)
         store64(frame + INDEX, i)
         if entry & PRESENT == 0:
-            i = same_end(table, i, 0, PRESENT, table)
+            i = absent_end(table, i, ahead)
         elif room() == 0:
             return FULL
         elif entry & must_be_zero(level, entry) != 0:
@@ -179,12 +180,12 @@ def walk_leaves() -> u64:
     i = load64(frame + INDEX)
     mask = run_mask(PTE_LEVEL)
     told = told_flags(PTE_LEVEL)
-    ahead = look_ahead(table)
+    ahead = look_ahead(PTE_LEVEL, table)
     store64(frame + HEAD, load64(table) & FRAME_MASK)
     while i < end and room() != 0:
         entry = load64(table + 8 * i)
         if entry & PRESENT == 0:
-            i = same_end(table, i, 0, PRESENT, ahead)
+            i = absent_end(table, i, ahead)
             continue
         stop = min(run_end(table, i, entry, PTE_LEVEL, mask, ahead), end)
         if entry & scan_entries.reserved != 0:
@@ -201,12 +202,12 @@ def walk_leaves() -> u64:
 
 
 @inline
-def look_ahead(table: u64) -> u64:
-    """The next PTE table, to be fetched while *table* is read; *table* if it is the page after it, or unknown."""
+def look_ahead(level: u64, table: u64) -> u64:
+    """The table after this one, to be fetched while this one is read; *table* if it is the next page, or unknown."""
     global ahead_pa, ahead_page
-    if not scan_runs.prefetching:
+    if not scan_runs.prefetching or level == levels():
         return table
-    above = frame_at(PMD_LEVEL)
+    above = frame_at(level + 1)
     i = load64(above + INDEX)
     if i >= load64(above + END):
         return table

@@ -24,6 +24,7 @@ from fivefold.kernel.scan_ranges import (
     PHYS,
     START,
     address_of_range,
+    append_moved,
     open_number,
     tell,
 )
@@ -152,22 +153,31 @@ def ranges_of(walk: u64) -> u64:
 
 
 def replay(walk: u64, level: u64, start: VirtAddr) -> None:
-    """Write the ranges of *walk* again for the same table at *start*; there is room for `ranges_of` it."""
-    origin = load64(walk + ORIGIN)
-    tail = origin + (1 << level_shift(level + 1)) - 1
+    """Write the ranges of *walk* again for the same table at *start*; there is room for `ranges_of` it.
+
+    Only the outer ones can be cut, or merge: those between are copied. The first may lie before the table
+    altogether, and then it is the second that meets what is open.
+    """
+    delta = start - load64(walk + ORIGIN)
+    number = load64(walk + FIRST)
     end = load64(walk + END)
-    for number in range(load64(walk + FIRST), end + 1):
-        at = address_of_range(number)
-        low = max(load64(at + START), origin)
-        high = min(load64(at + LAST), tail)
-        if low <= high:
-            jump = load64(walk + TAIL_JUMP) if number == end else load64(at + JUMP)
-            phys = load64(walk + HEAD) if load64(at + START) < origin else load64(at + PHYS)
-            replay_range(at, VirtAddr(low), VirtAddr(high), PhysAddr(phys), jump, start - origin)
+    replay_outer(walk, level, number, delta)
+    if number < end:
+        replay_outer(walk, level, number + 1, delta)
+    if number + 2 < end:
+        append_moved(number + 2, end, delta)
+    if number + 1 < end:
+        replay_outer(walk, level, end, delta)
 
 
-@inline
-def replay_range(at: u64, low: VirtAddr, high: VirtAddr, phys: PhysAddr, jump: u64, delta: u64) -> None:
-    """Write the part from *low* to *high* of the range at *at*, moved by *delta*."""
-    moved = jump + delta if jump > low else 0
-    tell(VirtAddr(low + delta), VirtAddr(high + delta), phys, load64(at + FLAGS), load64(at + INFO), moved)
+def replay_outer(walk: u64, level: u64, number: u64, delta: u64) -> None:
+    """Write the part of range *number* that *walk* found, moved by *delta*."""
+    at = address_of_range(number)
+    origin = load64(walk + ORIGIN)
+    low = max(load64(at + START), origin)
+    high = min(load64(at + LAST), origin + (1 << level_shift(level + 1)) - 1)
+    if low <= high:
+        jump = load64(walk + TAIL_JUMP) if number == load64(walk + END) else load64(at + JUMP)
+        phys = PhysAddr(load64(walk + HEAD) if load64(at + START) < origin else load64(at + PHYS))
+        moved = jump + delta if jump > low else 0
+        tell(VirtAddr(low + delta), VirtAddr(high + delta), phys, load64(at + FLAGS), load64(at + INFO), moved)

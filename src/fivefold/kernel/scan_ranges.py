@@ -183,3 +183,23 @@ def append(start: VirtAddr, last: VirtAddr, phys: PhysAddr, flags: u64, info: u6
 def tell(start: VirtAddr, last: VirtAddr, phys: PhysAddr, flags: u64, info: u64, jump: u64) -> None:
     """As `emit`, for what is not told a million times."""
     emit(start, last, phys, flags, info, jump)
+
+
+def append_moved(number: u64, end: u64, delta: u64) -> None:
+    """Append ranges *number* to *end* (exclusive) again, moved by *delta*; as they are apart there, they are here."""
+    global count, next_start
+    at = address_of_range(number)
+    to = records + RANGE_SIZE * count
+    for _i in range(end - number):
+        jump = load64(at + JUMP)
+        store64(to + START, load64(at + START) + delta)
+        store64(to + LAST, load64(at + LAST) + delta)
+        store64(to + PHYS, load64(at + PHYS))
+        store64(to + FLAGS, load64(at + FLAGS))
+        store64(to + INFO, load64(at + INFO))
+        store64(to + JUMP, jump + delta if jump != 0 else 0)
+        at += RANGE_SIZE
+        to += RANGE_SIZE
+    count += end - number
+    # What comes next was apart from the last of these.
+    next_start = 1

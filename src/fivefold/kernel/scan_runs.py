@@ -2,11 +2,12 @@
 
 Most of a table is one run, or a few; some tables are scattered leaves. So the entry after
 the first is tried alone, and then eight entries are compared at once: their differences
-are collected with `|`, and only a block that has one is looked at entry by entry. Rights,
-malformedness and flags are constant within a run, so the caller judges them once for it.
+are collected with `|`, and only a block that has one is looked at entry by entry; of absent
+entries sixteen. Rights, malformedness and flags are constant within a run, so the caller
+judges them once for it.
 
-All loops run to the end of the table and are the same for absent entries (`entry` 0 and
-`mask` P). They return more than `start` even if a live guest changes the table under them.
+All loops run to the end of the table. They return more than `start`, and no more than 512,
+even if a live guest changes the table under them.
 `ahead` is a table that will be read next, or the same one: each line of it is fetched while the
 same line of this one is compared, so that tables scattered over memory are not waited for.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel import scan_ranges
-from fivefold.kernel.pgtable import FRAME_MASK, PTRS_PER_TABLE, level_shift
+from fivefold.kernel.pgtable import FRAME_MASK, PRESENT, PTRS_PER_TABLE, level_shift
 from fivefold.kernel.phys import PAGE_SIZE
 from fivefold.kernel.scan_ranges import IGNORE
 from fivefold.metal.lang import ctz, inline, load64, noinline, prefetch, u64
@@ -41,6 +42,33 @@ def first_difference(at: u64, entry: u64, step: u64, mask: u64) -> u64:
     high |= u64((load64(at + 48) ^ (entry + 6 * step)) & mask != 0) << 6
     high |= u64((load64(at + 56) ^ (entry + 7 * step)) & mask != 0) << 7
     return ctz(low | high | 1 << 8)
+
+
+@inline
+def absent_end(table: u64, start: u64, ahead: u64) -> u64:
+    """Index after *start*, which is absent, of the first entry that is present; 512 when there is none."""
+    i = start + 1
+    if i == PTRS_PER_TABLE or load64(table + 8 * i) & PRESENT != 0:
+        return i
+    if start >= PTRS_PER_TABLE - 2 * BLOCK:
+        return short_end(table, i + 1, 0, 0, PRESENT)
+    i = min(i + 1, PTRS_PER_TABLE - 2 * BLOCK)
+    while True:
+        at = table + 8 * i
+        if prefetching:
+            prefetch(ahead + 8 * i)
+            prefetch(ahead + 8 * i + 64)
+        low = load64(at) | load64(at + 8) | load64(at + 16) | load64(at + 24)
+        low |= load64(at + 32) | load64(at + 40) | load64(at + 48) | load64(at + 56)
+        high = load64(at + 64) | load64(at + 72) | load64(at + 80) | load64(at + 88)
+        high |= load64(at + 96) | load64(at + 104) | load64(at + 112) | load64(at + 120)
+        if (low | high) & PRESENT != 0:
+            # Which half is not predictable, so it is computed: 0, or 8 when the first half has none.
+            half = (low & PRESENT ^ PRESENT) * BLOCK
+            return i + half + first_difference(at + 8 * half, 0, 0, PRESENT)
+        if i == PTRS_PER_TABLE - 2 * BLOCK:
+            return PTRS_PER_TABLE
+        i = min(i + 2 * BLOCK, PTRS_PER_TABLE - 2 * BLOCK)
 
 
 @inline
