@@ -42,6 +42,11 @@ class Sample:
         }
 
 
+def ratio(ours: Sample, theirs: Sample) -> float:
+    """How many times longer *ours* takes: the middle ratio, each of two sides that ran in the same round."""
+    return statistics.median(a / b for a, b in zip(ours.seconds, theirs.seconds, strict=True))
+
+
 def duration(seconds: float) -> str:
     """A time with three digits that matter."""
     if seconds < 1e-3:
@@ -122,7 +127,8 @@ class Claim:
         return self.value <= self.limit
 
     def __str__(self) -> str:
-        return f"{'met   ' if self.holds else 'MISSED'} {self.name}: {self.value:.3g} of at most {self.limit:g} {self.unit}"
+        verdict = "met   " if self.holds else "MISSED"
+        return f"{verdict} {self.name}: {self.value:.4g} of at most {self.limit:g} {self.unit}"
 
 
 def tell(schema: str, rows: Mapping[str, object], claims: list[Claim], as_json: bool, **more: str) -> int:

@@ -12,7 +12,7 @@ from fivefold.metal.source import BufferName, Library, Meaning, Module, Word, re
 from fivefold.metal.tree import Buffer, Expression, Flag, Kind, Load, Number, Signature, Site, Unit, Variable
 from fivefold.units import MASK64
 
-MARKS: Final = ("inline", "noinline", "export", "extern")
+MARKS: Final = ("inline", "noinline", "cold", "export", "extern")
 
 
 @dataclass
@@ -149,7 +149,7 @@ def _decorator(library: Library, module: Module, item: ast.expr) -> str:
         found = library.resolve(module, item.id, item)
     if isinstance(found, Word) and found.name in MARKS:
         return found.name
-    raise refusal(module, item, f"the decorator {ast.unparse(item)}", "use inline, noinline, export or extern")
+    raise refusal(module, item, f"the decorator {ast.unparse(item)}", "use inline, noinline, cold, export or extern")
 
 
 def _check_stand_in(original: Signature, stand_in: Signature) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from fivefold.errors import MemoryReadError
 from fivefold.metal.instance import Instance
-from fivefold.metal.lang import buffer, inline, load64, noinline, u64
+from fivefold.metal.lang import buffer, cold, inline, load64, u64
 from fivefold.units import PhysAddr, VirtAddr, hex64
 
 _PAGE: Final = 4096
@@ -48,7 +48,7 @@ STRAY: Final = buffer(8192, align=4096)
 """What `phys_to_virt` points at for such an address: two pages, for accesses that cross into a second."""
 
 
-@noinline
+@cold
 def select(page: u64) -> bool:
     """Make the extent that holds the page at physical *page* the last one; false if there is none."""
     global last_start, last_limit, last_delta, last_index
@@ -95,7 +95,7 @@ def frame_index(pa: PhysAddr) -> u64:
     return NO_FRAME
 
 
-@noinline
+@cold
 def stray(pa: u64) -> u64:
     """Note an address outside all extents; return a harmless one with the same offset in its page."""
     global misses, first_miss
@@ -112,8 +112,11 @@ def phys_to_virt(pa: PhysAddr) -> VirtAddr:
     It stands in for the kernel's conversion on the host: whoever calls a program checks
     `misses` afterwards, or asks `check_misses` to.
     """
-    found = phys_to_page(pa)
-    return VirtAddr(found if found != 0 else stray(pa))
+    page = pa - (pa & 4095)
+    # Not by way of `phys_to_page`: a test for its 0 at every level shows when pages are mapped one by one.
+    if page - last_start < last_limit or select(page):
+        return VirtAddr(pa + last_delta)
+    return VirtAddr(stray(pa))
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,14 @@ def _type(kind: Kind) -> str:
     return "i1" if kind is Kind.BOOL else "i64"
 
 
+def convention(signature: Signature, target: Target) -> str:
+    """Return what stands before the result type of a function and of its calls: the two must agree.
+
+    A cold function keeps nearly all registers. Whoever calls it by the usual convention sees no difference.
+    """
+    return "preserve_mostcc " if signature.mark == "cold" and target.arch == "x86_64" else ""
+
+
 class FunctionWriter:
     """Writes one function; implements `words.Writer`."""
 
@@ -372,7 +380,8 @@ class FunctionWriter:
     def _call(self, node: Call) -> str:
         args = ", ".join(f"i64 {self._leaving(self.value(arg), arg.kind)}" for arg in node.args)
         returns = "void" if node.kind is Kind.NONE else "i64"
-        call = f"call {returns} {self._callee(node.function)}({args}) #0"
+        convened = convention(self._signatures[node.function], self.target)
+        call = f"call {convened}{returns} {self._callee(node.function)}({args}) #0"
         if node.kind is Kind.NONE:
             self.do(call)
             return ""

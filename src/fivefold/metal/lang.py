@@ -44,6 +44,12 @@ def noinline(function: _Function) -> _Function:
     return function
 
 
+def cold(function: _Function) -> _Function:
+    """Never inline *function*, and take paths that call it for rare ones: it keeps its callers' registers."""
+    function.__metal__ = "cold"  # type: ignore[attr-defined]
+    return function
+
+
 def export(function: _Function) -> _Function:
     """Keep the symbol of *function* and everything it reaches."""
     function.__metal__ = "export"  # type: ignore[attr-defined]

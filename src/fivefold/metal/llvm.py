@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.metal.check import signature_table
-from fivefold.metal.function import FunctionWriter, signed
+from fivefold.metal.function import FunctionWriter, convention, signed
 from fivefold.metal.tree import Function, Kind, Signature, Unit
 from fivefold.metal.words import COPY64, DECLARATIONS, FILL64, Target
 
 TRIPLES: Final = {"x86_64": "x86_64-unknown-none-elf", "i386": "i386-unknown-none-elf"}
 _ATTRIBUTES: Final = 'noredzone nounwind null_pointer_is_valid "no-builtins" "no-jump-tables"="true"'
-_MARKS: Final = {"inline": " alwaysinline", "noinline": " noinline"}
+_MARKS: Final = {"inline": " alwaysinline", "noinline": " noinline", "cold": " noinline cold"}
 
 
 def write(unit: Unit, target: Target, asm: str = "") -> str:
@@ -96,7 +96,8 @@ def _function(unit: Unit, function: Function, target: Target, tables: dict[str, 
     args = ", ".join(f"i64 %a{i}" for i in range(len(signature.parameters)))
     returns = "void" if signature.returns is Kind.NONE else "i64"
     mark = _MARKS.get(signature.mark, "")
-    head = f'define internal {returns} @"{inner_name(unit, signature.full)}"({args}){mark} #0 {{'
+    convened = convention(signature, target)
+    head = f'define internal {convened}{returns} @"{inner_name(unit, signature.full)}"({args}){mark} #0 {{'
     return "\n".join([head, *lines, "}\n"])
 
 
