@@ -122,7 +122,10 @@ class Stopped(AssertionError):  # noqa: N818 - named for what happened
 
 
 class Code:
-    """Modules of the kernel as plain Python, with the mode bound, and physical memory behind `WINDOW`."""
+    """Modules of the kernel as plain Python, with the mode bound, and physical memory behind `WINDOW`.
+
+    A module is named whole, or one function of it as ``module.function`` where the rest needs too much.
+    """
 
     def __init__(
         self,
@@ -140,13 +143,9 @@ class Code:
         self.ram = Ram([Extent(*extent) for extent in extents])
         for start, data in self.ram.banks():
             self.ram.write(PhysAddr(start), b"\xff" * len(data))
-        names = (*modules, "phys")
+        roots = tuple(f"{package}.{name}" if "." in name else f"{package}.{name}.*" for name in (*modules, "phys"))
         self.plain = plain.load(
-            Program(
-                tuple(f"{package}.{name}" for name in names),
-                bindings(mode, package) if mode else {},
-                roots=tuple(f"{package}.{name}.*" for name in names),
-            ),
+            Program((f"{package}.phys",), bindings(mode, package) if mode else {}, roots=roots),
             externs={**self.processor.externs, **(symbols or {})},
             cpu=self.processor,
         )

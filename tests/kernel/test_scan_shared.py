@@ -95,11 +95,11 @@ def scans(seed: int, settings: ScanSettings) -> Iterator[tuple[AddressSpace, Sca
     """One space, scanned with a memory of walks and without; nothing if that would take too long."""
     ram, root, mode = shared_tree(seed)
     try:
-        with_memory = host_scan.TableScanner(ram.banks()).scan(root, mode.top, settings, max_ranges=1 << 17)
+        with_memory = host_scan.TableScanner(ram.banks()).scan(root, mode.top, settings, max_ranges=1 << 15)
         forgetful = host_scan.TableScanner(ram.banks())
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(host_scan, "MAX_REMEMBERED", 1)
-            patch.setattr(host_scan, "MAX_WALKS", 1 << 15)
+            patch.setattr(host_scan, "MAX_WALKS", 1 << 13)
             yield AddressSpace(ram, root, mode), with_memory, forgetful.scan(root, mode.top, settings)
     except host_scan.TooManyRuns:
         return
@@ -119,8 +119,8 @@ def test_memory_changes_nothing_but_the_work(contiguity: Contiguity) -> None:
             assert one.counts.tables_walked <= len(tables) * space.mode.top * host_scan.RIGHTS
             compared += 1
             replays += one.counts.replays
-    assert compared > 40
-    assert replays > 10_000
+    assert compared > 20
+    assert replays > 5_000
 
 
 def test_a_long_table_met_again_is_told_as_a_repeat() -> None:

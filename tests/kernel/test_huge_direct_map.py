@@ -1,0 +1,60 @@
+"""A map of 4 PiB given to the native build of the direct map: whole in five levels, cut at MAXMEM in four."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Level, Mapped, PagingMode, distinct_tables, translate
+from fivefold.layout import linux_constants
+from fivefold.memory import Extent, Ram
+from fivefold.metal import host
+from fivefold.metal.extents import attach, check_misses
+from fivefold.metal.program import Program
+from fivefold.units import GIB, MIB, PIB, TIB, PhysAddr, VirtAddr
+
+KERNEL = "fivefold.kernel"
+TABLES = (MIB, 64 * MIB)
+
+
+def native(mode: PagingMode) -> Any:
+    """The direct map as native code; physical memory is what `attach` gives."""
+    five = mode is LA57
+    numbers = {"l5_enabled": int(five), "pgdir_shift": 48 if five else 39, "ptrs_per_p4d": 512 if five else 1}
+    names = ("direct_map.direct_map_init", "direct_map.cut_memory", "memblock.add", "memblock.reserve")
+    return host.load(
+        Program(
+            (f"{KERNEL}.direct_map", "fivefold.metal.extents"),
+            {f"{KERNEL}.pgtable.{name}": value for name, value in numbers.items()},
+            replace={f"{KERNEL}.phys.phys_to_virt": "fivefold.metal.extents.phys_to_virt"},
+            roots=tuple(f"{KERNEL}.{name}" for name in (*names, "memblock.allocate_table", "layout.layout_init")),
+        )
+    )
+
+
+@pytest.mark.parametrize("mode", [LA57, LA48], ids=["la57", "la48"])
+def test_four_pib(mode: PagingMode) -> None:
+    code = native(mode)
+    ram = Ram([Extent(*TABLES)])
+    (seen_at,) = attach(code, ram.banks()).addresses[:1]
+    code.call("layout.layout_init", 0)
+    code.call("memblock.add", 0, 4 * PIB)
+    code.call("memblock.reserve", 0, TABLES[0])
+    constants = linux_constants("6.1", len(mode.levels))
+    cut = code.call("direct_map.cut_memory", 52)
+    assert cut == 4 * PIB - constants.maxmem
+    root = code.call("memblock.allocate_table")
+    assert code.call("direct_map.direct_map_init", seen_at + root - TABLES[0], 3, 16 * MIB, 17 * MIB) == 0
+    check_misses(code)
+    space = AddressSpace(ram, PhysAddr(root), mode, Cpu())
+    for pa in (0, MIB, 16 * MIB, GIB, 512 * GIB - 1, 63 * TIB, constants.maxmem - 1):
+        found = translate(space, VirtAddr(constants.page_offset + pa))
+        assert isinstance(found, Mapped)
+        assert found.pa == pa
+        assert found.page is Level.PDPT or pa < GIB
+        assert found.rights.write == (not 16 * MIB <= pa < 17 * MIB) and not found.rights.execute
+    assert not isinstance(translate(space, VirtAddr(constants.page_offset + constants.maxmem)), Mapped)
+    tables = {level: len(frames) for level, frames in distinct_tables(space).items()}
+    assert tables[Level.PDPT] == constants.maxmem // (512 * GIB)
+    assert sum(tables.values()) == code.get("memblock.table_pages")
