@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fivefold.metal.context import Context
-from fivefold.metal.expressions import OPERATORS, Expressions, Scope
+from fivefold.metal.expressions import OPERATORS, Expressions
+from fivefold.metal.meanings import Scope
 from fivefold.metal.source import Constant, Module, ModuleName, VariableName, Word
 from fivefold.metal.tree import (
     Assign,
