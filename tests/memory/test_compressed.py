@@ -32,6 +32,12 @@ def test_raw_image_inside(saved, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", PACKERS)
+def test_zeros_at_the_end_are_kept(saved, kind: str) -> None:
+    with open_source(saved(PACKERS[kind](b"x" + bytes((5 << 20) - 1)))) as source:
+        assert source.extents == [(0, 5 << 20)]
+
+
+@pytest.mark.parametrize("kind", PACKERS)
 def test_several_streams_are_one_file(saved, kind: str) -> None:
     pack = PACKERS[kind]
     with open_source(saved(pack(IMAGE[:5000]) + pack(IMAGE[5000:]))) as source:

@@ -17,7 +17,7 @@ MTREE = """FlatView #0
   0000000000001000-0000000000002fff (prio 0, ram): pc.ram @0000000000001000
 """
 REGISTERS = "CPU#0\nCR0=80050033 CR2=0 CR3=0000000011a0a000 CR4=000016b0\n"
-MEMORY = bytes(range(256)) * 32
+MEMORY = (bytes(range(200)) + bytes(56)) * 32
 
 
 def packet(body: bytes) -> bytes:
@@ -43,7 +43,7 @@ def stub(requests: list[str], *, physical: bytes = b"OK", monitor: bool = True) 
             start, size = int(found[1], 16), int(found[2], 16)
             if start + size > len(MEMORY):
                 return packet(b"E14")
-            return packet(MEMORY[start : start + size].hex().encode().replace(b"000000", b'0*"'))
+            return packet(MEMORY[start : start + size].hex().encode().replace(b"00000000", b"0*$"))
         return packet(b"OK" if request == "D" else b"")
 
     def script(connection: socket.socket) -> None:

@@ -53,6 +53,14 @@ def test_no_view_of_the_system(text: str) -> None:
     assert str(error.value) == "'info mtree -f' shows no RAM in the system's memory; expected lines with 'ram'"
 
 
+def test_neighbours_that_do_not_run_on_stay_apart() -> None:
+    moved = Q35.replace("@00000000000f0000", "@00000000000e0000")
+    assert ram_ranges(moved)[1:3] == [
+        RamRange(0xC0000, 0xF0000, "pc.ram", 0xC0000),
+        RamRange(0xF0000, 0x80000000, "pc.ram", 0xE0000),
+    ]
+
+
 def test_lines_out_of_order() -> None:
     swapped = Q35.replace("00000000fffc0000-", "00000000000c1000-")
     with pytest.raises(FormatError, match=r"^'info mtree -f' is not ascending at 0xc1000$"):

@@ -40,7 +40,18 @@ def test_a_shared_file_is_found_again() -> None:
     os.close(fd)
 
 
-def test_a_private_mapping_has_no_file() -> None:
+def test_a_private_mapping_of_a_file_does_not_show_what_was_written() -> None:
+    fd = os.memfd_create("ram")
+    os.ftruncate(fd, 1 << 14)
+    private = mmap.mmap(fd, 1 << 14, flags=mmap.MAP_PRIVATE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(private))
+    mapping = mapping_at(mappings_of(os.getpid()), address, 1 << 14)
+    assert mapping is not None and mapping.inode != 0
+    assert open_shared_file(os.getpid(), mapping) is None
+    os.close(fd)
+
+
+def test_anonymous_memory_has_no_file() -> None:
     text = ctypes.create_string_buffer(1 << 12)
     mapping = mapping_at(mappings_of(os.getpid()), ctypes.addressof(text), 1)
     assert mapping is not None

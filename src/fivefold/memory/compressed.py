@@ -59,8 +59,10 @@ def _spill(chunks: Iterator[bytes], name: str, max_bytes: int) -> FileBytes:
                 size += len(chunk)
                 if size > max_bytes:
                     raise FormatError(f"{name} unpacks to more than {max_bytes} bytes; raise the limit to go on")
+                if size > _IN_MEMORY:
+                    spool.rollover()  # before a seek far ahead makes a buffer of zeros in memory
                 _write_sparsely(spool, chunk)
-            spool.truncate(size)
+            _end_at(spool, size)
         except OSError as error:
             raise MachineError(f"cannot unpack {name} to {tempfile.gettempdir()}: {error.strerror}") from error
         if size == 0:
@@ -77,6 +79,13 @@ def _write_sparsely(spool: Any, chunk: bytes) -> None:
         spool.seek(len(chunk), os.SEEK_CUR)
     else:
         spool.write(chunk)
+
+
+def _end_at(spool: Any, size: int) -> None:
+    # A buffer in memory does not grow by truncating; a byte at the end makes both grow.
+    if size and spool.seek(0, os.SEEK_END) < size:
+        spool.seek(size - 1)
+        spool.write(b"\0")
 
 
 def _chunks(file: FileBytes, kind: str, progress: Progress | None) -> Iterator[bytes]:
