@@ -290,6 +290,17 @@ def test_result_of_a_file_edited_while_running_is_not_kept(make_module, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_result_of_an_edited_compiler_is_not_kept(make_module, monkeypatch, tmp_path):
+    """A process that imported the compiler before an edit would file its code under the compiler after it."""
+    monkeypatch.setenv("FIVEFOLD_CACHE", str(tmp_path))
+    edited = tmp_path.parent / f"{tmp_path.name}.py"
+    edited.write_text("")
+    monkeypatch.setattr(build, "_compiler", lambda: [edited])
+    loaded(make_module(TEXT))
+
+    assert not list(tmp_path.iterdir())
+
+
 EXTENTS = Program(
     ("fivefold.metal.extents",),
     roots=tuple(f"fivefold.metal.extents.{name}" for name in ("phys_to_page", "phys_to_virt", "frame_index")),

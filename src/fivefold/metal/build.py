@@ -53,11 +53,16 @@ def cached(what: str, program: Program, make: Callable[[], bytes]) -> bytes:
 
 
 def _edited_since_start(names: Iterable[str]) -> bool:
-    """Tell whether a module changed on disk after this process may have imported it.
+    """Tell whether a module or the compiler changed on disk after this process may have imported it.
 
-    Its constants would be those of the old text and its functions those of the new.
+    The key would be that of the new text, and the constants or the code those of the old.
     """
-    return any(path.stat().st_mtime > _STARTED for path in map(source_path, names) if path)
+    paths = [path for path in map(source_path, names) if path] + _compiler()
+    return any(path.stat().st_mtime > _STARTED for path in paths)
+
+
+def _compiler() -> list[Path]:
+    return sorted(Path(__file__).parent.glob("*.py"))
 
 
 def _dependencies(program: Program) -> tuple[str, ...]:
@@ -92,7 +97,7 @@ def source_path(name: str) -> Path | None:
 def toolchain() -> str:
     """Return what the compiler is: its own sources, Python, llvmlite."""
     own = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in _compiler():
         own.update(path.name.encode() + path.read_bytes())
     return f"{own.hexdigest()} python {sys.version_info[:2]} llvmlite {_llvmlite_version()}"
 
