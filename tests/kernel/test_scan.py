@@ -268,7 +268,7 @@ def unfolds(space: AddressSpace) -> int:
     return below(space.root, space.mode.top, BOUND)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(20))
 def test_as_the_booted_kernel_runs_it(seed: int, scanners: dict[PagingMode, Scanner]) -> None:
     space, ram, asked = random_case(seed)
     if unfolds(space) < BOUND:
@@ -295,7 +295,7 @@ def on_host(space: AddressSpace, ram: Ram, asked: Asked, monkeypatch: pytest.Mon
     return [[told(row) for row in whole.tolist()], [told(row) for chunk in chunks for row in chunk.tolist()]]
 
 
-@pytest.mark.parametrize("batch", range(10))
+@pytest.mark.parametrize("batch", range(6))
 def test_as_native_code(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     compared = 0
     for seed in range(1000 + 20 * batch, 1020 + 20 * batch):

@@ -119,8 +119,8 @@ def test_memory_changes_nothing_but_the_work(contiguity: Contiguity) -> None:
             assert one.counts.tables_walked <= len(tables) * space.mode.top * host_scan.RIGHTS
             compared += 1
             replays += one.counts.replays
-    assert compared > 20
-    assert replays > 5_000
+    assert compared > 15
+    assert replays > 3_000
 
 
 def test_a_long_table_met_again_is_told_as_a_repeat() -> None:

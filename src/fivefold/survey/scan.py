@@ -8,9 +8,10 @@ module adds is memory for it to work in, and an answer as numpy columns.
 from __future__ import annotations
 
 import mmap
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -115,8 +116,7 @@ class TableScanner:
         """Every range under *root*, in memory; raises as `scan_space` does."""
         settings = settings or ScanSettings()
         build = self._build(levels)
-        room = min(max(max_ranges, 1) + 1, FIRST_RANGES)
-        records = _Records(build.code, room)
+        records = build.records(min(max(max_ranges, 1) + 1, FIRST_RANGES))
         build.start(records, settings)
         status = build.call("scan.scan", root)
         while status == kernel_scan.FULL:
@@ -129,6 +129,7 @@ class TableScanner:
         rows = records.rows(build.code.get("scan_ranges.count"))
         if len(rows) > max_ranges:
             raise TooManyRuns(root, max_ranges)
+        build.take_back(records, rows)
         return ScanResult(root, levels, settings, rows, build.counts())
 
     def stream(
@@ -142,7 +143,7 @@ class TableScanner:
         """The same ranges, at most *chunk* at a time, however many there are; end it before another scan begins."""
         settings = settings or ScanSettings()
         build = self._build(levels)
-        records = _Records(build.code, max(chunk, 1) + 1)
+        records = _Records(build.code, max(chunk, 2))
         build.start(records, settings)
         status = build.call("scan.scan", root)
         while status == kernel_scan.FULL:
@@ -152,8 +153,15 @@ class TableScanner:
             status = build.call("scan.scan_resume")
         _check(status, root)
         last = records.rows(build.code.get("scan_ranges.count"))
-        if len(last):
-            yield last
+        for at in range(0, len(last), max(chunk, 1)):
+            yield last[at : at + max(chunk, 1)]
+
+    def behind(self, result: ScanResult, row: int) -> Iterator[Rows]:
+        """The ranges behind one row of *result*, a repeat unfolded; its ends are not merged with the neighbours."""
+        start, last = int(result.start[row]), int(result.last[row])
+        return self.stream(
+            result.root, result.levels, replace(result.settings, first=start, last=last, repeat_above=None)
+        )
 
     def _build(self, levels: int) -> _Build:
         if levels not in self._builds:
@@ -244,9 +252,37 @@ class _Build:
         self.code = code
         self.levels = levels
         self.memo = _Memo.of(code, code.get("extents.frames"), levels)
+        self.settings: ScanSettings | None = None
+        self._spare: list[_Records] = []
+
+    def records(self, room: int) -> _Records:
+        """A buffer for *room* ranges, new or used before: the second time its pages are there already."""
+        for i, spare in enumerate(self._spare):
+            if spare.room == room:
+                return self._spare.pop(i)
+        return _Records(self.code, room)
+
+    def take_back(self, records: _Records, rows: Rows) -> None:
+        """Use the buffer again once *rows*, and all columns of it, are gone; large ones are not kept."""
+        if records.room <= FIRST_RANGES:
+            weakref.finalize(rows, self._spare.append, records).atexit = False
 
     def start(self, records: _Records, settings: ScanSettings) -> None:
-        """Hand over buffers and settings."""
+        """Hand over buffers, and settings if they are others than last time."""
+        if settings != self.settings:
+            self._set(settings)
+        self.memo.clear()
+        self.call(
+            "scan.scan_init",
+            records.address,
+            records.room,
+            self.memo.index_address,
+            self.memo.frames,
+            self.memo.walks_address,
+            self.memo.walks,
+        )
+
+    def _set(self, settings: ScanSettings) -> None:
         values = {
             "scan_entries.flags_mask": settings.flags & MASK64,
             "scan_ranges.contiguity": int(settings.contiguity),
@@ -260,16 +296,7 @@ class _Build:
         }
         for name, value in values.items():
             self.code.set(name, value)
-        self.memo.clear()
-        self.call(
-            "scan.scan_init",
-            records.address,
-            records.room,
-            self.memo.index_address,
-            self.memo.frames,
-            self.memo.walks_address,
-            self.memo.walks,
-        )
+        self.settings = settings
 
     def call(self, name: str, *words: int) -> int:
         """Call a function of the scan."""
