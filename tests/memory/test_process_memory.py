@@ -62,3 +62,16 @@ def test_anonymous_memory_has_no_file() -> None:
 def test_a_process_that_is_not_there() -> None:
     with pytest.raises(MachineError, match=r"^cannot read /proc/999999999/maps: No such file or directory$"):
         mappings_of(999999999)
+
+
+def test_permission_denied_says_what_to_do(monkeypatch) -> None:
+    def refuse(path: str, flags: int) -> int:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(MachineError) as error:
+        ProcessMemory(4321)
+    assert str(error.value) == (
+        "cannot read /proc/4321/mem: permission denied; run as the same user as the process, "
+        "with kernel.yama.ptrace_scope=0, or with CAP_SYS_PTRACE"
+    )
