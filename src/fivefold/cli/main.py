@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from fivefold.cli import boot, image
+from fivefold.cli import boot, dump, image, info, walk
 from fivefold.errors import FivefoldError
 
 COULD_NOT: Final = 2
@@ -27,12 +27,17 @@ app = typer.Typer(
 )
 app.command("boot")(boot.boot)
 app.command("image")(image.image)
+app.command("info")(info.info)
+app.command("walk")(walk.walk)
+app.command("dump")(dump.dump)
 
 
 def main() -> None:
     """Run the command line; errors that the package raises on purpose become one line and status 2."""
     try:
         status = app(standalone_mode=False)
+    except BrokenPipeError:
+        status = 0  # a reader that went away, such as `head`, is no error
     except FivefoldError as error:
         status = _refuse(str(error))
     except OSError as error:
@@ -55,7 +60,7 @@ def _refuse(message: str) -> int:
 
 
 def _flush() -> None:
-    """A reader that went away, such as `head`, is no error."""
+    """Write out what is left; where the reader went away there is nobody to tell."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

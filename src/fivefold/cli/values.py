@@ -21,3 +21,28 @@ def address(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not an address; expected a number such as 0x1000000 or 16M") from error
+
+
+def number(text: str) -> int:
+    """A register or address in hexadecimal, or a decimal number without letters."""
+    try:
+        return int(text.replace("_", ""), 16 if set(text.lower()) & set("abcdef") else 0)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a number; expected one such as 0xffff888000000000") from error
+
+
+def window(text: str) -> range:
+    """A range of addresses, such as 0x1000-0x2000, 0x1000+4K or, to the end, 0xffff800000000000-."""
+    start, dash, end = text.partition("-")
+    if dash:
+        return _checked(text, number(start), number(end) if end else 1 << 64)
+    start, plus, length = text.partition("+")
+    if plus:
+        return _checked(text, number(start), number(start) + size(length))
+    raise typer.BadParameter(f"{text!r} is not a range; expected START-END, START+SIZE or START-, the end exclusive")
+
+
+def _checked(text: str, start: int, end: int) -> range:
+    if not 0 <= start < end <= 1 << 64:
+        raise typer.BadParameter(f"{text!r} is no range of 64-bit addresses; expected the start before the end")
+    return range(start, end)

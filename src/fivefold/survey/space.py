@@ -23,15 +23,18 @@ from fivefold.survey.areas import AreaMap, detect_areas
 from fivefold.survey.bases import KernelBases, find_bases
 from fivefold.survey.choose import Given, choose_mode, choose_nxe, choose_phys_bits, choose_root
 from fivefold.survey.evidence import Found
+from fivefold.survey.paths import Path, path_of
 from fivefold.survey.regions import Region, regions_of, split_at
 from fivefold.survey.scan import TableScanner
-from fivefold.survey.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, Kind, ScanResult, ScanSettings
+from fivefold.survey.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, ScanResult, ScanSettings
 from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
 
 MAX_UNFOLDED: Final = 1 << 22
 """Ranges that shared tables may unfold into before they are told once, with how often they repeat."""
 
 REPEAT_ABOVE: Final = 64
+"""Where that is too many, a table with fewer ranges than this still unfolds."""
+
 PTI_USER_BIT: Final = 1 << 12
 """Linux' page-table isolation keeps the user half's root in the page after the kernel's."""
 
@@ -82,6 +85,10 @@ class Space:
     def translate(self, va: int) -> Translation:
         """Where *va* leads, or what stops it. `MemoryReadError` where a table is not in memory."""
         return translate(self.tables, VirtAddr(va))
+
+    def path(self, va: int) -> Path:
+        """Every entry read for *va*, with what came of it; a missing table is an answer, too."""
+        return path_of(self.tables, VirtAddr(va), self.areas.name_at(va))
 
     @cached_property
     def scanner(self) -> TableScanner:
@@ -219,11 +226,6 @@ def named(regions: Iterable[Region], areas: AreaMap) -> Iterator[Region]:
     for region in regions:
         for part in split_at(region, borders):
             yield part._replace(area=areas.name_at(part.start))
-
-
-def findings_of(regions: Iterable[Region]) -> list[Region]:
-    """Those of *regions* that are neither mapped nor a repeat."""
-    return [region for region in regions if region.kind in (Kind.MALFORMED, Kind.UNREADABLE)]
 
 
 def _table_banks(tables: AddressSpace) -> list[Bank]:

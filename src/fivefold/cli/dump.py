@@ -1,0 +1,131 @@
+"""`fivefold dump`: what an address space maps, in the format that is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from fivefold.cli import values
+from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
+
+SHORT: Final = 16
+"""In text a shared table with more ranges than this is told once, and then how often it is there again."""
+
+if TYPE_CHECKING:
+    from fivefold.survey.regions import Region
+    from fivefold.survey.select import RightsFilter
+    from fivefold.survey.space import Space
+
+
+class FormatChoice(StrEnum):
+    """How to print it."""
+
+    text = "text"
+    ptdump = "ptdump"
+    info_tlb = "info-tlb"
+    json = "json"
+    csv = "csv"
+
+
+class BitsChoice(StrEnum):
+    """Which bits of the leaf are told, and break a region where they change."""
+
+    few = "few"
+    all = "all"
+
+
+@on_source
+def dump(
+    chosen: SourceChoice,
+    format: Annotated[
+        FormatChoice, typer.Option(help="ptdump: as the guest's own page_tables file. info-tlb: as QEMU prints it.")
+    ] = FormatChoice.text,
+    as_json: JsonOption = False,
+    window: Annotated[
+        range | None,
+        typer.Option(
+            "--range", parser=values.window, metavar="A-B", help="Only these addresses; the end is exclusive."
+        ),
+    ] = None,
+    user: Annotated[bool, typer.Option("--user", help="Only the lower half.")] = False,
+    kernel: Annotated[bool, typer.Option("--kernel", help="Only the upper half.")] = False,
+    rights: Annotated[
+        str | None, typer.Option(metavar="LETTERS", help="Only regions with these rights: wx, or x-w for x without w.")
+    ] = None,
+    leaf: Annotated[
+        bool, typer.Option("--leaf/--effective", help="Show and choose by the leaf's rights, or the whole path's.")
+    ] = False,
+    phys: Annotated[
+        bool, typer.Option("--phys", help="Break regions where physical memory does not follow on.")
+    ] = False,
+    bits: Annotated[
+        BitsChoice | None,
+        typer.Option(help="few: without accessed, dirty, software bits and key; all is the default of json and csv."),
+    ] = None,
+    all: Annotated[bool, typer.Option("--all", help="Unfold shared tables in text; print however many lines.")] = False,
+) -> int:
+    """Print what is mapped: addresses, page size, effective rights, physical addresses, names of areas.
+
+    Status 1 when entries are malformed or tables are not in memory.
+    """
+    asked = FormatChoice.json if as_json else format
+    if user and kernel:
+        raise typer.BadParameter("--user and --kernel leave nothing; expected one of them")
+    with chosen.open_space() as space:
+        regions = _regions(space, asked, window, user, kernel, phys, bits, all)
+        return _write(space, asked, _chosen(regions, _filter(rights, leaf)), leaf)
+
+
+def _filter(rights: str | None, leaf: bool) -> RightsFilter | None:
+    from fivefold.survey.select import RightsFilter
+
+    try:
+        return None if rights is None else RightsFilter.parse(rights, of_leaf=leaf)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _regions(
+    space: Space,
+    asked: FormatChoice,
+    window: range | None,
+    user: bool,
+    kernel: bool,
+    phys: bool,
+    bits: BitsChoice | None,
+    unfold: bool,
+) -> Iterator[Region]:
+    from fivefold.survey.select import KERNEL_HALF, USER_HALF, meet
+
+    for half, wanted in ((USER_HALF, user), (KERNEL_HALF, kernel)):
+        window = meet(window, half if wanted else None)
+    if window is not None and not window:
+        raise typer.BadParameter("--range has nothing in common with the half that is asked for")
+    is_text = asked is FormatChoice.text
+    exact = (bits or (BitsChoice.few if is_text else BitsChoice.all)) is BitsChoice.all
+    repeat_above = SHORT if is_text and not unfold else None
+    return space.regions(window, all_bits=exact, contiguous=phys, repeat_above=repeat_above)
+
+
+def _chosen(regions: Iterator[Region], rights: RightsFilter | None) -> Iterator[Region]:
+    return regions if rights is None else filter(rights.lets, regions)
+
+
+def _write(space: Space, asked: FormatChoice, regions: Iterator[Region], leaf: bool) -> int:
+    from fivefold.report.dump_text import Findings, write_csv, write_json, write_text
+
+    findings = Findings(regions)
+    if asked is FormatChoice.json:
+        write_json(space, findings, sys.stdout)
+    elif asked is FormatChoice.csv:
+        write_csv(findings, sys.stdout)
+    else:
+        write_text(space, findings, sys.stdout, of_leaf=leaf)
+    if not findings.kept:
+        return 0
+    print(f"fivefold: {findings.sentence()}", file=sys.stderr)
+    return 1

@@ -1,0 +1,128 @@
+"""The SOURCE of a command and the options that say how to read it, the same for every command.
+
+A command that is decorated with `on_source` gets a `SourceChoice` as its first argument;
+its own arguments and options come after SOURCE and before the common options.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fivefold.cli import values
+
+if TYPE_CHECKING:
+    from fivefold.memory import Source
+    from fivefold.survey.space import Space
+
+
+class LiveRamChoice(StrEnum):
+    """How a live guest's memory is read."""
+
+    auto = "auto"
+    file = "file"
+    process = "process"
+    pmemsave = "pmemsave"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceChoice:
+    """A source that was named, not opened yet, and what was said about it."""
+
+    name: str
+    given: dict[str, Any]
+    options: dict[str, Any]
+
+    def open_source(self) -> Source:
+        """Its memory and registers."""
+        from fivefold.memory import open_source
+
+        try:
+            return open_source(self.name, **self.options)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    def space_of(self, source: Source) -> Space:
+        """The address space in an opened *source*."""
+        from fivefold.survey.choose import Given
+        from fivefold.survey.space import Space
+
+        try:
+            return Space(source, Given(**self.given))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    def open_space(self) -> Space:
+        """The address space in it; the source is closed again where that is refused."""
+        source = self.open_source()
+        try:
+            return self.space_of(source)
+        except BaseException:  # whoever sees it, the source must not stay open
+            source.close()
+            raise
+
+
+def choose(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A file (raw, ELF core, kdump, LiME, also .xz .gz .zst), qmp:SOCKET, pid:NUMBER or gdb:HOST:PORT.",
+        ),
+    ],
+    *,
+    cr3: Annotated[
+        int | None, typer.Option("--cr3", parser=values.number, metavar="VALUE", help="Use this root, a raw CR3.")
+    ] = None,
+    cr4: Annotated[
+        int | None, typer.Option("--cr4", parser=values.number, metavar="VALUE", help="Use this CR4: LA57 is bit 12.")
+    ] = None,
+    levels: Annotated[int | None, typer.Option(metavar="4|5", help="Levels of page tables.")] = None,
+    phys_bits: Annotated[
+        int | None, typer.Option(metavar="BITS", help="Physical address width (MAXPHYADDR): wider bits are reserved.")
+    ] = None,
+    ram_map: Annotated[
+        str | None, typer.Option(metavar="MAP", help="Where RAM lies, for raw images and gdb: 0-0xa0000,0x100000-…")
+    ] = None,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Stop a live guest while it is read.")] = False,
+    live_ram: Annotated[LiveRamChoice, typer.Option(help="How to read a live QEMU's memory.")] = LiveRamChoice.auto,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long a live guest may take to answer.")] = 10.0,
+) -> SourceChoice:
+    """Collect what was said."""
+    given = {"cr3": cr3, "cr4": cr4, "levels": levels, "phys_bits": phys_bits}
+    options = {"ram_map": ram_map, "freeze": freeze, "live_ram": live_ram.value, "timeout": timeout}
+    return SourceChoice(source, given, {**options, "progress": _progress if sys.stderr.isatty() else None})
+
+
+def _progress(done: int, total: int | None) -> None:
+    of_all = f" of {total >> 20}" if total else ""
+    end = "\r\033[K" if done == total else ""
+    print(f"\r\033[Kread {done >> 20}{of_all} MiB{end}", end="", file=sys.stderr, flush=True)
+
+
+def on_source(command: Callable[..., int]) -> Callable[..., int]:
+    """Give *command* SOURCE and the common options in place of its first parameter."""
+    common = list(inspect.signature(choose, eval_str=True).parameters.values())
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    shown = [common[0], *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*own, *common[1:]])]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> int:
+        chosen = choose(**{parameter.name: given.pop(parameter.name) for parameter in common})
+        return command(chosen, **given)
+
+    # What reads the signature is to see the spliced one, and not the wrapped command's.
+    del run.__wrapped__
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return run
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with a stable schema.")]

@@ -1,0 +1,166 @@
+"""Regions of an address space: lines for people, CSV, JSON."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, TextIO
+
+from fivefold.report.json_text import hex_or_null, write_stream
+from fivefold.survey.regions import Region, spell
+from fivefold.survey.scan_result import Kind
+from fivefold.survey.space import Space
+from fivefold.units import format_size, hex64
+
+SCHEMA: Final = "fivefold.dump/1"
+COLUMNS: Final = (
+    "start",
+    "end",
+    "size",
+    "kind",
+    "page",
+    "leaf",
+    "write",
+    "user",
+    "execute",
+    "flags",
+    "phys",
+    "area",
+    "repeats",
+)
+
+
+class Findings:
+    """Passes regions through and keeps those that are wrong: malformed entries, tables that are not in memory."""
+
+    def __init__(self, regions: Iterable[Region]) -> None:
+        self._regions = regions
+        self.kept: list[Region] = []
+
+    def __iter__(self) -> Iterator[Region]:
+        for region in self._regions:
+            if region.kind in (Kind.MALFORMED, Kind.UNREADABLE):
+                self.kept.append(region)
+            yield region
+
+    def sentence(self) -> str:
+        """How many of each there are and where the first is, for a line on stderr."""
+        first = self.kept[0]
+        return f"{len(self.kept)} findings; the first at {hex64(first.start)}: {finding_text(first)}"
+
+
+def finding_text(region: Region) -> str:
+    """What is wrong with *region*, which is not mapped."""
+    if region.kind is Kind.UNREADABLE:
+        return f"its {region.level.name} table at {hex64(region.phys or 0)} is not in memory"
+    return f"{region.level.name} entry with reserved bits set, {region.flags:#x}, holding {hex64(region.phys or 0)}"
+
+
+def write_text(space: Space, regions: Iterable[Region], out: TextIO, *, of_leaf: bool = False) -> None:
+    """Header lines that begin with ``#``, then a line for each region, ends exclusive."""
+    out.write(f"# root {hex64(space.root.value)} ({space.root.how})\n")
+    out.write(f"# {space.mode.value.name}, {space.levels} levels ({space.mode.how})\n# areas: {space.areas.how}\n")
+    out.write(f"# rights: {'of the leaf entry' if of_leaf else 'effective, of the whole path'}; r w x u\n")
+    for region in regions:
+        out.write(_line(region, of_leaf))
+
+
+def _line(region: Region, of_leaf: bool) -> str:
+    ends = f"{hex64(region.start)}-{hex64(region.end)} {format_size(region.size):>10}"
+    if region.kind is Kind.REPEAT:
+        table = f"{region.level.name} table at {hex64(region.phys or 0)} again, {region.repeats} times"
+        return f"{ends}  {table}  {region.area or ''}".rstrip() + "\n"
+    if region.kind is not Kind.MAPPED:
+        return f"{ends}  !! {finding_text(region)}\n"
+    rights = spell(region.leaf if of_leaf else region.effective)
+    flags = " ".join(name for name in region.flag_names if name not in ("P", "RW", "US", "NX", "PS"))
+    place = hex64(region.phys) if region.phys is not None else "scattered"
+    return f"{ends} {region.page} {rights} {place:18} {flags:9} {region.area or ''}".rstrip() + "\n"
+
+
+def write_csv(regions: Iterable[Region], out: TextIO) -> None:
+    """A header and a row for each region; flags are separated by blanks, what is not known is empty."""
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for region in regions:
+        mapped = region.kind is Kind.MAPPED
+        rights = [int(right) for right in region.effective] if mapped else ["", "", ""]
+        writer.writerow(
+            (
+                hex64(region.start),
+                hex64(region.end),
+                region.size,
+                region.kind.name.lower(),
+                region.page or "",
+                spell(region.leaf) if mapped else "",
+                *rights,
+                " ".join(region.flag_names) if mapped else f"{region.flags:#x}",
+                hex_or_null(region.phys) or "",
+                region.area or "",
+                region.repeats or "",
+            )
+        )
+
+
+def write_json(space: Space, regions: Iterable[Region], out: TextIO) -> None:
+    """The schema ``fivefold.dump/1``, written as the regions come; findings follow after them."""
+    findings = Findings(regions)
+    head = {
+        "schema": SCHEMA,
+        "source": space.source.name,
+        "root": hex64(space.root.value),
+        "root_known_from": space.root.how,
+        "mode": space.mode.value.name,
+        "levels": space.levels,
+        "mode_known_from": space.mode.how,
+        "areas_known_from": space.areas.how,
+    }
+    mapped = (region_json(region) for region in findings if region.kind in (Kind.MAPPED, Kind.REPEAT))
+    write_stream(head, "regions", mapped, out, _tail(findings))
+
+
+def _tail(findings: Findings) -> Iterator[tuple[str, Any]]:
+    yield "findings", [finding_json(region) for region in findings.kept]
+
+
+def region_json(region: Region) -> dict[str, Any]:
+    """One region; ``repeats`` only where a shared table is told again instead of unfolded: how often in a row."""
+    if region.kind is Kind.REPEAT:
+        return {
+            "start": hex64(region.start),
+            "end": hex64(region.end),
+            "size": region.size,
+            "page": None,
+            "leaf": None,
+            "effective": None,
+            "flags": [],
+            "phys": None,
+            "area": region.area,
+            "repeats": region.repeats,
+            "table": hex_or_null(region.phys),
+            "level": int(region.level),
+        }
+    return {
+        "start": hex64(region.start),
+        "end": hex64(region.end),
+        "size": region.size,
+        "page": region.page,
+        "leaf": spell(region.leaf),
+        "effective": dict(region.effective._asdict()),
+        "flags": region.flag_names,
+        "phys": hex_or_null(region.phys),
+        "area": region.area,
+    }
+
+
+def finding_json(region: Region) -> dict[str, Any]:
+    """One thing that is wrong with the tables."""
+    return {
+        "what": "malformed entry" if region.kind is Kind.MALFORMED else "table not in memory",
+        "start": hex64(region.start),
+        "end": hex64(region.end),
+        "level": int(region.level),
+        "holds": hex_or_null(region.phys),
+        "bits": hex64(region.flags),
+        "message": finding_text(region),
+    }

@@ -1,0 +1,66 @@
+"""What a source is, for people: every fact with its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, TextIO
+
+from fivefold.memory import CpuState, Extent
+from fivefold.survey.about import About
+from fivefold.survey.evidence import Found
+from fivefold.units import format_size, hex64
+
+SHOWN_EXTENTS: Final = 8
+
+
+def write_info(about: About, out: TextIO) -> None:
+    """One fact a line: name, value, how it is known."""
+    for name, value, how in _lines(about):
+        out.write(f"{name:<16} {value}{f'  ({how})' if how else ''}\n")
+
+
+def _lines(about: About) -> Iterator[tuple[str, str, str]]:
+    source, facts = about.source, about.facts()
+    yield "source", source.name, ""
+    yield "format", source.format, _state(about)
+    yield "memory", format_size(sum(e.end - e.start for e in source.extents)), f"{len(source.extents)} extents"
+    yield from (("", text, "") for text in _extents(source.extents))
+    mode = facts["mode"]
+    yield "mode", f"{mode.value.name}, {int(mode.value.top)} levels" if mode.value else "not known", mode.how
+    yield "root", _hex(facts["root"]), facts["root"].how
+    yield from ((f"CPU {number}", _registers(cpu), cpu.source) for number, cpu in enumerate(source.cpus))
+    yield "kernel", facts["release"].value or "not known", facts["release"].how
+    if about.space is not None:
+        yield from ((name, _hex(base), base.how) for name, base in about.space.bases.named().items())
+        yield "areas", "named" if about.space.areas.areas else "not named", about.space.areas.how
+    for name, label in (("kasan", "KASAN"), ("nxe", "EFER.NXE"), ("phys_bits", "MAXPHYADDR"), ("pat_msr", "PAT MSR")):
+        yield label, _plain(facts[name]), facts[name].how
+    yield from (("note", note, "") for note in source.notes)
+
+
+def _state(about: About) -> str:
+    if not about.source.live:
+        return ""
+    return "live and running: two reads may disagree" if about.source.torn else "live, stopped"
+
+
+def _extents(extents: list[Extent]) -> Iterator[str]:
+    for extent in extents[:SHOWN_EXTENTS]:
+        yield f"{hex64(extent.start)}-{hex64(extent.end)} {format_size(extent.end - extent.start):>9}"
+    if len(extents) > SHOWN_EXTENTS:
+        yield f"and {len(extents) - SHOWN_EXTENTS} more, the last ends at {hex64(extents[-1].end)}"
+
+
+def _registers(cpu: CpuState) -> str:
+    named = (("CR0", cpu.cr0), ("CR3", cpu.cr3), ("CR4", cpu.cr4), ("EFER", cpu.efer), ("RIP", cpu.rip))
+    return " ".join(f"{name} {value:#x}" for name, value in named if value is not None) or "no registers"
+
+
+def _hex(found: Found[int | None]) -> str:
+    return "not known" if found.value is None else hex64(found.value)
+
+
+def _plain(found: Found[Any]) -> str:
+    if isinstance(found.value, bool):
+        return "yes" if found.value else "no"
+    return "not known" if found.value is None else str(found.value)

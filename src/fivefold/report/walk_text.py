@@ -1,0 +1,106 @@
+"""The path of an address, for people and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, TextIO
+
+from fivefold.arch import AddressSpace, Mapped, Step, Unmapped
+from fivefold.survey.paths import Path
+from fivefold.survey.regions import PAGE_NAMES, flag_names, leaf_rights, spell
+from fivefold.survey.space import Space
+from fivefold.units import hex64
+
+SCHEMA: Final = "fivefold.walk/1"
+
+
+def write_path(path: Path, tables: AddressSpace, out: TextIO) -> None:
+    """The address, a line for each entry read, and what came of it."""
+    out.write(f"{hex64(path.va)}{f'  {path.area}' if path.area else ''}\n")
+    for step in path.steps:
+        out.write(f"  {_step(step, tables)}\n")
+    out.write(f"  {_answer(path)}\n")
+
+
+def _step(step: Step, tables: AddressSpace) -> str:
+    entry = step.entry
+    text = f"{entry.level.name:4} entry {entry_index(step):3} at {hex64(step.at)} is {hex64(entry.raw)}"
+    if not entry.is_present:
+        return f"{text}  {'empty' if entry.is_zero else 'not present'}"
+    target = f"{PAGE_NAMES[entry.level]} page" if entry.is_leaf else "table"
+    wrong = tables.reserved(entry)
+    return (
+        f"{text}  {target} {hex64(tables.cpu.frame(entry))}  {' '.join(flag_names(_flags(step), entry.level))}"
+        f"  so far {spell(step.rights)}{f'  reserved bits {wrong:#x}' if wrong else ''}"
+    )
+
+
+def entry_index(step: Step) -> int:
+    """Which of the table's 512 entries it is."""
+    return (step.at & 0xFFF) // 8
+
+
+def _flags(step: Step) -> int:
+    """The entry's bits that are not address: bit 12 is, but for large pages."""
+    large = step.entry.is_leaf and step.entry.level > 1
+    return step.entry.raw & ~(0x000F_FFFF_FFFF_E000 | (0 if large else 0x1000))
+
+
+def _answer(path: Path) -> str:
+    match path.end:
+        case Mapped() as found:
+            return f"-> {hex64(found.pa)}  {PAGE_NAMES[found.page]} page, effective {spell(found.rights)}"
+        case Unmapped() as refused:
+            hole = f"{hex64(refused.hole.start)}-{hex64(refused.hole.stop)}"
+            return f"-> {refused.cause.value}; the same holds for all of {hole}"
+        case None:
+            return f"-> no answer: the table at {hex64(path.missing or 0)} is not in memory"
+
+
+def walk_json(space: Space, paths: list[Path]) -> dict[str, Any]:
+    """The schema ``fivefold.walk/1``."""
+    return {
+        "schema": SCHEMA,
+        "source": space.source.name,
+        "root": hex64(space.root.value),
+        "root_known_from": space.root.how,
+        "levels": space.levels,
+        "mode_known_from": space.mode.how,
+        "walks": [_path_json(path, space.tables) for path in paths],
+    }
+
+
+def _path_json(path: Path, tables: AddressSpace) -> dict[str, Any]:
+    found = path.end if isinstance(path.end, Mapped) else None
+    hole = path.end.hole if isinstance(path.end, Unmapped) else None
+    return {
+        "address": hex64(path.va),
+        "mapped": found is not None,
+        "phys": hex64(found.pa) if found else None,
+        "page": PAGE_NAMES[found.page] if found else None,
+        "effective": dict(found.rights._asdict()) if found else None,
+        "leaf": spell(leaf_rights(found.leaf.raw)) if found else None,
+        "area": path.area,
+        "cause": path.cause,
+        "hole": {"start": hex64(hole.start), "end": hex64(hole.stop)} if hole else None,
+        "missing_table": None if path.missing is None else hex64(path.missing),
+        "steps": list(_steps_json(path, tables)),
+    }
+
+
+def _steps_json(path: Path, tables: AddressSpace) -> Iterator[dict[str, Any]]:
+    for step in path.steps:
+        entry = step.entry
+        yield {
+            "level": int(entry.level),
+            "name": entry.level.name,
+            "index": entry_index(step),
+            "at": hex64(step.at),
+            "entry": hex64(entry.raw),
+            "present": entry.is_present,
+            "page": entry.is_present and entry.is_leaf,
+            "to": hex64(tables.cpu.frame(entry)) if entry.is_present else None,
+            "flags": flag_names(_flags(step), entry.level) if entry.is_present else [],
+            "reserved_bits": hex64(tables.reserved(entry)),
+            "so_far": dict(step.rights._asdict()) if entry.is_present else None,
+        }

@@ -1,0 +1,99 @@
+"""What a source is: everything that is known of it, each fact with how it is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fivefold.memory import CpuState, Source
+from fivefold.survey.choose import root_of
+from fivefold.survey.evidence import Found
+from fivefold.survey.space import Space
+from fivefold.units import hex64
+
+SCHEMA: Final = "fivefold.info/1"
+_REGISTERS: Final = ("cr0", "cr2", "cr3", "cr4", "efer", "rip")
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """A source and, unless it was *refused* for that reason, its address space."""
+
+    source: Source
+    space: Space | None
+    refused: str | None = None
+
+    def facts(self) -> dict[str, Found[Any]]:
+        """What a source may leave unsaid, by name: None with the reason where it does."""
+        if self.space is None:
+            unknown: Found[Any] = Found(None, self.refused or "not asked")
+            return dict.fromkeys(("mode", "root", "phys_bits", "nxe", "release", "kasan"), unknown) | {
+                "pat_msr": self._pat()
+            }
+        space = self.space
+        return {
+            "mode": space.mode,
+            "root": space.root,
+            "phys_bits": space.phys_bits,
+            "nxe": self._nxe(space),
+            "release": space.release,
+            "kasan": Found(space.bases.kasan, "whether anything is mapped where the shadow of the kernel half begins"),
+            "pat_msr": self._pat(),
+        }
+
+    def _pat(self) -> Found[int | None]:
+        return Found(None, f"{self.source.format} holds no PAT MSR; memory types are shown as PWT, PCD and PAT")
+
+    def _nxe(self, space: Space) -> Found[bool | None]:
+        if space.nxe.value is not None:
+            return space.nxe
+        guarded = int((~space.overview.executable).sum())
+        if guarded:
+            return Found(True, f"{space.nxe.how}; {guarded} ranges are not executable, so NX bits are in use")
+        return Found(None, f"{space.nxe.how}, and no NX bit is in use")
+
+    def roots(self) -> dict[int, str]:
+        """The roots that registers name or the caller gave, with where each is from."""
+        found: dict[int, str] = {}
+        for number, cpu in enumerate(self.source.cpus):
+            if cpu.cr3 is not None:
+                found.setdefault(root_of(cpu.cr3), f"CR3 of CPU {number}")
+        if self.space is not None:
+            found.setdefault(self.space.root.value, self.space.root.how)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The schema ``fivefold.info/1``; numbers of 64 bits as hexadecimal text."""
+        facts = self.facts()
+        mode, root = facts["mode"], facts["root"]
+        bases = self.space.bases.named() if self.space else {}
+        return {
+            "schema": SCHEMA,
+            "source": self.source.name,
+            "format": self.source.format,
+            "live": self.source.live,
+            "torn": self.source.torn,
+            "mode": mode.value and mode.value.name,
+            "levels": mode.value and int(mode.value.top),
+            "mode_known_from": mode.how,
+            "root": root.value if root.value is None else hex64(root.value),
+            "root_known_from": root.how,
+            "cpus": [_cpu_json(cpu) for cpu in self.source.cpus],
+            "extents": [{"start": hex64(extent.start), "end": hex64(extent.end)} for extent in self.source.extents],
+            "roots": [{"root": hex64(value), "known_from": how} for value, how in self.roots().items()],
+            "kernel": {"release": facts["release"].value, "known_from": facts["release"].how},
+            "bases": {name: None if base.value is None else hex64(base.value) for name, base in bases.items()},
+            "bases_known_from": {name: base.how for name, base in bases.items()},
+            "areas_known_from": self.space.areas.how if self.space else root.how,
+            **{
+                name: {"value": facts[name].value, "known_from": facts[name].how}
+                for name in ("phys_bits", "nxe", "kasan", "pat_msr")
+            },
+            "notes": list(self.source.notes),
+        }
+
+
+def _cpu_json(cpu: CpuState) -> dict[str, str | None]:
+    values = {name: getattr(cpu, name) for name in _REGISTERS}
+    known = {name: None if value is None else hex64(value) for name, value in values.items()}
+    return {**known, "source": cpu.source}

@@ -1,0 +1,52 @@
+"""The path of one address: every entry that the CPU reads for it, and where that ends."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from fivefold.arch import AddressSpace, Cause, Mapped, Step, Translation, translate, walk
+from fivefold.errors import MemoryReadError
+from fivefold.units import PhysAddr, VirtAddr
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """What was read for *va*, from the root down, and what came of it.
+
+    *end* is None where the walk came to a table that is not in memory: *missing* says which.
+    """
+
+    va: VirtAddr
+    steps: tuple[Step, ...]
+    end: Translation | None
+    missing: PhysAddr | None
+    area: str | None
+
+    @property
+    def cause(self) -> str | None:
+        """Why there is no translation, in words; None where there is one."""
+        if self.end is None:
+            return "table not in memory"
+        return None if isinstance(self.end, Mapped) else self.end.cause.value
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether something is wrong with the tables, rather than nothing mapped."""
+        return self.end is None or (not isinstance(self.end, Mapped) and self.end.cause is Cause.RESERVED)
+
+
+def path_of(tables: AddressSpace, va: VirtAddr, area: str | None = None) -> Path:
+    """Walk to *va*; never raises for what the tables are like. Its root can be read."""
+    try:
+        end = translate(tables, va)
+    except MemoryReadError as error:
+        return Path(va, _readable_steps(tables, va), None, PhysAddr(error.pa & ~0xFFF), area)
+    return Path(va, end.steps, end, None, area)
+
+
+def _readable_steps(tables: AddressSpace, va: VirtAddr) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    with suppress(MemoryReadError):
+        steps.extend(walk(tables, va))
+    return tuple(steps)
