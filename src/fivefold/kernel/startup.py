@@ -137,7 +137,8 @@ def is_used(info: PhysAddr, start: u64, end: u64, load: PhysAddr, image_end: Phy
     if meets(start, end, entries, start_info.map_count(info) * start_info.MAP_ENTRY_SIZE):
         return True
     cmdline = start_info.field64(info, start_info.OFFSET_CMDLINE)
-    if meets(start, end, cmdline, start_info.cmdline_size(PhysAddr(cmdline)) + 1):
+    # Address 0 stands for none; what lies there, the BIOS' data or nothing, is not looked at.
+    if cmdline != 0 and meets(start, end, cmdline, start_info.cmdline_size(PhysAddr(cmdline)) + 1):
         return True
     modules = start_info.field64(info, start_info.OFFSET_MODULE_LIST)
     if meets(start, end, modules, start_info.MAX_MODULES * start_info.MODULE_ENTRY_SIZE):
