@@ -54,7 +54,7 @@ def vcpu():
     return Vcpu(
         rip=0x50000,
         rsp=STACK,
-        rflags=0x10746,
+        rflags=0x746,
         cr0=state.cr0,
         cr2=0x1111,
         cr3=state.cr3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 
 import pytest
 
@@ -232,6 +233,24 @@ def test_syscall_and_sysret(boot, workshop):
     assert registers.rsi & 0xFFFF == 0x23
     assert registers.r9 & 0x400, "R11 keeps the caller's RFLAGS"
     assert registers.rdi & 0xFFFF == 8
+
+
+def test_syscall_that_is_not_enabled_is_an_invalid_opcode(boot, workshop):
+    code = workshop.long_code("site: syscall\nexit 1\non_ud: popq %rbx\nexit 6", before="gate 6, on_ud")
+    machine = boot(code.image)
+
+    assert machine.run(10) == Exit(6)
+    assert machine.registers().rbx == code.labels["site"]
+
+
+def test_guest_does_not_run_on_after_its_exit(boot, workshop):
+    code = workshop.assemble("movb $1, %al\noutb %al, $0xf4\n1: incl BASE + word - start\njmp 1b\nword: .long 0")
+    machine = boot(code.image)
+    assert machine.run(10) == Exit(1)
+
+    before = machine.memory.read(code.labels["word"], 4)
+    time.sleep(0.05)
+    assert machine.memory.read(code.labels["word"], 4) == before
 
 
 def test_double_fault_on_its_own_stack(boot, workshop):
