@@ -73,6 +73,7 @@ def p4d_free(table: PhysAddr) -> None:
         free_table(table)
 
 
+@inline
 def entry_for(top: VirtAddr, va: VirtAddr, level: u64) -> VirtAddr:
     """Address of the entry for *va* at *level* (1 to 3), the tables above it made; `NO_ENTRY` if they cannot be."""
     pgd = pgd_offset(top, va)

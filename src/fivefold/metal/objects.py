@@ -17,6 +17,13 @@ from fivefold.metal.words import Target
 _CPUS: Final = {"x86_64": "x86-64", "i386": "i686"}
 _METAL_FEATURES: Final = {"x86_64": "-mmx,-sse,-sse2,+soft-float", "i386": "-mmx,-sse,+soft-float"}
 
+_PASSES: Final = (
+    *("always_inliner", "global_dead_code_eliminate", "sroa", "simplify_cfg"),
+    *("instruction_combine", "loop_rotate", "simplify_cfg"),
+)
+"""All that is wanted of LLVM, in this order. Its own pipeline for level 1 takes five times as long over a kernel and
+makes nothing of this subset faster that was measured (`docs/bench.md`): what shall be inlined says so."""
+
 _NOT_IN_32_BITS: Final = {
     "variable": ("a module variable", "pass its value as an argument, or bind it"),
     "buffer": ("a buffer", "pass its address as an argument"),
@@ -60,7 +67,7 @@ def _check_metal(unit: Unit, arch: str) -> None:
 
 
 def emit(text: str, target: Target) -> bytes:
-    """Run LLVM over IR *text*: passes, no vectorising, no unrolling; return the object."""
+    """Run LLVM over IR *text*: a few passes, no vectorising, no unrolling; return the object."""
     from llvmlite import binding
 
     binding.initialize_all_targets()
@@ -76,16 +83,12 @@ def emit(text: str, target: Target) -> bytes:
     )
     module = binding.parse_assembly(text)
     module.verify()
-    _optimise(binding, machine, module, level=2 if target.host else 1)
+    _optimise(binding, machine, module)
     return bytes(machine.emit_object(module))
 
 
-def _optimise(binding: Any, machine: Any, module: Any, level: int) -> None:
-    # Level 1 takes a third of the time on a whole kernel, whose code grows by 3 %.
-    options = binding.create_pipeline_tuning_options(speed_level=level)
-    options.loop_vectorization = False
-    options.loop_interleaving = False
-    options.slp_vectorization = False
-    options.loop_unrolling = False
-    builder = binding.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
+def _optimise(binding: Any, machine: Any, module: Any) -> None:
+    manager = binding.create_new_module_pass_manager()
+    for name in _PASSES:
+        getattr(manager, f"add_{name}_pass")()
+    manager.run(module, binding.create_pass_builder(machine, binding.create_pipeline_tuning_options()))
