@@ -11,6 +11,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Final
 
+from fivefold.boot.beside import compiling
 from fivefold.boot.elf_image import Image, Part, parse
 from fivefold.errors import ImageError
 from fivefold.kernel.phys import LINK_ADDRESS
@@ -57,7 +58,10 @@ def _key() -> str:
 
 
 def _build() -> Image:
-    objects = {"boot": boot_object(), **{mode: kernel_object(mode) for mode in MODES}}
+    first, second = MODES
+    with compiling(second, kernel_object) as other:
+        objects = {"boot": boot_object(), first: kernel_object(first)}
+        objects[second] = other()
     return link_image(objects)
 
 

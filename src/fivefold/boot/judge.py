@@ -7,8 +7,6 @@ with it, from the CR3 and CR4 that the machine really has, and held against the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import zip_longest
 from struct import Struct
 from typing import Final
@@ -18,111 +16,29 @@ from fivefold.arch import (
     READ,
     WRITE,
     Access,
-    AddressSpace,
     Allowed,
     Content,
-    ControlState,
-    Cpu,
     Fault,
     Mapped,
     Region,
     Vector,
-    access,
     distinct_tables,
-    regions,
     translate,
 )
-from fivefold.boot.elf_image import Image
+from fivefold.boot.evidence import PAGE, Evidence
+from fivefold.boot.processes import process_checks
 from fivefold.boot.result import Bounds, Check
 from fivefold.errors import MemoryReadError
-from fivefold.layout import Area, area_named, to_shadow
-from fivefold.memory import PhysReader
+from fivefold.layout import Area, to_shadow
 from fivefold.units import PhysAddr, VirtAddr, hex64
 
-_PAGE: Final = 4096
 _RANGE: Final = Struct("<6Q")
 """The guest's dump: first address, last, physical, flags, info (kind, level, rights), jump."""
 _MOST_RANGES: Final = 1 << 16
-_MAP_ROW: Final = Struct("<QQII")
 _START_MAGIC: Final = 0x336E_C578
 _STRUCT_PAGE: Final = 64
 EMPTY_IN_THIS_KERNEL: Final = ("efi_runtime", "vsyscall")
 """Areas that the documents give to something which this kernel does not have; then nothing may be there."""
-LOW_MEMORY_LIMIT: Final = {4: 1 << 46, 5: 1 << 52}
-"""MAXMEM by levels (Linux Documentation, x86_64 memory management, "Complete virtual memory map")."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is looked at: the registers that the machine has, its memory, and what should be so."""
-
-    state: ControlState
-    memory: PhysReader
-    cpu: Cpu
-    areas: tuple[Area, ...]
-    image: Image
-    load: int
-    start_info: int
-    expected_levels: int
-    has_shadow: bool = False
-
-    @cached_property
-    def space(self) -> AddressSpace:
-        """The address space that the registers select."""
-        return AddressSpace.from_state(self.memory, self.state, self.cpu)
-
-    @cached_property
-    def runs(self) -> tuple[Region, ...]:
-        """Everything that is mapped, in runs that are contiguous in physical memory too.
-
-        With the shadow they are not: most of it is one page, over and over.
-        """
-        return tuple(regions(self.space, contiguous=not self.has_shadow))
-
-    @cached_property
-    def table_count(self) -> int:
-        """Distinct tables that the root leads to."""
-        frames = {frame for level in distinct_tables(self.space).values() for frame in level}
-        return len(frames)
-
-    @cached_property
-    def ram(self) -> tuple[Bounds, ...]:
-        """Memory by the loader's map: whole pages, ascending, cut at what mode and CPU reach."""
-        limit = min(LOW_MEMORY_LIMIT[self.expected_levels], 1 << self.cpu.phys_bits)
-        return tuple(_ram(self.memory, self.start_info, limit))
-
-    def area(self, name: str) -> Area:
-        """An area of the layout by name."""
-        return area_named(self.areas, name)
-
-    def runs_in(self, area: Area) -> list[Region]:
-        """What is mapped between the bounds of *area*, in contiguous runs but for the shadow; cut at the bounds."""
-        apart = area.name != "kasan_shadow"
-        return list(regions(self.space, range(area.start, area.end), contiguous=apart))
-
-    def try_access(self, va: int, how: Access) -> Allowed | Fault:
-        """Would the CPU allow this access?"""
-        return access(self.space, self.state, VirtAddr(va), how)
-
-
-def _ram(memory: PhysReader, start_info: int, limit: int) -> Iterator[Bounds]:
-    """RAM in the map behind *start_info* (PVH's structure); adjoining rows are joined."""
-    head = memory.read(PhysAddr(start_info), 56)
-    at, count = int.from_bytes(head[40:48], "little"), int.from_bytes(head[48:52], "little")
-    rows = sorted(_MAP_ROW.iter_unpack(memory.read(PhysAddr(at), _MAP_ROW.size * count)))
-    joined: Bounds | None = None
-    for start, size, kind, _reserved in rows:
-        first, end = -(-start // _PAGE) * _PAGE, min((start + size) // _PAGE * _PAGE, limit)
-        if kind != 1 or first >= end:
-            continue
-        if joined is not None and joined.end == first:
-            joined = Bounds(joined.start, end)
-            continue
-        if joined is not None:
-            yield joined
-        joined = Bounds(first, end)
-    if joined is not None:
-        yield joined
 
 
 def judge(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds]) -> list[Check]:
@@ -147,6 +63,8 @@ def _checks(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds
     yield _check("registers_reported", _registers(seen, words))
     yield _check("areas_reported", _areas_differ(seen, areas))
     yield _check("tables_reported", _differs("tables", words.get("tables", 0), seen.table_count))
+    yield _check("fold_depth", _depth(seen, levels))
+    yield from process_checks(seen, words)
     yield _check("scan_agrees", _scan_differs(seen, words))
     yield _check("no_malformed_entries", _first(run for run in seen.runs if run.content is not Content.MAPPED))
     yield _check("no_writable_executable", _first(r for r in seen.runs if r.rights.write and r.rights.execute))
@@ -158,13 +76,19 @@ def _checks(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds
     for area in seen.areas:
         if area.kind == "mapped":
             if area.name == "kasan_shadow":
-                yield _check("area_kasan_shadow", _shadow(seen, area))
+                yield _check("kasan_shadow" if seen.has_shadow else "area_kasan_shadow", _shadow(seen, area))
             elif area.name not in ("direct_map", "vmemmap", "kernel_image"):
                 yield _check(f"area_{area.name}", _small_area(seen, area))
         else:
             yield _check(f"guard_{area.name}", _guard(seen, area))
     yield _check("guard_stack", _stack_guard(seen))
     yield _check("guard_direct_map_end", _refused(seen, seen.area("direct_map").start + seen.ram[-1].end))
+
+
+def _depth(seen: Evidence, levels: int) -> str:
+    """A walk to a 4 KiB page of the image reads one entry a level: the folded level has no table."""
+    found = translate(seen.space, seen.image.symbol("_text"))
+    return _differs("entries read", len(found.steps), levels)
 
 
 def _differs(what: str, got: int, want: int) -> str:
@@ -253,9 +177,9 @@ def _spell(ranges: Iterable[Bounds]) -> str:
 def _vmemmap(seen: Evidence) -> str:
     """Descriptors for every page of memory, writable; none beside them but what shares their pages."""
     area = seen.area("vmemmap")
-    wanted = sum(r.end - r.start for r in seen.ram) // _PAGE * _STRUCT_PAGE
+    wanted = sum(r.end - r.start for r in seen.ram) // PAGE * _STRUCT_PAGE
     for ram in seen.ram:
-        for frame in (ram.start // _PAGE, ram.end // _PAGE - 1):
+        for frame in (ram.start // PAGE, ram.end // PAGE - 1):
             va = area.start + _STRUCT_PAGE * frame
             if isinstance(fault := seen.try_access(va, Access(WRITE.kind, 8)), Fault):
                 return f"descriptor of frame {frame:#x}: {fault}"
@@ -263,7 +187,7 @@ def _vmemmap(seen: Evidence) -> str:
             if isinstance(found, Mapped) and seen.memory.read(found.pa, 8) != frame.to_bytes(8, "little"):
                 return f"descriptor of frame {frame:#x} at {hex64(found.pa)} does not hold its number"
     mapped = sum(run.size for run in seen.runs_in(area))
-    spare = 2 * _PAGE * len(seen.ram) if mapped >= wanted else 0
+    spare = 2 * PAGE * len(seen.ram) if mapped >= wanted else 0
     return "" if wanted <= mapped <= wanted + spare else f"maps {mapped} bytes for {wanted} bytes of descriptors"
 
 
@@ -272,7 +196,7 @@ def _image(seen: Evidence) -> str:
     area = seen.area("kernel_image")
     low, high = seen.image.link_address, seen.image.link_address + seen.image.size
     guard = seen.image.symbol("stack_guard")
-    expected = seen.image.size - _PAGE
+    expected = seen.image.size - PAGE
     for run in seen.runs_in(area):
         if run.start < low or run.end > high or run.start <= guard < run.end:
             return f"{run} maps what is not the image"
@@ -304,7 +228,7 @@ def _shadow(seen: Evidence, area: Area) -> str:
         return f"the shadow ends at {hex64(at)}, expected {hex64(area.end)}"
     frames: set[int] = set()
     for ram in seen.ram:
-        for pa in (ram.start, ram.end - _PAGE):
+        for pa in (ram.start, ram.end - PAGE):
             va = to_shadow(seen.area("direct_map").start + pa)
             verdict = seen.try_access(va, WRITE)
             if isinstance(verdict, Fault):

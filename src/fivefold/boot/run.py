@@ -10,8 +10,9 @@ from typing import Final
 from fivefold.arch import ControlState
 from fivefold.boot.build import build_image
 from fivefold.boot.elf_image import HIGHEST_32BIT_END, Image, check_load_address
+from fivefold.boot.evidence import Evidence
 from fivefold.boot.guest_report import GuestReport, read_report
-from fivefold.boot.judge import Evidence, judge
+from fivefold.boot.judge import judge
 from fivefold.boot.moved import moved_areas
 from fivefold.boot.result import BootReport, Check, Run, Skipped
 from fivefold.errors import LayoutError, MachineError, MemoryReadError

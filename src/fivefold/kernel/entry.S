@@ -19,6 +19,12 @@
 \name:
         .endm
 
+        .section .rodata, "a", @progbits
+        .p2align 12
+        .globl  _rodata
+        .hidden _rodata
+_rodata:
+
         .section .head, "ax", @progbits
         .globl  _text
         .hidden _text
@@ -289,7 +295,7 @@ high_entry:
         leaq    boot_stack_top(%rip), %rsp
         xorl    %ebp, %ebp
         leaq    kernel_gdt(%rip), %rdi
-        movl    $56, %esi
+        movl    $80, %esi
         call    load_gdt
         leaq    startup.table(%rip), %rdi
         movq    %cr4, %rax
@@ -451,6 +457,134 @@ trap_common:
         addq    $16, %rsp
         iretq
 
+# ---- Ring 3 (syscall.py). RDI: where to, RSI: its stack, RDX: its argument. ----
+        function enter_user
+        pushq   %rbx
+        pushq   %rbp
+        pushq   %r12
+        pushq   %r13
+        pushq   %r14
+        pushq   %r15
+        movq    %rsp, kernel_rsp(%rip)
+        pushq   $0x43
+        pushq   %rsi
+        pushq   $0x2                            # interrupts off: no controller is set up
+        pushq   $0x4b
+        pushq   %rdi
+        movq    %rdx, %rdi
+        iretq
+        .globl  enter_user_end
+        .hidden enter_user_end
+enter_user_end:
+        popq    %r15
+        popq    %r14
+        popq    %r13
+        popq    %r12
+        popq    %rbp
+        popq    %rbx
+        ret
+
+# SYSCALL leaves the program's stack in RSP. The frame is laid out as a trap's.
+        function syscall_entry
+        movq    %rsp, user_rsp(%rip)
+        leaq    trap_stack_top(%rip), %rsp
+        pushq   $0x43
+        pushq   user_rsp(%rip)
+        pushq   %r11
+        pushq   $0x4b
+        pushq   %rcx
+        pushq   $0
+        pushq   $-1
+        pushq   %rax
+        pushq   %rcx
+        pushq   %rdx
+        pushq   %rbx
+        pushq   %rbp
+        pushq   %rsi
+        pushq   %rdi
+        pushq   %r8
+        pushq   %r9
+        pushq   %r10
+        pushq   %r11
+        pushq   %r12
+        pushq   %r13
+        pushq   %r14
+        pushq   %r15
+        cld
+        movq    %rsp, %rdi
+        movq    %rsp, %rbp
+        andq    $-16, %rsp
+        call    *syscall_handler(%rip)          # RAX: 1 for SYSRET, 0 for IRET
+        movq    %rbp, %rsp
+        testl   %eax, %eax
+        popq    %r15
+        popq    %r14
+        popq    %r13
+        popq    %r12
+        popq    %r11
+        popq    %r10
+        popq    %r9
+        popq    %r8
+        popq    %rdi
+        popq    %rsi
+        popq    %rbp
+        popq    %rbx
+        popq    %rdx
+        popq    %rcx
+        popq    %rax
+        leaq    16(%rsp), %rsp
+        jz      iret_site
+        movq    (%rsp), %rcx
+        movq    16(%rsp), %r11
+        movq    24(%rsp), %rsp
+        sysretq
+        .globl  iret_site
+        .hidden iret_site
+iret_site:
+        iretq
+
+# A program, copied to where a process runs it. RDI: how many system calls to make before it exits.
+# It exits with the sum of what they returned; each returns its argument plus one.
+        .section .rodata, "a", @progbits
+        .p2align 3
+        .globl  user_program
+        .hidden user_program
+user_program:
+        movq    %rdi, %rbx
+        xorl    %ebp, %ebp
+        pushq   %rbx
+1:      testq   %rbx, %rbx
+        jz      2f
+        movl    $1, %eax
+        movq    %rbx, %rdi
+        syscall
+        addq    %rax, %rbp
+        decq    %rbx
+        jmp     1b
+2:      popq    %rax
+        movq    %rbp, %rdi
+        xorl    %eax, %eax
+        syscall
+        .p2align 3
+        .globl  user_jumper
+        .hidden user_jumper
+user_jumper:                                    # returns from a system call to its argument
+        movl    $2, %eax
+        syscall
+        ud2
+        .p2align 3
+        .globl  user_touch
+        .hidden user_touch
+user_touch:                                     # reads its argument
+        movq    (%rdi), %rax
+        xorl    %edi, %edi
+        xorl    %eax, %eax
+        syscall
+        .p2align 3
+        .globl  user_program_end
+        .hidden user_program_end
+user_program_end:
+
         .section .data, "aw", @progbits
         .p2align 4
         .globl  _data
@@ -463,8 +597,11 @@ kernel_gdt:
         .quad   0x00cf9b000000ffff              # 0x08: 32-bit code
         .quad   0x00cf93000000ffff              # 0x10: data
         .quad   0x00af9b000000ffff              # 0x18: 64-bit code
-        .quad   0
+        .quad   0x00cf93000000ffff              # 0x20: data again, where SYSCALL looks for it
         .quad   0, 0                            # 0x28: TSS
+        .quad   0x00cffb000000ffff              # 0x38: user 32-bit code, which SYSRET counts from
+        .quad   0x00cff3000000ffff              # 0x40: user data
+        .quad   0x00affb000000ffff              # 0x48: user 64-bit code
         .globl  task_state
         .hidden task_state
 task_state:
@@ -481,6 +618,16 @@ probe_target:
         .globl  trampoline_used
         .hidden trampoline_used
 trampoline_used:
+        .quad   0
+        .globl  syscall_handler
+        .hidden syscall_handler
+syscall_handler:
+        .quad   0
+        .globl  kernel_rsp
+        .hidden kernel_rsp
+kernel_rsp:
+        .quad   0
+user_rsp:
         .quad   0
 saved_rbx:
         .quad   0
@@ -501,9 +648,8 @@ boot_stack:
 boot_stack_top:
 boot_tables:
         .fill   7 * 4096, 1, 0
-
-        .section .rodata, "a", @progbits
-        .p2align 12
-        .globl  _rodata
-        .hidden _rodata
-_rodata:
+trap_stack:
+        .fill   16384, 1, 0
+        .globl  trap_stack_top
+        .hidden trap_stack_top
+trap_stack_top:

@@ -28,12 +28,13 @@ ENTRY_GUARD_HIGH: Final = 5
 
 DOUBLE_FAULT_IST: Final = 1
 NMI_IST: Final = 2
+TSS_RSP0: Final = 0x04
 TSS_IST: Final = 0x24
 """Offset of IST1 in the 64-bit TSS."""
 TSS_SIZE: Final = 104
 TSS_SELECTOR: Final = 0x28
 TSS_DESCRIPTOR_FLAGS: Final = 0x89 << 40
-GDT_SIZE: Final = 56
+GDT_SIZE: Final = 80
 
 VMALLOC_PAGES: Final = 3
 
@@ -106,9 +107,10 @@ def has_entry_area() -> bool:
 
 
 @noinline
-def use_entry_area() -> None:
-    """Load the read-only alias of the IDT, and give #DF and NMI stacks of their own."""
+def load_task_state() -> None:
+    """Load the TSS: the stack for exceptions from ring 3, and those of #DF and NMI where there is an entry area."""
     tss = symbol("task_state")  # its 64-bit fields are aligned to 4 bytes only
+    store64(tss + TSS_RSP0, symbol("trap_stack_top"))
     store64(tss + TSS_IST, entry_area(ENTRY_GUARD_MIDDLE))
     store64(tss + TSS_IST + 8, entry_area(ENTRY_GUARD_HIGH))
     gdt = symbol("kernel_gdt")
@@ -117,6 +119,11 @@ def use_entry_area() -> None:
     store64(gdt + TSS_SELECTOR + 8, tss >> 32)
     load_gdt(VirtAddr(gdt), GDT_SIZE)
     load_task_register(TSS_SELECTOR)
+
+
+@noinline
+def use_entry_area() -> None:
+    """Load the read-only alias of the IDT, and give #DF and NMI stacks of their own."""
     traps.set_gate(traps.DOUBLE_FAULT, trap_stub(traps.DOUBLE_FAULT), DOUBLE_FAULT_IST)
     traps.set_gate(traps.NMI, trap_stub(traps.NMI), NMI_IST)
     load_idt(entry_area(ENTRY_IDT), traps.IDT_SIZE)

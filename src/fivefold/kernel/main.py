@@ -20,8 +20,10 @@ from fivefold.kernel import (
     params,
     pgtable,
     phys,
+    process_checks,
     report,
     start_info,
+    syscall,
     traps,
 )
 from fivefold.kernel.cpu import CR4_LA57, CR4_PAE, CR4_PGE, MSR_EFER, write_cr3, write_cr4
@@ -49,6 +51,7 @@ def start_kernel(table: VirtAddr) -> None:
     top = build_tables(cmdline())
     switch_to(top)
     checks.check_all(top)
+    process_checks.check_processes(top)
     dump_own_tables(top)
     report_result()
     report.stop(report.EXIT_PASSED if report.get_word(report.W_FAILED) == 0 else report.EXIT_FAILED)
@@ -170,8 +173,10 @@ def switch_to(top: VirtAddr) -> None:
     early.top = 0
     write_cr3(PhysAddr(top - phys.phys_window))
     write_cr4(CR4_PAE | CR4_PGE | read_cr4() & CR4_LA57)
+    kernel_map.load_task_state()
     if kernel_map.has_entry_area():
         kernel_map.use_entry_area()
+    syscall.syscall_init()
     number_descriptors()
     if layout.has_shadow:
         kasan.finish()

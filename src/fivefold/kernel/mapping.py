@@ -41,6 +41,10 @@ mapped_1g: u64 = 0
 """Pages of each size that `map_range` made."""
 
 
+top_changed: bool = False
+"""Whether an entry of a top table was made since this was cleared: other address spaces lack it then."""
+
+
 @inline
 def link_table(entry: VirtAddr) -> bool:
     """Make a P4D, PUD or PMD entry point to a table; False without memory, or where a page is mapped."""
@@ -57,12 +61,14 @@ def link_table(entry: VirtAddr) -> bool:
 @inline
 def link_p4d(pgd: VirtAddr) -> bool:
     """Make sure that a PGD entry points to a P4D table; there is nothing to do when it is folded."""
+    global top_changed
     if not pgd_none(load64(pgd)):
         return True
     table = allocate_table()
     if table == 0:
         return False
     pgd_populate(pgd, table)
+    top_changed = True
     return True
 
 
@@ -76,10 +82,13 @@ def p4d_free(table: PhysAddr) -> None:
 @inline
 def entry_for(top: VirtAddr, va: VirtAddr, level: u64) -> VirtAddr:
     """Address of the entry for *va* at *level* (1 to 3), the tables above it made; `NO_ENTRY` if they cannot be."""
+    global top_changed
     pgd = pgd_offset(top, va)
     if not link_p4d(pgd):
         return VirtAddr(NO_ENTRY)
     p4d = p4d_offset(pgd, va)
+    if p4d == pgd and p4d_none(load64(p4d)):
+        top_changed = True
     if not link_table(p4d):
         return VirtAddr(NO_ENTRY)
     pud = pud_offset(p4d, va)

@@ -272,3 +272,30 @@ def free_table(table: PhysAddr) -> None:
     store64(phys_to_virt(table), free_tables)
     free_tables = table
     table_pages -= 1
+
+
+data_pages: u64 = 0
+"""Pages handed out by `allocate_page`: the other half of the ledger."""
+
+
+@noinline
+def allocate_page() -> PhysAddr:
+    """Take a page of memory for data, not cleared; 0 when there is none."""
+    global data_pages
+    page = PhysAddr(free_tables)
+    if page != 0:
+        take_free_table()
+    else:
+        page = take_pool_page()
+    if page != 0:
+        data_pages += 1
+    return page
+
+
+@noinline
+def free_page(page: PhysAddr) -> None:
+    """Take back a page that `allocate_page` gave."""
+    global free_tables, data_pages
+    store64(phys_to_virt(page), free_tables)
+    free_tables = page
+    data_pages -= 1

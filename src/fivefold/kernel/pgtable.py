@@ -285,6 +285,20 @@ def p4d_clear(p4d: VirtAddr) -> None:
 
 
 @inline
+def top_none(entry: u64) -> bool:
+    """Whether an entry of the top table is empty, whatever its level is called."""
+    if p4d_folded():
+        return p4d_none(entry)
+    return pgd_none(entry)
+
+
+@inline
+def lower_half_size() -> u64:
+    """Bytes of the lower half of the address space."""
+    return 1 << (va_bits() - 1)
+
+
+@inline
 def table_bad(entry: u64) -> bool:
     """Whether an entry that should point to a table carries other flags (U/S and NX may differ)."""
     return entry & ~(FRAME_MASK | USER | NX) != TABLE & ~USER

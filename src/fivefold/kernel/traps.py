@@ -20,6 +20,7 @@ GATE_SIZE: Final = 16
 IDT_SIZE: Final = 256 * GATE_SIZE
 STUB_SIZE: Final = 16
 KERNEL_CS: Final = 0x18
+KERNEL_SS: Final = 0x20
 INTERRUPT_GATE: Final = 0x8E00
 """Present, DPL 0, 64-bit interrupt gate."""
 
@@ -33,6 +34,10 @@ FRAME_RAX: Final = 112
 FRAME_VECTOR: Final = 120
 FRAME_ERROR: Final = 128
 FRAME_RIP: Final = 136
+FRAME_CS: Final = 144
+FRAME_FLAGS: Final = 152
+FRAME_RSP: Final = 160
+FRAME_SS: Final = 168
 
 PROBE_OK: Final = 0
 PROBE_FAULTED: Final = 1 << 63
@@ -88,9 +93,25 @@ def trap(frame: VirtAddr) -> None:
     if vector == NMI:
         nmi_count += 1
         return
+    if load64(frame + FRAME_CS) & 3 != 0:
+        leave_user(frame, outcome(vector, load64(frame + FRAME_ERROR)))
+        return
+    if load64(frame + FRAME_RIP) == symbol("iret_site"):
+        leave_user(frame, outcome(vector, load64(frame + FRAME_ERROR)))
+        return
     if end_probe(frame, vector):
         return
     panic_on(frame, vector)
+
+
+def leave_user(frame: VirtAddr, result: u64) -> None:
+    """Make *frame* return to whoever called `enter_user`, with *result*, instead of to the program."""
+    store64(frame + FRAME_RAX, result)
+    store64(frame + FRAME_RIP, symbol("enter_user_end"))
+    store64(frame + FRAME_CS, KERNEL_CS)
+    store64(frame + FRAME_FLAGS, 2)
+    store64(frame + FRAME_RSP, load64(symbol("kernel_rsp")))
+    store64(frame + FRAME_SS, KERNEL_SS)
 
 
 def end_probe(frame: VirtAddr, vector: u64) -> bool:
