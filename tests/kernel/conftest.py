@@ -5,9 +5,11 @@ Vectors in text: a test that takes `NAME_vector` runs once for each line of vect
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -20,6 +22,8 @@ from fivefold.units import PhysAddr, VirtAddr
 
 VECTORS = Path(__file__).parent / "vectors"
 KERNEL = "fivefold.kernel"
+EXTERNS = ("write_cr0", "write_cr3", "write_cr4", "write_msr")
+"""The functions that assembly provides."""
 WINDOW = 1 << 56
 """Where the running code sees physical address 0: above all that is physical, so the two cannot be mistaken."""
 
@@ -111,14 +115,51 @@ class Processor:
         assert index == 0xC000_0080
         self.efer = value
 
-    @property
-    def externs(self) -> dict[str, plain.Extern]:
-        """The functions that assembly provides."""
-        return {name: getattr(self, name) for name in ("write_cr0", "write_cr3", "write_cr4", "write_msr")}
-
 
 class Stopped(AssertionError):  # noqa: N818 - named for what happened
     """The kernel said why it cannot go on, and halted."""
+
+
+class Loaded:
+    """A program as plain Python that is handed on when its user is gone: loading takes longer than most tests."""
+
+    _all: ClassVar[dict[object, list[Loaded]]] = {}
+
+    def __init__(self, program: Program, symbols: Mapping[str, int]) -> None:
+        self.processor = Processor()
+        self.user: Callable[[], object] = lambda: None
+        self.mapped: list[int] = []
+        externs = {name: self._ask(name) for name in EXTERNS}
+        self.plain = plain.load(program, externs={**externs, **symbols}, cpu=self)
+
+    def _ask(self, name: str) -> Callable[..., int | None]:
+        return lambda *args: getattr(self.processor, name)(*args)
+
+    def __getattr__(self, name: str) -> Callable[..., int | None]:
+        return self._ask(name)
+
+    @classmethod
+    def take(cls, program: Program, symbols: Mapping[str, int], user: object) -> Loaded:
+        """A program that nobody uses, as if just loaded."""
+        kept = cls._all.setdefault((program.describe(), *sorted(symbols.items())), [])
+        free = next((loaded for loaded in kept if loaded.user() is None), None)
+        if free is None:
+            free = cls(program, symbols)
+            kept.append(free)
+        free.user = weakref.ref(user)
+        free.reset()
+        return free
+
+    def reset(self) -> None:
+        """Variables, buffers and memory as at the start."""
+        for address in self.mapped:
+            self.plain.unmap(address)
+        self.mapped = []
+        for variable in self.plain.unit.variables.values():
+            if not variable.bound:
+                self.plain.set(variable.full, int(variable.initial))
+        for buffer in self.plain.unit.buffers.values():
+            self.plain.write(self.plain.address(buffer.full), bytes(buffer.size))
 
 
 class Code:
@@ -139,18 +180,17 @@ class Code:
     ) -> None:
         self.mode = mode
         self.window = window
-        self.processor = processor or Processor()
         self.ram = Ram([Extent(*extent) for extent in extents])
         for start, data in self.ram.banks():
             self.ram.write(PhysAddr(start), b"\xff" * len(data))
         roots = tuple(f"{package}.{name}" if "." in name else f"{package}.{name}.*" for name in (*modules, "phys"))
-        self.plain = plain.load(
-            Program((f"{package}.phys",), bindings(mode, package) if mode else {}, roots=roots),
-            externs={**self.processor.externs, **(symbols or {})},
-            cpu=self.processor,
-        )
+        program = Program((f"{package}.phys",), bindings(mode, package) if mode else {}, roots=roots)
+        loaded = Loaded.take(program, symbols or {}, self)
+        self.processor = loaded.processor = processor or Processor()
+        self.plain = loaded.plain
         for extent in self.ram.extents:
-            self.plain.map_physical(self.ram, extent.end - extent.start, base=extent.start, at=window + extent.start)
+            at, size = window + extent.start, extent.end - extent.start
+            loaded.mapped.append(self.plain.map_physical(self.ram, size, base=extent.start, at=at))
         self.set("phys.phys_window", window)
         self.call, self.get, self.address = self.plain.call, self.plain.get, self.plain.address
 
