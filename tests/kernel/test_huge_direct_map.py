@@ -57,7 +57,7 @@ def test_four_pib(mode: PagingMode) -> None:
         assert found.rights.write == (not 16 * MIB <= pa < 17 * MIB) and not found.rights.execute
     assert not isinstance(translate(space, VirtAddr(constants.page_offset + constants.maxmem)), Mapped)
     tables = [PhysAddr(root)]
-    for _ in range(len(mode.levels) - 3):
+    for _ in range(len(mode.levels) - 4):
         tables = [below for table in tables for below in links(ram, table)]
     assert sum(len(links(ram, table)) for table in tables) == constants.maxmem // (512 * GIB)
 
