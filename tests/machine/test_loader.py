@@ -99,3 +99,19 @@ def test_modules_need_room(workshop, module, words):
     with pytest.raises(MachineError) as refusal:
         load(guest, rows, memory, BIG)
     assert str(refusal.value) == words
+
+
+@pytest.mark.parametrize(
+    ("entry", "cpu", "top", "pages"),
+    [
+        ("long48", SMALL, 256 * MIB, 1 + 1 + 1 + 2),
+        ("long48", SMALL, 5 * GIB, 5 + 1 + 1 + 2),
+        ("long48", SMALL, 257 * GIB, 257 + 1 + 1 + 2),
+        ("long48", BIG, 5 * GIB, 1 + 1 + 2),
+        ("long57", BIG, 3 * TIB // 2, 3 + 1 + 1 + 2),
+        ("long57", BIG, 3 * TIB // 2 + GIB, 4 + 1 + 1 + 2),
+    ],
+)
+def test_no_table_is_built_in_vain(entry, cpu, top, pages):
+    """The tables of each level, from the leaf up, and two pages for GDT and stack."""
+    assert handover_size(entry, top, cpu) == pages * 0x1000
