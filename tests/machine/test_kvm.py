@@ -37,7 +37,8 @@ class Trial:
         (Exit(1), "the engine kvm does not work here: a trial guest ended with exit with code 1"),
         (
             Timeout(15, 0x200000),
-            "the engine kvm does not work here: a trial guest ended with still running after 15 s, at 0x0000000000200000",
+            "the engine kvm does not work here: a trial guest ended with "
+            "still running after 15 s, at 0x0000000000200000",
         ),
         (MachineError("QEMU ended: no KVM"), "the engine kvm does not work here: QEMU ended: no KVM"),
     ],
