@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -67,17 +67,44 @@ def dump(
         typer.Option(help="few: without accessed, dirty, software bits and key; all is the default of json and csv."),
     ] = None,
     all: Annotated[bool, typer.Option("--all", help="Unfold shared tables in text; print however many lines.")] = False,
+    build: Annotated[
+        str, typer.Option(metavar="KEY=VALUE,...", help="ptdump: what the kernel's build decides, see docs/look.md.")
+    ] = "",
 ) -> int:
     """Print what is mapped: addresses, page size, effective rights, physical addresses, names of areas.
 
     Status 1 when entries are malformed or tables are not in memory.
     """
     asked = FormatChoice.json if as_json else format
+    part = _part(window, user, kernel)
+    narrowed = rights is not None or leaf or phys or bits is not None
+    with chosen.open_space() as space:
+        if asked is FormatChoice.ptdump:
+            _refuse_narrowing(asked, narrowed or part is not None)
+            return _write_ptdump(space, build)
+        if asked is FormatChoice.info_tlb:
+            _refuse_narrowing(asked, narrowed)
+            return _write_info_tlb(space, part, all)
+        regions = _regions(space, asked, part, phys, bits, all)
+        return _write(space, asked, _chosen(regions, _filter(rights, leaf)), leaf)
+
+
+def _part(window: range | None, user: bool, kernel: bool) -> range | None:
+    """The addresses that are asked for, None for all."""
+    from fivefold.survey.select import KERNEL_HALF, USER_HALF, meet
+
     if user and kernel:
         raise typer.BadParameter("--user and --kernel leave nothing; expected one of them")
-    with chosen.open_space() as space:
-        regions = _regions(space, asked, window, user, kernel, phys, bits, all)
-        return _write(space, asked, _chosen(regions, _filter(rights, leaf)), leaf)
+    for half, wanted in ((USER_HALF, user), (KERNEL_HALF, kernel)):
+        window = meet(window, half if wanted else None)
+    if window is not None and not window:
+        raise typer.BadParameter("--range has nothing in common with the half that is asked for")
+    return window
+
+
+def _refuse_narrowing(asked: FormatChoice, narrowed: bool) -> None:
+    if narrowed:
+        raise typer.BadParameter(f"--format {asked.value} prints what it prints; narrow --format text, json or csv")
 
 
 def _filter(rights: str | None, leaf: bool) -> RightsFilter | None:
@@ -90,25 +117,12 @@ def _filter(rights: str | None, leaf: bool) -> RightsFilter | None:
 
 
 def _regions(
-    space: Space,
-    asked: FormatChoice,
-    window: range | None,
-    user: bool,
-    kernel: bool,
-    phys: bool,
-    bits: BitsChoice | None,
-    unfold: bool,
+    space: Space, asked: FormatChoice, part: range | None, phys: bool, bits: BitsChoice | None, unfold: bool
 ) -> Iterator[Region]:
-    from fivefold.survey.select import KERNEL_HALF, USER_HALF, meet
-
-    for half, wanted in ((USER_HALF, user), (KERNEL_HALF, kernel)):
-        window = meet(window, half if wanted else None)
-    if window is not None and not window:
-        raise typer.BadParameter("--range has nothing in common with the half that is asked for")
     is_text = asked is FormatChoice.text
     exact = (bits or (BitsChoice.few if is_text else BitsChoice.all)) is BitsChoice.all
     repeat_above = SHORT if is_text and not unfold else None
-    return space.regions(window, all_bits=exact, contiguous=phys, repeat_above=repeat_above)
+    return space.regions(part, all_bits=exact, contiguous=phys, repeat_above=repeat_above)
 
 
 def _chosen(regions: Iterator[Region], rights: RightsFilter | None) -> Iterator[Region]:
@@ -128,4 +142,41 @@ def _write(space: Space, asked: FormatChoice, regions: Iterator[Region], leaf: b
     if not findings.kept:
         return 0
     print(f"fivefold: {findings.sentence()}", file=sys.stderr)
+    return 1
+
+
+def _write_ptdump(space: Space, build: str) -> int:
+    from fivefold.survey.ptdump_headings import headings, parse_build
+    from fivefold.survey.ptdump_lines import lines
+    from fivefold.survey.ptdump_walk import TableWalk
+
+    try:
+        markers, guessed = headings(space, parse_build(build))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if guessed:
+        print(f"fivefold: {guessed}; see --build", file=sys.stderr)
+    walk = TableWalk(space.tables)
+    sys.stdout.writelines(f"{line}\n" for line in lines(walk.pieces(), markers, space.levels))
+    return _say_missing([table.table for table in walk.unreadable])
+
+
+def _write_info_tlb(space: Space, part: range | None, unlimited: bool) -> int:
+    from fivefold.errors import FivefoldError
+    from fivefold.report.tlb_text import MAX_LINES, write_leaves
+    from fivefold.survey.leaves import Leaves
+
+    leaves = Leaves(space.tables)
+    count = 0 if unlimited else leaves.count() if part is None else leaves.count_in(part, MAX_LINES)
+    if count > MAX_LINES:
+        raise FivefoldError(f"{count} leaves are more than {MAX_LINES} lines; expected --range for fewer, or --all")
+    leaves.missing.clear()
+    write_leaves(leaves.tables(part or range(1 << 64)), sys.stdout)
+    return _say_missing(leaves.missing)
+
+
+def _say_missing(tables: Sequence[int]) -> int:
+    if not tables:
+        return 0
+    print(f"fivefold: {len(tables)} tables are not in memory; the first at {tables[0]:#x}", file=sys.stderr)
     return 1

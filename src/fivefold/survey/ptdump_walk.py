@@ -1,0 +1,213 @@
+"""The entries of an address space in order, holes included, as the kernel's own dump meets them.
+
+Descending and noting are apart: here are runs of like entries, `ptdump_lines.py` makes lines
+of them. An absent entry is a piece of the level that it was found at. What has to be as it
+is in Linux 6.1 (*mm/ptdump.c*, *mm/pagewalk.c*):
+
+- the sixteen top-level slots of the guard hole are passed over;
+- a table of KASAN's early shadow is not entered: each entry that leads to one is met as its
+  zero page, with the effective protection of whatever PTE came last;
+- inside such a table at the top level, the walk goes on by entries of the level below;
+- bit 12 of a large leaf, its PAT, counts as address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from struct import Struct
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from fivefold.arch import FRAME_BITS, TABLE_SIZE, AddressSpace, Flag, Level
+from fivefold.errors import MemoryReadError
+from fivefold.layout import shadow_bounds
+from fivefold.units import MASK64, PhysAddr
+
+GUARD_SLOTS: Final = range(256, 272)
+_TABLE: Final = Struct("<512Q")
+
+REMEMBERED: Final = 1 << 12
+"""So many page tables are kept in pieces, in case they are shared."""
+
+_P: Final = int(Flag.P)
+_RW: Final = int(Flag.RW)
+_US: Final = int(Flag.US)
+_PS: Final = int(Flag.BIT7)
+_NX: Final = int(Flag.NX)
+_SEEN: Final = 1 << 12
+"""In a piece's `prot`: the entry was not zero. Bits 12 to 51 are address, so this one is free."""
+_KEPT: Final = MASK64 & ~FRAME_BITS
+
+
+class Piece(NamedTuple):
+    """Like entries in a row: *end* exclusive, *step* bytes each.
+
+    *prot* is 0 for absent ones, else the bits that are not address. *effective*: RW, US and NX of the whole
+    path, 0 for absent ones. *left* is what the last PTE leaves behind for the early shadow; None above the PT.
+    *effective* None is the early shadow itself.
+    """
+
+    start: int
+    end: int
+    level: Level
+    prot: int
+    effective: int | None
+    step: int
+    left: int | None = None
+
+
+class UnreadableTable(NamedTuple):
+    """A table that is not in memory, and the first address that it would say something of."""
+
+    va: int
+    level: Level
+    table: PhysAddr
+
+
+class TableWalk:
+    """The entries of an address space in order, absent ones too; *unreadable* fills up on the way."""
+
+    def __init__(self, space: AddressSpace) -> None:
+        self.space = space
+        self.top = space.mode.top
+        self.unreadable: list[UnreadableTable] = []
+        self._early = early_shadow(space)
+        self._zero_prot = _zero_page_prot(space, self._early)
+        self._known: dict[tuple[int, int], list[Piece]] = {}
+        self._uniform: dict[tuple[int, Level, int], Piece | None] = {}
+
+    def pieces(self) -> Iterator[Piece]:
+        """All of the space but the guard hole, ascending."""
+        root = self._entries(self.space.root, self.top, 0)
+        if root is None:
+            raise MemoryReadError(self.space.root, TABLE_SIZE, "the dumped memory")
+        yield from self._behind(root[: GUARD_SLOTS.start], self.top, 0, None)
+        high = int(self.space.mode.gap.stop) + len(GUARD_SLOTS) * self.top.span
+        yield from self._behind(root[GUARD_SLOTS.stop :], self.top, high, None)
+
+    def _entries(self, table: int, level: Level, va: int) -> list[int] | None:
+        try:
+            raw = self.space.memory.read(PhysAddr(table), TABLE_SIZE)
+        except MemoryReadError:
+            self.unreadable.append(UnreadableTable(va, level, PhysAddr(table)))
+            return None
+        return list(_TABLE.unpack(raw))
+
+    def _behind(self, entries: Sequence[int], level: Level, va: int, above: int | None) -> Iterator[Piece]:
+        """The pieces behind *entries*, which begin at *va*; *above* is the effective protection so far."""
+        span = level.span
+        index, count = 0, len(entries)
+        while index < count:
+            raw = entries[index]
+            after = index + 1
+            while after < count and entries[after] == raw:
+                after += 1
+            start, end = va + index * span, va + after * span
+            if not raw & _P and not raw & _PS:
+                yield Piece(start, end, level, 0, 0, span)
+            elif level <= Level.PDPT and raw & _PS:
+                prot = raw & _KEPT | _SEEN
+                yield Piece(start, end, level, prot, narrowed(above, prot), span)
+            else:
+                yield from self._tables(raw, level, start, end, narrowed(above, raw))
+            index = after
+
+    def _tables(self, raw: int, level: Level, start: int, end: int, effective: int) -> Iterator[Piece]:
+        """The pieces behind entries from *start* to *end* that all are *raw* and point to a table."""
+        below, table = Level(level - 1), raw & FRAME_BITS
+        if self._early.get(below) == table:
+            step = min(level.span, Level.PML4.span)
+            yield Piece(start, end, Level.PT, self._zero_prot, None, step)
+            return
+        for at in range(start, end, level.span):
+            whole = self._uniform.get((table, below, effective))
+            if whole is not None:
+                yield whole._replace(start=at, end=end)
+                return
+            yield from self._table(table, below, at, effective)
+
+    def _table(self, table: int, level: Level, va: int, effective: int) -> Iterator[Piece]:
+        if level == Level.PT:
+            yield from (p._replace(start=va + p.start, end=va + p.end) for p in self._leaves(table, va, effective))
+            return
+        entries = self._entries(table, level, va)
+        if entries is None:
+            yield Piece(va, va + level.span * 512, level, 0, 0, level.span)
+            return
+        first: Piece | None = None
+        uniform = True
+        for piece in self._behind(entries, level, va, effective):
+            if first is None:
+                first = piece
+            elif piece[2:] != first[2:]:
+                uniform = False
+            yield piece
+        if uniform and first is not None:
+            self._uniform[table, level, effective] = first
+
+    def _leaves(self, table: int, va: int, above: int) -> list[Piece]:
+        """The pieces of a PT, with addresses from its own start."""
+        key = (table, above)
+        if key not in self._known:
+            if len(self._known) == REMEMBERED:
+                self._known.clear()
+            self._known[key] = self._read_leaves(table, va, above)
+            if len(self._known[key]) == 1:
+                self._uniform[table, Level.PT, above] = self._known[key][0]
+        return self._known[key]
+
+    def _read_leaves(self, table: int, va: int, above: int) -> list[Piece]:
+        entries = self._entries(table, Level.PT, va)
+        if entries is None:
+            return [Piece(0, Level.PD.span, Level.PT, 0, 0, Level.PT.span, above & _NX)]
+        words = np.array(entries, np.uint64)
+        prot = words & np.uint64(_KEPT) | np.where(words != 0, np.uint64(_SEEN), np.uint64(0))
+        edges = [0, *(np.flatnonzero(prot[1:] != prot[:-1]) + 1).tolist(), 512]
+        pieces = []
+        for first, after in pairwise(edges):
+            bits = int(prot[first])
+            left = narrowed(above, bits)
+            effective = left if bits else 0
+            pieces.append(Piece(first << 12, after << 12, Level.PT, bits, effective, Level.PT.span, left))
+        return pieces
+
+
+def narrowed(above: int | None, raw: int) -> int:
+    """Effective protection with one more entry: RW and US need every level, NX any. The first is taken whole."""
+    own = raw & (_RW | _US | _NX)
+    if above is None:
+        return own
+    return (above & own & (_RW | _US)) | ((above | own) & _NX)
+
+
+def early_shadow(space: AddressSpace) -> dict[Level, int]:
+    """The tables of KASAN's early shadow by their level, the PT's last; empty where there is no shadow.
+
+    They are those on the way to the first byte of the shadow: it stands for addresses that no
+    kernel maps. Each leads to the next with all of its 512 entries.
+    """
+    found: dict[Level, int] = {}
+    va = shadow_bounds(int(space.mode.top)).start
+    table = int(space.root)
+    for level in space.mode.levels:
+        try:
+            words = np.frombuffer(space.memory.read(PhysAddr(table), TABLE_SIZE), "<u8")
+        except MemoryReadError:
+            return {}
+        raw = int(words[level.index(va)])
+        if not raw & _P or (raw & _PS and level > Level.PT):
+            return {}
+        if level < space.mode.top and bool((words == words[0]).all()):
+            found[level] = table
+        table = raw & FRAME_BITS
+    return found if Level.PT in found else {}
+
+
+def _zero_page_prot(space: AddressSpace, early: dict[Level, int]) -> int:
+    """The bits of the shadow's zero page in its PT."""
+    if Level.PT not in early:
+        return 0
+    entry = int.from_bytes(space.memory.read(PhysAddr(early[Level.PT]), 8), "little")
+    return entry & _KEPT | _SEEN
