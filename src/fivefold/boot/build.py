@@ -11,11 +11,11 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Final
 
-from fivefold.boot.beside import compiling
 from fivefold.boot.elf_image import Image, Part, parse
 from fivefold.errors import ImageError
 from fivefold.kernel.phys import LINK_ADDRESS
 from fivefold.metal import cache
+from fivefold.metal.beside import compiling
 from fivefold.metal.link import Group, Linked, link
 from fivefold.metal.program import Program
 from fivefold.units import VirtAddr
@@ -59,7 +59,7 @@ def _key() -> str:
 
 def _build() -> Image:
     first, second = MODES
-    with compiling(second, kernel_object) as other:
+    with compiling(kernel_program(second), f"{second}_") as other:
         objects = {"boot": boot_object(), first: kernel_object(first)}
         objects[second] = other()
     return link_image(objects)
@@ -74,12 +74,17 @@ def link_image(objects: Mapping[str, bytes]) -> Image:
     return _image(link(ordered, base=LINK_ADDRESS, groups=_GROUPS))
 
 
+def kernel_program(mode: str, kernel: str = KERNEL) -> Program:
+    """The kernel proper of package *kernel* with a mode of `MODES` as a constant."""
+    bindings = {f"{kernel}.pgtable.{name}": value for name, value in MODES[mode].items()}
+    return Program((f"{kernel}.main",), bindings=bindings)
+
+
 def kernel_object(mode: str, kernel: str = KERNEL) -> bytes:
     """Compile the kernel proper of package *kernel* for one mode of `MODES`, with the mode as a constant."""
     from fivefold.metal.objects import compile_object
 
-    bindings = {f"{kernel}.pgtable.{name}": value for name, value in MODES[mode].items()}
-    return compile_object(Program((f"{kernel}.main",), bindings=bindings), prefix=f"{mode}_")
+    return compile_object(kernel_program(mode, kernel), prefix=f"{mode}_")
 
 
 def boot_object(kernel: str = KERNEL) -> bytes:

@@ -23,7 +23,8 @@ _MARKS: Final = {"inline": " alwaysinline", "noinline": " noinline", "cold": " n
 def write(unit: Unit, target: Target, asm: str = "") -> str:
     """Spell *unit* for *target* with *asm* as module assembly; equal input gives equal text."""
     tables: dict[str, str] = {}
-    functions = [_function(unit, function, target, tables) for function in unit.functions.values()]
+    signatures = signature_table(unit)
+    functions = [_function(unit, function, target, tables, signatures) for function in unit.functions.values()]
     used = "".join(functions)
     parts = [
         f'target triple = "{TRIPLES[target.arch]}"',
@@ -89,9 +90,11 @@ def inner_name(unit: Unit, full: str) -> str:
     return f"{unit.short(full)}()"
 
 
-def _function(unit: Unit, function: Function, target: Target, tables: dict[str, str]) -> str:
+def _function(
+    unit: Unit, function: Function, target: Target, tables: dict[str, str], signatures: dict[str, Signature]
+) -> str:
     signature = function.signature
-    writer = FunctionWriter(unit, target, tables, signature_table(unit), lambda full: inner_name(unit, full))
+    writer = FunctionWriter(unit, target, tables, signatures, lambda full: inner_name(unit, full))
     lines = writer.write(function)
     args = ", ".join(f"i64 %a{i}" for i in range(len(signature.parameters)))
     returns = "void" if signature.returns is Kind.NONE else "i64"

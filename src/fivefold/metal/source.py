@@ -13,6 +13,7 @@ import importlib
 import sys
 import typing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Final
@@ -281,10 +282,15 @@ def _load(name: str) -> Module:
     file = getattr(module, "__file__", None)
     if file is None or not file.endswith(".py"):
         raise CompileError(name, 0, f"module {name} has no Python source", "name a module of the subset")
-    tree = ast.parse(Path(file).read_text(encoding="utf-8"), file)
-    loaded = Module(name, file, vars(module), tree)
+    loaded = Module(name, file, vars(module), _parse(Path(file).read_text(encoding="utf-8"), file))
     _index(loaded)
     return loaded
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str, file: str) -> ast.Module:
+    """Parse once what several builds, and the search for their dependencies, read; nobody changes a tree."""
+    return ast.parse(text, file)
 
 
 def _meaning(value: object) -> Meaning:
