@@ -25,6 +25,7 @@ _PUBLIC: Final = {
     "access": "fivefold.arch",
     "boot": "fivefold.boot",
     "build_image": "fivefold.boot",
+    "explain": "fivefold.explain",
     "open": "fivefold.survey.space",
     "regions": "fivefold.arch",
     "translate": "fivefold.arch",

@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from fivefold.cli import boot, dump, image, info, walk
+from fivefold.cli import boot, dump, explain, image, info, roots, walk
 from fivefold.errors import FivefoldError
 
 COULD_NOT: Final = 2
@@ -30,6 +30,8 @@ app.command("image")(image.image)
 app.command("info")(info.info)
 app.command("walk")(walk.walk)
 app.command("dump")(dump.dump)
+app.command("roots")(roots.roots)
+app.command("explain")(explain.explain)
 
 
 def main() -> None:

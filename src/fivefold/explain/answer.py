@@ -1,0 +1,205 @@
+"""The one function: a log, a memory or plain numbers in, an explanation out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, BinaryIO, Final
+
+from fivefold.arch import TableReader
+from fivefold.errors import FormatError
+from fivefold.explain.other_logs import pair_up
+from fivefold.explain.places import describe
+from fivefold.explain.predict import first_strike, follow, strike_of
+from fivefold.explain.read_log import open_log, read_log
+from fivefold.explain.remedy import legal_changes, missing_link
+from fivefold.explain.result import Explanation, Told
+from fivefold.explain.situation import PAGING_NAMES, Given, Situation, situation
+from fivefold.explain.story import Story, find_cause
+from fivefold.explain.trace import Strike, Trace
+from fivefold.explain.what_if import ask
+from fivefold.machine.base import Event as MachineEvent
+from fivefold.machine.base import Machine, Registers, Shutdown
+from fivefold.memory import CpuState, Segment, Source, open_source
+
+_LIVE: Final = ("qmp:", "pid:", "gdb:")
+_CORE: Final = (b"\x7fELF", b"EMiL", b"KDUMP   ", b"makedumpfile")
+_PACKED: Final = (b"\x1f\x8b", b"\xfd7zXZ\0")
+
+
+def explain(
+    log: str | os.PathLike[str] | BinaryIO | Trace | None = None,
+    memory: str | os.PathLike[str] | Source | TableReader | None = None,
+    *,
+    given: Given | None = None,
+    addresses: Sequence[int] = (),
+    what_if: Sequence[str] = (),
+    **numbers: int,
+) -> Explanation:
+    """Why did it fault?
+
+    *log* is a log in any of the known formats, or a source of memory that has registers too (an
+    ELF core, ``qmp:SOCKET``); *memory* the guest's physical memory. Either may be left out, and
+    *numbers* (``cr2=…, error_code=…``; see `Given`) go before what they say. *addresses* are
+    described besides; *what_if* asks the same access under changes (see `what_if.ask`).
+
+    `FormatError` for what is no log, `MachineError` for what cannot be opened, `ValueError` for numbers or changes
+    that make no sense. A fault that cannot be explained is an answer, with rule ``unknown``.
+    """
+    given = replace(given or Given(), **numbers)
+    with ExitStack() as stack:
+        if isinstance(log, str | os.PathLike) and _is_source(os.fspath(log)):
+            log, memory = None, memory if memory is not None else log
+        if isinstance(memory, str | os.PathLike):
+            memory = stack.enter_context(open_source(os.fspath(memory)))
+        reader = memory.memory if isinstance(memory, Source) else memory
+        final = memory.cpus[0] if isinstance(memory, Source) and memory.cpus else None
+        trace = _trace(log, stack)
+        if trace is None:
+            name = memory.name if isinstance(memory, Source) else "numbers"
+            trace = _from_registers(name, reader, given, final, bool(addresses))
+        elif not trace.strikes:
+            trace = _complete(trace, reader, given)
+        return _explain(trace, reader, given, final, addresses, what_if)
+
+
+def explain_event(event: MachineEvent, machine: Machine) -> Explanation:
+    """Why a run on one of our engines ended: from its exceptions, registers and memory.
+
+    For an end that is no shutdown the story is what the instruction at RIP would do.
+    """
+    cpu = cpu_state(machine.registers(), machine.name)
+    given = Given(phys_bits=machine.cpu.phys_bits)
+    if not isinstance(event, Shutdown) or not event.records:
+        trace = _complete(Trace(machine.name, "engine's registers", cpu=cpu), machine.memory, given)
+    else:
+        records = [
+            Strike(r.vector, None, r.error_code, r.cr2, r.rip, r.rsp, cpu=cpu, cpl=cpu.general["cpl"])
+            for r in event.records
+        ]
+        trace = Trace(machine.name, "engine's events", pair_up(records), "triple-fault", cpu, total=len(records))
+    return _explain(trace, machine.memory, given, cpu, (), ())
+
+
+def cpu_state(registers: Registers, source: str) -> CpuState:
+    """An engine's registers in the form that logs and cores have them."""
+    names = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
+    general = {name: getattr(registers, name) for name in (*names, "rip", "rflags", "cpl")}
+    tables = {"gdt": registers.gdt, "idt": registers.idt}
+    segments = {name: Segment(0, table.base, table.limit, 0) for name, table in tables.items() if table}
+    return CpuState(
+        source, registers.cr0, registers.cr2, registers.cr3, registers.cr4, registers.efer, general, segments
+    )
+
+
+# -- what there is to go on ------------------------------------------------------------------
+
+
+def _is_source(name: str) -> bool:
+    """Whether *name* is memory with registers rather than a log, by prefix or first bytes."""
+    if name.startswith(_LIVE):
+        return True
+    if name == "-":
+        return False
+    with open_log(name) as file:
+        return file.read(16).startswith(_CORE)
+
+
+def _trace(log: Any, stack: ExitStack) -> Trace | None:
+    if log is None or isinstance(log, Trace):
+        return log
+    if isinstance(log, str | os.PathLike):
+        name = os.fspath(log)
+        with open_log(name) as stream:
+            return read_log(stream, "standard input" if name == "-" else name)
+    return read_log(log, getattr(log, "name", "the log"))
+
+
+def _from_registers(
+    name: str, memory: TableReader | None, given: Given, cpu: CpuState | None, may_be_empty: bool
+) -> Trace:
+    if cpu is None and not given and not may_be_empty:
+        raise FormatError(
+            f"{name} says nothing of a CPU; expected a log, a core with registers, or numbers such as --cr2 and --cr3"
+        )
+    return _complete(Trace(name, "registers", cpu=cpu or CpuState("what was given")), memory, given)
+
+
+def _complete(trace: Trace, memory: TableReader | None, given: Given) -> Trace:
+    """Exceptions for a source that has none: those that were given, or that registers and memory lead to."""
+    here = situation(trace.cpu, None, memory, given)
+    said = strike_of(given, here)
+    first = said or (first_strike(here, trace.code) if memory is not None else None)
+    if first is None:
+        return trace
+    if said is not None and memory is None:
+        return replace(trace, strikes=(said,))
+    strikes, outcome = follow(here, first)
+    if trace.outcome != "unknown" or said is not None:
+        outcome = trace.outcome
+    if said is not None:
+        return replace(trace, strikes=strikes, outcome=outcome)
+    note = "there is no log: the exceptions are inferred from registers and memory"
+    return replace(trace, strikes=strikes, outcome=outcome, inferred=True, remarks=(*trace.remarks, note))
+
+
+# -- putting it together ---------------------------------------------------------------------
+
+
+def _explain(
+    trace: Trace,
+    memory: TableReader | None,
+    given: Given,
+    final: CpuState | None,
+    addresses: Sequence[int],
+    changes: Sequence[str],
+) -> Explanation:
+    story = Story(trace, memory, given, final)
+    told = story.tell()
+    cause = find_cause(told, trace)
+    guilty = next((one for one in told if not one.finding.legitimate), None)
+    here = guilty.finding.here if guilty else situation(trace.cpu or final, None, memory, given)
+    if guilty is not None:
+        cause = replace(cause, legal=_legal(guilty))
+    return Explanation(
+        source=trace.source,
+        dialect=trace.dialect,
+        mode=PAGING_NAMES[here.state.paging] if here.known_mode else None,
+        outcome=trace.outcome,
+        exceptions=told,
+        cause=cause,
+        unknown=_unknown(here, told, trace),
+        remarks=(*trace.remarks, *story.remarks()),
+        places=tuple(describe(here, va, trace.release) for va in addresses),
+        what_if=tuple(ask(change, guilty.finding) for change in changes) if guilty else (),
+    )
+
+
+def _legal(told: Told) -> tuple[str, ...]:
+    link = missing_link(told.finding)
+    changes = legal_changes(told.finding)
+    if link is None:
+        return changes
+    return (link, *(change for change in changes if "every level" not in change))
+
+
+def _unknown(here: Situation, told: Sequence[Told], trace: Trace) -> tuple[str, ...]:
+    """What nobody says, as far as it can matter here."""
+    found = [text for name, text in here.assumed.items() if name != "phys_bits" or _matters(told)]
+    if here.memory is None:
+        found.append("there is no memory: the levels of the walk, the instruction and the handlers are not known")
+    if trace.truncated:
+        found.append("the source begins in the middle: what struck first is not in it")
+    if not trace.strikes:
+        found.append("no exception is in the source")
+    for one in told:
+        if one.strike.error_code is None and one.strike.vector == 14 and one.strike.during is None:
+            found.append("the error code of the page fault is not in the source")
+    return tuple(dict.fromkeys(found))
+
+
+def _matters(told: Sequence[Told]) -> bool:
+    """Whether the physical width plays a part: some entry on a path has an address above 4 GiB."""
+    return any(step.entry.raw & ((1 << 52) - 1) >> 36 << 36 for one in told for step in one.finding.steps)

@@ -1,0 +1,114 @@
+"""Error codes: what their bits say, and which rules they leave over when there are no tables to ask."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from fivefold.arch import Access, Cr4, Kind, PageFault, Vector
+from fivefold.explain.ruling import RuleName
+from fivefold.explain.situation import Situation
+from fivefold.machine.base import vector_name
+
+_BITS: Final = (
+    (PageFault.P, "P: a present translation", "P clear: not present"),
+    (PageFault.W, "W: a write", "W clear: a read or fetch"),
+    (PageFault.U, "U: user mode", "U clear: supervisor mode"),
+    (PageFault.RSVD, "RSVD: a reserved bit", ""),
+    (PageFault.I, "I: an instruction fetch", ""),
+    (PageFault.PK, "PK: a protection key", ""),
+    (PageFault.SS, "SS: a shadow-stack access", ""),
+    (PageFault.HLAT, "HLAT: in HLAT paging", ""),
+    (PageFault.SGX, "SGX: an SGX rule", ""),
+    (PageFault.RMP, "RMP: AMD's reverse map", ""),
+)
+
+
+class Candidate(NamedTuple):
+    """A rule that fits an error code, and why. *certain*: no other one fits."""
+
+    rule: RuleName
+    reason: str
+    certain: bool
+
+
+def decode_error(vector: int, code: int) -> tuple[str, ...]:
+    """The bits of an error code in words, lowest first."""
+    if vector == Vector.PF:
+        words = [on if code & bit else off for bit, on, off in _BITS]
+        unknown = code & ~int(sum(bit for bit, _, _ in _BITS))
+        return (*filter(None, words), *([f"unknown bits {unknown:#x}"] if unknown else []))
+    if not code:
+        return ("0: no selector is involved",)
+    table = "IDT" if code & 2 else "LDT" if code & 4 else "GDT"
+    index = code >> 3
+    name = f", {vector_name(index)}" if table == "IDT" else ""
+    outside = ("EXT: struck while another event was being delivered",) if code & 1 else ()
+    return (f"{table} entry {index}{name}", *outside)
+
+
+def kind_of(here: Situation, code: int, cr2: int | None, rip: int | None) -> Kind:
+    """The access that a page fault's error code reports.
+
+    Without SMEP and without NXE the CPU does not report fetches: then CR2 tells them.
+    """
+    if code & PageFault.W:
+        return Kind.WRITE
+    reports = here.state.cr4_has(Cr4.SMEP) or here.state.nxe
+    if code & PageFault.I or (not reports and cr2 is not None and cr2 == rip):
+        return Kind.FETCH
+    return Kind.READ
+
+
+def rule_from_code(here: Situation, code: int, va: int | None, how: Access) -> Candidate:
+    """The rule that *code* leaves over. What two rules share, the half of the address decides, as a likelihood."""
+    if code & PageFault.RSVD:
+        # Before P: QEMU reports these with P clear.
+        return Candidate("reserved-bit", "the error code has RSVD", True)
+    if not code & PageFault.P:
+        return Candidate("not-present", "the error code has P clear", True)
+    if code & PageFault.PK:
+        return Candidate("protection-key", "the error code has PK", True)
+    if code & PageFault.U:
+        return _user_rule(how, va)
+    if how.kind is Kind.FETCH:
+        return _fetch_rule(here, va)
+    return _data_rule(here, how, va)
+
+
+def _upper(va: int | None) -> bool:
+    return va is not None and bool(va >> 63)
+
+
+def _user_rule(how: Access, va: int | None) -> Candidate:
+    if how.kind is Kind.READ:
+        return Candidate("user-supervisor", "a user read of a present page fails for U/S only", True)
+    if _upper(va):
+        return Candidate("user-supervisor", "the address is in the kernel's half", False)
+    other: RuleName = "no-execute" if how.kind is Kind.FETCH else "write-protected"
+    return Candidate(other, "the address is in the user half, where pages are the user's", False)
+
+
+def _fetch_rule(here: Situation, va: int | None) -> Candidate:
+    if not here.state.cr4_has(Cr4.SMEP):
+        return Candidate("no-execute", "CR4.SMEP is clear, so a supervisor fetch fails for XD only", True)
+    if not here.state.nxe:
+        return Candidate("smep", "EFER.NXE is clear, so a supervisor fetch fails for SMEP only", True)
+    if _upper(va):
+        return Candidate("no-execute", "the address is in the kernel's half, where pages are not the user's", False)
+    return Candidate("smep", "the address is in the user half", False)
+
+
+def _data_rule(here: Situation, how: Access, va: int | None) -> Candidate:
+    smap = here.state.cr4_has(Cr4.SMAP) and (how.implicit or not here.state.ac)
+    can_protect = how.kind is Kind.WRITE and here.state.wp
+    if smap and not (can_protect and _upper(va)):
+        why = (
+            "only SMAP refuses a supervisor read of a present page"
+            if not can_protect
+            else "the user half is the user's"
+        )
+        return Candidate("smap", why, not can_protect)
+    if can_protect:
+        why = "the address is in the kernel's half" if smap else "only R/W=0 refuses a supervisor write here"
+        return Candidate("write-protected", why, not smap)
+    return Candidate("unknown", "no rule of paging refuses this access in this state", False)

@@ -1,0 +1,65 @@
+"""What was found out about one exception, and the instruction that made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fivefold.arch import Access, Level, Step
+from fivefold.explain.instruction import LONGEST, Instruction, Use, decode
+from fivefold.explain.ruling import RuleName, read_virtual
+from fivefold.explain.situation import Situation
+from fivefold.explain.trace import Code, Strike
+
+Confidence = Literal["certain", "likely", "guess"]
+"""``certain``: source and rules leave nothing else. ``likely``: the evidence speaks for it, something is
+inferred. ``guess``: one of several readings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The refused access behind an exception. *sentence* says what was done to which address and who refused.
+
+    *culprit* is the entry to blame, *pointer* that it leads to a missing table. *agrees* says whether
+    the reported error code is the one that the tables give; None where there is nothing to compare.
+    *legitimate*: raised on purpose, or without paging having a part in it. *remarks* are
+    quirks and inferences, *here* is the CPU with what was inferred.
+    """
+
+    rule: RuleName
+    sentence: str
+    confidence: Confidence
+    here: Situation
+    va: int | None = None
+    how: Access | None = None
+    culprit: Step | None = None
+    steps: tuple[Step, ...] = ()
+    instruction: Instruction | None = None
+    use: Use | None = None
+    agrees: bool | None = None
+    legitimate: bool = False
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def level(self) -> Level | None:
+        """The level of the entry to blame."""
+        return self.culprit.entry.level if self.culprit else None
+
+
+def instruction_at(here: Situation, strike: Strike, fallback: Code | None = None) -> Instruction | None:
+    """The instruction at the strike's RIP, from memory or from what the log printed; None where neither has it."""
+    rip = strike.rip if strike.rip is not None else here.registers.rip
+    if rip is None:
+        return None
+    code = read_virtual(here, rip, LONGEST)
+    printed = strike.code or fallback
+    if code is None and printed is not None:
+        code = printed.from_rip
+    if not code:
+        return None
+
+    def load(va: int, size: int) -> int | None:
+        raw = read_virtual(here, va, size)
+        return int.from_bytes(raw, "little") if raw is not None and len(raw) == size else None
+
+    return decode(code, rip, here.registers, load, here.code_bits)

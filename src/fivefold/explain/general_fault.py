@@ -1,0 +1,246 @@
+"""A general protection or stack fault that is not part of a delivery: an address that is not canonical,
+a write to a control register that the state forbids, a bad selector, a privileged instruction.
+
+With the instruction this is decided by `fivefold.arch`. Without it (a log alone) the registers
+still hold what was used, and what is said is a guess and called one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from fivefold.arch import FETCH, LA48, LA57, Access, Cr0, Cr4, Kind, PagingMode, Refused, Register, Vector, check_write
+from fivefold.explain.finding import Finding, instruction_at
+from fivefold.explain.instruction import ControlWrite, Instruction, Use
+from fivefold.explain.ruling import Refusal, RuleName, rule_on
+from fivefold.explain.situation import Situation
+from fivefold.explain.trace import Strike, Trace
+from fivefold.machine.base import vector_name
+from fivefold.units import hex64
+
+_ADDRESS_REGISTERS: Final = frozenset(
+    set(Register) - {Register.CR0, Register.CR3, Register.CR4, Register.EFER, Register.PKRS}
+)
+_GENERAL: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{n}" for n in range(8, 16)))
+_NEAR: Final = 1 << 40
+"""How close to a canonical address a value must be to look like a pointer that went wrong."""
+
+
+def explain_general_fault(here: Situation, strike: Strike, trace: Trace) -> Finding:
+    """Find the rule behind a #GP or #SS that struck outside of any delivery."""
+    code = strike.error_code
+    if code:
+        return _by_selector(here, strike, code, trace)
+    if (finding := _bad_rip(here, strike)) is not None:
+        return finding
+    instruction = instruction_at(here, strike, trace.code)
+    if instruction is None:
+        return _by_registers(here, strike, trace)
+    finding = _by_use(here, strike, instruction, trace) or _by_write(here, instruction, trace)
+    if finding is not None:
+        return finding
+    if instruction.privileged and here.state.cpl:
+        sentence = f"{instruction.text} needs privilege level 0, and the code runs at {here.state.cpl}"
+        return Finding("unknown", sentence, "certain", here, how=None, instruction=instruction)
+    raised = f"{vector_name(strike.vector)}(0)"
+    sentence = f"{instruction.text} at {hex64(instruction.at)} raised {raised}, and no rule of paging refuses it"
+    return Finding("unknown", sentence, "guess", here, instruction=instruction)
+
+
+def explain_write(here: Situation, write: ControlWrite) -> Refused | None:
+    """Why a write to a control register is refused in this state, None if every rule allows it."""
+    verdict = check_write(here.state, write.register, write.value, here.cpu)
+    return verdict if isinstance(verdict, Refused) else None
+
+
+# -- with the instruction --------------------------------------------------------------------
+
+
+def _bad_rip(here: Situation, strike: Strike) -> Finding | None:
+    rip = strike.rip if strike.rip is not None else here.registers.rip
+    if rip is None or here.mode is None or here.mode.is_canonical(rip):
+        return None
+    sentence = f"an instruction fetch from {hex64(rip)} was refused: the address is not canonical"
+    return _non_canonical(here, rip, FETCH, sentence, None, None, ())
+
+
+def _by_use(here: Situation, strike: Strike, instruction: Instruction, trace: Trace) -> Finding | None:
+    for use in instruction.uses:
+        ruling = rule_on(here, use.va, use.how)
+        if not isinstance(ruling, Refusal) or ruling.rule != "non-canonical":
+            continue
+        sentence = f"{instruction.text}: {_spelled(use)} {hex64(use.va)} was refused: the address is not canonical"
+        remarks: tuple[str, ...] = ()
+        if ruling.vector != strike.vector:
+            remarks = (
+                f"a CPU raises {vector_name(ruling.vector)} for it, {vector_name(strike.vector)} was reported: "
+                "QEMU's TCG reports a non-canonical push as #GP",
+            )
+        return _non_canonical(here, ruling.va, use.how, sentence, instruction, use, remarks)
+    return None
+
+
+def _spelled(use: Use) -> str:
+    if use.text.startswith("a "):
+        return f"{use.text} at"
+    kinds = {Kind.READ: "a read of", Kind.WRITE: "a write to", Kind.FETCH: "the branch to"}
+    return f"{kinds[use.how.kind]} {use.text} at" if use.how.kind is not Kind.FETCH else "the branch to"
+
+
+def _non_canonical(
+    here: Situation,
+    va: int,
+    how: Access,
+    sentence: str,
+    instruction: Instruction | None,
+    use: Use | None,
+    remarks: tuple[str, ...],
+) -> Finding:
+    return Finding(
+        "non-canonical", f"{sentence}{in_other_mode(here, va)}", "certain", here, va, how,
+        instruction=instruction, use=use, remarks=remarks,
+    )  # fmt: skip
+
+
+def in_other_mode(here: Situation, va: int) -> str:
+    """Whether the other number of levels would make *va* canonical, as the end of a sentence."""
+    mode = here.mode
+    if mode is None:
+        return ""
+    other = other_mode(mode)
+    if other.is_canonical(va):
+        return f" in {mode.va_bits} bits; in {other.va_bits} bits, with {len(other.levels)} levels, it would be"
+    return f" in {mode.va_bits} bits, nor in {other.va_bits}"
+
+
+def other_mode(mode: PagingMode) -> PagingMode:
+    """The other of the two modes."""
+    return LA48 if mode is LA57 else LA57
+
+
+def _by_write(here: Situation, instruction: Instruction, trace: Trace) -> Finding | None:
+    write = instruction.write
+    if write is None:
+        return None
+    refused = explain_write(here, write)
+    rule: RuleName = "non-canonical" if write.register in _ADDRESS_REGISTERS else "mode-change-refused"
+    what = f"{instruction.text} writes {hex64(write.value)} to {write.register.value}"
+    if refused is not None:
+        va = write.value if rule == "non-canonical" else None
+        return Finding(
+            rule, f"{what}, which is refused: {refused.sentence}", "certain", here, va, instruction=instruction
+        )
+    changed = _changed(here, write)
+    sentence = f"{what}, which was refused, though only features that this CPU may lack could forbid it{changed}"
+    return Finding(rule, sentence, "likely", here, instruction=instruction)
+
+
+def _changed(here: Situation, write: ControlWrite) -> str:
+    """The named bits that a write sets, as the end of a sentence."""
+    old = {Register.CR0: here.state.cr0, Register.CR4: here.state.cr4}.get(write.register)
+    if old is None:
+        return ""
+    names = Cr4 if write.register is Register.CR4 else Cr0
+    set_now = [bit.name or "" for bit in names if write.value & ~old & bit]
+    return f" (it sets {', '.join(set_now)})" if set_now else ""
+
+
+def _by_selector(here: Situation, strike: Strike, code: int, trace: Trace) -> Finding:
+    instruction = instruction_at(here, strike, trace.code)
+    text = f"{instruction.text}: " if instruction else ""
+    if code & 2:
+        vector = code >> 3
+        sentence = f"{text}the gate of {vector_name(vector)} in the IDT cannot be used (error code {code:#x})"
+        idt = here.registers.idt
+        beyond = idt is not None and 16 * vector + 15 > idt.limit
+        rule: RuleName = "idt-limit" if beyond else "idt-entry"
+        return Finding(rule, sentence, "certain", here, instruction=instruction)
+    table = "LDT" if code & 4 else "GDT"
+    sentence = f"{text}selector {code & ~3:#x} was refused: {table} entry {code >> 3} cannot be used so"
+    return Finding("unknown", sentence, "certain", here, instruction=instruction)
+
+
+# -- without ---------------------------------------------------------------------------------
+
+
+def _by_registers(here: Situation, strike: Strike, trace: Trace) -> Finding:
+    """Guess from the registers what the instruction, which nobody shows, was about to use."""
+    named = next((remark for remark in trace.remarks if "non-canonical address" in remark), None)
+    if named is not None:
+        va = int(named.rsplit("0x", 1)[1], 16)
+        sentence = f"an access to {hex64(va)} was refused: the address is not canonical{in_other_mode(here, va)}"
+        return Finding(
+            "non-canonical", sentence, "likely", here, va, remarks=("the kernel's report names the address",)
+        )
+    if strike.vector == Vector.SS:
+        return _by_stack(here)
+    if (finding := _by_control(here)) is not None:
+        return finding
+    return _by_pointer(here)
+
+
+def _by_stack(here: Situation) -> Finding:
+    rsp = here.registers.rsp
+    if rsp is not None and here.mode is not None and not here.mode.is_canonical(rsp - 8):
+        sentence = f"RSP is {hex64(rsp)}: an access to the stack there is not canonical{in_other_mode(here, rsp - 8)}"
+        return Finding("non-canonical", sentence, "likely", here, rsp - 8)
+    return Finding("stack", "an access to the stack failed; nothing shows which", "guess", here)
+
+
+def _by_control(here: Situation) -> Finding | None:
+    """A register that holds CR4 or CR0 with one bit changed, where that change is refused."""
+    for name, value in _values(here):
+        for register, old in ((Register.CR4, here.state.cr4), (Register.CR0, here.state.cr0)):
+            change = value ^ old
+            refused = explain_write(here, ControlWrite(register, value)) if value and change.bit_count() == 1 else None
+            if refused is None:
+                continue
+            sentence = (
+                f"{name.upper()} holds {value:#x}, which is {register.value} ({old:#x}) with bit {change:#x} changed; "
+                f"writing that is refused: {refused.sentence}"
+            )
+            remarks = ("no memory shows the instruction at RIP",)
+            return Finding("mode-change-refused", sentence, "guess", here, remarks=remarks)
+    return None
+
+
+def _by_pointer(here: Situation) -> Finding:
+    """A register that holds an address which is not canonical; one next to the edge looks most like a pointer."""
+    mode = here.mode
+    if mode is None:
+        return Finding("unknown", "a general protection fault; neither mode nor instruction is known", "guess", here)
+    found = [(name, value) for name, value in _values(here) if not mode.is_canonical(value)]
+    if not found:
+        sentence = "a general protection fault, and no register holds an address that is not canonical"
+        return Finding("unknown", sentence, "guess", here)
+    found.sort(key=lambda item: _distance(mode, item[1]))
+    name, value = found[0]
+    sentence = f"{name.upper()} holds {hex64(value)}, which as an address is not canonical{in_other_mode(here, value)}"
+    others = [f"{other.upper()} {hex64(number)}" for other, number in found[1:]]
+    remarks = ["no memory shows the instruction at RIP, so which register it used is a guess"]
+    if others:
+        remarks.append(f"not canonical either: {', '.join(others)}")
+    clear = len(found) == 1 or other_mode(mode).is_canonical(value) or _distance(mode, value) < _NEAR
+    return Finding("non-canonical", sentence, "guess", here, value if clear else None, remarks=tuple(remarks))
+
+
+def _distance(mode: PagingMode, value: int) -> int:
+    """How far *value* is from the nearest canonical address; an address of the other mode is near."""
+    if other_mode(mode).is_canonical(value):
+        return 0
+    return min(value - mode.gap.start, mode.gap.stop - 1 - value)
+
+
+def _values(here: Situation) -> Iterator[tuple[str, int]]:
+    for name in _GENERAL:
+        value = here.registers.general.get(name)
+        if value is not None:
+            yield name, value
+
+
+def with_write(here: Situation, write: ControlWrite) -> Situation | None:
+    """The state after a legal write, None if it is refused."""
+    verdict = check_write(here.state, write.register, write.value, here.cpu)
+    return None if isinstance(verdict, Refused) else replace(here, state=verdict.state)

@@ -1,0 +1,127 @@
+"""Why the delivery of one exception ended in another: from memory by replaying it, else by the address.
+
+Without memory, CR2 still tells a gate from a push, and the IDT's limit is in every dump.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from fivefold.arch import FETCH, Access, Kind, Vector
+from fivefold.explain.delivery import GATE_SIZE, Obstacle, Route, gate_address, replay
+from fivefold.explain.error_codes import kind_of, rule_from_code
+from fivefold.explain.finding import Confidence, Finding
+from fivefold.explain.page_fault import FRAME_WORDS
+from fivefold.explain.ruling import Refusal, RuleName, describe_entry, rule_on
+from fivefold.explain.situation import Situation
+from fivefold.explain.trace import Strike
+from fivefold.machine.base import vector_name
+from fivefold.units import hex64
+
+SELECTOR_FAULTS: Final = frozenset({Vector.GP, Vector.SS, Vector.NP, Vector.TS})
+"""Exceptions that a bad descriptor, selector or address raises; their error code names the selector."""
+
+
+def explain_delivery(here: Situation, before: Strike, strike: Strike) -> Finding:
+    """Why the delivery of *before* (or of the double fault it became) ended in *strike*."""
+    vector = strike.during if strike.during is not None else before.vector
+    route = replay(here, vector, before.software and vector == before.vector)
+    obstacle = route.obstacle
+    if obstacle is not None and not obstacle.in_handler and _fits(obstacle, strike):
+        return _of_obstacle(here, obstacle, strike)
+    if strike.vector == Vector.PF:
+        return _page_fault_in_delivery(here, vector, strike, route)
+    return _other_in_delivery(here, vector, strike, route)
+
+
+def _fits(obstacle: Obstacle, strike: Strike) -> bool:
+    """Whether the replay's obstacle is what was reported. QEMU reports a non-canonical push as #GP."""
+    vectors = {obstacle.vector, int(Vector.GP) if obstacle.vector == Vector.SS else obstacle.vector}
+    same_address = strike.cr2 is None or obstacle.va is None or strike.cr2 == obstacle.va
+    return strike.vector in vectors and same_address
+
+
+def _of_obstacle(here: Situation, obstacle: Obstacle, strike: Strike) -> Finding:
+    remarks: tuple[str, ...] = ()
+    if obstacle.vector != strike.vector:
+        remarks = (
+            f"a CPU raises {vector_name(obstacle.vector)} for it, {vector_name(strike.vector)} was reported: QEMU's "
+            "TCG reports a non-canonical push as #GP",
+        )
+    how = None
+    if obstacle.va is not None:
+        kind = Kind.WRITE if "pushed" in obstacle.sentence else Kind.READ
+        how = FETCH if obstacle.in_handler else replace(FETCH, kind=kind)
+    sentence = obstacle.sentence
+    if obstacle.culprit is not None and not obstacle.culprit.entry.is_present:
+        sentence += f"; the {describe_entry(obstacle.culprit)} is not present"
+    return Finding(
+        obstacle.rule, sentence, "certain", here, obstacle.va, how, obstacle.culprit, obstacle.steps, remarks=remarks
+    )
+
+
+def _page_fault_in_delivery(here: Situation, vector: int, strike: Strike, route: Route) -> Finding:
+    """By the address: the gate, a descriptor, the TSS, or the stack."""
+    name, va = vector_name(vector), strike.cr2
+    if va is None:
+        return Finding("unknown", f"a page fault in the delivery of {name}; where is not known", "guess", here)
+    gate = gate_address(here, vector)
+    code = strike.error_code
+    kind = Kind.READ if code is None else kind_of(here, code, va, None)
+    how = replace(FETCH, kind=kind, implicit=True)
+    if gate is not None and gate <= va < gate + GATE_SIZE:
+        sentence = f"the gate of {name} at {hex64(gate)} could not be read"
+        return _placed(here, "idt-not-mapped", sentence, va, how, "certain", code)
+    rsp = strike.rsp if strike.rsp is not None else here.registers.rsp
+    if rsp is not None and 0 < rsp - va <= 8 * FRAME_WORDS + 8:
+        ist = "" if route.ist is None else " (the gate names none)" if not route.ist else ""
+        sentence = (
+            f"the frame could not be pushed to {hex64(va)}, {rsp - va} bytes below RSP: no IST is used{ist}, so the "
+            "same stack again"
+        )
+        return _placed(here, "stack", sentence, va, replace(how, kind=Kind.WRITE, stack=True), "likely", code)
+    gdt, tr = here.registers.gdt, here.registers.segments.get("tr")
+    if gdt is not None and gdt.limit and 0 <= va - gdt.base <= gdt.limit:
+        sentence = f"the descriptor of the handler's code segment at {hex64(va)}, in the GDT, could not be read"
+        return _placed(here, "unknown", sentence, va, how, "likely", code)
+    if tr is not None and tr.base and 0 <= va - tr.base <= tr.limit:
+        sentence = f"the stack pointer in the TSS, at {hex64(va)}, could not be read"
+        return _placed(here, "unknown", sentence, va, how, "likely", code)
+    sentence = f"an access to {hex64(va)} failed in the delivery of {name}: perhaps a stack that the TSS names"
+    return _placed(here, "unknown", sentence, va, how, "guess", code)
+
+
+def _placed(
+    here: Situation, rule: RuleName, sentence: str, va: int, how: Access, confidence: Confidence, code: int | None
+) -> Finding:
+    """A finding with the walk of its address, if there is memory, which then also gives an unknown rule."""
+    ruling = rule_on(here, va, how)
+    if isinstance(ruling, Refusal):
+        if ruling.culprit is not None:
+            sentence += f"; {describe_entry(ruling.culprit)} refused it"
+        named = ruling.rule if rule in ("stack", "unknown") else rule
+        return Finding(named, sentence, confidence, here, va, how, ruling.culprit, ruling.steps)
+    if rule in ("stack", "unknown") and code is not None:
+        candidate = rule_from_code(here, code, va, how)
+        return Finding(candidate.rule, f"{sentence}; {candidate.reason}", confidence, here, va, how)
+    return Finding(rule, sentence, confidence, here, va, how)
+
+
+def _other_in_delivery(here: Situation, vector: int, strike: Strike, route: Route) -> Finding:
+    name = vector_name(vector)
+    if strike.vector == Vector.NP:
+        sentence = f"the gate of {name}, or its code segment, is not present"
+        return Finding("idt-entry", sentence, "likely", here)
+    rsp, mode = here.registers.rsp, here.mode
+    if rsp is not None and mode is not None and not mode.is_canonical(rsp - 8) and strike.vector in SELECTOR_FAULTS:
+        sentence = f"the frame of {name} could not be pushed: RSP is {hex64(rsp)}, which is not canonical"
+        return Finding("non-canonical", sentence, "likely", here, rsp - 8)
+    if strike.vector == Vector.GP:
+        sentence = f"the gate of {name} lies inside the IDT's limit and could not be used"
+        if here.registers.idt is None:
+            sentence = f"the gate of {name} could not be used; IDTR is not known"
+        missing = (route.missing,) if route.missing else ()
+        return Finding("idt-entry", sentence, "likely", here, remarks=missing)
+    sentence = f"{vector_name(strike.vector)} in the delivery of {name}"
+    return Finding("unknown", sentence, "guess", here)

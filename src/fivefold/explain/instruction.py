@@ -1,0 +1,267 @@
+"""What an instruction is about to touch. The only module that imports capstone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from fivefold.arch import FETCH, MSRS, Access, Kind, Register
+from fivefold.memory import CpuState
+from fivefold.units import MASK64, hex64
+
+Load = Callable[[int, int], int | None]
+"""Read a little-endian number of (address, size) from the guest's virtual memory; None if it cannot be."""
+
+LONGEST: Final = 15
+
+_PUSHES: Final = frozenset({"push", "call", "enter", "pushfq", "pushfd", "pushf", "lcall"})
+_POPS: Final = frozenset({"pop", "ret", "popfq", "popfd", "popf", "iretq", "iretd", "iret", "retf", "retfq", "leave"})
+_FRAMES: Final = {"iretq": 5, "iretd": 3, "retfq": 2, "retf": 2}
+_NO_ACCESS: Final = frozenset(
+    {"lea", "nop", "invlpg", "prefetchw", "prefetcht0", "prefetcht1", "prefetcht2", "prefetchnta"}
+)
+_ON_PURPOSE: Final = frozenset({"int3", "int1", "int", "into", "ud2", "ud1", "ud0"})
+_CONTROL: Final = {"cr0": Register.CR0, "cr3": Register.CR3, "cr4": Register.CR4}
+_TABLES: Final = {"lgdt": Register.GDTR, "lidt": Register.IDTR}
+_BASES: Final = {"wrfsbase": Register.FS_BASE, "wrgsbase": Register.GS_BASE}
+
+
+class Use(NamedTuple):
+    """One access to memory, at its effective address; *text* says which part of the instruction makes it."""
+
+    va: int
+    how: Access
+    text: str
+
+
+class ControlWrite(NamedTuple):
+    """A write to a control register, an MSR or a descriptor-table register."""
+
+    register: Register
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction at *at*; *uses* in the order in which the CPU makes them.
+
+    *on_purpose*: its whole effect is an exception (INT n, INT3, UD2). *privileged*: it needs privilege level 0.
+    """
+
+    at: int
+    size: int
+    text: str
+    uses: tuple[Use, ...]
+    write: ControlWrite | None = None
+    on_purpose: bool = False
+    privileged: bool = False
+
+
+def decode(code: bytes, at: int, registers: CpuState, load: Load, bits: int = 64) -> Instruction | None:
+    """The instruction that *code* starts with, None if it is none or too short.
+
+    Addresses come from *registers* as they are before it; what it needs from memory (a
+    return address, the operand of LIDT) from *load*. A use whose address is not known is left out.
+    """
+    raw = next(_engine(bits).disasm(code[:LONGEST], at, 1), None)
+    if raw is None:
+        return None
+    reader = _Reader(raw, registers, load, bits)
+    return Instruction(
+        at,
+        raw.size,
+        f"{raw.mnemonic} {raw.op_str}".strip(),
+        tuple(reader.uses()),
+        reader.control_write(),
+        raw.mnemonic in _ON_PURPOSE,
+        reader.is_privileged(),
+    )
+
+
+@functools.cache
+def _engine(bits: int) -> Any:
+    import capstone
+
+    modes = {64: capstone.CS_MODE_64, 32: capstone.CS_MODE_32, 16: capstone.CS_MODE_16}
+    engine = capstone.Cs(capstone.CS_ARCH_X86, modes[bits])
+    engine.detail = True
+    return engine
+
+
+class _Reader:
+    """One decoded instruction with the registers that it would see."""
+
+    def __init__(self, raw: Any, registers: CpuState, load: Load, bits: int) -> None:
+        self._raw, self._registers, self._load, self._bits = raw, registers, load, bits
+        # ``rep movsq`` and ``lock add`` are one mnemonic each.
+        self._name: str = raw.mnemonic.split()[-1]
+
+    def uses(self) -> Iterator[Use]:
+        """The accesses, reads before writes before what a branch fetches."""
+        if self._name in _NO_ACCESS or self._is_idle_string():
+            return
+        found = [use for operand in self._raw.operands for use in self._operand(operand)]
+        yield from sorted(found, key=lambda use: use.how.kind is Kind.WRITE)
+        yield from self._stack()
+        if (target := self._target()) is not None:
+            yield Use(target, FETCH, "the target of the branch")
+
+    def control_write(self) -> ControlWrite | None:
+        """What it writes to a control register or MSR, None if nothing or not known."""
+        operands = self._raw.operands
+        if self._name == "wrmsr":
+            return self._msr()
+        if self._name in _TABLES:
+            base = self._loaded(operands[0], 2, 8 if self._bits == 64 else 4)
+            return None if base is None else ControlWrite(_TABLES[self._name], base)
+        if self._name in _BASES or (self._name == "mov" and self._register_name(operands[0]) in _CONTROL):
+            value = self._value(operands[-1])
+            target = _BASES.get(self._name) or _CONTROL[self._register_name(operands[0])]
+            return None if value is None else ControlWrite(target, value)
+        return None
+
+    def is_privileged(self) -> bool:
+        """Whether the manual has it as an instruction for level 0."""
+        import capstone
+
+        return capstone.CS_GRP_PRIVILEGE in self._raw.groups
+
+    def _msr(self) -> ControlWrite | None:
+        index, low, high = (self._number(name) for name in ("rcx", "rax", "rdx"))
+        if index is None or low is None or high is None or index & 0xFFFFFFFF not in MSRS:
+            return None
+        return ControlWrite(MSRS[index & 0xFFFFFFFF], (high & 0xFFFFFFFF) << 32 | low & 0xFFFFFFFF)
+
+    # -- operands ------------------------------------------------------------------------
+
+    def _operand(self, operand: Any) -> Iterator[Use]:
+        from capstone import CS_AC_READ, CS_AC_WRITE
+        from capstone.x86 import X86_OP_MEM
+
+        if operand.type != X86_OP_MEM or (va := self._address(operand)) is None:
+            return
+        stack = self._is_on_stack(operand)
+        size = max(1, operand.size)
+        access = operand.access or CS_AC_READ
+        for flag, kind in ((CS_AC_READ, Kind.READ), (CS_AC_WRITE, Kind.WRITE)):
+            # A read-modify-write is refused as a write.
+            if access & flag and not (kind is Kind.READ and access & CS_AC_WRITE):
+                yield Use(va, Access(kind, size, stack=stack), self._spelled(operand))
+
+    def _address(self, operand: Any) -> int | None:
+        memory = operand.mem
+        parts = [self._part(memory.base), self._part(memory.index)]
+        if None in parts:
+            return None
+        base, index = parts
+        assert base is not None and index is not None
+        if memory.base and self._raw.reg_name(memory.base) in ("rip", "eip"):
+            base = self._raw.address + self._raw.size
+        offset = base + index * memory.scale + memory.disp & MASK64
+        if self._raw.addr_size == 4:
+            offset &= 0xFFFFFFFF
+        segment = self._segment_base(memory.segment)
+        return None if segment is None else segment + offset & MASK64
+
+    def _part(self, register: int) -> int | None:
+        if not register:
+            return 0
+        name = self._raw.reg_name(register)
+        return 0 if name in ("rip", "eip", "riz", "eiz") else self._number(name)
+
+    def _segment_base(self, register: int) -> int | None:
+        name = self._raw.reg_name(register) if register else "ds"
+        if self._bits == 64 and name not in ("fs", "gs"):
+            return 0
+        known = self._registers.segments.get(name)
+        if known is not None:
+            return known.base
+        # A core's general registers have it as a number of its own.
+        base = self._registers.general.get(f"{name}_base")
+        return base if base is not None or name in ("fs", "gs") else 0
+
+    def _is_on_stack(self, operand: Any) -> bool:
+        base = self._raw.reg_name(operand.mem.base) if operand.mem.base else ""
+        return base in ("rsp", "rbp", "esp", "ebp") and not operand.mem.segment
+
+    def _spelled(self, operand: Any) -> str:
+        memory = operand.mem
+        names = [self._raw.reg_name(memory.base)] if memory.base else []
+        if memory.index:
+            names.append(self._raw.reg_name(memory.index) + (f" * {memory.scale}" if memory.scale > 1 else ""))
+        text = " + ".join(names)
+        if memory.disp or not names:
+            sign = "-" if memory.disp < 0 and names else "+"
+            number = f"{abs(memory.disp):#x}" if names else hex64(memory.disp & MASK64)
+            text = f"{text} {sign} {number}" if names else number
+        return f"[{text}]"
+
+    # -- what is not in the operands -------------------------------------------------------
+
+    def _stack(self) -> Iterator[Use]:
+        word = self._bits // 8 if self._raw.prefix[2] != 0x66 else 2
+        rsp = self._number("rsp")
+        if rsp is None:
+            return
+        mask = MASK64 if self._bits == 64 else 0xFFFFFFFF
+        if self._name in _PUSHES:
+            yield Use(rsp - word & mask, Access(Kind.WRITE, word, stack=True), f"a push to RSP - {word}")
+        elif self._name in _POPS:
+            size = word * _FRAMES.get(self._name, 1)
+            at = self._number("rbp") if self._name == "leave" else rsp
+            if at is not None:
+                yield Use(at & mask, Access(Kind.READ, size, stack=True), f"a pop from {'RBP' if at != rsp else 'RSP'}")
+
+    def _target(self) -> int | None:
+        """Where a branch goes, None if it is none or not known. Conditional ones may stay."""
+        import capstone
+
+        groups = self._raw.groups
+        if self._name.startswith(("ret", "iret")):
+            rsp = self._number("rsp")
+            return None if rsp is None else self._load(rsp, self._bits // 8)
+        if self._name not in ("jmp", "call") or not {capstone.CS_GRP_CALL, capstone.CS_GRP_JUMP} & set(groups):
+            return None
+        operand = self._raw.operands[0]
+        value = self._value(operand)
+        return value if value is not None else self._loaded(operand, 0, self._bits // 8)
+
+    def _is_idle_string(self) -> bool:
+        """A repeated string instruction with a count of zero touches nothing."""
+        return self._raw.prefix[0] in (0xF2, 0xF3) and self._raw.mnemonic.startswith("rep") and not self._number("rcx")
+
+    # -- values ----------------------------------------------------------------------------
+
+    def _register_name(self, operand: Any) -> str:
+        from capstone.x86 import X86_OP_REG
+
+        return str(self._raw.reg_name(operand.reg)) if operand.type == X86_OP_REG else ""
+
+    def _value(self, operand: Any) -> int | None:
+        from capstone.x86 import X86_OP_IMM
+
+        if operand.type == X86_OP_IMM:
+            return int(operand.imm) & MASK64
+        name = self._register_name(operand)
+        return self._number(name) if name else None
+
+    def _loaded(self, operand: Any, offset: int, size: int) -> int | None:
+        from capstone.x86 import X86_OP_MEM
+
+        if operand.type != X86_OP_MEM or (va := self._address(operand)) is None:
+            return None
+        return self._load(va + offset, size)
+
+    def _number(self, name: str) -> int | None:
+        """A general register by any of its names; parts of one byte are not asked for."""
+        if name in self._registers.general:
+            return self._registers.general[name]
+        if name.startswith("e") or (name in ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")):
+            wide = self._registers.general.get("r" + name.removeprefix("e"))
+            return None if wide is None else wide & (0xFFFFFFFF if name.startswith("e") else 0xFFFF)
+        if name[:1] == "r" and name[-1:] in "dw":
+            wide = self._registers.general.get(name[:-1])
+            return None if wide is None else wide & (0xFFFFFFFF if name[-1] == "d" else 0xFFFF)
+        return None

@@ -1,0 +1,135 @@
+"""What Linux prints when the kernel faults: oops, panic of early boot, double fault, segfault lines.
+
+Formats of 4.12 to 6.12: ``arch/x86/mm/fault.c`` (show_fault_oops, dump_pagetable, show_signal_msg),
+``arch/x86/kernel/traps.c``, ``dumpstack.c``, ``process_64.c`` (__show_regs) and
+``arch/x86/mm/extable.c`` (early_fixup_exception).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from fivefold.arch import Vector
+from fivefold.explain.lines import Block
+from fivefold.explain.register_text import parse_code, parse_registers
+from fivefold.explain.trace import Outcome, Strike, Trace
+
+_ADDRESS: Final = re.compile(
+    r"(?:page fault for address|paging request at|NULL pointer dereference(?:, address)?|"
+    r"NULL pointer dereference at)[: ]+(?:0x)?([0-9a-f]{1,16})\b"
+)
+_ERROR: Final = re.compile(r"#PF: error_code\((?:0x)?([0-9a-f]+)\)")
+_OOPS: Final = re.compile(r"Oops(?:\[#\d+\])?:? (?:[A-Za-z ,-]*: )?([0-9a-f]{4,8}) \[#\d+\]")
+_EARLY: Final = re.compile(
+    r"PANIC: early exception (?:0x)?([0-9a-f]+) (?:rip|IP) [0-9a-f]+:([0-9a-f]+) "
+    r"error ([0-9a-f]+) cr2 (?:0x)?([0-9a-f]+)"
+)
+_SEGFAULT: Final = re.compile(r"segfault at ([0-9a-f]+) ip (?:0x)?([0-9a-f]+) sp (?:0x)?([0-9a-f]+) error ([0-9a-f]+)")
+_NAMED: Final = re.compile(
+    r"(general protection fault|double fault|stack segment|invalid opcode|divide error|kernel stack overflow)"
+)
+_CODE_OF: Final = re.compile(r"(?:general protection fault|stack segment)[^\[\n]*?: ([0-9a-f]{4}) \[#\d+\]")
+_NON_CANONICAL: Final = re.compile(r"non-canonical address 0x([0-9a-f]{1,16})")
+_RIP: Final = re.compile(r"\b(?:RIP|IP): ([0-9a-f]{4}):(?:\[<([0-9a-f]{8,16})>\]|0x([0-9a-f]{8,16})|\S+)")
+_ENTRIES: Final = re.compile(r"\bPGD ([0-9a-f]+)((?: (?:P4D|PUD|PMD|PTE) [0-9a-f]+)*)")
+_RELEASE: Final = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+) +(\d+\.\d+\S*)")
+_VECTORS: Final = {
+    "general protection fault": Vector.GP,
+    "double fault": Vector.DF,
+    "stack segment": Vector.SS,
+    "invalid opcode": Vector.UD,
+    "divide error": Vector.DE,
+    "kernel stack overflow": Vector.PF,
+}
+
+
+class LinuxText:
+    """Folds the blocks of oopses; the first one counts, later ones are mostly its echo."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._first: Block | None = None
+        self.total = 0
+
+    def feed(self, block: Block) -> None:
+        """Take the next block; those that are no oops are left alone."""
+        if block.kind != "oops" or _strike(block.text) is None:
+            return
+        self.total += 1
+        self._first = self._first or block
+
+    def trace(self) -> Trace | None:
+        """The first oops, None if there was none."""
+        if self._first is None:
+            return None
+        text = self._first.text
+        strike = _strike(text)
+        assert strike is not None  # `feed` keeps no other
+        remarks = [] if self.total < 2 else [f"{self.total} reports in the log; this is the first"]
+        if match := _NON_CANONICAL.search(text):
+            remarks.append(f"the kernel itself names the non-canonical address 0x{match[1]}")
+        release = _RELEASE.search(text)
+        outcome: Outcome = "handled" if _SEGFAULT.search(text) else "oops"
+        return Trace(
+            self._source,
+            "Linux oops",
+            (strike,),
+            outcome,
+            strike.cpu,
+            strike.code,
+            self.total,
+            remarks=tuple(remarks),
+            release=release[1] if release else None,
+        )
+
+
+def _strike(text: str) -> Strike | None:
+    """The exception that the report *text* is about."""
+    if match := _EARLY.search(text):
+        vector, rip, code, cr2 = (int(number, 16) for number in match.groups())
+        is_fault = vector == Vector.PF
+        return Strike(vector, None, code, cr2 if is_fault else None, rip, cpl=0, cpu=parse_registers(text, "panic"))
+    if match := _SEGFAULT.search(text):
+        cr2, rip, rsp, code = (int(number, 16) for number in match.groups())
+        return Strike(int(Vector.PF), None, code, cr2, rip, rsp, 3, code=parse_code(text))
+    address = _ADDRESS.search(text)
+    named = _NAMED.search(text)
+    if address is None and named is None:
+        return None
+    cpu = parse_registers(text, "oops")
+    vector = int(Vector.PF) if address else int(_VECTORS[named[1]]) if named else 0
+    return Strike(
+        vector=vector,
+        error_code=_error_code(text, vector),
+        cr2=(int(address[1], 16) if address else cpu.cr2 if cpu else None) if vector == Vector.PF else None,
+        rip=_rip(text) or (cpu.rip if cpu else None),
+        rsp=cpu.rsp if cpu else None,
+        cpl=cpu.general.get("cpl") if cpu else None,
+        cpu=cpu,
+        code=parse_code(text),
+        entries=_entries(text),
+    )
+
+
+def _error_code(text: str, vector: int) -> int | None:
+    if vector == Vector.PF:
+        match = _ERROR.search(text) or _OOPS.search(text)
+    else:
+        match = _CODE_OF.search(text)
+    return int(match[1], 16) if match else None
+
+
+def _rip(text: str) -> int | None:
+    """RIP where a number is printed; kernels print ``symbol+offset`` since 4.15."""
+    match = _RIP.search(text)
+    number = match and (match[2] or match[3])
+    return int(number, 16) if number else None
+
+
+def _entries(text: str) -> tuple[int, ...]:
+    """The page-table entries that were printed: PGD, P4D, … as far as the walk went."""
+    match = _ENTRIES.search(text)
+    if match is None:
+        return ()
+    return tuple(int(number, 16) for number in [match[1], *re.findall(r" \S+ ([0-9a-f]+)", match[2])])

@@ -1,0 +1,131 @@
+"""Bochs' log, and the one line in which our own engines tell a triple fault.
+
+Bochs prints ``exception(0x0e): error_code=…`` and ``page fault for address …`` at debug level, and
+at the end ``exception(): 3rd (13) exception with no resolution`` with the registers. Source: Bochs,
+``cpu/exception.cc``, ``cpu/paging.cc``, ``cpu/cpu.cc`` (debug).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import replace
+from typing import Final
+
+from fivefold.arch import Vector
+from fivefold.explain.lines import Block
+from fivefold.explain.register_text import parse_registers
+from fivefold.explain.trace import Strike, Trace
+
+_RAISED: Final = re.compile(r"exception\(0x([0-9a-f]+)\): error_code=([0-9a-f]+)")
+_FAULT: Final = re.compile(r"page fault for address ([0-9a-f]{16}) @ ([0-9a-f]{16})")
+_THIRD: Final = re.compile(r"exception\(\): 3rd \((\d+)\) exception")
+_EVENT: Final = re.compile(r"(#[A-Z]{2}|NMI|vector \d+)(?:\(0x([0-9a-f]+)\))?(?: at 0x([0-9a-f]+))?, rip 0x([0-9a-f]+)")
+
+
+class BochsLog:
+    """Folds Bochs' lines; the last exceptions before the panic are the story."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._strikes: deque[Strike] = deque(maxlen=3)
+        self._address: tuple[int, int] | None = None
+        self._third: Block | None = None
+        self.total = 0
+
+    def feed(self, block: Block) -> None:
+        """Take the next block; those of other dialects are left alone."""
+        if block.kind != "bochs" or self._third is not None:
+            return
+        if match := _FAULT.search(block.head):
+            self._address = (int(match[1], 16), int(match[2], 16))
+        elif match := _RAISED.search(block.head):
+            self._raise(int(match[1], 16), int(match[2], 16), block.number)
+        elif _THIRD.search(block.head):
+            self._third = block
+
+    def trace(self) -> Trace | None:
+        """The end of the log, None if it was not Bochs'."""
+        if self._third is None:
+            return None
+        match = _THIRD.search(self._third.head)
+        last = int(match[1]) if match else 0
+        # The dump comes in the lines around the panic, whichever came first.
+        cpu = parse_registers(self._third.text, "Bochs' dump")
+        strikes = list(self._strikes)
+        if not strikes or strikes[-1].vector != last:
+            strikes.append(Strike(last, line=self._third.number))
+        return Trace(
+            self._source,
+            "Bochs log",
+            _chained(strikes[-3:], cpu.cr2 if cpu else None),
+            "triple-fault",
+            cpu,
+            total=self.total,
+            resets=1,
+            truncated=len(strikes) < 3,
+        )
+
+    def _raise(self, vector: int, code: int, line: int) -> None:
+        self.total += 1
+        cr2, rip = self._address if self._address and vector == Vector.PF else (None, None)
+        self._address = None
+        self._strikes.append(Strike(vector, None, code, cr2, rip, line=line))
+
+
+class EventLine:
+    """Our engines' ``triple fault: #PF(0x2) at …, rip … -> …``."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._line: Block | None = None
+
+    def feed(self, block: Block) -> None:
+        """Take the next block; the first such line counts."""
+        if block.kind == "events" and self._line is None:
+            self._line = block
+
+    def trace(self) -> Trace | None:
+        """The exceptions of that line, None if there was none."""
+        if self._line is None:
+            return None
+        cpu = parse_registers(self._line.text, "registers")
+        strikes = [_event(match, self._line.number) for match in _EVENT.finditer(self._line.head)]
+        chained = tuple(replace(s, cpu=cpu) for s in pair_up(strikes))
+        return Trace(self._source, "engine's events", chained, "triple-fault", cpu, total=len(strikes), resets=1)
+
+
+def _event(match: re.Match[str], line: int) -> Strike:
+    name, code, cr2, rip = match.groups()
+    vector = int(name.split()[1]) if name.startswith("vector") else int(Vector[name.removeprefix("#")])
+    numbers = [int(number, 16) if number else None for number in (code, cr2, rip)]
+    return Strike(vector, None, numbers[0], numbers[1], numbers[2], line=line)
+
+
+def pair_up(records: list[Strike]) -> tuple[Strike, ...]:
+    """Records of an engine as strikes: what struck while which other was being delivered.
+
+    An engine records the double fault too; here it is the vector that the third one struck in.
+    """
+    found: list[Strike] = []
+    during: int | None = None
+    for record in records:
+        if record.vector == Vector.DF and found:
+            during = int(Vector.DF)
+            continue
+        found.append(replace(record, during=during))
+        during = record.vector
+    return tuple(found)
+
+
+def _chained(strikes: list[Strike], last_cr2: int | None) -> tuple[Strike, ...]:
+    """The last three exceptions of a triple fault, each in the delivery of the one before."""
+    found: list[Strike] = []
+    for index, strike in enumerate(strikes):
+        during = (
+            None if not index else int(Vector.DF) if len(strikes) == 3 and index == 2 else strikes[index - 1].vector
+        )
+        found.append(replace(strike, during=during))
+    if found and found[-1].vector == Vector.PF and found[-1].cr2 is None:
+        found[-1] = replace(found[-1], cr2=last_cr2)
+    return tuple(found)

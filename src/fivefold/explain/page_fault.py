@@ -1,0 +1,364 @@
+"""A page fault: which access, refused by which entry, and does the error code say the same?
+
+With memory the tables decide and the error code is compared; without, the error code is all there
+is. Where both are missing, CR2 beside RSP and RIP still tells a push from a fetch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from fivefold.arch import Access, Efer, Entry, Flag, Kind, Level, PageFault, Step, slot_of
+from fivefold.errors import MemoryReadError
+from fivefold.explain.depth import wrong_depth
+from fivefold.explain.error_codes import kind_of, rule_from_code
+from fivefold.explain.finding import Confidence, Finding, instruction_at
+from fivefold.explain.instruction import Instruction, Use
+from fivefold.explain.ruling import Granted, Outside, Refusal, RuleName, Ruling, describe_entry, rule_on
+from fivefold.explain.situation import Situation
+from fivefold.explain.trace import Strike, Trace
+from fivefold.units import MASK64, PhysAddr, hex64
+
+FRAME_WORDS: Final = 6
+_MIN_PHYS_BITS: Final = 32
+_QEMU_PHYS_BITS: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """The access in question, as far as it is known."""
+
+    here: Situation
+    va: int
+    kind: Kind | None
+    use: Use | None
+    instruction: Instruction | None
+    implicit: bool
+    code: int | None
+
+    @property
+    def how(self) -> Access:
+        """The access; a read where its kind is not known, which every rule for presence treats alike."""
+        stack = self.use is not None and self.use.how.stack
+        return Access(self.kind or Kind.READ, 1, implicit=self.implicit, stack=stack)
+
+    def spelled(self) -> str:
+        """The access in words, up to the address."""
+        if self.use is not None and self.use.text.startswith("a "):
+            return f"{self.use.text} at"
+        kinds = {Kind.READ: "a read of", Kind.WRITE: "a write to", Kind.FETCH: "an instruction fetch from"}
+        return kinds[self.kind] if self.kind else "an access to"
+
+
+def explain_page_fault(here: Situation, strike: Strike, trace: Trace) -> Finding:
+    """Find the rule behind a #PF that struck outside of any delivery."""
+    va = strike.cr2
+    if va is None:
+        return Finding("unknown", "a page fault whose address the source does not give", "guess", here)
+    instruction = instruction_at(here, strike, trace.code)
+    question = _question(here, strike, va, instruction)
+    here, remarks = _with_reserved(question, trace)
+    question = replace(question, here=here)
+    printed = _printed_steps(question, strike)
+    ruling = rule_on(here, va, question.how) or printed
+    if ruling is None:
+        return _by_code(question, remarks)
+    return _by_tables(question, ruling, trace, remarks)
+
+
+def _question(here: Situation, strike: Strike, va: int, instruction: Instruction | None) -> _Question:
+    code = strike.error_code
+    use = _use_of(instruction, va) or _push_below(here, strike, va, code)
+    kind: Kind | None
+    if code is not None:
+        kind = kind_of(here, code, va, strike.rip)
+    elif use is not None:
+        kind = use.how.kind
+    else:
+        kind = Kind.FETCH if va == strike.rip else None
+    if use is not None and kind is not use.how.kind:
+        use = None
+    by_user = code is not None and bool(code & PageFault.U)
+    if by_user and here.state.cpl != 3:
+        here = here.with_state(replace(here.state, cpl=3))
+    implicit = code is not None and not by_user and here.state.cpl == 3
+    return _Question(here, va, kind, use, instruction, implicit, code)
+
+
+def _use_of(instruction: Instruction | None, va: int) -> Use | None:
+    """The part of *instruction* that touches *va*."""
+    uses = instruction.uses if instruction else ()
+    return next((use for use in uses if use.va <= va < use.va + use.how.size), None)
+
+
+def _push_below(here: Situation, strike: Strike, va: int, code: int | None) -> Use | None:
+    """A push, where CR2 is just below RSP and nothing shows the instruction."""
+    rsp = strike.rsp if strike.rsp is not None else here.registers.rsp
+    if rsp is None or (code is not None and not code & PageFault.W):
+        return None
+    below = rsp - va & MASK64
+    if not 0 < below <= 8 * FRAME_WORDS:
+        return None
+    return Use(va, Access(Kind.WRITE, 8, stack=True), f"a push to RSP - {below}")
+
+
+def _with_reserved(question: _Question, trace: Trace) -> tuple[Situation, tuple[str, ...]]:
+    """Infer what makes a bit reserved, where the source says that one was and the tables alone do not.
+
+    The physical width is in no log: the highest address bit on the path must be past it. A page
+    fault without an error code, on a page that the tables allow but that lies where there
+    is no memory, is taken for one too.
+    """
+    here = question.here
+    if "phys_bits" not in here.assumed:
+        return here, ()
+    ruling = rule_on(here, question.va, question.how)
+    if not isinstance(ruling, Granted | Outside):
+        return here, ()
+    if question.code is None:
+        if not isinstance(ruling, Granted) or _has_memory(here, ruling.verdict.pa):
+            return here, ()
+        why = "the page lies where there is no memory, and yet the access faulted"
+    elif question.code & PageFault.RSVD:
+        why = "RSVD is reported"
+    else:
+        return here, ()
+    return _narrowed(here, ruling.steps, trace, why)
+
+
+def _narrowed(here: Situation, steps: tuple[Step, ...], trace: Trace, why: str) -> tuple[Situation, tuple[str, ...]]:
+    """The CPU with a physical width, or other feature, that makes some entry of *steps* malformed."""
+    if not steps:
+        return here, ()
+    step = max(steps, key=lambda step: _top_bit(step.entry))
+    bit = _top_bit(step.entry)
+    if bit >= _MIN_PHYS_BITS:
+        width = min(bit, _QEMU_PHYS_BITS) if trace.dialect == "QEMU log" else bit
+        reason = (
+            f"MAXPHYADDR of at most {bit} is inferred: {why}, and the highest address bit on the path "
+            f"is bit {bit} of the {describe_entry(step)}"
+        )
+        if width == _QEMU_PHYS_BITS:
+            reason += "; QEMU's own default is 40"
+        return here.with_phys_bits(width, reason), (reason,)
+    return _without_feature(here, steps, why)
+
+
+def _without_feature(here: Situation, steps: tuple[Step, ...], why: str) -> tuple[Situation, tuple[str, ...]]:
+    """Bits that are reserved only where something is off or missing: XD without NXE, 1 GiB pages."""
+    if "efer" in here.assumed and any(step.entry.raw & Flag.NX for step in steps):
+        reason = f"EFER.NXE=0 is inferred: {why}, and XD is set on the path"
+        state = replace(here.state, efer=here.state.efer & ~int(Efer.NXE))
+        return here.with_state(state), (reason,)
+    if any(step.entry.level is Level.PDPT and step.entry.is_leaf for step in steps):
+        reason = f"a CPU without 1 GiB pages is inferred: {why}, and PS is set in the PDPT entry"
+        return replace(here, cpu=replace(here.cpu, gib_pages=False)), (reason,)
+    return here, (f"{why}, and no entry on the path has a bit that is known to be reserved",)
+
+
+def _has_memory(here: Situation, pa: int) -> bool:
+    assert here.memory is not None  # somebody walked it
+    try:
+        here.memory.read(PhysAddr(pa), 1)
+    except MemoryReadError:
+        return False
+    return True
+
+
+def _top_bit(entry: Entry) -> int:
+    return (entry.raw & ((1 << 52) - 1) & ~0xFFF).bit_length() - 1
+
+
+def _printed_steps(question: _Question, strike: Strike) -> Ruling | None:
+    """A ruling out of the entries that a kernel printed with its oops."""
+    mode, cr3 = question.here.mode, question.here.registers.cr3
+    if not strike.entries or mode is None or cr3 is None or question.here.space is not None:
+        return None
+    values = list(strike.entries)
+    if len(mode.levels) == 4:
+        # A folded P4D is printed after the PGD as what it is: the same entry.
+        del values[1:2]
+    memory = _Printed({})
+    table = cr3 & ~0xFFF & (1 << 52) - 1
+    for level, value in zip(mode.levels, values, strict=False):
+        at = slot_of(table, level, question.va)
+        memory.entries[at] = value
+        table = question.here.cpu.frame(Entry(value, level))
+    ruling = rule_on(replace(question.here, memory=memory), question.va, question.how)
+    return None if isinstance(ruling, Outside) else ruling
+
+
+@dataclass(frozen=True, slots=True)
+class _Printed:
+    """A few entries by their place; everything else is not there."""
+
+    entries: dict[PhysAddr, int]
+
+    def read(self, pa: PhysAddr, size: int, /) -> bytes:
+        """One entry, or `MemoryReadError`."""
+        if size != 8 or pa not in self.entries:
+            raise MemoryReadError(pa, size, "the printed entries")
+        return self.entries[pa].to_bytes(8, "little")
+
+
+# -- with tables ---------------------------------------------------------------------------
+
+
+def _by_tables(question: _Question, ruling: Ruling, trace: Trace, remarks: tuple[str, ...]) -> Finding:
+    if isinstance(ruling, Granted):
+        return _granted(question, ruling, remarks)
+    if isinstance(ruling, Outside):
+        return _outside(question, ruling, remarks)
+    agrees, quirk = _compare(question, ruling, trace)
+    if agrees is False and question.code is not None:
+        return _contradicted(question, ruling, remarks)
+    remarks += quirk
+    depth = wrong_depth(question.here, ruling.va, question.how)
+    confidence: Confidence = "certain" if agrees else "likely"
+    sentence = f"{question.spelled()} {hex64(ruling.va)} was refused: {_refused_by(ruling)}"
+    rule = ruling.rule
+    if depth is not None:
+        rule, confidence = "wrong-depth", "likely"
+        sentence += f"; the root in CR3 is one of {len(depth.fits.levels)} levels"
+        remarks += depth.evidence
+    return _finding(question, rule, sentence, confidence, ruling.culprit, ruling.steps, agrees, remarks)
+
+
+def _finding(
+    question: _Question,
+    rule: RuleName,
+    sentence: str,
+    confidence: Confidence,
+    culprit: Step | None,
+    steps: tuple[Step, ...],
+    agrees: bool | None,
+    remarks: tuple[str, ...],
+) -> Finding:
+    how = question.how if question.kind else None
+    return Finding(
+        rule, sentence, confidence, question.here, question.va, how, culprit, steps,
+        question.instruction, question.use, agrees, remarks=remarks,
+    )  # fmt: skip
+
+
+def _refused_by(ruling: Refusal) -> str:
+    words: dict[RuleName, str] = {
+        "not-present": "not present",
+        "reserved-bit": "a reserved bit set",
+        "write-protected": "R/W clear",
+        "no-execute": "XD set",
+        "user-supervisor": "U/S clear",
+        "smep": "a user page, and CR4.SMEP is set",
+        "smap": "a user page, CR4.SMAP set and RFLAGS.AC clear",
+        "protection-key": "a protection key that forbids it",
+        "non-canonical": "not canonical",
+    }
+    if ruling.culprit is None:
+        return f"the address is {words[ruling.rule]}"
+    verb = "is" if ruling.rule == "not-present" else "has"
+    if ruling.rule in ("smep", "smap"):
+        verb = "makes it"
+    return f"the {describe_entry(ruling.culprit)} {verb} {words[ruling.rule]}"
+
+
+def _compare(question: _Question, ruling: Refusal, trace: Trace) -> tuple[bool | None, tuple[str, ...]]:
+    """Whether the error code is that of the tables, and the quirk that excuses a difference."""
+    code = question.code
+    if code is None:
+        return None, ()
+    if code == ruling.code:
+        return True, ()
+    if ruling.rule == "reserved-bit" and code == ruling.code & ~int(PageFault.P):
+        quirk = (
+            f"the error code is {code:#x} where a CPU gives {ruling.code:#x}: QEMU's TCG reports a reserved bit "
+            "with P clear"
+        )
+        return True, (quirk,)
+    if ruling.code ^ code == int(PageFault.I):
+        # Whether fetches are reported turns on EFER.NXE and CR4.SMEP, which may be assumed.
+        return True, ("the error code does not tell a fetch from a read in this state",)
+    return False, ()
+
+
+def _contradicted(question: _Question, ruling: Refusal, remarks: tuple[str, ...]) -> Finding:
+    """The tables refuse, but for another reason than the one reported: they changed, or the access is another."""
+    code = question.code
+    assert code is not None  # there is nothing to contradict otherwise
+    reported = rule_from_code(question.here, code, question.va, question.how)
+    remarks = (
+        *remarks,
+        f"the tables as they are now give error code {ruling.code:#x} ({_refused_by(ruling)}), "
+        f"{code:#x} was reported: they changed since, or a stale translation was used",
+    )
+    sentence = f"{question.spelled()} {hex64(question.va)} was refused: {reported.reason}"
+    return _finding(question, reported.rule, sentence, "likely", None, ruling.steps, False, remarks)
+
+
+def _granted(question: _Question, ruling: Granted, remarks: tuple[str, ...]) -> Finding:
+    if question.code is not None and not question.code & PageFault.PK:
+        reported = rule_from_code(question.here, question.code, question.va, question.how)
+        remarks = (
+            *remarks,
+            "the tables as they are now allow this access: they changed since, or a stale translation was used",
+        )
+        sentence = f"{question.spelled()} {hex64(question.va)} was refused: {reported.reason}"
+        return _finding(question, reported.rule, sentence, "likely", None, ruling.steps, False, remarks)
+    if question.code is not None:
+        leaf = ruling.steps[-1]
+        key = leaf.entry.key
+        owner = "PKRU" if leaf.rights.user else "IA32_PKRS"
+        remarks = (*remarks, f"{owner} is not known; that it denies key {key} follows from PK in the error code")
+        sentence = f"{question.spelled()} {hex64(question.va)} was refused: key {key} of the {describe_entry(leaf)}"
+        return _finding(question, "protection-key", sentence, "certain", leaf, ruling.steps, True, remarks)
+    sentence = f"{question.spelled()} {hex64(question.va)} faulted, though the tables allow it as they are now"
+    return _finding(question, "unknown", sentence, "guess", None, ruling.steps, None, remarks)
+
+
+def _outside(question: _Question, ruling: Outside, remarks: tuple[str, ...]) -> Finding:
+    pointer = ruling.pointer
+    who = f"the {describe_entry(pointer)}" if pointer else f"CR3 ({hex64(question.here.state.cr3)})"
+    code = question.code
+    if code is not None and code & PageFault.P and not code & PageFault.RSVD:
+        reported = rule_from_code(question.here, code, question.va, question.how)
+        remarks = (*remarks, f"{who} leads to a table that the memory source does not hold")
+        sentence = f"{question.spelled()} {hex64(question.va)} was refused: {reported.reason}"
+        confidence: Confidence = "certain" if reported.certain else "likely"
+        return _finding(question, reported.rule, sentence, confidence, None, ruling.steps, None, remarks)
+    remarks = (
+        *remarks,
+        f"that {hex64(ruling.at)} is outside of the machine's memory is inferred from the memory source, which "
+        "has nothing there",
+    )
+    sentence = (
+        f"{question.spelled()} {hex64(question.va)} was refused: {who} leads to a table at "
+        f"{hex64(ruling.at & ~0xFFF)}, where there is no memory"
+    )
+    depth = wrong_depth(question.here, question.va, question.how)
+    if depth is not None:
+        remarks += depth.evidence
+        return _finding(question, "wrong-depth", sentence, "likely", pointer, ruling.steps, None, remarks)
+    return _finding(question, "table-outside-memory", sentence, "likely", pointer, ruling.steps, None, remarks)
+
+
+# -- without -------------------------------------------------------------------------------
+
+
+def _by_code(question: _Question, remarks: tuple[str, ...]) -> Finding:
+    spelled = f"{question.spelled()} {hex64(question.va)}"
+    if question.code is None:
+        if question.use is not None and question.use.how.stack and question.use.how.kind is Kind.WRITE:
+            sentence = f"{spelled} failed; without memory or error code nothing tells which rule refused it"
+            return _finding(question, "stack", sentence, "likely", None, (), None, remarks)
+        sentence = f"{spelled} failed; without memory or error code nothing tells why"
+        return _finding(question, "unknown", sentence, "guess", None, (), None, remarks)
+    reported = rule_from_code(question.here, question.code, question.va, question.how)
+    if reported.rule == "reserved-bit" and not question.code & PageFault.P:
+        remarks = (
+            *remarks,
+            f"the error code is {question.code:#x} where a CPU gives {question.code | 1:#x}: QEMU's TCG reports a "
+            "reserved bit with P clear",
+        )
+    sentence = f"{spelled} was refused: {reported.reason}"
+    confidence: Confidence = "certain" if reported.certain else "likely"
+    return _finding(question, reported.rule, sentence, confidence, None, (), None, remarks)

@@ -1,0 +1,178 @@
+"""What lies at an address: the area of Linux' map, the KASAN shadow it is, what the registers have there.
+
+The map is that of the documents, without randomised bases; which kernel runs is mostly not known,
+so the newest layout (since 4.20) is taken unless a log names another release.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from fivefold.arch import LA48, LA57, PagingMode
+from fivefold.errors import LayoutError
+from fivefold.explain.ruling import physical
+from fivefold.explain.situation import Situation
+from fivefold.layout import Area, area_of, from_shadow, linux_areas, shadow_offset
+from fivefold.machine.base import vector_name
+from fivefold.units import GIB, MASK64, hex64
+
+DEFAULT_RELEASE: Final = "6.1"
+"""Its map holds since 4.20."""
+
+KERNEL_IMAGE: Final = 0xFFFF_FFFF_8000_0000
+
+_WORDS: Final = {
+    "user": "the user half",
+    "non_canonical": "no address at all: not canonical",
+    "guard_hole": "the guard hole that is kept for hypervisors",
+    "direct_map": "the direct map of physical memory",
+    "vmalloc": "the vmalloc area",
+    "vmemmap": "the page descriptors (vmemmap)",
+    "kasan_shadow": "the KASAN shadow",
+    "cpu_entry_area": "the CPU entry area",
+    "espfix": "the ESPfix stacks",
+    "efi_runtime": "the EFI runtime services",
+    "kernel_image": "the kernel image",
+    "modules": "the modules",
+    "fixmap": "the fixmap",
+    "vsyscall": "the vsyscall page",
+    "ldt_remap": "the LDT remap",
+}
+
+
+class Place(NamedTuple):
+    """An address: *area* by its name in the map, None where the modes differ, and *sentence* about it."""
+
+    address: int
+    area: str | None
+    sentence: str
+
+
+def describe(here: Situation, va: int, release: str | None = None) -> Place:
+    """Say what lies at *va* for the CPU *here*."""
+    areas = [_area(va, mode, release) for mode in ((here.mode,) if here.mode else (LA57, LA48))]
+    found = {area.name: area for area in areas if area}
+    parts = [_of_area(here, area, va, release) for area in found.values()]
+    text = " with five levels, with four ".join(parts) if len(parts) > 1 else (parts or ["in no area"])[0]
+    if more := _relations(here, va):
+        text += "; " + "; ".join(more)
+    return Place(va, next(iter(found)) if len(found) == 1 else None, f"{hex64(va)} is in {text}")
+
+
+def area_name(here: Situation, va: int, release: str | None = None) -> str | None:
+    """The area of *va*, None where that turns on the mode, which is not known."""
+    return describe(here, va, release).area
+
+
+def _area(va: int, mode: PagingMode, release: str | None) -> Area | None:
+    return area_of(_map(mode, release), va)
+
+
+def _map(mode: PagingMode, release: str | None) -> tuple[Area, ...]:
+    levels = len(mode.levels)
+    try:
+        return linux_areas(release or DEFAULT_RELEASE, levels)
+    except LayoutError:
+        return linux_areas(DEFAULT_RELEASE, levels)
+
+
+def _of_area(here: Situation, area: Area, va: int, release: str | None) -> str:
+    words = _WORDS.get(area.name)
+    if area.name == "kasan_shadow":
+        return f"{words}, {_shadowed(here, va, release)}"
+    if area.name.startswith("non_canonical"):
+        return f"{_WORDS['non_canonical']}{_other_modes(here, va)}"
+    if words is None:
+        above = _neighbour(here, area, release)
+        return f"a hole{above}, which Linux leaves unmapped"
+    return words
+
+
+def _shadowed(here: Situation, va: int, release: str | None) -> str:
+    """Which address a shadow byte stands for."""
+    mode = here.mode or LA57
+    try:
+        offset = shadow_offset(release or DEFAULT_RELEASE, len(mode.levels))
+    except LayoutError:
+        offset = shadow_offset(DEFAULT_RELEASE, len(mode.levels))
+    first = from_shadow(va, offset)
+    target = _area(first, mode, release)
+    where = "" if target is None else f" in {_WORDS.get(target.name, 'a hole')}"
+    return f"the shadow of {hex64(first)}{where}"
+
+
+def _other_modes(here: Situation, va: int) -> str:
+    mode = here.mode
+    if mode is None:
+        return ""
+    other = LA48 if mode is LA57 else LA57
+    if other.is_canonical(va):
+        return f" in {mode.va_bits} bits, though canonical in {other.va_bits}"
+    return f" in {mode.va_bits} bits"
+
+
+def _neighbour(here: Situation, area: Area, release: str | None) -> str:
+    above = area_of(_map(here.mode or LA57, release), area.end & MASK64)
+    return f" below {_WORDS[above.name]}" if above is not None and above.name in _WORDS else ""
+
+
+def _relations(here: Situation, va: int) -> list[str]:
+    """What the registers say about the neighbourhood of *va*."""
+    registers = here.registers
+    found = []
+    rsp, idt, gdt, tr = registers.rsp, registers.idt, registers.gdt, registers.segments.get("tr")
+    if rsp is not None and 0 < rsp - va <= 64:
+        found.append(f"{rsp - va} bytes below RSP")
+    elif rsp is not None and rsp == va:
+        found.append("where RSP points")
+    if idt is not None and idt.limit and 0 <= va - idt.base <= idt.limit:
+        found.append(f"in the IDT, the gate of {vector_name(va - idt.base >> 4)}")
+    if gdt is not None and gdt.limit and 0 <= va - gdt.base <= gdt.limit:
+        found.append(f"in the GDT, entry {va - gdt.base >> 3}")
+    if tr is not None and tr.base and 0 <= va - tr.base <= min(tr.limit, 0x67):
+        found.append("in the TSS")
+    return found
+
+
+def notable_registers(here: Situation) -> tuple[str, ...]:
+    """Registers whose value is a known constant, or the edge of an area."""
+    found = []
+    offsets = {
+        shadow_offset(DEFAULT_RELEASE, 5): "both modes since 4.15",
+        shadow_offset("4.14", 5): "five levels to 4.14",
+    }
+    for name, value in here.registers.general.items():
+        if value in offsets:
+            found.append(f"{name.upper()} = {hex64(value)} is the KASAN shadow offset ({offsets[value]})")
+    rsp = here.registers.rsp
+    if rsp == KERNEL_IMAGE:
+        found.append(
+            f"RSP = {hex64(rsp)} is exactly the start of the kernel image mapping: the next push goes below it, "
+            "where nothing is mapped"
+        )
+    return tuple(found)
+
+
+def phys_base_hint(here: Situation, va: int) -> str | None:
+    """A kernel-image address that is off by `phys_base`, told from how the image is mapped.
+
+    The kernel maps its image at 0xffffffff80000000 + physical - phys_base. Early code that adds the
+    constant and forgets phys_base gets an address that is right only where phys_base is 0.
+    """
+    rip, space = here.registers.rip, here.space
+    if space is None or rip is None or not KERNEL_IMAGE <= rip < KERNEL_IMAGE + GIB <= MASK64:
+        return None
+    if not KERNEL_IMAGE <= va < KERNEL_IMAGE + GIB:
+        return None
+    rip_pa = physical(here, rip)
+    if rip_pa is None:
+        return None
+    phys_base = rip_pa - (rip - KERNEL_IMAGE)
+    meant = va - phys_base
+    if phys_base <= 0 or physical(here, meant) != va - KERNEL_IMAGE:
+        return None
+    return (
+        f"the kernel image lies at physical addresses {phys_base:#x} (phys_base) higher than linked; "
+        f"{hex64(va)} is 0xffffffff80000000 + {va - KERNEL_IMAGE:#x} without taking phys_base off, and that "
+        f"physical address is mapped at {hex64(meant)}"
+    )

@@ -1,0 +1,116 @@
+"""What the CPU is about to do, from registers and memory alone: for cores and live machines without a log.
+
+After a triple fault an emulator keeps the registers as they were, so the instruction at RIP
+is the one that faulted. What follows from it is inferred, and said to be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from fivefold.arch import FETCH, HAS_ERROR_CODE, Escalation, Vector, escalate
+from fivefold.explain.delivery import replay
+from fivefold.explain.finding import instruction_at
+from fivefold.explain.general_fault import explain_write
+from fivefold.explain.instruction import Instruction
+from fivefold.explain.ruling import Granted, Outside, Refusal, Ruling, rule_on
+from fivefold.explain.situation import Given, Situation
+from fivefold.explain.trace import Code, Outcome, Strike
+
+_MOST: Final = 4
+_SOFTWARE: Final = {"int3": Vector.BP, "int1": Vector.DB, "into": Vector.OF}
+
+
+def strike_of(given: Given, here: Situation) -> Strike | None:
+    """The exception that the caller describes, None if they describe none."""
+    if given.vector is None and given.cr2 is None and given.error_code is None:
+        return None
+    vector = int(Vector.PF) if given.vector is None else given.vector
+    registers = here.registers
+    return Strike(
+        vector,
+        None,
+        given.error_code,
+        registers.cr2 if vector == Vector.PF else None,
+        registers.rip,
+        registers.rsp,
+        here.state.cpl,
+        cpu=registers,
+    )
+
+
+def first_strike(here: Situation, code: Code | None = None) -> Strike | None:
+    """The exception that the instruction at RIP raises, None if it raises none or cannot be told."""
+    registers = here.registers
+    rip = registers.rip
+    if rip is None or here.mode is None:
+        return None
+    plain = Strike(0, rip=rip, rsp=registers.rsp, cpl=here.state.cpl, cpu=registers)
+    if strike := _of_ruling(plain, rule_on(here, rip, FETCH)):
+        return strike
+    instruction = instruction_at(here, plain, code)
+    if instruction is None:
+        # The code is not in memory; CR2 still holds the address of the last page fault.
+        cr2 = registers.cr2
+        refused = cr2 is not None and isinstance(rule_on(here, cr2, replace(FETCH, implicit=True)), Refusal | Outside)
+        return replace(plain, vector=int(Vector.PF), cr2=cr2) if cr2 and refused else None
+    return _of_instruction(here, plain, instruction)
+
+
+def _of_instruction(here: Situation, plain: Strike, instruction: Instruction) -> Strike | None:
+    if instruction.on_purpose:
+        name, _, operand = instruction.text.partition(" ")
+        if name.startswith("ud"):
+            return replace(plain, vector=int(Vector.UD))
+        vector = int(operand, 0) if name == "int" else int(_SOFTWARE[name])
+        return replace(plain, vector=vector, software=True)
+    for use in instruction.uses:
+        if strike := _of_ruling(plain, rule_on(here, use.va, use.how)):
+            return strike
+    cr2 = here.registers.cr2
+    if cr2 and any(use.va == cr2 for use in instruction.uses):
+        # The tables allow it, and yet the last page fault was at just this address.
+        return replace(plain, vector=int(Vector.PF), cr2=cr2)
+    if instruction.write is not None and explain_write(here, instruction.write) is not None:
+        return replace(plain, vector=int(Vector.GP), error_code=0)
+    return None
+
+
+def _of_ruling(plain: Strike, ruling: Ruling | None) -> Strike | None:
+    if ruling is None or isinstance(ruling, Granted):
+        return None
+    if isinstance(ruling, Outside):
+        return replace(plain, vector=int(Vector.PF), cr2=ruling.va)
+    cr2 = ruling.va if ruling.vector == Vector.PF else None
+    return replace(plain, vector=ruling.vector, error_code=0 if cr2 is None else None, cr2=cr2)
+
+
+def follow(here: Situation, first: Strike) -> tuple[tuple[Strike, ...], Outcome]:
+    """*first* and what its delivery leads to, as far as memory shows it."""
+    strikes = [first]
+    vector, software = first.vector, first.software
+    while len(strikes) <= _MOST:
+        route = replay(here, vector, software)
+        obstacle = route.obstacle
+        if obstacle is None:
+            return tuple(strikes), "unknown" if route.missing else "handled"
+        if obstacle.in_handler:
+            strikes.append(_fetch_fault(strikes[-1], route.handler, vector, software))
+            return tuple(strikes), "unknown"
+        cr2 = obstacle.va if obstacle.vector == Vector.PF else None
+        strikes.append(
+            Strike(obstacle.vector, vector, cr2=cr2, rip=first.rip, rsp=first.rsp, cpl=first.cpl, cpu=first.cpu)
+        )
+        step = escalate(None if software else vector, obstacle.vector)
+        if step is Escalation.TRIPLE:
+            return tuple(strikes), "triple-fault"
+        vector, software = (int(Vector.DF) if step is Escalation.DOUBLE else obstacle.vector), False
+    return tuple(strikes), "unknown"
+
+
+def _fetch_fault(before: Strike, handler: int | None, vector: int, software: bool) -> Strike:
+    """The page fault at the handler's first instruction, after a frame was pushed."""
+    words = 6 if vector in HAS_ERROR_CODE and not software else 5
+    rsp = None if before.rsp is None else (before.rsp & ~15) - 8 * words
+    return Strike(int(Vector.PF), cr2=handler, rip=handler, rsp=rsp, cpl=0, cpu=before.cpu, linked=True)

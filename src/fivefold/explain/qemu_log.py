@@ -1,0 +1,336 @@
+"""QEMU's log (``-d int,cpu_reset``), its registers, and KVM's last words, folded into a trace.
+
+QEMU's TCG prints, for an exception that it found: ``check_exception old: A new B``, where A is the
+vector being delivered or 0xffffffff; then, for what it delivers (B, or 8 where the two make a
+double fault): ``v=… e=… i=… cpl=… IP=… pc=… SP=… CR2=…`` and the registers; or ``Triple fault``.
+So of an exception that escalates the log has neither error code nor CR2. Hardware interrupts and
+``int n`` have a ``v=`` line only. Older QEMU and patched ones print no ``v=`` line.
+
+Source: QEMU, ``target/i386/tcg/excp_helper.c`` and ``seg_helper.c``, 2.9 to 9.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from fivefold.arch import Escalation, Vector, escalate
+from fivefold.explain.lines import Block
+from fivefold.explain.register_text import parse_code, parse_registers
+from fivefold.explain.trace import NO_VECTOR, Outcome, Strike, Trace
+
+_HEX: Final = r"(?:0x)?([0-9a-f]+)"
+_CHECK: Final = re.compile(rf"check_exception old: *{_HEX} new:? *{_HEX}(?:, *cr2: *{_HEX})?(?:, *rip: *{_HEX})?")
+_STRUCK: Final = re.compile(
+    r"\bv=([0-9a-f]{2}) e=([0-9a-f]+) i=([01]) cpl=(\d) IP=[0-9a-f]+:([0-9a-f]+) pc=[0-9a-f]+ "
+    r"SP=[0-9a-f]+:([0-9a-f]+)(?: CR2=([0-9a-f]+))?"
+)
+_EXTRA: Final = re.compile(r"extra data\[(\d)\]: *(?:0x)?([0-9a-f]+)")
+_SUBERROR: Final = re.compile(r"Suberror: (\d+)")
+
+_KEPT: Final = 24
+"""Delivered exceptions that are remembered before the one that matters."""
+
+_WITH_CODE: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
+
+
+@dataclass(slots=True)
+class _Chain:
+    """One exception and what its delivery led to; blocks are read only if they are needed."""
+
+    strikes: list[Strike] = field(default_factory=list)
+    blocks: list[Block | None] = field(default_factory=list)
+    doubled: bool = False
+    tripled: bool = False
+
+    @property
+    def delivering(self) -> int:
+        """The vector whose delivery is going on."""
+        return int(Vector.DF) if self.doubled else self.strikes[-1].vector
+
+    def add(self, strike: Strike, block: Block | None) -> None:
+        self.strikes.append(strike)
+        self.blocks.append(block)
+
+    def read(self) -> tuple[Strike, ...]:
+        """The strikes with the registers of their blocks."""
+        return tuple(_with_registers(s, b) for s, b in zip(self.strikes, self.blocks, strict=True))
+
+
+class QemuLog:
+    """Folds blocks one after the other; keeps a few, however long the log."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._chains: deque[_Chain] = deque(maxlen=_KEPT)
+        self._first: list[_Chain] = []
+        self._pending: tuple[int, Block] | None = None
+        self._registers: Block | None = None
+        self._after: Block | None = None
+        self._kvm: Block | None = None
+        self._shown = 0
+        self.total = 0
+        self.resets = 0
+
+    def feed(self, block: Block) -> None:
+        """Take the next block of any kind; those of other dialects are left alone."""
+        if block.kind == "check":
+            self._check(block)
+        elif block.kind == "struck":
+            self._struck(block)
+        elif block.kind == "triple":
+            self._triple()
+        elif block.kind == "kvm":
+            # QEMU repeats the message for each CPU; the first one has the registers.
+            self._kvm = self._kvm if self._kvm and self._kvm.has_registers else block
+        elif block.kind == "reset":
+            self._reset(block)
+        elif block.kind == "registers" or (block.kind == "cpu" and block.has_registers):
+            self._shown += 1
+            self._registers = self._registers or block
+
+    def trace(self) -> Trace | None:
+        """What came of it, None if nothing of this dialect was there."""
+        self._flush()
+        if self._kvm is not None and not self._first:
+            return self._kvm_trace(self._kvm)
+        chains = self._first or list(self._chains)
+        if not chains:
+            return self._registers_trace()
+        chosen = _story(chains)
+        last = chosen[-1]
+        strikes = tuple(strike for chain in chosen for strike in chain.read())
+        remarks = [] if self.resets < 2 else [f"{self.resets} triple faults in the log; this is the first"]
+        after = parse_registers(self._after.text, "CPU reset") if self._after else None
+        return Trace(
+            self._source,
+            "QEMU log",
+            strikes,
+            _outcome(last),
+            cpu=after or next((s.cpu for s in reversed(strikes) if s.cpu), None),
+            total=self.total,
+            resets=self.resets,
+            truncated=strikes[0].during is not None,
+            remarks=tuple(remarks),
+        )
+
+    # -- the kinds of block --------------------------------------------------------------
+
+    def _check(self, block: Block) -> None:
+        match = _CHECK.search(block.head)
+        if match is None:
+            return
+        self._flush()
+        old, new = int(match[1], 16), int(match[2], 16)
+        self.total += 1
+        if old == NO_VECTOR:
+            self._pending = (new, block)
+            return
+        strike = Strike(new, old, cr2=_number(match[3]), rip=_number(match[4]), line=block.number)
+        chain = next((c for c in reversed(self._chains) if c.delivering == old and not c.tripled), None)
+        if chain is None:
+            chain = self._open(_Chain())
+        chain.add(strike, block if block.has_registers else None)
+        chain.doubled = escalate(old, new) is Escalation.DOUBLE
+
+    def _struck(self, block: Block) -> None:
+        match = _STRUCK.search(block.head)
+        if match is None:
+            return
+        vector = int(match[1], 16)
+        pending, self._pending = self._pending, None
+        chain = self._chains[-1] if self._chains else None
+        strike = _delivered(match, block.number)
+        if pending is None and chain is not None and chain.strikes[-1].during is not None and chain.blocks[-1] is None:
+            # What an exception in the delivery of another came to: a double fault, or itself.
+            if chain.doubled and vector == Vector.DF:
+                chain.blocks[-1] = block
+                return
+            if not chain.doubled and vector == chain.strikes[-1].vector:
+                chain.strikes[-1] = replace(strike, during=chain.strikes[-1].during)
+                chain.blocks[-1] = block
+                return
+        self.total += pending is None
+        if pending is not None and pending[0] != vector:
+            # Two CPUs at once: what was found on the other one is not to be lost.
+            self._add(Strike(pending[0], line=pending[1].number), pending[1])
+        self._add(strike, block)
+
+    def _triple(self) -> None:
+        self._flush()
+        self.resets += 1
+        chain = next((c for c in reversed(self._chains) if len(c.strikes) > 1 or c.doubled), None)
+        if chain is None and self._chains:
+            chain = self._chains[-1]
+        if chain is not None:
+            chain.tripled = True
+        if not self._first and chain is not None:
+            kept = list(self._chains)
+            self._first = kept[: kept.index(chain) + 1]
+
+    def _reset(self, block: Block) -> None:
+        # After a triple fault the dump shows the state that led to it, CR2 of the last fault included.
+        if self._first and self._after is None and self.resets == 1:
+            state = parse_registers(block.text, "CPU reset")
+            self._after = block if state and (state.cr0 or 0) >> 31 else None
+        elif not self._chains and self._registers is None:
+            state = parse_registers(block.text, "CPU reset")
+            self._registers = block if state and (state.cr0 or 0) >> 31 else None
+
+    # -- keeping -------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """An exception that was found and whose own line never came: QEMU that prints none."""
+        if self._pending is None:
+            return
+        (vector, block), self._pending = self._pending, None
+        match = _CHECK.search(block.head)
+        cr2, rip = (_number(match[3]), _number(match[4])) if match else (None, None)
+        self._add(Strike(vector, cr2=cr2, rip=rip, line=block.number), block)
+
+    def _open(self, chain: _Chain) -> _Chain:
+        self._chains.append(chain)
+        return chain
+
+    def _add(self, strike: Strike, block: Block) -> None:
+        last = self._chains[-1] if self._chains else None
+        if last is not None and len(last.strikes) == 1 and _is_same(last.strikes[0], strike):
+            before = last.strikes[0]
+            last.strikes[0] = replace(before, repeats=before.repeats + 1, last_rsp=strike.rsp)
+            return
+        chain = self._open(_Chain())
+        chain.add(strike, block)
+
+    # -- without exceptions ----------------------------------------------------------------
+
+    def _registers_trace(self) -> Trace | None:
+        if self._registers is None:
+            return None
+        text = self._registers.text
+        remarks = [] if self._shown < 2 else [f"registers of {self._shown} CPUs; these are the first"]
+        outcome: Outcome = "reset" if self._registers.kind == "reset" else "unknown"
+        cpu = parse_registers(text, "registers")
+        return Trace(self._source, "registers", (), outcome, cpu, parse_code(text), remarks=tuple(remarks))
+
+    def _kvm_trace(self, block: Block) -> Trace:
+        cpu = parse_registers(block.text, "KVM's registers")
+        code = parse_code(block.text)
+        extra = {int(index): int(value, 16) for index, value in _EXTRA.findall(block.text)}
+        suberror = _SUBERROR.search(block.text)
+        strikes: tuple[Strike, ...] = ()
+        remarks = [" ".join(line.strip() for line in block.lines[:2])]
+        if suberror and suberror[1] in ("2", "3") and extra.get(0, 0) >> 31 & 1:
+            strikes = _vectoring(extra, block)
+            remarks.append("the exceptions are KVM's exit data; it could not go on delivering them")
+        if cpu is not None:
+            strikes = tuple(replace(s, cpu=cpu, rip=cpu.rip, rsp=cpu.rsp, code=code) for s in strikes)
+        return Trace(
+            self._source, "KVM error", strikes, "emulation-failure", cpu, code, len(strikes), remarks=tuple(remarks)
+        )
+
+
+def _delivered(match: re.Match[str], line: int) -> Strike:
+    """What a `v=` line says."""
+    vector = int(match[1], 16)
+    software = match[3] == "1"
+    return Strike(
+        vector,
+        None,
+        int(match[2], 16) if vector in _WITH_CODE and not software else None,
+        _number(match[7]) if vector == Vector.PF and not software else None,
+        int(match[5], 16),
+        int(match[6], 16),
+        int(match[4]),
+        software,
+        line=line,
+    )
+
+
+def _vectoring(extra: dict[int, int], block: Block) -> tuple[Strike, ...]:
+    """The event that was being delivered, and with suberror 2 the one that struck.
+
+    Bits as in the VM-exit interruption information: 7:0 vector, 10:8 type, 31 valid.
+    """
+    first = Strike(extra[0] & 0xFF, software=extra[0] >> 8 & 7 in (4, 6), line=block.number)
+    if "Suberror: 2" in block.text and extra.get(1, 0) >> 31 & 1:
+        return (first, Strike(extra[1] & 0xFF, first.vector, line=block.number))
+    return (first,)
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text, 16)
+
+
+def _is_same(one: Strike, other: Strike) -> bool:
+    return (one.vector, one.rip, one.cr2, one.error_code, one.software) == (
+        other.vector,
+        other.rip,
+        other.cr2,
+        other.error_code,
+        other.software,
+    )
+
+
+def _with_registers(strike: Strike, block: Block | None) -> Strike:
+    cpu = parse_registers("\n".join(block.lines[1:]), "QEMU log") if block else None
+    if cpu is None:
+        return strike
+    strike = replace(strike, cpu=cpu)
+    if strike.rip is None:
+        strike = replace(strike, rip=cpu.rip)
+    if strike.rsp is None:
+        strike = replace(strike, rsp=cpu.rsp)
+    if strike.cpl is None:
+        strike = replace(strike, cpl=cpu.general.get("cpl"))
+    if strike.cr2 is None and strike.vector == Vector.PF and strike.during is None:
+        # Where there is no `v=` line the dump is what shows CR2.
+        strike = replace(strike, cr2=cpu.cr2)
+    return strike
+
+
+def _outcome(chain: _Chain) -> Outcome:
+    if chain.tripled:
+        return "triple-fault"
+    return "double-fault" if len(chain.strikes) > 1 or chain.doubled else "handled"
+
+
+def _story(chains: list[_Chain]) -> list[_Chain]:
+    """The chain that matters, with those before it that led straight to it.
+
+    That is the last one that escalated, or else the last one that is not an interrupt.
+    """
+    end = len(chains) - 1
+    if not chains[end].tripled:
+        escalated = [i for i, chain in enumerate(chains) if len(chain.strikes) > 1]
+        faults = [i for i, chain in enumerate(chains) if chain.strikes[0].vector < 32 and not chain.strikes[0].software]
+        end = (escalated or faults or [end])[-1]
+    start = end
+    while start and (link := _link(chains[start - 1], chains[start].strikes[0])):
+        chains[start].strikes[0] = link
+        start -= 1
+    return chains[start : end + 1]
+
+
+def _link(chain: _Chain, struck: Strike) -> Strike | None:
+    """*struck* joined to *chain*, which was delivered just before it, or None if it came later.
+
+    QEMU forgets that it delivers an interrupt, an ``int n`` or a benign exception when another
+    exception strikes; neither RIP nor RSP has moved then. And an exception struck at the first
+    instruction of a handler if the stack pointer is just below that of the interrupted code: five
+    words, or six with an error code, pushed from a multiple of 16 down. Out of ring 3 the
+    stack is another one; there a fetch that fails at its own address right after counts.
+    """
+    first = chain.strikes[-1]
+    if len(chain.strikes) > 1 or first.rsp is None or struck.rsp is None:
+        return None
+    if (struck.rip, struck.rsp) == (first.rip, first.rsp):
+        is_benign = first.software or escalate(first.vector, Vector.PF) is Escalation.SERIAL
+        return replace(struck, during=first.vector) if is_benign else None
+    if struck.rip == first.rip or struck.cpl != 0:
+        return None
+    frame = 48 if first.vector in _WITH_CODE and not first.software else 40
+    top = first.last_rsp if first.last_rsp is not None else first.rsp
+    is_next = struck.rsp == (top & ~15) - frame or (first.cpl == 3 and struck.cr2 == struck.rip)
+    return replace(struck, linked=True) if is_next else None

@@ -1,0 +1,73 @@
+"""Registers out of text, whoever printed it: QEMU and KVM, Linux' oops, Bochs.
+
+All print ``NAME = hex`` in some spelling. Text may be cut short or have other output between its
+lines, so nothing is required: what was not printed stays unknown, the first of equal names counts.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from fivefold.explain.trace import Code
+from fivefold.memory import CpuState, Segment
+
+_NAMED: Final = re.compile(
+    r"(?<![A-Za-z0-9])(R[A-D]X|R[SD]I|R[BS]P|R0?[89]|R1[0-5]|RIP|RFL|E[A-D]X|E[SD]I|E[BS]P|EIP|EFL|EFLAGS"
+    r"|CR[0234]|EFER)\s*[:=]\s*(?:[0-9a-f]{4}:)?(?:0x)?([0-9a-f]{8,16})(?![0-9a-f])"
+)
+_SEGMENT: Final = re.compile(
+    r"(?<![A-Za-z])(CS|DS|ES|FS|GS|SS|LDT|TR)\s*=\s*([0-9a-f]{4}) ([0-9a-f]{8,16}) ([0-9a-f]{8}) ([0-9a-f]{8})"
+)
+_TABLE: Final = re.compile(r"(?<![A-Za-z])(GDT|IDT)\s*=\s+([0-9a-f]{8,16}) ([0-9a-f]{8})(?![0-9a-f])")
+_CPL: Final = re.compile(r"\bCPL=([0-3])\b")
+_SELECTOR: Final = re.compile(r"\b(CS|SS):\s*([0-9a-f]{4})\b")
+_CODE: Final = re.compile(r"\bCode\s*[:=]\s*((?:[0-9a-f]{2} |<[0-9a-f]{2}> ?)+(?:[0-9a-f]{2}|<[0-9a-f]{2}>)?)")
+
+
+def parse_registers(text: str, source: str) -> CpuState | None:
+    """The registers in *text*, None if it has none. *source* says where they come from.
+
+    ``cpl`` is among the general ones where the text says it.
+    """
+    named: dict[str, int] = {}
+    for name, value in _NAMED.findall(text):
+        named.setdefault(_common_name(name), int(value, 16))
+    if not named:
+        return None
+    if cpl := _CPL.search(text):
+        named["cpl"] = int(cpl[1])
+    elif selector := _SELECTOR.search(text):
+        # Outside virtual-8086 mode the low bits of CS are the privilege level.
+        named["cpl"] = int(selector[2], 16) & 3
+    control = {name: named.pop(name) for name in ("cr0", "cr2", "cr3", "cr4", "efer") if name in named}
+    return CpuState(source, general=named, segments=_segments(text), **control)
+
+
+def parse_code(text: str) -> Code | None:
+    """The instruction bytes that *text* prints; the one at RIP is in angle brackets."""
+    match = _CODE.search(text)
+    if match is None:
+        return None
+    words = match[1].split()
+    at = next((i for i, word in enumerate(words) if word.startswith("<")), 0)
+    return Code(bytes(int(word.strip("<>"), 16) for word in words), at)
+
+
+def _common_name(name: str) -> str:
+    name = name.lower()
+    if name in ("rfl", "efl", "eflags"):
+        return "rflags"
+    if name in ("r08", "r09"):
+        return f"r{name[2]}"
+    # Outside 64-bit code the E names are printed; the upper halves do not count then.
+    return f"r{name[1:]}" if name[0] == "e" and name != "efer" else name
+
+
+def _segments(text: str) -> dict[str, Segment]:
+    found: dict[str, Segment] = {}
+    for name, selector, base, limit, flags in _SEGMENT.findall(text):
+        found.setdefault(name.lower(), Segment(int(selector, 16), int(base, 16), int(limit, 16), int(flags, 16)))
+    for name, base, limit in _TABLE.findall(text):
+        found.setdefault(name.lower(), Segment(0, int(base, 16), int(limit, 16), 0))
+    return found

@@ -1,0 +1,138 @@
+"""What would have been legal: the smallest change to entries or registers, each tried before it is said.
+
+A change of an entry is put over the memory and the access asked again; only if it is then allowed
+is the change offered. So a path with two faults in it gets no wrong advice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from fivefold.arch import LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Flag, Level, PagingMode, Step, TableReader
+from fivefold.explain.finding import Finding
+from fivefold.explain.ruling import Granted, RuleName, rule_on
+from fivefold.explain.situation import Situation
+from fivefold.units import MASK64, PhysAddr, hex64
+
+
+class Change(NamedTuple):
+    """A change in words, and the CPU after it."""
+
+    text: str
+    here: Situation
+
+
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """Memory with a few entries replaced; the guest itself is not touched."""
+
+    under: TableReader
+    entries: dict[int, int]
+
+    def read(self, pa: PhysAddr, size: int, /) -> bytes:
+        """As the memory below, with the replaced entries; `MemoryReadError` where that has none."""
+        if size == 8 and pa in self.entries:
+            return self.entries[pa].to_bytes(8, "little")
+        return self.under.read(pa, size)
+
+
+def legal_changes(finding: Finding) -> tuple[str, ...]:
+    """The changes after which the refused access would have gone ahead, smallest first."""
+    fixed = _WORDS.get(finding.rule)
+    if finding.va is None or finding.how is None:
+        return (fixed,) if fixed else ()
+    allowed = [change.text for change in _changes(finding) if _is_allowed(change, finding.va, finding.how)]
+    return tuple(allowed) or ((fixed,) if fixed else ())
+
+
+_WORDS: Final[dict[RuleName, str]] = {
+    "idt-limit": "LIDT with a limit of at least 16 * vector + 15, before the exception can strike",
+    "idt-entry": "a present interrupt or trap gate for this vector, with a 64-bit code segment of the GDT",
+    "idt-not-mapped": "an IDT base that is mapped for supervisor reads, in every address space",
+    "handler-not-mapped": "a handler in a page that is mapped, present and executable for the supervisor",
+    "stack": "a mapped page below RSP, or an IST for the gate, so that the frame goes to a stack of its own",
+    "mode-change-refused": "the write in a state that allows it",
+    "wrong-depth": "a root of the depth that CR4.LA57 selects",
+    "not-present": "a present entry at every level of the path",
+}
+
+
+def _is_allowed(change: Change, va: int, how: Access) -> bool:
+    return isinstance(rule_on(change.here, va, how), Granted)
+
+
+def _changes(finding: Finding) -> Iterator[Change]:
+    here, culprit = finding.here, finding.culprit
+    if culprit is not None and here.memory is not None:
+        yield from _of_entries(here, finding.steps, culprit, finding.rule)
+    yield from _of_registers(here, finding)
+
+
+def _of_entries(here: Situation, steps: tuple[Step, ...], culprit: Step, rule: RuleName) -> Iterator[Change]:
+    raw = culprit.entry.raw
+    if rule == "not-present" and raw:
+        yield _entry(here, {culprit: raw | Flag.P}, "set P")
+    if rule == "reserved-bit" and here.space is not None:
+        bits = here.space.reserved(culprit.entry)
+        yield _entry(here, {culprit: raw & ~bits}, f"clear {hex64(bits)}")
+    if rule == "no-execute":
+        yield _entry(here, {s: s.entry.raw & ~Flag.NX for s in steps if s.entry.raw & Flag.NX}, "clear XD")
+    if rule == "write-protected":
+        yield _entry(here, {s: s.entry.raw | Flag.RW for s in steps if not s.entry.raw & Flag.RW}, "set R/W")
+    if rule == "user-supervisor":
+        yield _entry(here, {s: s.entry.raw | Flag.US for s in steps if not s.entry.raw & Flag.US}, "set U/S")
+    if rule in ("smep", "smap"):
+        yield _entry(here, {culprit: raw & ~Flag.US}, "clear U/S")
+    if rule == "protection-key":
+        yield _entry(here, {culprit: raw & ~(15 << 59)}, "take key 0")
+
+
+def _entry(here: Situation, values: dict[Step, int], what: str) -> Change:
+    assert here.memory is not None  # entries come from memory
+    memory = Patched(here.memory, {step.at: int(raw) & MASK64 for step, raw in values.items()})
+    places = ", ".join(f"the {step.entry.level.name} entry at {hex64(step.at)}" for step in values)
+    return Change(f"{what} in {places}", replace(here, memory=memory))
+
+
+def _of_registers(here: Situation, finding: Finding) -> Iterator[Change]:
+    state = here.state
+    if finding.rule == "write-protected" and state.cpl < 3:
+        yield Change("CR0.WP=0", here.with_state(replace(state, cr0=state.cr0 & ~int(Cr0.WP))))
+    if finding.rule == "smep":
+        yield Change("CR4.SMEP=0", here.with_state(replace(state, cr4=state.cr4 & ~int(Cr4.SMEP))))
+    if finding.rule == "smap":
+        yield Change("RFLAGS.AC=1 (STAC)", here.with_state(replace(state, rflags=state.rflags | RFLAGS_AC)))
+    if finding.rule == "user-supervisor":
+        yield Change("the same access at privilege level 0", here.with_state(replace(state, cpl=0)))
+    if finding.rule == "no-execute":
+        yield Change(
+            "EFER.NXE=0, if no entry has XD set", here.with_state(replace(state, efer=state.efer & ~int(Efer.NXE)))
+        )
+    if finding.rule == "protection-key":
+        yield Change("PKRU or IA32_PKRS that allows the key", here.with_state(replace(state, pkru=0, pkrs=0)))
+    if finding.rule in ("wrong-depth", "non-canonical"):
+        yield _other_depth(here)
+
+
+def _other_depth(here: Situation) -> Change:
+    mode = here.mode
+    other = here.with_state(replace(here.state, cr4=here.state.cr4 ^ int(Cr4.LA57)))
+    wanted = 0 if mode is LA57 else 1
+    return Change(f"CR4.LA57={wanted}, set before paging is turned on", other)
+
+
+def missing_link(finding: Finding) -> str | None:
+    """For an absent entry: what would have to be there."""
+    culprit = finding.culprit
+    if finding.rule != "not-present" or culprit is None or finding.va is None:
+        return None
+    level = culprit.entry.level
+    below = f"a {Level(level - 1).name} table" if level > 1 else "a page"
+    return f"the {level.name} entry at {hex64(culprit.at)} pointing to {below} that maps {hex64(finding.va)}"
+
+
+def nearest_canonical(mode: PagingMode, va: int) -> int:
+    """The canonical address that has the translated bits of *va*."""
+    return mode.sign_extend(va)

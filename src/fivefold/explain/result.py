@@ -1,0 +1,192 @@
+"""The answer, as values: what `fivefold.explain` returns and what ``--json`` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from fivefold.arch import Level, PageFault, Step, Vector
+from fivefold.explain.error_codes import decode_error
+from fivefold.explain.finding import Confidence, Finding
+from fivefold.explain.places import Place
+from fivefold.explain.ruling import MANUAL, RuleName
+from fivefold.explain.trace import Outcome, Strike
+from fivefold.machine.base import vector_name
+from fivefold.units import hex64
+
+SCHEMA: Final = "fivefold.explain/1"
+
+
+def _hex(value: int | None) -> str | None:
+    return None if value is None else hex64(value)
+
+
+def step_json(step: Step) -> dict[str, object]:
+    """One entry of a walk, as the schema has it."""
+    entry = step.entry
+    return {
+        "level": entry.level.name,
+        "index": (step.at & 0xFFF) >> 3,
+        "at": hex64(step.at),
+        "entry": hex64(entry.raw),
+        "present": entry.is_present,
+        "leaf": entry.is_present and entry.is_leaf,
+        "rights": str(step.rights),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One exception of the story. *delivery* says why its handler could not run, or how it did."""
+
+    strike: Strike
+    finding: Finding
+    place: Place | None
+    delivery: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The manual's mnemonic."""
+        return vector_name(self.strike.vector)
+
+    @property
+    def address(self) -> int | None:
+        """The linear address that was refused."""
+        return self.finding.va if self.finding.va is not None else self.strike.cr2
+
+    @property
+    def access(self) -> str | None:
+        """``read``, ``write`` or ``fetch``; None where it is not known."""
+        return self.finding.how.kind.value if self.finding.how else None
+
+    def to_json(self) -> dict[str, object]:
+        """The exception as the schema has it."""
+        strike, finding = self.strike, self.finding
+        code = strike.error_code
+        return {
+            "vector": strike.vector,
+            "name": self.name,
+            "during": strike.during,
+            "address": _hex(self.address),
+            "access": self.access,
+            "error_code": None if code is None else f"{code:#x}",
+            "error_bits": [] if code is None else list(decode_error(strike.vector, code)),
+            "error_code_agrees": finding.agrees,
+            "cpl": strike.cpl,
+            "rip": _hex(strike.rip),
+            "rsp": _hex(strike.rsp),
+            "instruction": finding.instruction.text if finding.instruction else None,
+            "operand": finding.use.text if finding.use else None,
+            "software": strike.software,
+            "repeats": strike.repeats,
+            "rule": finding.rule,
+            "level": finding.level.name if finding.level else None,
+            "area": self.place.area if self.place else None,
+            "place": self.place.sentence if self.place else None,
+            "sentence": finding.sentence,
+            "steps": [step_json(step) for step in finding.steps],
+            "delivery": self.delivery,
+            "remarks": list(finding.remarks),
+            "line": strike.line or None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The first thing that went wrong. *legal* says what would have been legal, smallest change first."""
+
+    rule: RuleName
+    level: Level | None
+    address: int | None
+    area: str | None
+    sentence: str
+    confidence: Confidence
+    evidence: tuple[str, ...] = ()
+    legal: tuple[str, ...] = ()
+
+    @property
+    def manual(self) -> str:
+        """The rule in the manual's words."""
+        return MANUAL[self.rule]
+
+    def to_json(self) -> dict[str, object]:
+        """The cause as the schema has it."""
+        return {
+            "rule": self.rule,
+            "level": self.level.name if self.level else None,
+            "address": _hex(self.address),
+            "area": self.area,
+            "sentence": self.sentence,
+            "confidence": self.confidence,
+            "manual": self.manual,
+            "evidence": list(self.evidence),
+            "legal": list(self.legal),
+        }
+
+
+class WhatIf(NamedTuple):
+    """The same access under one change. *allowed* is None where it cannot be told; *sentence* says the verdict."""
+
+    change: str
+    allowed: bool | None
+    sentence: str
+    steps: tuple[Step, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """The answer as the schema has it."""
+        steps = [step_json(step) for step in self.steps]
+        return {"change": self.change, "allowed": self.allowed, "sentence": self.sentence, "steps": steps}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Everything that was found out. Prints well through `fivefold.report.explain_text`.
+
+    *mode* is ``la57``, ``la48``, another paging mode's name, or None where it is not known.
+    *unknown* lists what neither log nor memory says, and what was taken in its place.
+    """
+
+    source: str
+    dialect: str
+    mode: str | None
+    outcome: Outcome
+    exceptions: tuple[Told, ...]
+    cause: Cause
+    unknown: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
+    what_if: tuple[WhatIf, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole as the schema `fivefold.explain/1` has it."""
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "dialect": self.dialect,
+            "mode": self.mode,
+            "outcome": self.outcome,
+            "exceptions": [told.to_json() for told in self.exceptions],
+            "cause": self.cause.to_json(),
+            "unknown": list(self.unknown),
+            "remarks": list(self.remarks),
+            "addresses": [
+                {"address": hex64(place.address), "area": place.area, "sentence": place.sentence}
+                for place in self.places
+            ],
+            "what_if": [answer.to_json() for answer in self.what_if],
+        }
+
+    def __getitem__(self, key: str) -> Any:
+        """A value of the JSON form: ``explanation["cause"]["rule"]``."""
+        return self.to_json()[key]
+
+
+def is_push(told: Told) -> bool:
+    """Whether a write to the stack was refused."""
+    use = told.finding.use
+    return use is not None and use.how.stack and told.access == "write"
+
+
+def is_present_fault(code: int | None, vector: int) -> bool:
+    """Whether the error code of a page fault says that the translation was there."""
+    return vector == Vector.PF and code is not None and bool(code & PageFault.P)
