@@ -20,6 +20,7 @@ from fivefold.cli import values
 
 if TYPE_CHECKING:
     from fivefold.memory import Source
+    from fivefold.survey.choose import Given
     from fivefold.survey.space import Space
 
 
@@ -49,15 +50,20 @@ class SourceChoice:
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
 
-    def space_of(self, source: Source) -> Space:
-        """The address space in an opened *source*."""
+    def check_given(self) -> Given:
+        """What was said of root, mode and width."""
         from fivefold.survey.choose import Given
-        from fivefold.survey.space import Space
 
         try:
-            return Space(source, Given(**self.given))
+            return Given(**self.given)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
+
+    def space_of(self, source: Source) -> Space:
+        """The address space in an opened *source*."""
+        from fivefold.survey.space import Space
+
+        return Space(source, self.check_given())
 
     def open_space(self) -> Space:
         """The address space in it; the source is closed again where that is refused."""

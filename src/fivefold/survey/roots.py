@@ -1,0 +1,209 @@
+"""Top-level tables in a memory, found without registers, with what speaks for each of them.
+
+Roots of one kernel share what they map in the upper half, so they form groups. With page-table
+isolation the page after a root holds the user's: the same lower half, and little of the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fivefold.arch import FRAME_BITS, AddressSpace, Flag, Level, Mapped, TableReader, translate
+from fivefold.errors import MemoryReadError
+from fivefold.memory import Source
+from fivefold.survey.bases import KERNEL_WINDOW
+from fivefold.survey.choose import MODES, root_of
+from fivefold.survey.level_evidence import level_evidence
+from fivefold.survey.space import PTI_USER_BIT
+from fivefold.survey.table_pages import Indices, TablePages
+from fivefold.units import MIB, PhysAddr, VirtAddr, hex64
+
+Words = npt.NDArray[np.uint64]
+_HALF: Final = 256
+_WINDOW_STEPS: Final = range(KERNEL_WINDOW, KERNEL_WINDOW + (1 << 30), 2 * MIB)
+
+
+class Confidence(IntEnum):
+    """How sure it is that a table is, or was, in use as a root."""
+
+    LOW = 0
+    MEDIUM = 1
+    HIGH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A top-level table, or what looks like one; *reasons* are for people.
+
+    *group* numbers roots of one kernel. *pair* is the other half's root under page-table isolation, and
+    *is_user_half* says which of the two this is. *cpus*: those whose CR3 it is.
+    """
+
+    root: PhysAddr
+    levels: int
+    confidence: Confidence
+    reasons: tuple[str, ...]
+    group: int
+    pair: PhysAddr | None = None
+    is_user_half: bool = False
+    cpus: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Candidate:
+    root: PhysAddr
+    levels: int
+    entries: Words
+    pair: PhysAddr | None = None
+    is_user_half: bool = False
+
+    @property
+    def kernel_key(self) -> int:
+        """The table behind the last slot, where every kernel maps its image; 0 without one."""
+        last = int(self.entries[511])
+        return last & FRAME_BITS if last & Flag.P else 0
+
+    def half(self, upper: bool) -> Words:
+        """Where the present entries of one half lead."""
+        part = self.entries[_HALF:] if upper else self.entries[:_HALF]
+        return np.where(part & np.uint64(1) != 0, part & np.uint64(FRAME_BITS), np.uint64(0))
+
+
+def find_roots(source: Source, levels: int | None = None, phys_bits: int | None = None) -> list[Root]:
+    """The roots in *source*'s memory: surest first, then ascending. All of memory is read once.
+
+    *levels* keeps roots of 4 or 5 levels. *phys_bits* is MAXPHYADDR where it is known.
+    """
+    in_registers = _registers(source)
+    pages = TablePages(source.memory.banks(), phys_bits or 48)
+    found = _candidates(source.memory, pages)
+    _add_registers(source, pages, found, in_registers)
+    _pair_up(found)
+    groups = _groups(found.values())
+    five = any(c.levels == 5 for c in found.values())
+    roots = [_describe(source.memory, c, groups, in_registers.get(c.root, ()), five) for c in found.values()]
+    kept = [root for root in roots if levels in (None, root.levels)]
+    return sorted(kept, key=lambda root: (-root.confidence, root.root))
+
+
+def _registers(source: Source) -> dict[PhysAddr, tuple[int, ...]]:
+    """The CPUs whose CR3 leads to each root."""
+    found: dict[PhysAddr, tuple[int, ...]] = {}
+    for number, cpu in enumerate(source.cpus):
+        if cpu.cr3 is not None:
+            root = root_of(cpu.cr3)
+            found[root] = (*found.get(root, ()), number)
+    return found
+
+
+def _candidates(memory: TableReader, pages: TablePages) -> dict[PhysAddr, _Candidate]:
+    """Tables that could be roots and that no other root has below it."""
+    could_be_five = np.flatnonzero(pages.of_level[Level.PML5])
+    five = np.array(
+        [n for n, frame in _with_frames(pages, could_be_five) if level_evidence(memory, frame).levels != 4], np.intp
+    )
+    five = np.setdiff1d(five, _below(pages, five, Level.PML5))
+    four = np.setdiff1d(np.flatnonzero(pages.of_level[Level.PML4]), five)
+    four = np.setdiff1d(four, _below(pages, five, Level.PML5))
+    four = np.setdiff1d(four, _below(pages, four, Level.PML4))
+    found = {}
+    for numbers, levels in ((five, 5), (four, 4)):
+        for (_, frame), entries in zip(_with_frames(pages, numbers), pages.entries(numbers), strict=True):
+            found[frame] = _Candidate(frame, levels, entries)
+    return found
+
+
+def _with_frames(pages: TablePages, numbers: Indices) -> list[tuple[int, PhysAddr]]:
+    return [(n, PhysAddr(frame)) for n, frame in zip(numbers.tolist(), pages.frames(numbers).tolist(), strict=True)]
+
+
+def _below(pages: TablePages, roots: Indices, top: Level) -> Indices:
+    """All tables that hang below *roots*."""
+    found: list[Indices] = []
+    tables = roots
+    for number in range(top, Level.PT, -1):
+        tables = pages.children(tables, Level(number))
+        found.append(tables)
+    return np.unique(np.concatenate(found))
+
+
+def _add_registers(
+    source: Source, pages: TablePages, found: dict[PhysAddr, _Candidate], roots: Iterable[PhysAddr]
+) -> None:
+    """What a register names is a root, whatever its tables look like."""
+    for root in roots:
+        entries = pages.entries_at(root)
+        if root in found or entries is None:
+            continue
+        cr4 = next((cpu.cr4 for cpu in source.cpus if cpu.cr3 is not None and root_of(cpu.cr3) == root), None)
+        levels = 5 if cr4 is not None and cr4 >> 12 & 1 else 4
+        found[root] = _Candidate(root, levels, entries)
+
+
+def _pair_up(found: Mapping[PhysAddr, _Candidate]) -> None:
+    """Join the two roots of a process under page-table isolation: neighbours with one lower half."""
+    for root, kernel in found.items():
+        user = found.get(PhysAddr(root | PTI_USER_BIT))
+        if user is None or root & PTI_USER_BIT or user.levels != kernel.levels:
+            continue
+        if (user.half(False) == kernel.half(False)).all() and _upper(user) < _upper(kernel):
+            kernel.pair, user.pair, user.is_user_half = user.root, kernel.root, True
+
+
+def _upper(candidate: _Candidate) -> int:
+    return int(np.count_nonzero(candidate.half(True)))
+
+
+def _groups(candidates: Iterable[_Candidate]) -> dict[PhysAddr, tuple[int, int]]:
+    """The number of each root's group, and how many roots are in it; the largest group is number 0."""
+    members: dict[tuple[int, int], list[PhysAddr]] = {}
+    users: list[_Candidate] = []
+    for candidate in candidates:
+        if candidate.is_user_half:
+            users.append(candidate)
+        else:
+            key = (candidate.kernel_key, candidate.levels) if candidate.kernel_key else (-1, candidate.root)
+            members.setdefault(key, []).append(candidate.root)
+    ordered = sorted(members.values(), key=lambda roots: (-len(roots), roots))
+    numbers = {root: (number, len(roots)) for number, roots in enumerate(ordered) for root in roots}
+    return numbers | {user.root: numbers[user.pair] for user in users if user.pair is not None}
+
+
+def _describe(
+    memory: TableReader, c: _Candidate, groups: Mapping[PhysAddr, tuple[int, int]], cpus: tuple[int, ...], five: bool
+) -> Root:
+    group, members = groups[c.root]
+    reasons = [f"CR3 of CPU {number}" for number in cpus]
+    if members > 1 and not c.is_user_half:
+        reasons.append(f"shares the kernel's tables with {members - 1} other root{'s' if members > 2 else ''}")
+    if c.pair is not None:
+        role = "user half" if c.is_user_half else "kernel half"
+        reasons.append(f"{role} of an isolated pair with {hex64(c.pair)}")
+    in_window = _maps_code(memory, c)
+    if in_window:
+        reasons.append("maps code in the kernel's window")
+    stray = five and c.levels == 4 and not cpus
+    if stray:
+        reasons.append("four levels beside roots of five: may be a P4D table that nothing leads to")
+    entries = int(np.count_nonzero(c.entries & np.uint64(1)))
+    reasons.append(f"{entries} entries lead to well-formed tables of {c.levels} levels")
+    linked = members > 1 or c.pair is not None
+    sure = bool(cpus) or (in_window and linked and not stray)
+    confidence = Confidence.HIGH if sure else Confidence.MEDIUM if in_window and not stray else Confidence.LOW
+    return Root(c.root, c.levels, confidence, tuple(reasons), group, c.pair, c.is_user_half, cpus)
+
+
+def _maps_code(memory: TableReader, candidate: _Candidate) -> bool:
+    """Whether anything executable is mapped in the gibibyte where kernels lie."""
+    space = AddressSpace(memory, candidate.root, MODES[candidate.levels])
+    try:
+        found = (translate(space, VirtAddr(va)) for va in _WINDOW_STEPS)
+        return any(isinstance(one, Mapped) and one.rights.execute for one in found)
+    except MemoryReadError:
+        return False
