@@ -8,7 +8,7 @@ from struct import iter_unpack
 from typing import Final
 
 from fivefold.boot.elf_image import Image
-from fivefold.boot.result import Bounds, Check
+from fivefold.boot.result import Bounds, Check, Skipped
 from fivefold.errors import FormatError
 from fivefold.kernel import report
 from fivefold.memory import PhysReader
@@ -24,12 +24,17 @@ class GuestReport:
     words: dict[str, int]
     areas: dict[str, Bounds]
     checks: tuple[Check, ...]
+    skipped: tuple[Skipped, ...]
     panic: str
 
     @property
     def is_done(self) -> bool:
         """Whether the kernel came to the end of its report."""
         return self.words.get("state") == report.STATE_DONE
+
+
+NO_REPORT: Final = GuestReport({}, {}, (), (), "")
+"""Of a guest that did not even begin one."""
 
 
 def read_report(memory: PhysReader, image: Image, load: int) -> GuestReport:
@@ -41,7 +46,7 @@ def read_report(memory: PhysReader, image: Image, load: int) -> GuestReport:
     values = [value for (value,) in iter_unpack("<Q", table[: 8 * len(report.WORDS)])]
     words = dict(zip(report.WORDS, values, strict=True))
     if words["magic"] != report.MAGIC:
-        return GuestReport({}, {}, (), "")
+        return NO_REPORT
     if words["version"] != report.VERSION:
         raise FormatError(f"the guest's report has version {words['version']}, expected {report.VERSION}")
     names = _Names(memory, image, load)
@@ -49,12 +54,15 @@ def read_report(memory: PhysReader, image: Image, load: int) -> GuestReport:
         names.at(name): Bounds(start, end)
         for name, start, end, _ in _records(table, report.AREAS_OFFSET, words["areas"], report.MAX_AREAS)
     }
+    records = list(_records(table, report.CHECKS_OFFSET, words["checks"], report.MAX_CHECKS))
     checks = tuple(
         Check(names.at(name), "guest", bool(ok), "" if ok else f"got {hex64(got)}, expected {hex64(want)}")
-        for name, ok, got, want in _records(table, report.CHECKS_OFFSET, words["checks"], report.MAX_CHECKS)
+        for name, ok, got, want in records
+        if ok != report.SKIPPED
     )
+    skipped = tuple(Skipped(names.at(name), names.at(why)) for name, ok, why, _ in records if ok == report.SKIPPED)
     panic = names.at(words["panic_text"]) if words["state"] == report.STATE_PANIC else ""
-    return GuestReport(words, areas, checks, panic)
+    return GuestReport(words, areas, checks, skipped, panic)
 
 
 def _records(table: bytes, offset: int, count: int, most: int) -> Iterator[tuple[int, int, int, int]]:

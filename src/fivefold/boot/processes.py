@@ -22,6 +22,8 @@ def process_checks(seen: Evidence, words: Mapping[str, int]) -> Iterator[Check]:
     yield _check("user_space", _lower_half(space))
     yield _check("sync_kernel_half", _kernel_half(seen, space))
     yield _check("free_tables", _own_tables(seen, space, words.get("user_tables", 0)))
+    if words.get("syscall_stays"):
+        return  # the guest has said so
     fast, safe = words.get("fast_returns", 0), words.get("safe_returns", 0)
     yield _check("syscall_ways_back", "" if fast and safe == 1 else f"{fast} fast and {safe} safe returns")
 

@@ -11,7 +11,7 @@ from fivefold.arch import ControlState
 from fivefold.boot.build import build_image
 from fivefold.boot.elf_image import HIGHEST_32BIT_END, Image, check_load_address
 from fivefold.boot.evidence import Evidence
-from fivefold.boot.guest_report import GuestReport, read_report
+from fivefold.boot.guest_report import NO_REPORT, GuestReport, read_report
 from fivefold.boot.judge import judge
 from fivefold.boot.moved import moved_areas
 from fivefold.boot.result import BootReport, Check, Run, Skipped
@@ -113,7 +113,7 @@ def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
         try:
             report = read_report(machine.memory, image, load)
         except MemoryReadError:
-            report = GuestReport({}, {}, (), "")
+            report = NO_REPORT
         checks = [completed(event, report), *report.checks]
         if report.is_done:
             checks += from_outside(machine, options, image, report)
@@ -131,7 +131,7 @@ def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
         variables={name: words.get(name, 0) for name in VARIABLES} if words else {},
         facts={name: words.get(name, 0) for name in FACTS} if words else {},
         checks=tuple(checks),
-        skipped=(),
+        skipped=report.skipped,
         instructions=instructions,
         seconds=time.perf_counter() - began,
         output=output,

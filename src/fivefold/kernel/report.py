@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.metal.lang import byte_at, cli, hlt, inb, inline, load64, noinline, outb, outl, store64, text_address, u64
+from fivefold.metal.lang import byte_at, cli, hlt, inb, inline, load64, noinline, outb, store64, text_address, u64
 from fivefold.units import VirtAddr
 
 COM1: Final = 0x3F8
@@ -37,7 +37,7 @@ WORDS: Final = (
     "early_top", "early_pool", "early_used", "early_kernel_tables", "early_faults", "early_wipes",
     "ram_bytes", "ram_end", "cut_bytes", "direct_4k", "direct_2m", "direct_1g", "tables",
     "scan_ranges", "scan_bytes", "scan_tables", "scan_writable_executable", "scan_records", "scan_record_size",
-    "user_root", "user_tables", "fast_returns", "safe_returns",
+    "user_root", "user_tables", "fast_returns", "safe_returns", "syscall_stays",
     "panic_vector", "panic_error", "panic_rip", "panic_address", "panic_text",
     "areas", "checks", "failed",
 )  # fmt: skip
@@ -50,6 +50,8 @@ RECORD_WORDS: Final = 4
 MAX_AREAS: Final = (CHECKS_OFFSET - AREAS_OFFSET) // (8 * RECORD_WORDS)
 MAX_CHECKS: Final = (TABLE_SIZE - CHECKS_OFFSET) // (8 * RECORD_WORDS)
 
+SKIPPED: Final = 2
+"""In the place of a check's outcome: it was not made, and the next word is the address of the reason."""
 AREA_MAPPED: Final = 1
 AREA_HOLE: Final = 0
 
@@ -98,6 +100,7 @@ W_USER_ROOT: Final = WORDS.index("user_root")
 W_USER_TABLES: Final = WORDS.index("user_tables")
 W_FAST_RETURNS: Final = WORDS.index("fast_returns")
 W_SAFE_RETURNS: Final = WORDS.index("safe_returns")
+W_SYSCALL_STAYS: Final = WORDS.index("syscall_stays")
 W_PANIC_VECTOR: Final = WORDS.index("panic_vector")
 W_PANIC_ERROR: Final = WORDS.index("panic_error")
 W_PANIC_RIP: Final = WORDS.index("panic_rip")
@@ -195,7 +198,7 @@ def area(name: u64, start: VirtAddr, end: VirtAddr, kind: u64) -> None:
 @noinline
 def stop(code: u64) -> None:
     """Give *code* to whoever runs the machine, and halt for ever."""
-    outl(EXIT_PORT, code)
+    outb(EXIT_PORT, code)
     while True:
         cli()
         hlt()
@@ -222,6 +225,23 @@ def check(name: str, ok: bool, got: u64, want: u64) -> None:
         put(name)
         put_line(" got", got)
         put_line("     expected", want)
+
+
+@noinline
+def skip(name: str, reason: str) -> None:
+    """Record what this machine cannot be asked for, and why."""
+    count = get_word(W_CHECKS)
+    if count < MAX_CHECKS:
+        record = table + CHECKS_OFFSET + 8 * RECORD_WORDS * count
+        store64(record, text_address(name))
+        store64(record + 8, SKIPPED)
+        store64(record + 16, text_address(reason))
+        set_word(W_CHECKS, count + 1)
+    put("skip ")
+    put(name)
+    put(": ")
+    put(reason)
+    put("\n")
 
 
 @noinline

@@ -94,6 +94,8 @@ def trap(frame: VirtAddr) -> None:
         nmi_count += 1
         return
     if load64(frame + FRAME_CS) & 3 != 0:
+        if load64(frame + FRAME_RIP) == symbol("syscall_entry"):
+            report.set_word(report.W_SYSCALL_STAYS, 1)
         leave_user(frame, outcome(vector, load64(frame + FRAME_ERROR)))
         return
     if load64(frame + FRAME_RIP) == symbol("iret_site"):
