@@ -1,0 +1,95 @@
+"""Boots: one image for all, guests that options cannot describe, and images with a mistake put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fivefold.boot import Image, Options, Run, build_image
+from fivefold.boot import run as boot_run
+from fivefold.boot.build import MODES, boot_object, kernel_object, link_image
+from fivefold.machine import Machine, start
+from fivefold.units import MIB
+
+Boot = Callable[..., Run]
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """Our image, as it is."""
+    return build_image()
+
+
+@pytest.fixture
+def boot(image: Image, monkeypatch: pytest.MonkeyPatch) -> Boot:
+    """Boot on one CPU: ``boot("la57", entry="long48", …)`` with the fields of `Options`.
+
+    *guest* changes fields of the guest; *before* is called with the machine before it runs.
+    """
+
+    def run(
+        cpu: str = "la57",
+        *,
+        given: Image | None = None,
+        guest: dict[str, Any] | None = None,
+        before: Callable[[Machine], None] | None = None,
+        **options: Any,
+    ) -> Run:
+        chosen = Options(**{"memory": 32 * MIB, "timeout": 20.0, **options})
+
+        def prepared(engine: str, what: Any) -> Machine:
+            machine = start(engine, what)
+            if before is not None:
+                before(machine)
+            return machine
+
+        monkeypatch.setattr(boot_run, "start", prepared)
+        used = given or image
+        made = boot_run.make_guest(cpu, chosen, used)
+        return boot_run.boot_guest(replace(made, **(guest or {})), chosen, used)
+
+    return run
+
+
+@pytest.fixture
+def passes(boot: Boot) -> Boot:
+    """As `boot`, and every check must have passed."""
+
+    def run(cpu: str = "la57", **options: Any) -> Run:
+        done = boot(cpu, **options)
+        assert done.ok, failed(done) + [done.event]
+        return done
+
+    return run
+
+
+def failed(run: Run) -> list[str]:
+    """The checks that did not pass."""
+    return [f"{check.by} {check.name}: {check.detail}" for check in run.checks if not check.ok]
+
+
+@pytest.fixture(scope="session")
+def failures() -> Callable[[Run], list[str]]:
+    """`failed`, for tests that expect some."""
+    return failed
+
+
+@pytest.fixture(scope="session")
+def objects() -> dict[str, bytes]:
+    """What our image is linked from."""
+    return {"boot": boot_object(), **{mode: kernel_object(mode) for mode in MODES}}
+
+
+@pytest.fixture
+def wrong_image(mutated: Callable[..., str], objects: dict[str, bytes]) -> Callable[..., Image]:
+    """Our image with a mistake in it: the file, pairs of text, and which objects are compiled from that."""
+
+    def build(file: str, *changes: tuple[str, str], parts: tuple[str, ...] = ("boot",)) -> Image:
+        package = mutated(file, *changes)
+        made = {part: boot_object(package) if part == "boot" else kernel_object(part, package) for part in parts}
+        return link_image({**objects, **made})
+
+    return build

@@ -1,0 +1,128 @@
+"""`fivefold boot` and `fivefold image` from outside: exit status, one clear line, no process left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-c", "from fivefold.cli.main import main; main()"]
+
+
+def fivefold(*args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    return subprocess.run([*COMMAND, *args], capture_output=True, text=True, env=environment, timeout=timeout)
+
+
+def test_both_cpus_pass() -> None:
+    done = fivefold("boot", "--memory", "32M", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert [(run["cpu"], run["mode"]) for run in report["runs"]] == [("la57", "la57"), ("la48", "la48")]
+
+
+def test_text_says_both_modes() -> None:
+    done = fivefold("boot", "--memory", "32M")
+    assert done.returncode == 0
+    assert "la57: the CPU has LA57" in done.stdout
+    assert "la48: the CPU lacks LA57" in done.stdout
+    assert "\x1b" not in done.stdout, "no colours where nobody looks"
+
+
+def test_long57_is_skipped_on_the_cpu_without_la57() -> None:
+    done = fivefold("boot", "--entry", "long57", "--memory", "32M", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert [run["cpu"] for run in report["runs"]] == ["la57"]
+    assert report["skipped"] == [{"name": "la48", "reason": "a CPU without LA57 cannot be entered with five levels"}]
+
+
+REFUSED = [
+    (["--entry", "long57", "--cpu", "la48"], "nothing to run: a CPU without LA57 cannot be entered with five levels"),
+    (["--cpu", "la64"], "Invalid value for '--cpu': 'la64' is not one of 'both', 'la57', 'la48'."),
+    (["--engine", "bochs"], "Invalid value for '--engine': 'bochs' is not one of 'unicorn', 'qemu', 'kvm'."),
+    (["--load-address", "0x201000"], "load address 0x0000000000201000 is not aligned to 2 MiB"),
+    (["--load-address", "0"], "load address 0x0000000000000000 is below the lowest that is possible, 0x200000"),
+    (["--load-address", "5G"], "load address 0x0000000140000000 is above 4 GiB, where the 32-bit entry pvh cannot be"),
+    (["--load-address", "here"], "Invalid value for '--load-address': 'here' is not an address; expected a number such as 0x1000000 or 16M"),
+    (["--load-address", "3G"], "the image needs 0x00000000c0000000 to "),
+    (["--memory", "16M"], "too little memory: the image ends at 0x"),
+    (["--memory", "1"], "too little memory: the image ends at 0x"),
+    (["--memory", "32M1"], "Invalid value for '--memory': '32M1' is not a size; expected a number and K, M, G, T or P, such as 512M"),
+    (["--memory", "2P"], "2P of memory does not fit "),
+    (["--timeout", "0"], "a timeout of 0 seconds; expected more than 0"),
+    (["--cmdline", "caf\u00e9"], "the command line has characters that no loader passes on; expected ASCII text"),
+    (["no-such-image"], "no-such-image: No such file or directory"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "message"), REFUSED, ids=[" ".join(args).encode("ascii", "replace").decode() for args, _ in REFUSED]
+)
+def test_what_cannot_be_done_is_status_2_and_one_line(args: list[str], message: str) -> None:
+    done = fivefold("boot", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"fivefold: {message}")
+
+
+def test_engine_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = fivefold("boot", "--engine", "qemu")
+    assert done.returncode == 2
+    assert done.stderr.startswith("fivefold: the engine qemu needs qemu-system-x86_64, which is not there; ")
+    assert "apt-get install" in done.stderr
+
+
+def test_a_guest_that_never_stops_is_ended(tmp_path: Path) -> None:
+    """An image whose entry jumps to itself: status 1, and it says what it was doing."""
+    endless = tmp_path / "endless"
+    assert fivefold("image", "-o", str(endless)).returncode == 0
+    spin(endless)
+    done = fivefold("boot", str(endless), "--cpu", "la57", "--timeout", "0.2", "--json")
+    run = json.loads(done.stdout)["runs"][0]
+    assert done.returncode == 1
+    assert run["event"].startswith("still running after 0.2 s, at 0x")
+    assert (run["mode"], run["levels"]) == (None, None)
+
+
+def spin(path: Path) -> None:
+    """Put ``jmp .`` at the 32-bit entry of an image."""
+    from fivefold.boot import parse
+
+    data = bytearray(path.read_bytes())
+    image = parse(bytes(data))
+    at = data.index(image.parts[0].data[:64]) + image.symbol("pvh_entry") - image.parts[0].start
+    data[at : at + 2] = b"\xeb\xfe"
+    path.write_bytes(data)
+
+
+def test_an_image_from_a_file_boots_where_the_file_says(tmp_path: Path) -> None:
+    target = tmp_path / "image.elf"
+    made = fivefold("image", "-o", str(target), "--load-address", "6M")
+    assert made.returncode == 0
+    assert made.stdout.startswith(f"{target}: elf, {target.stat().st_size} bytes, ")
+    done = fivefold("boot", str(target), "--cpu", "la57", "--memory", "32M", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["runs"][0]["facts"]["load_address"] == 6 << 20
+
+
+def test_a_truncated_image_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "image.elf"
+    fivefold("image", "-o", str(target))
+    target.write_bytes(target.read_bytes()[:30_000])
+    done = fivefold("boot", str(target))
+    assert done.returncode == 2
+    assert done.stderr.startswith("fivefold: not an image of ours, or cut short at 30000 bytes: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_failed_check_is_status_1() -> None:
+    done = fivefold("boot", "--cpu", "la57", "--memory", "32M", "--timeout", "0.001", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert report["ok"] is False

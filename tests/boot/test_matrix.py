@@ -1,0 +1,101 @@
+"""The matrix: whatever the entry, the layout and the place, the mode is a function of the CPU and `no5lvl` only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fivefold.boot import Run
+from fivefold.boot.run import ENTRIES, LAYOUTS, VARIABLES
+from fivefold.layout import image_areas
+from fivefold.units import GIB, MIB
+
+Boot = Callable[..., Run]
+MATRIX = [
+    (cpu, entry, cmdline, layout)
+    for cpu in ("la57", "la48")
+    for entry in ENTRIES
+    for cmdline in ("", "no5lvl")
+    for layout in LAYOUTS
+    if not (cpu == "la48" and entry == "long57")
+]
+
+
+@pytest.mark.parametrize(("cpu", "entry", "cmdline", "layout"), MATRIX, ids=[" ".join(row) for row in MATRIX])
+def test_mode_is_a_function_of_cpu_and_no5lvl(passes: Boot, cpu: str, entry: str, cmdline: str, layout: str) -> None:
+    run = passes(cpu, entry=entry, cmdline=cmdline, layout=layout)
+    mode = "la57" if (cpu, cmdline) == ("la57", "") else "la48"
+    assert (run.mode, run.levels) == (mode, 5 if mode == "la57" else 4)
+    assert run.facts["entered_levels"] == {"pvh": 0, "long48": 4, "long57": 5}[entry]
+    bounds = {area.name: (area.start, area.end) for area in image_areas(layout, run.levels)}
+    assert {name: tuple(area) for name, area in run.areas.items()}.items() <= bounds.items()
+
+
+def test_checks_and_variables_are_the_same_for_every_entry(passes: Boot) -> None:
+    runs = [passes("la57", entry=entry) for entry in ENTRIES]
+    assert len({tuple(check.name for check in run.checks) for run in runs}) == 1
+    assert len({tuple(sorted(run.variables.items())) for run in runs}) == 1
+    assert set(runs[0].variables) == set(VARIABLES)
+
+
+PLACES = [
+    2 * MIB,
+    4 * MIB,
+    16 * MIB,
+    30 * MIB,
+    62 * MIB,
+    128 * MIB - 2 * MIB,
+    GIB - 2 * MIB,
+    GIB,
+    2 * GIB - 2 * MIB,
+    3 * GIB - 2 * MIB,
+]
+
+
+@pytest.mark.parametrize("load", PLACES, ids=hex)
+def test_load_addresses(passes: Boot, load: int) -> None:
+    """The lowest that there is, the highest below the PCI hole, and places that cross a border."""
+    memory = max(64 * MIB, load + 2 * MIB)
+    for cpu in ("la57", "la48"):
+        run = passes(cpu, load_address=load, memory=memory, cmdline="pages=2m")
+        assert run.facts["load_address"] == load
+        assert run.variables["phys_base"] == (load - 16 * MIB) & (1 << 64) - 1
+
+
+def high_memory(*rows: tuple[int, int]) -> dict[str, Any]:
+    """A guest with 16 MiB of low memory, and *rows* of it elsewhere."""
+    from fivefold.machine import MapRow
+
+    low = (MapRow(0, 0x9_FC00), MapRow(0x9_FC00, MIB, 2), MapRow(MIB, 16 * MIB))
+    return {"memory": low + tuple(MapRow(*row) for row in rows)}
+
+
+HIGH = [4 * GIB, 4 * GIB + 2 * MIB, 5 * GIB - 2 * MIB, 512 * GIB - 2 * MIB, (1 << 40) - 2 * MIB]
+
+
+@pytest.mark.parametrize("load", HIGH, ids=hex)
+@pytest.mark.parametrize(("entry", "cmdline"), [("long48", ""), ("long57", ""), ("long57", "no5lvl")])
+def test_rs_02_image_above_4_gib(passes: Boot, load: int, entry: str, cmdline: str) -> None:
+    """The change of mode runs below 4 GiB, wherever the image is; the last place is the end of what this CPU reaches."""
+    rows = [(load & -GIB if load % GIB == 0 else load, min(load + 4 * MIB, 1 << 40))]
+    run = passes("la57", entry=entry, cmdline=cmdline, load_address=load, memory=8 * GIB, guest=high_memory(*rows))
+    assert run.facts["load_address"] == load
+    assert run.mode == ("la48" if cmdline else "la57")
+
+
+@pytest.mark.parametrize("start_info", [0x2000, 0x9_0000, 20 * MIB, 32 * MIB - 0x1000], ids=hex)
+def test_start_information_anywhere(passes: Boot, start_info: int) -> None:
+    """Where the loader leaves it is not ours to choose."""
+    for entry in ENTRIES:
+        passes("la57", entry=entry, guest={"start_info": start_info}, cmdline="layout=linux")
+
+
+def test_rs_15_no_low_memory_but_what_is_needed(passes: Boot) -> None:
+    """Nothing below 64 KiB is memory, so whoever reads there is seen."""
+    from fivefold.machine import MapRow
+
+    rows = (MapRow(0x1_0000, 0x8_0000), MapRow(MIB, 32 * MIB))
+    run = passes("la57", entry="long48", guest={"memory": rows})
+    assert run.mode == "la57"

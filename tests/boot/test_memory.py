@@ -1,0 +1,150 @@
+"""Memory: from the least that works to several GiB with a hole, full of ones, and maps that lie."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fivefold.boot import Image, Run
+from fivefold.errors import MachineError
+from fivefold.machine import Machine, MapRow
+from fivefold.units import GIB, MIB, PhysAddr, format_size
+
+Boot = Callable[..., Run]
+SIZES = [16 * MIB, 64 * MIB, 3 * GIB, 3 * GIB + 16 * MIB, 5 * GIB]
+
+
+@pytest.mark.parametrize("memory", SIZES, ids=format_size)
+@pytest.mark.parametrize("cpu", ["la57", "la48"])
+def test_sizes(passes: Boot, cpu: str, memory: int) -> None:
+    """Above 3 GiB a PC has a hole, and the rest of its memory behind 4 GiB."""
+    run = passes(cpu, memory=memory, load_address=4 * MIB)
+    assert run.facts["ram_end"] == memory + (GIB if memory > 3 * GIB else 0)
+    assert run.facts["cut_bytes"] == 0
+
+
+def test_the_least_that_works(passes: Boot, boot: Boot, image: Image) -> None:
+    """With less there is one line that says what is missing, and no crash."""
+    load = 2 * MIB
+    end = load + image.size
+    with pytest.raises(MachineError, match="too little memory: the image ends at 0x[0-9a-f]{16}, the machine has 2M"):
+        boot("la57", load_address=load, memory=2 * MIB)
+    least = next(
+        size for size in range(-(-end // MIB) * MIB, 16 * MIB, MIB) if boot("la57", load_address=load, memory=size).ok
+    )
+    assert least <= 4 * MIB
+    passes("la48", load_address=load, memory=least)
+
+
+def test_too_little_for_the_tables_is_said(boot: Boot, image: Image) -> None:
+    """The image fits, what the kernel makes does not: it says so, and the run has failed."""
+    end = 2 * MIB + image.size
+    run = boot("la57", load_address=2 * MIB, memory=-(-end // 4096) * 4096)
+    assert not run.ok
+    assert "panic: no memory for " in run.output
+    assert run.event == "exit with code 18"
+
+
+@pytest.mark.parametrize("poison", [0xFF, 0x55])
+@pytest.mark.parametrize("entry", ["pvh", "long48", "long57"])
+def test_memory_that_was_not_zero(passes: Boot, poison: int, entry: str) -> None:
+    passes("la57", entry=entry, guest={"poison": poison})
+
+
+def test_page_sizes_are_those_of_the_cpu(passes: Boot) -> None:
+    """`la57` has 1 GiB pages here, `la48` has not; `pages=` asks for less."""
+    large = passes("la57", memory=3 * GIB)
+    assert large.facts["direct_1g"] == 1, "from 2 GiB on, or from 1: the rest holds the image or is in part read-only"
+    assert passes("la48", memory=3 * GIB).facts["direct_1g"] == 0
+    assert passes("la57", memory=3 * GIB, cmdline="pages=2m").facts["direct_1g"] == 0
+    small = passes("la57", cmdline="pages=4k")
+    assert (small.facts["direct_1g"], small.facts["direct_2m"]) == (0, 0)
+    assert small.facts["direct_4k"] * 4096 == small.facts["ram_bytes"]
+
+
+def forge(rows: list[tuple[int, int, int]]) -> Callable[[Machine], None]:
+    """Replace the memory map that the loader left: (start, size, kind)."""
+
+    def write(machine: Machine) -> None:
+        info = machine.registers().rbx or machine.registers().rsi
+        at = machine.memory.read(PhysAddr(info + 40), 8)
+        machine.memory.write(
+            PhysAddr(int.from_bytes(at, "little")), b"".join(struct.pack("<QQII", *row, 0) for row in rows)
+        )
+        machine.memory.write(PhysAddr(info + 48), struct.pack("<I", len(rows)))
+
+    return write
+
+
+PC = [(0, 0x9_FC00, 1), (0x9_FC00, 0x400, 2), (MIB, 31 * MIB, 1)]
+LIES = [
+    ("overlapping", [*PC[:2], (MIB, 20 * MIB, 1), (8 * MIB, 24 * MIB, 1)], 31 * MIB),
+    ("twice", [*PC, *PC], 31 * MIB),
+    ("descending", PC[::-1], 31 * MIB),
+    ("empty rows", [(5 * MIB, 0, 1), *PC, (0, 0, 1)], 31 * MIB),
+    ("RAM and reserved at once", [*PC, (24 * MIB, 2 * MIB, 2)], 29 * MIB),
+    ("reserved that wraps", [*PC, (24 * MIB, (1 << 64) - 1, 2)], 23 * MIB),
+    ("unaligned", [*PC[:2], (MIB, 27 * MIB + 0x123, 1), (28 * MIB + 0x123, 2 * MIB + 0xABC, 1)], 28 * MIB - 0x1000),
+    ("beyond what the CPU reaches", [*PC, (1 << 40, 1 << 40, 1)], 31 * MIB),
+    ("wraps", [*PC, (1 << 63, 1 << 63, 1)], 31 * MIB),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "high"), LIES, ids=[row[0] for row in LIES])
+@pytest.mark.parametrize("cpu", ["la57", "la48"])
+def test_maps_that_lie(passes: Boot, cpu: str, name: str, rows: list[tuple[int, int, int]], high: int) -> None:
+    run = passes(cpu, before=forge(rows))
+    assert run.facts["ram_bytes"] == high + 0x9_F000
+    if name in ("beyond what the CPU reaches", "wraps"):
+        assert run.facts["cut_bytes"] > 0
+        assert "memory beyond the direct map of this mode is not used, bytes 0x" in run.output
+
+
+@pytest.mark.parametrize(
+    ("rows", "panic"),
+    [
+        ([(0, 1 << 32, 2)], "panic: the memory map has no usable memory"),
+        ([], "panic: the memory map has no usable memory"),
+        ([(0x1000, 0, 1)], "panic: the memory map has no usable memory"),
+        ([(0, 1 << 32, 1), (0, (1 << 64) - 1, 2)], "panic: the memory map has no usable memory"),
+    ],
+)
+def test_maps_without_memory(boot: Boot, rows: list[tuple[int, int, int]], panic: str) -> None:
+    run = boot("la57", before=forge(rows))
+    assert not run.ok
+    assert panic in run.output
+
+
+def test_a_map_with_too_many_rows_is_said(boot: Boot) -> None:
+    rows = tuple(MapRow(start, start + 0x1000) for start in range(17 * MIB, 17 * MIB + 400 * 0x2000, 0x2000))
+    run = boot("la57", guest={"memory": (MapRow(0, 0x9_F000), MapRow(MIB, 17 * MIB - 0x1000), *rows)})
+    assert not run.ok
+    assert "panic: the memory map has too many ranges" in run.output
+
+
+def test_no_start_information_is_said(boot: Boot) -> None:
+    def erase(machine: Machine) -> None:
+        machine.memory.write(PhysAddr(machine.registers().rbx), bytes(4))
+
+    run = boot("la57", before=erase)
+    assert not run.ok
+    assert "fivefold: no start information; expected PVH's structure with a memory map" in run.output
+
+
+def test_modules_are_left_alone(passes: Boot) -> None:
+    from fivefold.machine import Module
+
+    kept: dict[str, Any] = {}
+
+    def note(machine: Machine) -> None:
+        kept["machine"] = machine
+        info = machine.registers().rbx
+        at = int.from_bytes(machine.memory.read(PhysAddr(info + 16), 8), "little")
+        kept["at"] = int.from_bytes(machine.memory.read(PhysAddr(at), 8), "little")
+        assert machine.memory.read(PhysAddr(kept["at"]), 5000) == b"module".ljust(5000, b"!")
+
+    run = passes("la57", before=note, guest={"modules": (Module(b"module".ljust(5000, b"!"), "one"),)})
+    assert run.ok
