@@ -19,7 +19,7 @@ from typing import Final
 from fivefold.metal import host
 from fivefold.metal.extents import attach, check_misses
 from fivefold.metal.program import Program
-from measure import Claim, arguments, gcc_version, ratio, take_turns, tell
+from measure import Claim, Row, arguments, gcc_version, ratio, take_turns, tell
 
 KERNEL: Final = "fivefold.kernel"
 FIVE_LEVELS: Final = {"l5_enabled": 1, "pgdir_shift": 48, "ptrs_per_p4d": 512}
@@ -123,9 +123,9 @@ def compare(shape: str, ours: bytes, theirs: bytes) -> None:
         raise SystemExit(f"{shape}: the two sides left different tables, {len(ours)} and {len(theirs)} bytes")
 
 
-def map_pages(rounds: int, place: Path) -> tuple[dict[str, object], list[Claim]]:
+def map_pages(rounds: int, place: Path) -> tuple[dict[str, Row | int | str], list[Claim]]:
     """Both sides on each shape of work."""
-    rows: dict[str, object] = {}
+    rows: dict[str, Row | int | str] = {}
     claims = []
     for shape, (step, slots) in SHAPES.items():
         # The same memory for both: which physical pages a process gets alone moves the ratio by a tenth.
@@ -138,7 +138,7 @@ def map_pages(rounds: int, place: Path) -> tuple[dict[str, object], list[Claim]]
     return rows, claims
 
 
-def direct_map(rounds: int) -> tuple[dict[str, object], list[Claim]]:
+def direct_map(rounds: int) -> tuple[dict[str, Row | int | str], list[Claim]]:
     """4 PiB in pages of 1 GiB, whose tables are all of the memory that there really is."""
     needed = 4 * PIB >> 48, 4 * PIB >> 39
     tables = 1 + sum(needed)
@@ -166,7 +166,7 @@ def direct_map(rounds: int) -> tuple[dict[str, object], list[Claim]]:
     taken = native.get("memblock.allocated_bytes") // 4096
     made = 1 + native.get("memblock.table_pages")
     shares = f"1 top, {needed[0]} P4D, {needed[1]} PUD"
-    rows: dict[str, object] = {
+    rows: dict[str, Row | int | str] = {
         "direct map of 4 PiB, five levels, 1 GiB pages": found,
         "  tables": f"{made} of {tables} needed ({shares}), {made * 4096 / 2**20:.1f} MiB",
         "  pages taken for them": 1 + taken,

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
+
+from clock import CLOCKS, VARIABLE, now
 
 _PACKAGES: Final = ("llvmlite", "unicorn", "numpy")
 
@@ -96,17 +98,30 @@ def _first_line(*command: str) -> str:
     return done.stdout.partition("\n")[0]
 
 
+def command(*words: str, cache: Path | None = None) -> tuple[float, str]:
+    """Run a whole command once; return its seconds and its output. *cache* is where compiled code is kept."""
+    environment = os.environ | ({"FIVEFOLD_CACHE": str(cache)} if cache else {})
+    began = now()
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    seconds = now() - began
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: status {done.returncode}\n{done.stderr}")
+    return seconds, done.stdout
+
+
 def gcc_version() -> str:
     """What the compiler of the other side calls itself; empty without one."""
     return _first_line("gcc", "--version")
 
 
 def arguments(description: str, rounds: int) -> argparse.Namespace:
-    """Read ``--rounds`` and ``--json``."""
+    """Read ``--rounds``, ``--json`` and ``--clock``; processes that are started from here use the same clock."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds of each side (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one object instead of a table")
+    parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0], help="what times whole commands: %(default)s")
     found = parser.parse_args()
+    os.environ[VARIABLE] = found.clock
     if found.rounds < 1:
         parser.error(f"--rounds {found.rounds}: expected 1 or more")
     return found
@@ -131,11 +146,19 @@ class Claim:
         return f"{verdict} {self.name}: {self.value:.4g} of at most {self.limit:g} {self.unit}"
 
 
-def tell(schema: str, rows: Mapping[str, object], claims: list[Claim], as_json: bool, **more: str) -> int:
+class Row(Protocol):
+    """A result that is more than a number or a text."""
+
+    def to_json(self) -> Any:
+        """What ``--json`` prints of it."""
+        ...
+
+
+def tell(schema: str, rows: Mapping[str, Row | int | str], claims: list[Claim], as_json: bool, **more: str) -> int:
     """Print what was found and whether the targets were met; 1 if one was not, else 0."""
-    where = machine() | more
+    where = machine() | {"clock": os.environ[VARIABLE]} | more
     if as_json:
-        found = {name: row.to_json() if isinstance(row, Sample) else row for name, row in rows.items()}
+        found = {name: row if isinstance(row, int | str) else row.to_json() for name, row in rows.items()}
         told = [{"name": c.name, "value": c.value, "limit": c.limit, "unit": c.unit, "ok": c.holds} for c in claims]
         json.dump({"schema": schema, "machine": where, "results": found, "claims": told}, sys.stdout, indent=2)
         print()

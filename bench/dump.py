@@ -1,0 +1,172 @@
+"""Time the scan of page tables against `numpy.sum` over the same tables, in turns.
+
+What the scan finds is compared with what was written before anything is timed. The KASAN
+guest is a capture of a real one: 3,330 tables, some of them mapped thousands of times.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import dump_images
+from dump_images import BASE, Image
+from fivefold.memory import open_source
+from fivefold.survey.scan import TableScanner
+from fivefold.survey.scan_result import Contiguity, ScanResult, ScanSettings
+from measure import Claim, Row, Sample, arguments, ratio, take_turns, tell
+
+Rows = dict[str, Row | int | str]
+GUEST: Final = Path(__file__).parent.parent / "tests" / "data" / "guests" / "kasan-la57-nokaslr.elf.xz"
+KASAN_ROOT: Final = 0x4ADA000
+REPEAT_ABOVE: Final = 64
+
+HOW: Final = {
+    "merge by rights and flags": ScanSettings(contiguity=Contiguity.IGNORE),
+    "and note physical jumps": ScanSettings(contiguity=Contiguity.NOTE),
+    "and break at them": ScanSettings(contiguity=Contiguity.BREAK),
+}
+
+
+def timed(run: Callable[[], object]) -> Callable[[], float]:
+    """*run* as `take_turns` wants it; what it returns is let go of outside the time."""
+
+    def measured() -> float:
+        began = time.perf_counter()
+        kept = run()
+        seconds = time.perf_counter() - began
+        del kept
+        return seconds
+
+    return measured
+
+
+def check(image: Image, result: ScanResult) -> None:
+    """Refuse to time a wrong answer."""
+    found = (result.counts.mapped_bytes // 4096, len(result))
+    if found != (image.leaves, image.ranges):
+        raise SystemExit(f"found {found[0]} leaves in {found[1]} ranges, not {image.leaves} in {image.ranges}")
+
+
+def scans(image: Image, how: dict[str, ScanSettings], rounds: int) -> dict[str, Sample]:
+    """The sum of the tables, and a scan for each of *how*, in turns."""
+    scanner = TableScanner(image.banks)
+    sides: dict[str, Callable[[], float]] = {"sum": timed(image.tables.sum)}
+    for name, settings in how.items():
+        check(image, scanner.scan(image.root, 5, settings))
+        sides[name] = timed(lambda settings=settings: scanner.scan(image.root, 5, settings))
+    return take_turns(sides, rounds)
+
+
+def in_order_and_shuffled(rounds: int) -> tuple[Rows, list[Claim]]:
+    """27 M leaves in 214,000 ranges, in 65,536 tables that lie in order or anywhere."""
+    rows: Rows = {}
+    claims = []
+    for shape, shuffled, limit in (("in order", False, 2.0), ("shuffled", True, 2.6)):
+        image = dump_images.runs(shuffled=shuffled)
+        found = scans(image, HOW, rounds)
+        rows |= {f"65,536 tables {shape}: {name}": told(sample, found["sum"]) for name, sample in found.items()}
+        rows[f"65,536 tables {shape}: found"] = f"{image.leaves} leaves in {image.ranges} ranges"
+        claims += [Claim(f"{shape}, {name}", ratio(found[name], found["sum"]), limit, "x sum") for name in HOW]
+    return rows, claims
+
+
+def told(sample: Sample, base: Sample) -> str:
+    """A time, and how many times the sum it is."""
+    return f"{sample}, {ratio(sample, base):.2f} x sum"
+
+
+def ranges(rounds: int) -> tuple[Rows, list[Claim]]:
+    """A million leaves that do not merge: what a range costs beyond twice the sum."""
+    rows: Rows = {}
+    claims = []
+    shapes = {
+        "1 M leaves in 65,536 tables": lambda: dump_images.scattered(65_536),
+        "1 M leaves in 8,192 tables": lambda: dump_images.scattered(8_192),
+        "1 M leaves with alternating flags": dump_images.alternating,
+    }
+    for shape, make in shapes.items():
+        image = make()
+        found = scans(image, {"scan": HOW["and break at them"]}, rounds)
+        beyond = Sample(tuple(a - 2 * b for a, b in zip(*(found[n].seconds for n in ("scan", "sum")), strict=True)))
+        rows |= {f"{shape}: {name}": told(sample, found["sum"]) for name, sample in found.items()}
+        claims.append(Claim(shape, 1e9 * beyond.median / image.ranges, 12.0, "ns a range beyond 2 x sum"))
+    return rows, claims
+
+
+def cold(rounds: int, place: Path) -> tuple[Rows, list[Claim]]:
+    """The tables in a file that the system has in memory and this process has not mapped yet."""
+    image = dump_images.runs()
+    path = place / "tables"
+    image.tables.tofile(path)
+
+    def fresh(read: Callable[[mmap.mmap], object]) -> Callable[[], float]:
+        def measured() -> float:
+            with path.open("rb") as file:
+                began = time.perf_counter()
+                mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+                kept = read(mapped)
+                seconds = time.perf_counter() - began
+                del kept
+                return seconds
+
+        return measured
+
+    def scan(mapped: mmap.mmap) -> ScanResult:
+        scanner = TableScanner([(BASE, mapped)], prefetch=False)
+        return scanner.scan(image.root, 5, HOW["merge by rights and flags"])
+
+    sides = {"sum": fresh(lambda mapped: np.frombuffer(mapped, "<u8").sum()), "scan": fresh(scan)}
+    found = take_turns(sides, rounds)
+    rows: Rows = {f"fresh mapping of a file: {name}": told(sample, found["sum"]) for name, sample in found.items()}
+    return rows, [Claim("fresh mapping of a file", ratio(found["scan"], found["sum"]), 2.0, "x sum")]
+
+
+def kasan(rounds: int) -> tuple[Rows, list[Claim]]:
+    """The capture of a guest with KASAN, long shared tables told as repeats or unfolded."""
+    source = open_source(str(GUEST))
+    scanner = TableScanner(source.memory.banks())
+    tables: Any = np.concatenate([np.frombuffer(bank.data, "<u8") for bank in source.memory.banks()])
+    folded, unfolded = ScanSettings(repeat_above=REPEAT_ABOVE), ScanSettings()
+    first = {name: scanner.scan(KASAN_ROOT, 5, how) for name, how in (("repeats", folded), ("unfolded", unfolded))}
+    if first["repeats"].counts.mapped_bytes != first["unfolded"].counts.mapped_bytes:
+        raise SystemExit("repeats and unfolded ranges map different sizes")
+    sides = {
+        "sum": timed(tables.sum),
+        "repeats": timed(lambda: scanner.scan(KASAN_ROOT, 5, folded)),
+        "unfolded": timed(lambda: scanner.scan(KASAN_ROOT, 5, unfolded)),
+    }
+    found = take_turns(sides, 20 * rounds)
+    walked = first["repeats"].counts.tables_walked
+    rows: Rows = {f"KASAN guest: {name}": told(sample, found["sum"]) for name, sample in found.items()}
+    rows |= {f"KASAN guest: {name} found": repr(result) for name, result in first.items()}
+    return rows, [
+        Claim("KASAN guest", ratio(found["repeats"], found["sum"]), 3.0, "x sum of its tables"),
+        Claim("KASAN guest, a table", 1e9 * found["repeats"].median / walked, 250.0, "ns"),
+    ]
+
+
+def main() -> int:
+    """Run all parts."""
+    options = arguments("Scan page tables, and sum them.", rounds=9)
+    with tempfile.TemporaryDirectory() as place:
+        parts = [
+            in_order_and_shuffled(options.rounds),
+            ranges(options.rounds),
+            cold(options.rounds, Path(place)),
+            kasan(options.rounds),
+        ]
+    rows = {name: row for found, _ in parts for name, row in found.items()}
+    claims = [claim for _, made in parts for claim in made]
+    return tell("fivefold.bench.dump/1", rows, claims, options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
