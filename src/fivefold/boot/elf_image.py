@@ -28,6 +28,9 @@ _SYM: Final = struct.Struct("<IBBHQQ")
 _IDENT: Final = b"\x7fELF\x02\x01\x01" + bytes(9)
 _PT_LOAD, _PT_NOTE = 1, 4
 _NOTE_HEAD: Final = struct.pack("<III", 4, 4, 18) + b"Xen\0"
+_OWN_NOTE_HEAD: Final = struct.pack("<III", 9, 4, 1) + b"Fivefold\0\0\0\0"
+CAN_BE_ENTERED_WITH_FIVE_LEVELS: Final = 1
+"""What our note says to a kernel that would start this one (`kernel/kexec.py`)."""
 _PAGE: Final = 4096
 _NEEDED: Final = ("_text", "_rodata", "_data", "_end", "pvh_entry", "entry_64", "startup.table", "stack_guard")
 _MOST_MEMORY: Final = 1 << 30
@@ -83,6 +86,7 @@ class Image:
         segments = [_segment(part, part.start - self.link_address + load) for part in self.parts]
         # A 32-bit entry above 4 GiB cannot be used, and the note has no room for it: 0 stands for none.
         note = _NOTE_HEAD + struct.pack("<I", entry_at if entry_at < HIGHEST_32BIT_END else 0)
+        note += _OWN_NOTE_HEAD + struct.pack("<I", CAN_BE_ENTERED_WITH_FIVE_LEVELS)
         return _write(segments, note, self.symbols, self.physical("entry_64", load))
 
 
@@ -154,10 +158,12 @@ def parse(data: bytes) -> Image:
         raise ImageError("not an image of ours: no ELF64 header")
     try:
         header = _EHDR.unpack_from(data)
+        if header[6] + header[12] * _SHDR.size > len(data):
+            raise ValueError(f"section headers at offset {header[6]:#x}")
         parts = tuple(_parts(data, header))
         symbols = dict(_symbols(data, header))
         load = next(_loads(data, header))[4]
-    except (struct.error, IndexError, ValueError, StopIteration) as error:
+    except (struct.error, IndexError, ValueError, OverflowError, StopIteration) as error:
         raise ImageError(f"not an image of ours, or cut short at {len(data)} bytes: {error}") from error
     missing = [name for name in _NEEDED if name not in symbols]
     if missing or symbols["_text"] != parts[0].start:

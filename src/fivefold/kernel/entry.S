@@ -250,6 +250,7 @@ trampoline_32:
         lretl
         .code64
 trampoline_64:
+        movl    %esi, %esi                      # what kexec hands on; its upper half is undefined here
         jmp     *trampoline_back(%rip)
 trampoline_nmi64:
         incl    trampoline_nmi_count(%rip)
@@ -260,6 +261,8 @@ trampoline_nmi32:
         iretl
         .code64
         .p2align 3
+        .globl  trampoline_back
+        .hidden trampoline_back
 trampoline_back:
         .quad   0
 trampoline_nmi_count:
@@ -362,6 +365,29 @@ high_entry:
         function load_task_register
         ltr     %di
         ret
+
+# ---- The last jump of this kernel (kexec.py). RDI: root, RSI: entry, RDX: start information, RCX: low pages. ----
+# Global pages go, LA57 stays.
+        .macro  leave_tables which
+        cli
+        movq    %cr4, %rax
+        andq    $~0x80, %rax
+        site    site_kexec_cr4\which
+        movq    %rax, %cr4
+        site    site_kexec_cr3\which
+        movq    %rdi, %cr3
+        .endm
+        function kexec_jump
+        leave_tables
+        movq    %rsi, %rax
+        movq    %rdx, %rsi
+        jmp     *%rax
+        function kexec_jump_down
+        leave_tables _down
+        movq    %rdx, %rsi
+        movl    %ecx, %edi
+        leaq    4096(%rcx), %rax
+        jmp     *%rax
 
 # ---- Probes: accesses that may fault (traps.py). RAX: 0, or what the handler put there. ----
         function probe_read

@@ -11,9 +11,11 @@ from typing import Final
 from fivefold.kernel import (
     checks,
     early,
+    handover_checks,
     kasan,
     kaslr,
     kernel_map,
+    kexec,
     layout,
     mapping,
     memblock,
@@ -37,6 +39,9 @@ from fivefold.kernel.vmemmap import number_descriptors, vmemmap_init
 from fivefold.metal.lang import copy64, export, rdmsr, read_cr0, read_cr3, read_cr4, text_address, u64
 from fivefold.units import PhysAddr, VirtAddr
 
+info: u64 = 0
+"""Physical address of the start information: the loader's, later the kernel's own copy."""
+
 LOW_MEMORY: Final = 0x100000
 """Below 1 MiB lies what firmware and loaders use; it is mapped, and nothing is allocated there."""
 
@@ -52,14 +57,34 @@ def start_kernel(table: VirtAddr) -> None:
     switch_to(top)
     checks.check_all(top)
     process_checks.check_processes(top)
+    handover_checks.check_handover(largest_page(cmdline()))
     dump_own_tables(top)
     report_result()
+    if params.has_word(cmdline(), "kexec"):
+        hand_over(top)
     report.stop(report.EXIT_PASSED if report.get_word(report.W_FAILED) == 0 else report.EXIT_FAILED)
+
+
+def hand_over(top: VirtAddr) -> None:
+    """Start the next kernel; if that cannot be, say why and end as after a failed check."""
+    outcome = kexec.start(PhysAddr(info), top, cmdline(), largest_page(cmdline()))
+    report.set_word(report.W_KEXEC_OUTCOME, outcome)
+    if outcome == kexec.CANNOT_FIVE_LEVELS:
+        report.put("kexec: the image cannot be entered with five levels; kexec_down goes down to four first\n")
+    elif outcome == kexec.NO_MODULE:
+        report.put("kexec: the loader gave no module to start\n")
+    elif outcome == kexec.NO_MEMORY:
+        report.put("kexec: no memory for the next kernel\n")
+    else:
+        report.put("kexec: the module is not a kernel image, or it is cut short\n")
+    report.check("kexec_started", False, outcome, kexec.OK)
 
 
 def begin(table: VirtAddr) -> None:
     """Take over from the boot code: its report, its early tables, and faults that extend them."""
+    global info
     report.table = table
+    info = report.get_word(report.W_START_INFO)
     phys.phys_base = report.get_word(report.W_PHYS_BASE)
     early.begin(
         PhysAddr(report.get_word(report.W_EARLY_TOP)),
@@ -86,8 +111,7 @@ def give_back_borrowed() -> None:
 
 def cmdline() -> VirtAddr:
     """Address of the command line where the direct map has it now, 0 without one."""
-    info = PhysAddr(report.get_word(report.W_START_INFO))
-    at = start_info.field64(info, start_info.OFFSET_CMDLINE)
+    at = start_info.field64(PhysAddr(info), start_info.OFFSET_CMDLINE)
     return VirtAddr(0) if at == 0 else phys_to_virt(PhysAddr(at))
 
 
@@ -114,15 +138,18 @@ def randomise() -> None:
 
 def take_memory() -> None:
     """Read the memory map, refuse what the mode has no room for, reserve what is in use."""
-    info = PhysAddr(report.get_word(report.W_START_INFO))
-    start_info.add_memory(info)
+    global info
+    given = PhysAddr(info)
+    start_info.add_memory(given)
     cut = cut_memory(cpu_phys_bits())
     if cut != 0:
         report.put_line("fivefold: memory beyond the direct map of this mode is not used, bytes", cut)
     load = report.get_word(report.W_LOAD_ADDRESS)
     memblock.reserve(PhysAddr(0), LOW_MEMORY)
     memblock.reserve(PhysAddr(load), report.get_word(report.W_IMAGE_END) - load)
-    start_info.reserve_memory(info)
+    start_info.reserve_memory(given)
+    info = start_info.keep(given)
+    keep_previous()
     if memblock.overflowed:
         report.panic("the memory map has too many ranges")
     if memblock.memory_count == 0:
@@ -131,6 +158,16 @@ def take_memory() -> None:
     report.set_word(report.W_RAM_BYTES, memblock.total())
     report.set_word(report.W_RAM_END, memblock.end_of_memory())
     report.set_word(report.W_PHYS_BITS, cpu_phys_bits())
+
+
+def keep_previous() -> None:
+    """Leave alone the kernel that started this one: its report is still to be read."""
+    at = params.find_option(cmdline(), "previous=")
+    upto = params.find_option(cmdline(), "previous_end=")
+    if at != params.ABSENT and upto != params.ABSENT and params.is_number_at(at) and params.is_number_at(upto):
+        load = params.number_at(at)
+        memblock.reserve(PhysAddr(load), params.number_at(upto) - load)
+        report.set_word(report.W_PREVIOUS, load)
 
 
 def largest_page(cmdline: VirtAddr) -> u64:

@@ -37,7 +37,7 @@ WORDS: Final = (
     "early_top", "early_pool", "early_used", "early_kernel_tables", "early_faults", "early_wipes",
     "ram_bytes", "ram_end", "cut_bytes", "direct_4k", "direct_2m", "direct_1g", "tables",
     "scan_ranges", "scan_bytes", "scan_tables", "scan_writable_executable", "scan_records", "scan_record_size",
-    "user_root", "user_tables", "fast_returns", "safe_returns", "syscall_stays",
+    "previous", "kexec_outcome", "user_root", "user_tables", "fast_returns", "safe_returns", "syscall_stays",
     "panic_vector", "panic_error", "panic_rip", "panic_address", "panic_text",
     "areas", "checks", "failed",
 )  # fmt: skip
@@ -96,6 +96,8 @@ W_SCAN_TABLES: Final = WORDS.index("scan_tables")
 W_SCAN_WRITABLE_EXECUTABLE: Final = WORDS.index("scan_writable_executable")
 W_SCAN_RECORDS: Final = WORDS.index("scan_records")
 W_SCAN_RECORD_SIZE: Final = WORDS.index("scan_record_size")
+W_PREVIOUS: Final = WORDS.index("previous")
+W_KEXEC_OUTCOME: Final = WORDS.index("kexec_outcome")
 W_USER_ROOT: Final = WORDS.index("user_root")
 W_USER_TABLES: Final = WORDS.index("user_tables")
 W_FAST_RETURNS: Final = WORDS.index("fast_returns")

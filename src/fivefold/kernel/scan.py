@@ -37,7 +37,7 @@ from fivefold.kernel.pgtable import (
     levels,
 )
 from fivefold.kernel.phys import PAGE_SIZE
-from fivefold.kernel.scan_entries import is_leaf, must_be_zero, narrowed, run_mask, told_flags
+from fivefold.kernel.scan_entries import is_leaf, is_wx, must_be_zero, narrowed, run_mask, told_flags
 from fivefold.kernel.scan_memo import chain, find, is_kept, key_of, ranges_of, replay, walk_number
 from fivefold.kernel.scan_ranges import ALL_RIGHTS, MALFORMED, MAPPED, REPEAT, UNREADABLE, emit, info_of, room, tell
 from fivefold.kernel.scan_runs import absent_end, run_end
@@ -181,6 +181,8 @@ def walk_leaves() -> u64:
     mask = run_mask(PTE_LEVEL)
     told = told_flags(PTE_LEVEL)
     ahead = look_ahead(PTE_LEVEL, table)
+    pages = 0
+    wx_pages = 0
     store64(frame + HEAD, load64(table) & FRAME_MASK)
     while i < end and room() != 0:
         entry = load64(table + 8 * i)
@@ -192,11 +194,13 @@ def walk_leaves() -> u64:
             tell_malformed(frame, PTE_LEVEL, i, stop, entry)
         else:
             rights = narrowed(load64(frame + RIGHTS), entry)
-            scan_counts.mapped(PTE_LEVEL, stop - i, rights)
+            pages += stop - i
+            wx_pages += stop - i if is_wx(rights) else 0
             va = VirtAddr(load64(frame + VA) + (i << PTE_SHIFT))
             last_va = VirtAddr(va + ((stop - i) << PTE_SHIFT) - 1)
             emit(va, last_va, entry_frame(entry), entry & told, info_of(MAPPED, PTE_LEVEL, rights), 0)
         i = stop
+    scan_counts.mapped(PTE_LEVEL, pages, wx_pages)
     store64(frame + INDEX, i)
     return WALKED if i >= end else FULL
 
@@ -234,7 +238,7 @@ def tell_large(frame: u64, level: u64, i: u64, entry: u64) -> u64:
     stop = min(run_end(table, i, entry, level, run_mask(level), table), load64(frame + END))
     phys = PhysAddr(entry & FRAME_MASK & ~((1 << level_shift(level)) - 1))
     rights = narrowed(load64(frame + RIGHTS), entry)
-    scan_counts.mapped(level, stop - i, rights)
+    scan_counts.mapped(level, stop - i, stop - i if is_wx(rights) else 0)
     if i == 0:
         store64(frame + HEAD, phys)
     va = entry_address(frame, level, i)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from fivefold.kernel.pgtable import level_shift
 from fivefold.kernel.scan_memo import MAPPED_BYTES, WX_BYTES, met_at
-from fivefold.kernel.scan_ranges import EXECUTE, WRITE
 from fivefold.metal.lang import inline, load64, u64
 from fivefold.units import VirtAddr
 
@@ -49,12 +48,11 @@ def clear() -> None:
 
 
 @inline
-def mapped(level: u64, pages: u64, rights: u64) -> None:
-    """Count *pages* leaves at *level* with these effective rights."""
+def mapped(level: u64, pages: u64, wx_pages: u64) -> None:
+    """Count *pages* leaves at *level*, *wx_pages* of them writable and executable in effect."""
     global mapped_bytes, wx_bytes
     mapped_bytes += pages << level_shift(level)
-    if rights & (WRITE | EXECUTE) == WRITE | EXECUTE:
-        wx_bytes += pages << level_shift(level)
+    wx_bytes += wx_pages << level_shift(level)
 
 
 def replayed(walk: u64) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel.pgtable import FRAME_MASK, NX, PRESENT, PSE, PTE_LEVEL, PUD_LEVEL, RW, USER, level_shift
-from fivefold.kernel.scan_ranges import EXECUTE
+from fivefold.kernel.scan_ranges import EXECUTE, WRITE
 from fivefold.metal.lang import inline, u64
 
 LARGE_PAT: Final = 1 << 12
@@ -67,3 +67,9 @@ def run_mask(level: u64) -> u64:
 def narrowed(rights: u64, entry: u64) -> u64:
     """Rights after one more entry: W and U need every level, X needs no NX at any."""
     return rights & ((entry >> 1 & 3) | (~entry >> 61 & EXECUTE))
+
+
+@inline
+def is_wx(rights: u64) -> bool:
+    """Whether *rights* let code be written and executed at the same address."""
+    return rights & (WRITE | EXECUTE) == WRITE | EXECUTE

@@ -32,7 +32,7 @@ def take(size: u64) -> VirtAddr:
 
 def dump_own_tables(top: VirtAddr) -> None:
     """Scan the tables that the kernel runs on; check and report what was found."""
-    frames = memblock.end_of_memory() >> PAGE_SHIFT
+    frames = memblock.total() >> PAGE_SHIFT
     walks = 2 * memblock.table_pages
     records = take(RANGES_SIZE)
     index = take(4 * frames)

@@ -9,9 +9,22 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel import memblock
-from fivefold.kernel.phys import phys_to_virt
-from fivefold.metal.lang import inline, load8, load32, load64, u64
-from fivefold.units import PhysAddr
+from fivefold.kernel.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
+from fivefold.metal.lang import (
+    buffer,
+    copy64,
+    fill64,
+    inline,
+    load8,
+    load32,
+    load64,
+    noinline,
+    store8,
+    store32,
+    store64,
+    u64,
+)
+from fivefold.units import PhysAddr, VirtAddr
 
 MAGIC: Final = 0x336E_C578
 SIZE: Final = 56
@@ -95,3 +108,40 @@ def cmdline_size(cmdline: PhysAddr) -> u64:
     while size < MAX_CMDLINE and load8(phys_to_virt(PhysAddr(cmdline + size))) != 0:
         size += 1
     return size
+
+
+COPY_MAP: Final = 0x100
+COPY_CMDLINE: Final = 0x1000
+COPY_MODULES: Final = 0x2000
+COPY_SIZE: Final = 0x3000
+COPY_ROWS: Final = (COPY_CMDLINE - COPY_MAP) // MAP_ENTRY_SIZE
+kept: Final = buffer(COPY_SIZE, PAGE_SIZE)
+
+
+@noinline
+def copy_to(at: VirtAddr, at_phys: PhysAddr, info: PhysAddr) -> None:
+    """Copy the structure and what it points to, but not what the modules hold, to one place of `COPY_SIZE` bytes."""
+    rows = min(map_count(info), COPY_ROWS)
+    modules = min(field32(info, OFFSET_MODULES), MAX_MODULES)
+    fill64(at, 0, COPY_SIZE // 8)
+    copy64(at + COPY_MAP, phys_to_virt(map_entry(info, 0)), rows * MAP_ENTRY_SIZE // 8)
+    cmdline = field64(info, OFFSET_CMDLINE)
+    if cmdline != 0:
+        for i in range(cmdline_size(PhysAddr(cmdline))):
+            store8(at + COPY_CMDLINE + i, load8(phys_to_virt(PhysAddr(cmdline + i))))
+    if field64(info, OFFSET_MODULE_LIST) != 0:
+        source = phys_to_virt(PhysAddr(field64(info, OFFSET_MODULE_LIST)))
+        copy64(at + COPY_MODULES, source, modules * MODULE_ENTRY_SIZE // 8)
+        store32(at + OFFSET_MODULES, modules)
+        store64(at + OFFSET_MODULE_LIST, at_phys + COPY_MODULES)
+    store32(at, MAGIC)
+    store32(at + OFFSET_VERSION, 1)
+    store64(at + OFFSET_CMDLINE, at_phys + COPY_CMDLINE)
+    store64(at + OFFSET_MEMORY_MAP, at_phys + COPY_MAP)
+    store32(at + OFFSET_MEMORY_COUNT, rows)
+
+
+def keep(info: PhysAddr) -> PhysAddr:
+    """Copy it into the image and return where the copy is: loaders put it where the final tables map nothing."""
+    copy_to(VirtAddr(kept), kernel_to_phys(VirtAddr(kept)), info)
+    return kernel_to_phys(VirtAddr(kept))

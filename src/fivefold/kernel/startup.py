@@ -182,9 +182,10 @@ def startup_64(info: PhysAddr, load: PhysAddr, image_end: PhysAddr, entered_leve
     if load >> max_physmem_bits() != 0:
         die("the load address is beyond what this mode's direct map can hold")
     phys.phys_base = load - (LINK_ADDRESS - START_KERNEL_MAP)
+    if not cpu_has_nx():
+        die("the CPU has no NX: nothing could be writable and not executable")
     write_cr0(read_cr0() | CR0_WP)
-    if cpu_has_nx():
-        write_msr(MSR_EFER, rdmsr(MSR_EFER) | EFER_NXE)
+    write_msr(MSR_EFER, rdmsr(MSR_EFER) | EFER_NXE)
     build_early_tables(load, image_end)
     start_report(info, load, image_end, entered_levels)
     return early_top

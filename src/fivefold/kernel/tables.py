@@ -23,5 +23,11 @@ def phys_table(pa: PhysAddr) -> u64:
 
 
 def frame_index(pa: PhysAddr) -> u64:
-    """Number of the frame of *pa*, a readable one: its place in an index that has a word for each frame."""
-    return pa >> PAGE_SHIFT
+    """Number of the frame of *pa*, a readable one, among all frames of memory: holes take no place in an index."""
+    before = 0
+    for i in range(memblock.memory_count):
+        start = range_start(memory, i)
+        if start <= pa and pa < range_end(memory, i):
+            return before + (pa - start >> PAGE_SHIFT)
+        before += range_end(memory, i) - start >> PAGE_SHIFT
+    return before
