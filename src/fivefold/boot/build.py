@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from fivefold.errors import ImageError
 from fivefold.kernel.phys import LINK_ADDRESS
 from fivefold.metal import cache
 from fivefold.metal.beside import compiling
+from fivefold.metal.build import toolchain
 from fivefold.metal.link import Group, Linked, link
 from fivefold.metal.program import Program
 from fivefold.units import VirtAddr
@@ -49,12 +50,12 @@ def _key() -> str:
     """Name of the image by the content of everything that it is made from, the compiler included."""
     package = Path(str(resources.files("fivefold")))
     sources = [package / "units.py"]
-    for part in ("kernel", "metal", "boot"):
+    for part in ("kernel", "boot"):
         sources += sorted(path for path in (package / part).iterdir() if path.suffix in (".py", ".S"))
     digest = hashlib.sha256()
     for path in sources:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"image {metadata.version('llvmlite')} {digest.hexdigest()}"
+    return f"image {toolchain()} {digest.hexdigest()}"
 
 
 def _build() -> Image:
