@@ -1,0 +1,94 @@
+"""An object made by another process is the one that this process would make, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fivefold.errors import CompileError
+from fivefold.metal import beside
+from fivefold.metal.objects import compile_object
+from fivefold.metal.program import Program
+
+SOURCE = """
+state: u64 = 7
+
+@export
+def f(a: u64) -> u64:
+    return a * state
+"""
+
+
+@pytest.fixture(scope="module")
+def program(make_module: Callable[[str], str]) -> Program:
+    """A program with a binding, so that all of it must arrive."""
+    name = make_module(SOURCE)
+    return Program((name,), bindings={f"{name}.state": 9})
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The processes that are started, as if there were two processors."""
+    found = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            found.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    return found
+
+
+def here(*_: object) -> bytes:
+    raise AssertionError("compiled in this process")
+
+
+def test_same_object(program: Program, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
+    want = compile_object(program, prefix="p_")
+    monkeypatch.setattr(beside, "_compile", here)
+    with beside.compiling(program, "p_") as other:
+        assert want == other()
+
+    assert [process.returncode for process in started] == [0]
+
+
+def test_one_processor_compiles_here(
+    program: Program, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    with beside.compiling(program) as other:
+        assert compile_object(program) == other()
+
+    assert started == []
+
+
+@pytest.mark.parametrize("executable", ["/bin/false", "/nowhere/python"])
+def test_without_the_process(
+    program: Program,
+    started: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    executable: str,
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with beside.compiling(program) as other:
+        assert compile_object(program) == other()
+
+
+def test_refusal_is_raised_here(make_module: Callable[[str], str], started: list[subprocess.Popen[bytes]]) -> None:
+    name = make_module("@export\ndef f(a: u64) -> u64:\n    return a / 2\n")
+    with pytest.raises(CompileError, match=r"the operator /; write //$"), beside.compiling(Program((name,))) as other:
+        other()
+
+
+def test_no_process_is_left(program: Program, started: list[subprocess.Popen[bytes]]) -> None:
+    with pytest.raises(KeyboardInterrupt), beside.compiling(program):
+        raise KeyboardInterrupt
+
+    assert [process.returncode for process in started] == [-9]
