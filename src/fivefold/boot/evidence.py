@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from struct import Struct
 from typing import Final
 
@@ -86,20 +87,31 @@ class Evidence:
 
 
 def _ram(memory: PhysReader, start_info: int, limit: int) -> Iterator[Bounds]:
-    """RAM in the map behind *start_info* (PVH's structure); adjoining rows are joined."""
+    """RAM in the map behind *start_info* (PVH's structure), ascending and joined.
+
+    Firmware lies: rows may overlap, wrap, or be empty. A page that any row calls something else is not RAM.
+    """
     head = memory.read(PhysAddr(start_info), 56)
     at, count = int.from_bytes(head[40:48], "little"), int.from_bytes(head[48:52], "little")
-    rows = sorted(_MAP_ROW.iter_unpack(memory.read(PhysAddr(at), _MAP_ROW.size * count)))
-    joined: Bounds | None = None
-    for start, size, kind, _reserved in rows:
-        first, end = -(-start // PAGE) * PAGE, min((start + size) // PAGE * PAGE, limit)
-        if kind != 1 or first >= end:
-            continue
-        if joined is not None and joined.end == first:
-            joined = Bounds(joined.start, end)
-            continue
-        if joined is not None:
-            yield joined
-        joined = Bounds(first, end)
-    if joined is not None:
-        yield joined
+    rows = list(_MAP_ROW.iter_unpack(memory.read(PhysAddr(at), _MAP_ROW.size * count)))
+    ram = [
+        Bounds(-(-start // PAGE) * PAGE, (start + size) // PAGE * PAGE) for start, size, kind, _ in rows if kind == 1
+    ]
+    other = [
+        Bounds(start // PAGE * PAGE, -(-(start + size) // PAGE) * PAGE)
+        for start, size, kind, _ in rows
+        if kind != 1 and size
+    ]
+    borders = sorted({limit, *(min(at, limit) for bounds in (*ram, *other) for at in bounds)})
+    begun: int | None = None
+    for low, high in pairwise((*borders, limit)):
+        is_ram = low < high and _in_any(low, ram) and not _in_any(low, other)
+        if is_ram and begun is None:
+            begun = low
+        elif not is_ram and begun is not None:
+            yield Bounds(begun, low)
+            begun = None
+
+
+def _in_any(at: int, ranges: list[Bounds]) -> bool:
+    return any(start <= at < end for start, end in ranges)

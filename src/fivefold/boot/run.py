@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fivefold.arch import ControlState
+from fivefold.arch import AddressSpace, ControlState, Mapped, translate
 from fivefold.boot.build import build_image
 from fivefold.boot.elf_image import HIGHEST_32BIT_END, Image, check_load_address
 from fivefold.boot.evidence import Evidence
@@ -19,7 +19,7 @@ from fivefold.errors import LayoutError, MachineError, MemoryReadError
 from fivefold.kernel.detect import REASON_TEXT
 from fivefold.kernel.report import EXIT_FAILED, EXIT_PASSED
 from fivefold.layout import image_areas
-from fivefold.machine import Event, Exit, Guest, Halted, Machine, start
+from fivefold.machine import Event, Exit, Guest, Halted, Machine, Module, start
 from fivefold.machine.base import Entry, Registers
 from fivefold.units import GIB, MIB, format_size, hex64
 
@@ -48,6 +48,8 @@ class Options:
     """Where to load the image; None for where its file says."""
     cmdline: str = ""
     timeout: float = 30.0
+    kexec: str | None = None
+    """Command line of a second kernel, the same image, that the first one starts; None for none."""
 
     def __post_init__(self) -> None:
         """Refuse what no machine could do, with `ImageError` or `MachineError`."""
@@ -66,7 +68,14 @@ class Options:
     def full_cmdline(self) -> str:
         """The command line with the words that options stand for."""
         words = [self.cmdline, f"layout={self.layout}" if self.layout != "linux" else ""]
+        if self.kexec is not None:
+            words += ["kexec", "--", self.kexec]
         return " ".join(word for word in words if word)
+
+    @property
+    def last(self) -> Options:
+        """The options of the kernel that runs at the end."""
+        return self if self.kexec is None else replace(self, cmdline=self.kexec, layout="linux", kexec=None)
 
 
 def boot(
@@ -107,16 +116,14 @@ def boot_one(cpu: str, options: Options, image: Image) -> Run:
 def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
     """Boot a *guest* that may differ from what *options* alone would make: another memory map, another CPUID."""
     began = time.perf_counter()
-    load = options.load_address or image.load_address
     with start(options.engine, guest) as machine:
         event = machine.run(options.timeout)
-        try:
-            report = read_report(machine.memory, image, load)
-        except MemoryReadError:
-            report = NO_REPORT
+        load, report = last_report(machine, options, image)
         checks = [completed(event, report), *report.checks]
         if report.is_done:
-            checks += from_outside(machine, options, image, report)
+            checks += from_outside(machine, replace(options.last, load_address=load), image, report)
+        if options.kexec is not None:
+            checks += handed_over(machine, options, image, report)
         instructions, output = machine.instructions, machine.output.decode(errors="replace")
     words = report.words
     return Run(
@@ -136,6 +143,49 @@ def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
         seconds=time.perf_counter() - began,
         output=output,
     )
+
+
+def last_report(machine: Machine, options: Options, image: Image) -> tuple[int, GuestReport]:
+    """Where the image lies that runs at the end, and its report; after kexec the page tables say where."""
+    load = options.load_address or image.load_address
+    if options.kexec is not None:
+        load = running_image(machine, image) or load
+    try:
+        return load, read_report(machine.memory, image, load)
+    except MemoryReadError:
+        return load, NO_REPORT
+
+
+def running_image(machine: Machine, image: Image) -> int | None:
+    """Where the image lies that the machine's tables show at its linked address; None outside long mode."""
+    state = control_state(machine.registers())
+    if state.mode is None:
+        return None
+    found = translate(AddressSpace.from_state(machine.memory, state, machine.cpu), image.link_address)
+    return found.pa if isinstance(found, Mapped) else None
+
+
+def handed_over(machine: Machine, options: Options, image: Image, report: GuestReport) -> list[Check]:
+    """Whether a first kernel ran to its end, in its own mode, and started the one that *report* is from."""
+    previous = report.words.get("previous", 0)
+    if not previous:
+        return [Check("kexec_arrived", "outside", False, "the last kernel was not started by another")]
+    first = read_report(machine.memory, image, previous)
+    failed = [check.name for check in first.checks if not check.ok]
+    levels = first.words.get("levels", 0)
+    want = expected_levels(machine.cpu.la57, options.cmdline)
+    return [
+        Check("kexec_arrived", "outside", True),
+        Check(
+            "kexec_first_kernel",
+            "outside",
+            first.is_done and not failed,
+            f"failed: {', '.join(failed)}" if failed else "",
+        ),
+        Check(
+            "kexec_first_mode", "outside", levels == want, "" if levels == want else f"{levels} levels, expected {want}"
+        ),
+    ]
 
 
 def from_outside(machine: Machine, options: Options, image: Image, report: GuestReport) -> list[Check]:
@@ -174,6 +224,7 @@ def make_guest(cpu: str, options: Options, image: Image) -> Guest:
         memory=options.memory,
         cmdline=options.full_cmdline,
         sites=image.sites(load),
+        modules=() if options.kexec is None else (Module(image.place(load)),),
     )
 
 

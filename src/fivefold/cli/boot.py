@@ -62,6 +62,10 @@ def boot(
         typer.Option(parser=values.address, metavar="ADDRESS", help="Where to load the image: a multiple of 2 MiB."),
     ] = None,
     cmdline: Annotated[str, typer.Option(help='Command line of the kernel, such as "no5lvl" or "pages=4k".')] = "",
+    kexec: Annotated[
+        str | None,
+        typer.Option(metavar="CMDLINE", help="Then start a second kernel with this command line, and judge that."),
+    ] = None,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Stop a run after this long.")] = 30.0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every check and the serial output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the schema fivefold.boot/1.")] = False,
@@ -70,7 +74,7 @@ def boot(
     from fivefold.boot import CPUS, Options, parse
     from fivefold.boot import boot as run_boot
 
-    options = Options(engine.value, entry.value, layout.value, memory, load_address, cmdline, timeout)
+    options = Options(engine.value, entry.value, layout.value, memory, load_address, cmdline, timeout, kexec)
     given = parse(image.read_bytes()) if image else None
     cpus = CPUS if cpu is CpuChoice.both else (cpu.value,)
     report = run_boot(cpus, options, given, _say)

@@ -48,20 +48,25 @@ def separates(byte: u64) -> bool:
 def cmdline_has(cmdline: u64, word: u64, size: u64) -> bool:
     """Whether the NUL-terminated text at *cmdline* (0: there is none) holds a whole word.
 
-    The word is given as the little-endian number of its *size* bytes, at most 8.
+    The word is given as the little-endian number of its *size* bytes, at most 8. What follows a word ``--`` is not
+    this kernel's.
     """
     if cmdline == 0:
         return False
     matched = 0
+    dashes = 0
     for i in range(MAX_CMDLINE):
         byte = load8(cmdline + i)
         if separates(byte):
             if matched == size:
                 return True
-            matched = 0
-            if byte == 0:
+            if byte == 0 or dashes == 2:
                 return False
-        elif matched < size and byte == word >> (8 * matched) & 0xFF:
+            matched = 0
+            dashes = 0
+            continue
+        dashes = dashes + 1 if byte == 45 and dashes < 3 else 3
+        if matched < size and byte == word >> (8 * matched) & 0xFF:
             matched = matched + 1
         else:
             matched = size + 1

@@ -174,7 +174,7 @@ def make_start_info(old: PhysAddr, cmdline: VirtAddr, load: u64, load_end: u64) 
     to = put_number(put_text(to, " previous_end="), load_end)
     store8(to, 32)
     to += 1
-    rest = params.find_option(cmdline, "-- ")
+    rest = params.after_end_mark(cmdline)
     if rest != params.ABSENT:
         while load8(rest) != 0 and to < at + start_info.COPY_MODULES - 1:
             store8(to, load8(rest))

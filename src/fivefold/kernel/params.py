@@ -13,6 +13,23 @@ ABSENT: Final = 0
 MOST: Final = (1 << 64) - 1
 
 
+def is_end_mark(at: u64) -> bool:
+    """Whether the word at *at* is ``--``: what follows is for the next kernel."""
+    return load8(at) == 45 and load8(at + 1) == 45 and separates(load8(at + 2))
+
+
+def after_end_mark(cmdline: VirtAddr) -> u64:
+    """Address of what follows the word ``--``, or `ABSENT`."""
+    if cmdline == 0:
+        return ABSENT
+    at = u64(cmdline)
+    while load8(at) != 0 and at < cmdline + MAX_CMDLINE:
+        if (at == cmdline or separates(load8(at - 1))) and is_end_mark(at):
+            return at + 2
+        at += 1
+    return ABSENT
+
+
 @noinline
 def find_option(cmdline: VirtAddr, name: str) -> u64:
     """Address of what follows *name* at the start of a word, or `ABSENT`; 0 stands for no command line."""
@@ -24,6 +41,8 @@ def find_option(cmdline: VirtAddr, name: str) -> u64:
             if load8(at) == 0:
                 return ABSENT
             at += 1
+        if is_end_mark(at):
+            return ABSENT
         matched = 0
         while byte_at(name, matched) != 0 and load8(at + matched) == byte_at(name, matched):
             matched += 1
