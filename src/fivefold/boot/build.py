@@ -28,6 +28,8 @@ MODES: Final = {
     "la57": {"l5_enabled": 1, "pgdir_shift": 48, "ptrs_per_p4d": 512},
 }
 """The two copies of the kernel: the prefix of their symbols, and the mode that is bound in them."""
+ASSEMBLY: Final = ("entry.S", "smp.S")
+"""The boot code's assembly, in this order: the first defines the macros."""
 
 _GROUPS: Final = (
     Group(".head", (".head",)),
@@ -93,7 +95,8 @@ def boot_object(kernel: str = KERNEL) -> bytes:
     from fivefold.metal.objects import compile_object
 
     program = Program((f"{kernel}.startup",))
-    return compile_object(program, asm=_assembly(kernel, "entry.S") + _code_for_32_bits(kernel))
+    text = "".join(_assembly(kernel, name) for name in ASSEMBLY)
+    return compile_object(program, asm=text + _code_for_32_bits(kernel))
 
 
 def _code_for_32_bits(kernel: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 from fivefold.arch import AddressSpace, ControlState, Mapped, translate
 from fivefold.boot.build import build_image
+from fivefold.boot.cpus import cpu_checks
 from fivefold.boot.elf_image import HIGHEST_32BIT_END, Image, check_load_address
 from fivefold.boot.evidence import Evidence
 from fivefold.boot.guest_report import NO_REPORT, GuestReport, read_report
@@ -18,6 +19,7 @@ from fivefold.boot.result import BootReport, Check, Run, Skipped
 from fivefold.errors import LayoutError, MachineError, MemoryReadError
 from fivefold.kernel.detect import REASON_TEXT
 from fivefold.kernel.report import EXIT_FAILED, EXIT_PASSED
+from fivefold.kernel.smp import MAX_CPUS
 from fivefold.layout import image_areas
 from fivefold.machine import Event, Exit, Guest, Halted, Machine, Module, start
 from fivefold.machine.base import Entry, Registers
@@ -26,6 +28,7 @@ from fivefold.units import GIB, MIB, format_size, hex64
 DEFAULT_MEMORY: Final = 512 * MIB
 CPUS: Final = ("la57", "la48")
 ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57")
+SINGLE_CPU_ENGINES: Final = ("unicorn",)
 LAYOUTS: Final = ("linux", "proposal")
 VARIABLES: Final = (
     "pgdir_shift", "ptrs_per_p4d", "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base",
@@ -50,6 +53,8 @@ class Options:
     timeout: float = 30.0
     kexec: str | None = None
     """Command line of a second kernel, the same image, that the first one starts; None for none."""
+    smp: int = 1
+    """How many CPUs; an engine that has one only runs with one, and says so."""
 
     def __post_init__(self) -> None:
         """Refuse what no machine could do, with `ImageError` or `MachineError`."""
@@ -59,15 +64,26 @@ class Options:
             raise MachineError(f"unknown entry {self.entry!r}; expected {', '.join(ENTRIES)}")
         if self.layout not in LAYOUTS:
             raise MachineError(f"unknown layout {self.layout!r}; expected {', '.join(LAYOUTS)}")
+        if not 1 <= self.smp <= MAX_CPUS:
+            raise MachineError(f"{self.smp} CPUs; expected 1 to {MAX_CPUS}")
         if self.timeout <= 0:
             raise MachineError(f"a timeout of {self.timeout:g} seconds; expected more than 0")
         if "\0" in self.cmdline or not self.cmdline.isascii():
             raise MachineError("the command line has characters that no loader passes on; expected ASCII text")
 
     @property
+    def cpus(self) -> int:
+        """How many CPUs the machine has: those asked for, where the engine can have more than one."""
+        return 1 if self.engine in SINGLE_CPU_ENGINES else self.smp
+
+    @property
     def full_cmdline(self) -> str:
         """The command line with the words that options stand for."""
-        words = [self.cmdline, f"layout={self.layout}" if self.layout != "linux" else ""]
+        words = [
+            self.cmdline,
+            f"layout={self.layout}" if self.layout != "linux" else "",
+            f"smp={self.cpus}" if self.cpus != 1 else "",
+        ]
         if self.kexec is not None:
             words += ["kexec", "--", self.kexec]
         return " ".join(word for word in words if word)
@@ -138,7 +154,7 @@ def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
         variables={name: words.get(name, 0) for name in VARIABLES} if words else {},
         facts={name: words.get(name, 0) for name in FACTS} if words else {},
         checks=tuple(checks),
-        skipped=report.skipped,
+        skipped=(*report.skipped, *left_out(options)),
         instructions=instructions,
         seconds=time.perf_counter() - began,
         output=output,
@@ -188,6 +204,12 @@ def handed_over(machine: Machine, options: Options, image: Image, report: GuestR
     ]
 
 
+def left_out(options: Options) -> Iterator[Skipped]:
+    """What was asked for and the engine cannot do."""
+    if options.smp != options.cpus:
+        yield Skipped("smp", f"the engine {options.engine} has one CPU")
+
+
 def from_outside(machine: Machine, options: Options, image: Image, report: GuestReport) -> list[Check]:
     """The checks from outside; random bases that break the rules leave nothing to hold the rest against."""
     randomised = "kaslr" in options.full_cmdline and "nokaslr" not in options.full_cmdline
@@ -196,6 +218,8 @@ def from_outside(machine: Machine, options: Options, image: Image, report: Guest
     except LayoutError as error:
         return [Check("kaslr_bases", "outside", False, str(error))]
     checks = judge(seen, report.words, report.areas)
+    if options.cpus > 1:
+        checks += cpu_checks(machine.all_registers(), options.cpus)
     return [*checks, Check("kaslr_bases", "outside", True)] if randomised else checks
 
 
@@ -225,6 +249,7 @@ def make_guest(cpu: str, options: Options, image: Image) -> Guest:
         cmdline=options.full_cmdline,
         sites=image.sites(load),
         modules=() if options.kexec is None else (Module(image.place(load)),),
+        cpus=options.cpus,
     )
 
 

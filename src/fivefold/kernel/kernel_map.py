@@ -114,11 +114,21 @@ def load_task_state() -> None:
     store64(tss + TSS_IST, entry_area(ENTRY_GUARD_MIDDLE))
     store64(tss + TSS_IST + 8, entry_area(ENTRY_GUARD_HIGH))
     gdt = symbol("kernel_gdt")
+    set_tss_descriptor(gdt, tss)
+    load_gdt(VirtAddr(gdt), GDT_SIZE)
+    load_task_register(TSS_SELECTOR)
+
+
+def set_tss_descriptor(gdt: u64, tss: u64) -> None:
+    """Describe the TSS at *tss* in the GDT at *gdt*, as available: loading it makes it busy."""
     low = TSS_SIZE - 1 | (tss & 0xFF_FFFF) << 16 | TSS_DESCRIPTOR_FLAGS | (tss >> 24 & 0xFF) << 56
     store64(gdt + TSS_SELECTOR, low)
     store64(gdt + TSS_SELECTOR + 8, tss >> 32)
-    load_gdt(VirtAddr(gdt), GDT_SIZE)
-    load_task_register(TSS_SELECTOR)
+
+
+def load_idt_in_use() -> None:
+    """Load the IDT: its read-only alias where there is one."""
+    load_idt(entry_area(ENTRY_IDT) if has_entry_area() else VirtAddr(traps.idt), traps.IDT_SIZE)
 
 
 @noinline
@@ -126,7 +136,7 @@ def use_entry_area() -> None:
     """Load the read-only alias of the IDT, and give #DF and NMI stacks of their own."""
     traps.set_gate(traps.DOUBLE_FAULT, trap_stub(traps.DOUBLE_FAULT), DOUBLE_FAULT_IST)
     traps.set_gate(traps.NMI, trap_stub(traps.NMI), NMI_IST)
-    load_idt(entry_area(ENTRY_IDT), traps.IDT_SIZE)
+    load_idt_in_use()
 
 
 def trap_stub(vector: u64) -> VirtAddr:

@@ -24,6 +24,7 @@ from fivefold.kernel import (
     phys,
     process_checks,
     report,
+    smp,
     start_info,
     syscall,
     traps,
@@ -58,6 +59,7 @@ def start_kernel(table: VirtAddr) -> None:
     checks.check_all(top)
     process_checks.check_processes(top)
     handover_checks.check_handover(largest_page(cmdline()))
+    smp.check_cpus(top)
     dump_own_tables(top)
     report_result()
     if params.has_word(cmdline(), "kexec"):
@@ -118,6 +120,7 @@ def cmdline() -> VirtAddr:
 def choose_layout() -> None:
     """Choose the map of areas before anything is put into one, and refuse words that cannot be meant."""
     params.check_words(cmdline())
+    smp.read_option(cmdline())
     if params.has_value(cmdline(), "layout=", "proposal"):
         layout.layout_init(layout.PROPOSAL)
         phys.phys_window = layout.page_offset_base
@@ -145,9 +148,10 @@ def take_memory() -> None:
     if cut != 0:
         report.put_line("fivefold: memory beyond the direct map of this mode is not used, bytes", cut)
     load = report.get_word(report.W_LOAD_ADDRESS)
-    memblock.reserve(PhysAddr(0), LOW_MEMORY)
     memblock.reserve(PhysAddr(load), report.get_word(report.W_IMAGE_END) - load)
     start_info.reserve_memory(given)
+    smp.choose_place()
+    memblock.reserve(PhysAddr(0), LOW_MEMORY)
     info = start_info.keep(given)
     keep_previous()
     if memblock.overflowed:

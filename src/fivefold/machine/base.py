@@ -86,6 +86,10 @@ class Guest:
     cpuid: tuple[CpuidOverride, ...] = ()
     start_info: int | None = None
     """Where to put the start information; None lets the loader choose (Unicorn only)."""
+    cpus: int = 1
+    """How many CPUs; more than one on QEMU only. All but the first wait for INIT and a startup IPI."""
+    last_cpu: str | None = None
+    """What the last of several CPUs is, where it differs: a mistake of the platform, for tests of how it is met."""
 
 
 class TableRegister(NamedTuple):
@@ -232,6 +236,10 @@ class Machine(Protocol):
 
     def registers(self) -> Registers:
         """The registers now. Only meaningful while the guest does not run."""
+        ...
+
+    def all_registers(self) -> tuple[Registers, ...]:
+        """The registers of every CPU, the first CPU's first."""
         ...
 
     def run(self, timeout: float = 10.0, limit: int | None = None) -> Event:

@@ -165,6 +165,11 @@ class QemuMachine:
         """The registers now; in 32-bit code the lower halves only."""
         return parse_registers(self._qmp.monitor("info registers"))
 
+    def all_registers(self) -> tuple[Registers, ...]:
+        """The registers of every CPU, the first CPU's first."""
+        numbers = sorted(cpu["cpu-index"] for cpu in self._qmp.execute("query-cpus-fast"))
+        return tuple(parse_registers(self._qmp.monitor("info registers", number)) for number in numbers)
+
     # -- running -------------------------------------------------------------------------
 
     def run(self, timeout: float = 10.0, limit: int | None = None) -> Event:
@@ -330,11 +335,24 @@ def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) ->
         *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
         *("-accel", accelerator, "-cpu", cpu, "-m", f"{size}B"),
         # A PC has RAM up to 3.5 GiB below the hole unless told otherwise; ours always ends at 3 GiB.
+        *_cpus(guest, accelerator),
         *("-M", f"pc,memory-backend=ram,max-ram-below-4g={PC_SPLIT}"),
         *("-object", f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{ram},share=on"),
         *("-action", "reboot=shutdown,shutdown=pause"),
         *("-kernel", f"/proc/self/fd/{image}", "-append", guest.cmdline),
     ]
+
+
+def _cpus(guest: Guest, accelerator: str) -> list[str]:
+    """As many CPUs as asked for; the last may be a model of its own, with other features of the same type."""
+    if guest.cpus == 1:
+        return []
+    if guest.last_cpu is None:
+        return ["-smp", str(guest.cpus)]
+    model, _, features = CPU_MODELS[accelerator].get(guest.last_cpu, guest.last_cpu).partition(",")
+    place = f"socket-id={guest.cpus - 1},core-id=0,thread-id=0"
+    device = ",".join(part for part in (f"{model}-x86_64-cpu", features, place) if part)
+    return ["-smp", f"{guest.cpus - 1},sockets={guest.cpus},cores=1,threads=1,maxcpus={guest.cpus}", "-device", device]
 
 
 def _channels(monitor: int, serial: int, exit_port: int) -> list[str]:

@@ -48,9 +48,9 @@ class QmpClient:
                 raise MachineError(f"QEMU refused {command}: {message['error']['desc']}")
             self._keep(message)
 
-    def monitor(self, line: str) -> str:
-        """Run a command of the human monitor, and return what it prints."""
-        return str(self.execute("human-monitor-command", **{"command-line": line}))
+    def monitor(self, line: str, cpu: int = 0) -> str:
+        """Run a command of the human monitor as for CPU number *cpu*, and return what it prints."""
+        return str(self.execute("human-monitor-command", **{"command-line": line, "cpu-index": cpu}))
 
     def poll(self) -> None:
         """Take in events that are waiting. Blocks unless `fileno` is readable."""

@@ -109,6 +109,8 @@ class UnicornMachine:
             raise
 
     def _start(self, guest: Guest) -> None:
+        if guest.cpus != 1:
+            raise MachineError(f"the engine unicorn has one CPU, not {guest.cpus}")
         self.cpu: Cpu = features(guest.cpu, guest.cpuid)
         rows = memory_map(guest.memory)
         top = max(row.end for row in rows if row.kind == 1)
@@ -168,6 +170,10 @@ class UnicornMachine:
             gdt=vcpu.gdt,
             idt=vcpu.idt,
         )
+
+    def all_registers(self) -> tuple[Registers, ...]:
+        """The registers of the one CPU that there is."""
+        return (self.registers(),)
 
     def inject(self, vector: int, error_code: int | None = None) -> None:
         """Deliver *vector* before the guest's next instruction, whatever RFLAGS.IF says.
