@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from fivefold.arch import TooManyRuns
 from fivefold.errors import MemoryReadError
 from fivefold.kernel import scan as kernel_scan
 from fivefold.metal import host
-from fivefold.metal.extents import attach
+from fivefold.metal.extents import Attachment, attach
 from fivefold.metal.instance import Instance
 from fivefold.metal.program import Program
 from fivefold.survey.scan_result import COUNT_NAMES, RANGE, Rows, ScanCounts, ScanResult, ScanSettings
@@ -89,7 +89,8 @@ def scan_space(
 
     Raises `MemoryReadError` if *root* is not in *banks*, `TooManyRuns` above *max_ranges*.
     """
-    return TableScanner(banks, prefetch=prefetch).scan(root, levels, settings, max_ranges=max_ranges)
+    with TableScanner(banks, prefetch=prefetch) as scanner:
+        return scanner.scan(root, levels, settings, max_ranges=max_ranges)
 
 
 class TableScanner:
@@ -163,11 +164,22 @@ class TableScanner:
             result.root, result.levels, replace(result.settings, first=start, last=last, repeat_above=None)
         )
 
+    def close(self) -> None:
+        """Let go of the banks, so that what is behind them can be closed; results stay."""
+        for build in self._builds.values():
+            build.attachment.detach()
+        self._builds, self._banks = {}, []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close()
+
     def _build(self, levels: int) -> _Build:
         if levels not in self._builds:
             code = self._load(program(levels, prefetch=self._prefetch))
-            attach(code, self._banks)
-            self._builds[levels] = _Build(code, levels)
+            self._builds[levels] = _Build(code, attach(code, self._banks), levels)
         return self._builds[levels]
 
 
@@ -248,9 +260,9 @@ class _Memo:
 class _Build:
     """The scan for one number of levels, with memory to work in."""
 
-    def __init__(self, code: Instance, levels: int) -> None:
+    def __init__(self, code: Instance, attachment: Attachment, levels: int) -> None:
         self.code = code
-        self.levels = levels
+        self.attachment = attachment
         self.memo = _Memo.of(code, code.get("extents.frames"), levels)
         self.settings: ScanSettings | None = None
         self._spare: list[_Records] = []
