@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Final
 
 from fivefold.arch import TableReader
 from fivefold.errors import FormatError
+from fivefold.explain.links import link
 from fivefold.explain.other_logs import pair_up
 from fivefold.explain.places import describe
 from fivefold.explain.predict import first_strike, follow, strike_of
@@ -21,7 +22,7 @@ from fivefold.explain.story import Story, find_cause
 from fivefold.explain.trace import Strike, Trace
 from fivefold.explain.what_if import ask
 from fivefold.machine.base import Event as MachineEvent
-from fivefold.machine.base import Machine, Registers, Shutdown
+from fivefold.machine.base import ExceptionRecord, Machine, Registers, Shutdown
 from fivefold.memory import CpuState, Segment, Source, open_source
 
 _LIVE: Final = ("qmp:", "pid:", "gdb:")
@@ -75,12 +76,26 @@ def explain_event(event: MachineEvent, machine: Machine) -> Explanation:
     if not isinstance(event, Shutdown) or not event.records:
         trace = _complete(Trace(machine.name, "engine's registers", cpu=cpu), machine.memory, given)
     else:
-        records = [
-            Strike(r.vector, None, r.error_code, r.cr2, r.rip, r.rsp, cpu=cpu, cpl=cpu.general["cpl"])
-            for r in event.records
-        ]
-        trace = Trace(machine.name, "engine's events", pair_up(records), "triple-fault", cpu, total=len(records))
+        strikes = pair_up([_strike(record, cpu) for record in event.records])
+        earlier = [_strike(record, cpu) for record in _before(machine, event)]
+        while earlier and (linked := link(earlier[-1], strikes[0])):
+            strikes = (earlier.pop(), linked, *strikes[1:])
+        trace = Trace(machine.name, "engine's events", strikes, "triple-fault", cpu, total=len(strikes))
     return _explain(trace, machine.memory, given, cpu, (), ())
+
+
+def _before(machine: Machine, event: Shutdown) -> tuple[ExceptionRecord, ...]:
+    """The exceptions before those of *event*, where the engine remembers them."""
+    history: tuple[ExceptionRecord, ...] = getattr(machine, "exceptions", ())
+    end = len(history) - len(event.records)
+    return history[:end] if end > 0 and history[end:] == event.records else ()
+
+
+def _strike(record: ExceptionRecord, cpu: CpuState) -> Strike:
+    """An engine's record; the registers are those at the end, the two that the record has are its own."""
+    general = {**cpu.general, "rip": record.rip, "rsp": record.rsp}
+    vector, code, cr2, rip, rsp = record
+    return Strike(vector, None, code, cr2, rip, rsp, cpu=replace(cpu, general=general, cr2=cr2 or cpu.cr2))
 
 
 def cpu_state(registers: Registers, source: str) -> CpuState:

@@ -59,7 +59,9 @@ class Route:
     missing: str | None = None
 
 
-class _Gate(NamedTuple):
+class Gate(NamedTuple):
+    """An IDT entry of 64-bit mode; *offset* is its handler."""
+
     selector: int
     offset: int
     ist: int
@@ -84,7 +86,7 @@ def replay(here: Situation, vector: int, software: bool = False) -> Route:
         return replace(route, obstacle=_beyond_limit(vector, idt.limit))
     if here.space is None:
         return replace(route, missing="there is no memory to read the gate from")
-    route, gate = _read_gate(here, route)
+    route, gate = _find_gate(here, route)
     if gate is None:
         return route
     route = replace(route, handler=gate.offset, ist=gate.ist)
@@ -102,20 +104,27 @@ def _beyond_limit(vector: int, limit: int) -> Obstacle:
     )
 
 
-def _read_gate(here: Situation, route: Route) -> tuple[Route, _Gate | None]:
+def read_gate(here: Situation, vector: int) -> Gate | None:
+    """The gate of *vector*, None where memory does not show it."""
+    at = gate_address(here, vector)
+    raw = None if at is None else read_virtual(here, at, GATE_SIZE)
+    if raw is None or len(raw) < GATE_SIZE:
+        return None
+    low, high = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:12], "little")
+    offset = low & 0xFFFF | low >> 32 & 0xFFFF0000 | high << 32
+    return Gate(low >> 16 & 0xFFFF, offset, low >> 32 & 7, low >> 40 & 0x1F, low >> 45 & 3, bool(low & _PRESENT))
+
+
+def _find_gate(here: Situation, route: Route) -> tuple[Route, Gate | None]:
     assert route.gate is not None  # the caller has the IDT
     ruling = rule_on(here, route.gate, replace(SYSTEM, size=GATE_SIZE))
     if not isinstance(ruling, Granted):
         what = f"the gate of {vector_name(route.vector)} at {hex64(route.gate)} could not be read"
         return replace(route, obstacle=_blocked("idt-not-mapped", what, ruling)), None
-    raw = read_virtual(here, route.gate, GATE_SIZE)
-    if raw is None or len(raw) < GATE_SIZE:
+    gate = read_gate(here, route.vector)
+    if gate is None:
         return replace(route, missing=f"the memory does not hold the gate at {hex64(route.gate)}"), None
-    low, high = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:12], "little")
-    offset = low & 0xFFFF | low >> 32 & 0xFFFF0000 | high << 32
-    return route, _Gate(
-        low >> 16 & 0xFFFF, offset, low >> 32 & 7, low >> 40 & 0x1F, low >> 45 & 3, bool(low & _PRESENT)
-    )
+    return route, gate
 
 
 def _blocked(rule: RuleName, what: str, ruling: Ruling | None, in_handler: bool = False) -> Obstacle:
@@ -126,7 +135,7 @@ def _blocked(rule: RuleName, what: str, ruling: Ruling | None, in_handler: bool 
     return Obstacle(rule, what, ruling.vector, ruling.va, ruling.culprit, ruling.steps, in_handler)
 
 
-def _unusable(here: Situation, vector: int, gate: _Gate, software: bool) -> Obstacle | None:
+def _unusable(here: Situation, vector: int, gate: Gate, software: bool) -> Obstacle | None:
     """The gate's own faults, in the order in which the CPU finds them."""
     name = f"the gate of {vector_name(vector)}"
     general = int(Vector.GP)
@@ -167,7 +176,7 @@ def _bad_segment(here: Situation, name: str, selector: int) -> Obstacle | None:
     return None
 
 
-def _enter(here: Situation, route: Route, gate: _Gate, software: bool) -> Route:
+def _enter(here: Situation, route: Route, gate: Gate, software: bool) -> Route:
     """The stack, the frame on it, and the handler's first byte."""
     mode = here.mode
     assert mode is not None  # there is a space
@@ -200,7 +209,7 @@ def _push(route: Route, ruling: Refusal | Outside, number: int) -> Obstacle:
     return _blocked(rule, what, ruling)
 
 
-def _stack_top(here: Situation, gate: _Gate) -> tuple[int | None, Obstacle | str]:
+def _stack_top(here: Situation, gate: Gate) -> tuple[int | None, Obstacle | str]:
     """Where the frame starts, or why that is not known."""
     if not gate.ist and here.state.cpl == 0:
         rsp = here.registers.rsp

@@ -174,7 +174,8 @@ def _by_registers(here: Situation, strike: Strike, trace: Trace) -> Finding:
         return Finding(
             "non-canonical", sentence, "likely", here, va, remarks=("the kernel's report names the address",)
         )
-    if strike.vector == Vector.SS:
+    rsp = here.registers.rsp
+    if strike.vector == Vector.SS or (rsp is not None and here.mode is not None and not here.mode.is_canonical(rsp)):
         return _by_stack(here)
     if (finding := _by_control(here)) is not None:
         return finding

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fivefold.arch import Access, Efer, Entry, Flag, Kind, Level, PageFault, Step, slot_of
+from fivefold.arch import Access, Cr4, Efer, Entry, Flag, Kind, Level, PageFault, Step, slot_of
 from fivefold.errors import MemoryReadError
 from fivefold.explain.depth import wrong_depth
 from fivefold.explain.error_codes import kind_of, rule_from_code
@@ -54,6 +54,8 @@ class _Question:
 def explain_page_fault(here: Situation, strike: Strike, trace: Trace) -> Finding:
     """Find the rule behind a #PF that struck outside of any delivery."""
     va = strike.cr2
+    if (impossible := _impossible(here)) is not None:
+        return impossible
     if va is None:
         return Finding("unknown", "a page fault whose address the source does not give", "guess", here)
     instruction = instruction_at(here, strike, trace.code)
@@ -65,6 +67,19 @@ def explain_page_fault(here: Situation, strike: Strike, trace: Trace) -> Finding
     if ruling is None:
         return _by_code(question, remarks)
     return _by_tables(question, ruling, trace, remarks)
+
+
+def _impossible(here: Situation) -> Finding | None:
+    """A state that no CPU can be in: something refused was let through, by an emulator."""
+    state = here.state
+    if here.registers.cr4 is None or not state.efer & Efer.LMA or state.cr4_has(Cr4.PAE):
+        return None
+    sentence = (
+        f"the CPU is in long mode with CR4.PAE=0 (CR4 {state.cr4:#x}, EFER {state.efer:#x}): a write to CR4 that a CPU "
+        "refuses with #GP(0) went through"
+    )
+    remark = "QEMU's TCG does not refuse to clear CR4.PAE in long mode; what follows is no walk that a CPU makes"
+    return Finding("mode-change-refused", sentence, "likely", here, remarks=(remark,))
 
 
 def _question(here: Situation, strike: Strike, va: int, instruction: Instruction | None) -> _Question:

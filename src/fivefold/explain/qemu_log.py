@@ -16,8 +16,9 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from fivefold.arch import Escalation, Vector, escalate
+from fivefold.arch import HAS_ERROR_CODE, Escalation, Vector, escalate
 from fivefold.explain.lines import Block
+from fivefold.explain.links import link
 from fivefold.explain.register_text import parse_code, parse_registers
 from fivefold.explain.trace import NO_VECTOR, Outcome, Strike, Trace
 
@@ -32,8 +33,6 @@ _SUBERROR: Final = re.compile(r"Suberror: (\d+)")
 
 _KEPT: Final = 24
 """Delivered exceptions that are remembered before the one that matters."""
-
-_WITH_CODE: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
 
 
 @dataclass(slots=True)
@@ -238,7 +237,7 @@ def _delivered(match: re.Match[str], line: int) -> Strike:
     return Strike(
         vector,
         None,
-        int(match[2], 16) if vector in _WITH_CODE and not software else None,
+        int(match[2], 16) if vector in HAS_ERROR_CODE and not software else None,
         _number(match[7]) if vector == Vector.PF and not software else None,
         int(match[5], 16),
         int(match[6], 16),
@@ -299,7 +298,8 @@ def _outcome(chain: _Chain) -> Outcome:
 def _story(chains: list[_Chain]) -> list[_Chain]:
     """The chain that matters, with those before it that led straight to it.
 
-    That is the last one that escalated, or else the last one that is not an interrupt.
+    That is the last one that escalated, or else the last one that is not an interrupt. QEMU forgets
+    what it delivers if that is benign, so its chains are joined here.
     """
     end = len(chains) - 1
     if not chains[end].tripled:
@@ -307,30 +307,10 @@ def _story(chains: list[_Chain]) -> list[_Chain]:
         faults = [i for i, chain in enumerate(chains) if chain.strikes[0].vector < 32 and not chain.strikes[0].software]
         end = (escalated or faults or [end])[-1]
     start = end
-    while start and (link := _link(chains[start - 1], chains[start].strikes[0])):
-        chains[start].strikes[0] = link
+    while start and len(chains[start - 1].strikes) == 1:
+        linked = link(chains[start - 1].strikes[0], chains[start].strikes[0])
+        if linked is None:
+            break
+        chains[start].strikes[0] = linked
         start -= 1
     return chains[start : end + 1]
-
-
-def _link(chain: _Chain, struck: Strike) -> Strike | None:
-    """*struck* joined to *chain*, which was delivered just before it, or None if it came later.
-
-    QEMU forgets that it delivers an interrupt, an ``int n`` or a benign exception when another
-    exception strikes; neither RIP nor RSP has moved then. And an exception struck at the first
-    instruction of a handler if the stack pointer is just below that of the interrupted code: five
-    words, or six with an error code, pushed from a multiple of 16 down. Out of ring 3 the
-    stack is another one; there a fetch that fails at its own address right after counts.
-    """
-    first = chain.strikes[-1]
-    if len(chain.strikes) > 1 or first.rsp is None or struck.rsp is None:
-        return None
-    if (struck.rip, struck.rsp) == (first.rip, first.rsp):
-        is_benign = first.software or escalate(first.vector, Vector.PF) is Escalation.SERIAL
-        return replace(struck, during=first.vector) if is_benign else None
-    if struck.rip == first.rip or struck.cpl != 0:
-        return None
-    frame = 48 if first.vector in _WITH_CODE and not first.software else 40
-    top = first.last_rsp if first.last_rsp is not None else first.rsp
-    is_next = struck.rsp == (top & ~15) - frame or (first.cpl == 3 and struck.cr2 == struck.rip)
-    return replace(struck, linked=True) if is_next else None

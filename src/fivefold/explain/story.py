@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fivefold.arch import Escalation, Kind, TableReader, Vector, escalate
-from fivefold.explain.finding import Finding, instruction_at
+from fivefold.explain.delivery import GATE_SIZE, read_gate
+from fivefold.explain.finding import Confidence, Finding, instruction_at
 from fivefold.explain.general_fault import explain_general_fault
 from fivefold.explain.handover import SELECTOR_FAULTS, explain_delivery
 from fivefold.explain.page_fault import FRAME_WORDS, explain_page_fault
@@ -19,6 +20,7 @@ from fivefold.machine.base import vector_name
 from fivefold.memory import CpuState
 from fivefold.units import hex64
 
+_FRAME: Final = "the stack pointer is just below that of the interrupted code, by the frame of the delivery"
 _BENIGN: Final = frozenset({Vector.DE, Vector.DB, Vector.NMI, Vector.BP, Vector.OF, Vector.BR, Vector.UD, Vector.NM})
 
 
@@ -48,7 +50,9 @@ class Story:
             else:
                 finding = self._first(here, strike)
             if strike.linked and before is not None:
-                finding = _in_handler(finding, before.strike)
+                finding = _in_handler(finding, vector_name(before.strike.vector), _FRAME)
+            elif strike.during is None and (names := _handled_there(finding)):
+                finding = _in_handler(finding, names, "the IDT's gates name this address as the handler", "likely")
             self.told.append(self._told(strike, finding))
         self._add_deliveries()
         return tuple(self.told)
@@ -153,14 +157,34 @@ def _cut_off(here: Situation, strike: Strike) -> Finding:
     return replace(finding, remarks=(*finding.remarks, remark))
 
 
-def _in_handler(finding: Finding, before: Strike) -> Finding:
-    """A fetch that failed at the first instruction of the handler that was just entered."""
+def _in_handler(finding: Finding, name: str, remark: str, confidence: Confidence | None = None) -> Finding:
+    """A fetch that failed at the first instruction of the handler of *name*, as *remark* says."""
     if finding.how is None or finding.how.kind is not Kind.FETCH:
         return finding
-    name = vector_name(before.vector)
     sentence = f"the handler of {name} could not be fetched: {finding.sentence}"
-    remark = "the stack pointer is just below that of the interrupted code, by the frame of the delivery"
-    return replace(finding, rule="handler-not-mapped", sentence=sentence, remarks=(*finding.remarks, remark))
+    return replace(
+        finding,
+        rule="handler-not-mapped",
+        sentence=sentence,
+        confidence=confidence or finding.confidence,
+        remarks=(*finding.remarks, remark),
+    )
+
+
+def _handled_there(finding: Finding) -> str | None:
+    """The exceptions whose gates lead to the address that could not be fetched, None if there are none."""
+    here = finding.here
+    idt = here.registers.idt
+    if here.space is None or idt is None or finding.va is None or finding.how is None:
+        return None
+    if finding.how.kind is not Kind.FETCH:
+        return None
+    names = []
+    for vector in range(min(256, (idt.limit + 1) // GATE_SIZE)):
+        gate = read_gate(here, vector)
+        if gate is not None and gate.present and gate.offset == finding.va:
+            names.append(vector_name(vector))
+    return " or ".join(names) if 0 < len(names) <= 4 else "an exception" if names else None
 
 
 # -- the cause -------------------------------------------------------------------------------
