@@ -1,0 +1,77 @@
+"""`fivefold audit`: what should not be mapped so, with evidence."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fivefold.cli import values
+from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
+
+if TYPE_CHECKING:
+    from fivefold.survey.audit import Audit
+
+
+class FormatChoice(StrEnum):
+    """How to print it."""
+
+    text = "text"
+    json = "json"
+    csv = "csv"
+    sarif = "sarif"
+    junit = "junit"
+
+
+def pat_value(text: str) -> int:
+    """A PAT MSR: a number, ``linux`` or ``reset``."""
+    from fivefold.survey.alias_checks import PATS
+
+    return PATS[text] if text in PATS else values.number(text)
+
+
+@on_source
+def audit(
+    chosen: SourceChoice,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="Severities and exceptions, in TOML.")
+    ] = None,
+    format: Annotated[FormatChoice, typer.Option(help="How to print it.")] = FormatChoice.text,
+    as_json: JsonOption = False,
+    pat: Annotated[
+        int | None,
+        typer.Option("--pat", parser=pat_value, metavar="VALUE", help="The PAT MSR, or linux, or reset."),
+    ] = None,
+    all: Annotated[bool, typer.Option("--all", help="Show every finding at length, excepted ones too.")] = False,
+) -> int:
+    """Look for what breaks W^X, isolation and the architecture's rules. Status 1 when there is such a thing."""
+    from fivefold.survey.audit import audit as run_audit
+    from fivefold.survey.policy import load_policy
+
+    rules = None if policy is None else load_policy(policy)
+    with chosen.open_space() as space:
+        found = run_audit(space, rules, pat=pat)
+        _write(found, FormatChoice.json if as_json else format, all)
+    return 0 if found.ok else 1
+
+
+def _write(found: Audit, form: FormatChoice, everything: bool) -> None:
+    from fivefold.report import audit_text
+    from fivefold.report.json_text import write_document
+    from fivefold.report.junit import write_junit
+    from fivefold.report.sarif import sarif
+
+    match form:
+        case FormatChoice.text:
+            audit_text.write_text(found, sys.stdout, everything=everything)
+        case FormatChoice.json:
+            write_document(audit_text.audit_json(found), sys.stdout)
+        case FormatChoice.csv:
+            audit_text.write_csv(found, sys.stdout)
+        case FormatChoice.sarif:
+            write_document(sarif(found), sys.stdout)
+        case FormatChoice.junit:
+            write_junit(found, sys.stdout)

@@ -1,0 +1,141 @@
+"""Findings of an audit, for people, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any, Final, TextIO
+
+from fivefold.report.walk_text import entry_index
+from fivefold.survey.audit import Audit, Finding, RuleResult
+from fivefold.survey.paths import Path
+from fivefold.units import format_size, hex64
+
+SCHEMA: Final = "fivefold.audit/1"
+SHOWN: Final = 20
+"""Findings of one rule that text shows unless all are asked for."""
+
+COLUMNS: Final = ("rule", "severity", "excepted", "start", "end", "size", "phys", "area", "message")
+
+
+def write_text(audit: Audit, out: TextIO, *, everything: bool = False) -> None:
+    """A line a rule, its findings below it, a sentence at the end; *everything*: all of them, excepted ones too."""
+    space = audit.space
+    out.write(f"# root {hex64(space.root.value)} ({space.root.how})\n")
+    out.write(f"# {space.mode.value.name}, {space.levels} levels ({space.mode.how})\n")
+    out.write(f"# areas: {space.areas.how}\n# policy: {audit.policy.name}\n")
+    for result in audit.results:
+        out.write(f"{_verdict(result):8} {result.rule.name:25} {_summary(result)}\n")
+        shown = [found for found in result.findings if everything or not found.excepted]
+        for found in shown if everything else shown[:SHOWN]:
+            _write_finding(found, out, everything)
+        if not everything and len(shown) > SHOWN:
+            out.write(f"         and {len(shown) - SHOWN} more; --all shows them\n")
+    for limit in audit.limits:
+        out.write(f"# not looked at: {limit}\n")
+    out.write(sentence(audit) + "\n")
+
+
+def _verdict(result: RuleResult) -> str:
+    if result.skipped:
+        return "skipped"
+    worst = any(not found.excepted for found in result.findings)
+    return result.severity.value if worst else "ok"
+
+
+def _summary(result: RuleResult) -> str:
+    if result.skipped:
+        return result.skipped
+    excepted = sum(found.excepted is not None for found in result.findings)
+    count = len(result.findings) - excepted
+    told = f"{count or 'no'} finding{'s' if count > 1 else ''}{' and more' if result.cut else ''}"
+    return f"{result.rule.title}: {told}{f', {excepted} excepted' if excepted else ''}"
+
+
+def _write_finding(found: Finding, out: TextIO, everything: bool) -> None:
+    ends = f"{hex64(found.window.start)}-{hex64(found.window.stop)}"
+    size = format_size(found.window.stop - found.window.start)
+    out.write(f"         {ends} {size:>9} {found.area or '-'}: {found.message}\n")
+    if found.excepted:
+        out.write(f"           excepted: {found.excepted}\n")
+    for path in found.evidence if everything else found.evidence[:1]:
+        out.write(f"           {_steps(path)}\n")
+
+
+def _steps(path: Path) -> str:
+    return f"{hex64(path.va)}: " + ", ".join(
+        f"{step.entry.level.name}[{entry_index(step)}] {step.entry.raw:#x}" for step in path.steps
+    )
+
+
+def sentence(audit: Audit) -> str:
+    """How it ended, on one line."""
+    totals = audit.totals()
+    told = [f"{totals[name]} {name}" for name in ("error", "warning", "note", "excepted") if totals[name]]
+    asked = sum(result.skipped is None for result in audit.results)
+    return f"{'passed' if audit.ok else 'FAILED'}: {asked} rules, {', '.join(told) or 'no findings'}"
+
+
+def audit_json(audit: Audit) -> dict[str, Any]:
+    """The schema ``fivefold.audit/1``."""
+    space, totals = audit.space, audit.totals()
+    return {
+        "schema": SCHEMA,
+        "ok": audit.ok,
+        "source": space.source.name,
+        "root": hex64(space.root.value),
+        "root_known_from": space.root.how,
+        "mode": space.mode.value.name,
+        "levels": space.levels,
+        "mode_known_from": space.mode.how,
+        "areas_known_from": space.areas.how,
+        "policy": audit.policy.name,
+        "totals": {name: totals[name] for name in ("error", "warning", "note", "excepted")},
+        "rules": [_rule_json(result) for result in audit.results],
+        "findings": [finding_json(found) for found in audit.findings],
+        "limits": list(audit.limits),
+    }
+
+
+def _rule_json(result: RuleResult) -> dict[str, Any]:
+    return {
+        "name": result.rule.name,
+        "title": result.rule.title,
+        "severity": result.severity.value,
+        "ok": result.ok,
+        "findings": len(result.findings),
+        "more": result.cut,
+        "skipped": result.skipped,
+    }
+
+
+def finding_json(found: Finding) -> dict[str, Any]:
+    """One finding; ends are exclusive, *phys* is null where the memory is not one run."""
+    phys = found.phys
+    return {
+        "rule": found.rule.name,
+        "severity": found.severity.value,
+        "excepted": found.excepted,
+        "start": hex64(found.window.start),
+        "end": hex64(found.window.stop),
+        "size": found.window.stop - found.window.start,
+        "phys": {"start": hex64(phys.start), "end": hex64(phys.stop)} if phys else None,
+        "area": found.area,
+        "message": found.message,
+        "aliases": [hex64(alias) for alias in found.aliases],
+        "evidence": [_path_json(path) for path in found.evidence],
+    }
+
+
+def _path_json(path: Path) -> dict[str, Any]:
+    steps = [{"level": int(s.entry.level), "at": hex64(s.at), "entry": hex64(s.entry.raw)} for s in path.steps]
+    return {"address": hex64(path.va), "cause": path.cause, "steps": steps}
+
+
+def write_csv(audit: Audit, out: TextIO) -> None:
+    """A header and a row for each finding."""
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for found in audit.findings:
+        row = finding_json(found)
+        phys = row["phys"]["start"] if row["phys"] else ""
+        writer.writerow(phys if name == "phys" else row[name] for name in COLUMNS)

@@ -1,0 +1,153 @@
+"""The audit of an address space: rules, each with its findings and their evidence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from fivefold.survey import alias_checks, audit_checks
+from fivefold.survey.audit_checks import MAX_HITS, Check, Hit
+from fivefold.survey.audit_views import Views
+from fivefold.survey.paths import Path
+from fivefold.survey.policy import Policy
+from fivefold.survey.rules import RULES, Rule, Severity
+from fivefold.survey.space import Space
+
+MAX_EVIDENCE: Final = 64
+"""Findings of one rule that come with the entries on their paths."""
+
+_CHECKS: Final[dict[str, Check]] = {
+    "wx-kernel": audit_checks.wx_kernel,
+    "wx-user": audit_checks.wx_user,
+    "user-kernel-half": audit_checks.user_kernel_half,
+    "writable-code-alias": alias_checks.writable_code_alias,
+    "user-writable-code-alias": alias_checks.user_writable_code_alias,
+    "table-user": alias_checks.table_user,
+    "table-writable-alias": alias_checks.table_writable_alias,
+    "executable-direct-map": audit_checks.executable_direct_map,
+    "null-page": audit_checks.null_page,
+    "malformed-entry": audit_checks.malformed_entry,
+    "table-not-in-memory": audit_checks.table_not_in_memory,
+    "table-at-two-levels": audit_checks.table_at_two_levels,
+    "table-cycle": audit_checks.table_cycle,
+    "guard-mapped": audit_checks.guard_mapped,
+    "global-user-page": audit_checks.global_user_page,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that a rule found at *window* (end exclusive), with the paths that show it.
+
+    *phys* is the memory it is about, where that is one run. *aliases* are other addresses of that memory.
+    *excepted* is the reason why the policy tolerates it, None where it does not.
+    """
+
+    rule: Rule
+    severity: Severity
+    window: range
+    phys: range | None
+    area: str | None
+    message: str
+    aliases: tuple[int, ...]
+    evidence: tuple[Path, ...]
+    excepted: str | None
+
+    @property
+    def fails(self) -> bool:
+        """Whether it fails the audit."""
+        return self.excepted is None and self.severity.fails
+
+
+@dataclass(frozen=True, slots=True)
+class RuleResult:
+    """What came of one rule; *cut* says that there are more findings than are told. *skipped*: why it was not asked."""
+
+    rule: Rule
+    severity: Severity
+    findings: tuple[Finding, ...] = ()
+    cut: bool = False
+    skipped: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing in it fails the audit."""
+        return not any(finding.fails for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The audit of *space*: a result for every rule, and in *limits* what was not looked at, in words."""
+
+    space: Space
+    policy: Policy
+    results: tuple[RuleResult, ...]
+    limits: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no finding fails it."""
+        return all(result.ok for result in self.results)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All that are told, in the order of rules and then of addresses."""
+        return [finding for result in self.results for finding in result.findings]
+
+    def totals(self) -> Counter[str]:
+        """How many findings there are of each severity, and how many are ``excepted``."""
+        return Counter("excepted" if found.excepted else found.severity.value for found in self.findings)
+
+
+def audit(space: Space, policy: Policy | None = None, *, pat: int | None = None) -> Audit:
+    """Ask every rule that *policy* does not turn off about *space*.
+
+    *pat* is the PAT MSR, where it is known. `TooManyRuns` where the tables unfold into more than can be held.
+    """
+    job = _Job(Views(space), policy or Policy(), pat)
+    results = tuple(job.result(rule) for rule in RULES)
+    return Audit(space, job.policy, results, tuple(job.views.limits))
+
+
+class _Job:
+    """One audit while it runs."""
+
+    def __init__(self, views: Views, policy: Policy, pat: int | None) -> None:
+        self.views, self.policy = views, policy
+        self.checks: dict[str, Check] = {**_CHECKS, "memory-type-conflict": alias_checks.MemoryTypes(pat)}
+
+    def result(self, rule: Rule) -> RuleResult:
+        severity = self.policy.severity(rule.name)
+        reason = self._not_asked(rule, severity)
+        if reason is not None:
+            return RuleResult(rule, severity, skipped=reason)
+        hits = list(islice(self.checks[rule.name](self.views), MAX_HITS + 1))
+        findings = tuple(self._findings(rule, severity, hits[:MAX_HITS]))
+        return RuleResult(rule, severity, findings, cut=len(hits) > MAX_HITS)
+
+    def _not_asked(self, rule: Rule, severity: Severity) -> str | None:
+        if severity is Severity.OFF:
+            return f"turned off by {self.policy.name}"
+        if rule.name in ("executable-direct-map", "guard-mapped") and not self.views.space.areas.areas:
+            return self.views.space.areas.how
+        return None
+
+    def _findings(self, rule: Rule, severity: Severity, hits: list[Hit]) -> Iterator[Finding]:
+        space = self.views.space
+        for number, hit in enumerate(hits):
+            area = space.areas.name_at(hit.window.start)
+            places = [hit.window.start, *hit.aliases[:1]] if number < MAX_EVIDENCE else []
+            yield Finding(
+                rule,
+                severity,
+                hit.window,
+                hit.phys,
+                area,
+                hit.message,
+                hit.aliases,
+                tuple(space.path(va) for va in places),
+                self.policy.reason_for(rule.name, hit.window, hit.phys, area),
+            )

@@ -1,0 +1,62 @@
+"""`fivefold audit` from its command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fivefold.cli.main import main
+
+GUEST = str(Path(__file__).parents[1] / "data" / "guests" / "plain-la57-kaslr.elf.xz")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit status of a command."""
+    monkeypatch.setattr(sys, "argv", ["fivefold", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_a_guest_that_passes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "audit", GUEST) == 0
+    assert capsys.readouterr().out.endswith("passed: 16 rules, 5 excepted\n")
+
+
+def test_a_policy_without_exceptions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    policy = tmp_path / "strict.toml"
+    policy.write_text('schema = "fivefold.policy/1"\ndefaults = false\n')
+    assert run(monkeypatch, "audit", GUEST, "--policy", str(policy), "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["policy"], told["ok"], told["totals"]["error"]) == (str(policy), False, 1)
+
+
+@pytest.mark.parametrize("form", ["csv", "sarif", "junit"])
+def test_formats(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    assert run(monkeypatch, "audit", GUEST, "--format", form) == 0
+    starts = {"csv": "rule,severity,", "sarif": "{\n", "junit": "<?xml"}
+    assert capsys.readouterr().out.startswith(starts[form])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--policy", "no.toml"), "fivefold: no.toml: No such file or directory\n"),
+        (
+            ("--pat", "wb"),
+            "fivefold: Invalid value for '--pat': 'wb' is not a number; expected one such as 0xffff888000000000\n",
+        ),
+        (("--cr3", "0x5000"), "fivefold: "),
+    ],
+)
+def test_refusals(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    assert run(monkeypatch, "audit", GUEST, *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message) and error.count("\n") == 1

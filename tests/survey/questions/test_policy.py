@@ -1,0 +1,107 @@
+"""Policy files: what they say, and what is said where they are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fivefold.errors import FormatError
+from fivefold.survey.policy import LINUX_EXCEPTIONS, MAX_FILE, Policy, load_policy
+from fivefold.survey.rules import BY_NAME, RULES, Severity
+
+HEAD = 'schema = "fivefold.policy/1"\n'
+FULL = (
+    HEAD
+    + """
+defaults = false
+[rules]
+wx-user = "off"
+global-user-page = "error"
+[[except]]
+rule = "memory-type-conflict"
+reason = " frame buffer "
+phys = "0xfd000000-0xfe000000"
+range = "0xff6d7d5040000000+16M"
+area = "vmalloc"
+"""
+)
+
+
+def test_a_policy() -> None:
+    policy = Policy.parse(FULL, "p.toml")
+    assert (policy.severity("wx-user"), policy.severity("global-user-page")) == (Severity.OFF, Severity.ERROR)
+    assert policy.severity("wx-kernel") is Severity.ERROR
+    (one,) = policy.exceptions
+    assert (one.reason, one.area) == ("frame buffer", "vmalloc")
+    assert one.phys == range(0xFD00_0000, 0xFE00_0000)
+    assert one.window == range(0xFF6D_7D50_4000_0000, 0xFF6D_7D50_4100_0000)
+
+
+def test_what_an_exception_covers() -> None:
+    policy = Policy.parse(FULL, "p.toml")
+    window, phys = range(0xFF6D_7D50_4000_0000, 0xFF6D_7D50_4000_1000), range(0xFD00_0000, 0xFD00_1000)
+    rule = "memory-type-conflict"
+    assert policy.reason_for(rule, window, phys, "vmalloc") == "frame buffer"
+    assert policy.reason_for("wx-kernel", window, phys, "vmalloc") is None
+    assert policy.reason_for(rule, window, phys, "vmemmap") is None
+    assert policy.reason_for(rule, window, None, "vmalloc") is None
+    assert policy.reason_for(rule, window, range(0xFDFF_F000, 0xFE00_1000), "vmalloc") is None
+    assert policy.reason_for(rule, range(window.start - 0x1000, window.stop), phys, "vmalloc") is None
+
+
+def test_the_exceptions_of_every_linux_stay_unless_they_are_turned_off() -> None:
+    assert Policy.parse(HEAD, "p.toml").exceptions == LINUX_EXCEPTIONS
+    assert Policy.parse(HEAD + "defaults = false", "p.toml").exceptions == ()
+    assert all(one.rule in BY_NAME and one.reason for one in LINUX_EXCEPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rules", "p.toml is no TOML: "),
+        ("", "p.toml has schema None; expected 'fivefold.policy/1'"),
+        (HEAD + "default = true", "p.toml: the policy has no 'default'; expected defaults, except, rules, schema"),
+        (HEAD + "defaults = 1", "p.toml: defaults is 1; expected true or false"),
+        (HEAD + "rules = 3", "p.toml: rules is 3; expected a table of severities"),
+        (HEAD + "[rules]\nwx = 'off'", "p.toml: there is no rule 'wx'; expected one of wx-kernel, wx-user, "),
+        (HEAD + "[rules]\nwx-user = 'no'", "p.toml: wx-user is 'no'; expected error, warning, note, off"),
+        (HEAD + "[rules]\nwx-user = [1]", r"p.toml: wx-user is [1]; expected error, warning, note, off"),
+        (HEAD + "except = 1", "p.toml: except is 1; expected tables, each headed [[except]]"),
+        (HEAD + "[[except]]\nrule = 'wx-user'", "p.toml: an exception of 'wx-user' has no reason; expected some words"),
+        (HEAD + "[[except]]\nreason = 'x'", "p.toml: there is no rule None; expected one of "),
+        (HEAD + "[[except]]\nreason = 'x'\narea = 1", "p.toml: area is 1; expected a name such as 'direct_map'"),
+        (
+            HEAD + "[[except]]\nrule = 'wx-user'\nreason = 'x'\nva = 1",
+            "p.toml: an exception has no 'va'; expected area, phys, range, reason, rule",
+        ),
+        *(
+            (
+                HEAD + f"[[except]]\nrule = 'wx-user'\nreason = 'x'\nphys = {text!r}",
+                f"p.toml: {text!r} is no range; expected START-END or START+SIZE, the end exclusive",
+            )
+            for text in ("5", "5-4", "0-0x10000000000000001", "-5", "a-b", 7)
+        ),
+    ],
+)
+def test_refusals(text: str, message: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        Policy.parse(text, "p.toml")
+    assert str(caught.value).startswith(message)
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(FULL)
+    assert load_policy(path).name == str(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(FormatError, match=r"p\.toml is no text in UTF-8; expected a policy in TOML$"):
+        load_policy(path)
+    path.write_bytes(b"#" * (MAX_FILE + 1))
+    with pytest.raises(FormatError, match=rf"p\.toml is larger than {MAX_FILE} bytes; expected a policy in TOML$"):
+        load_policy(path)
+
+
+def test_rules_have_unique_names() -> None:
+    assert len(BY_NAME) == len(RULES)
+    assert all(rule.severity is not Severity.OFF and rule.why.endswith(".") for rule in RULES)
