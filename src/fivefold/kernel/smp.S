@@ -102,8 +102,6 @@ ap_trampoline_end:
         lock xaddq %rax, ap_taken(%rip)
         cmpq    ap_expected(%rip), %rax
         jae     ap_park
-        movq    ap_kernel_root(%rip), %rcx
-        movq    %rcx, %cr3
         movq    %rax, %rdi
         incq    %rax
         imulq   ap_area_size(%rip), %rax
@@ -162,7 +160,6 @@ interrupt_common:
         .endm
         variable ap_taken
         variable ap_expected
-        variable ap_kernel_root
         variable ap_area_size
         variable ap_areas
         variable ap_handler

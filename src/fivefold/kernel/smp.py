@@ -112,6 +112,7 @@ place: u64 = 0
 """Physical address of the two low pages; 0 when there are none."""
 wanted: u64 = 1
 areas: u64 = 0
+kernel_root: u64 = 0
 shared: Final = buffer(24)
 """Words that several CPUs change: how many are there, how many have forgotten, and what they are to forget."""
 ARRIVED: Final = 0
@@ -158,6 +159,7 @@ def check_cpus(top: VirtAddr) -> None:
 @noinline
 def start_cpus(top: VirtAddr) -> None:
     """Bring up all other CPUs, and wait for as many as are expected."""
+    global kernel_root
     map_apic(top)
     others = wanted - 1
     memory = memblock.allocate(others * AREA_SIZE, PAGE_SIZE)
@@ -166,7 +168,7 @@ def start_cpus(top: VirtAddr) -> None:
     take_areas(phys_to_virt(memory), others)
     put_trampoline(top)
     store64(symbol("ap_expected"), others)
-    store64(symbol("ap_kernel_root"), read_cr3())
+    kernel_root = entry_frame(read_cr3())
     store64(symbol("ap_handler"), address_of(secondary_main))
     store64(symbol("ipi_handler"), address_of(interrupt))
     traps.set_gate(SHOOT_DOWN_VECTOR, VirtAddr(symbol("ipi_shoot_down")), 0)
@@ -273,8 +275,12 @@ def tell_others(what: u64) -> None:
 
 
 def secondary_main(number: u64) -> None:
-    """What another CPU does: take its place, then answer until it is told to stop. Does not return."""
+    """What another CPU does: take its place, then answer until it is told to stop. Does not return.
+
+    It comes on the trampoline's root, with its stack in the direct map: that root has the kernel's whole half.
+    """
     area = areas + AREA_SIZE * number
+    cpu.write_cr3(PhysAddr(kernel_root))
     load_own_tables(VirtAddr(area))
     store64(area + AREA_CR3, read_cr3())
     store64(area + AREA_CR4, read_cr4())
