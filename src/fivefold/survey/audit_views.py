@@ -17,7 +17,7 @@ from fivefold.survey.regions import Region, regions_of
 from fivefold.survey.scan import MAX_RANGES
 from fivefold.survey.scan_result import DEFAULT_FLAGS, Contiguity, Flags, Kind, ScanResult, ScanSettings, Words, column
 from fivefold.survey.select import KERNEL_HALF, USER_HALF
-from fivefold.survey.space import Space, named
+from fivefold.survey.space import Space
 from fivefold.survey.table_census import table_frames
 
 MAX_UNFOLDED_TABLES: Final = 4096
@@ -97,4 +97,4 @@ class Views:
         """The first *limit* of the *chosen* rows, with names, cut at the borders of areas."""
         rows = result.rows[np.flatnonzero(chosen)[:limit]]
         part = ScanResult(result.root, result.levels, result.settings, rows, result.counts)
-        return named(regions_of(part), self.space.areas)
+        return regions_of(part, names=self.space.areas)

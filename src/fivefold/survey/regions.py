@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
 
 from fivefold.arch import Entry, Flag, Level, Rights
 from fivefold.survey.scan_result import Kind, ScanResult
-from fivefold.units import PhysAddr, VirtAddr, hex64
+from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
 
 PAGE_NAMES: Final = {Level.PT: "4K", Level.PD: "2M", Level.PDPT: "1G"}
 
@@ -22,6 +25,7 @@ _ALWAYS: Final = (
     (Flag.A, "A"),
     (Flag.D, "D"),
 )
+_CHUNK: Final = 1 << 14
 _SOFTWARE: Final = (9, 10, 11, *range(52, 59))
 _RIGHTS: Final = tuple(Rights(bool(word & 1), bool(word & 2), bool(word & 4)) for word in range(8))
 
@@ -94,38 +98,74 @@ def spell(rights: Rights) -> str:
 
 def leaf_rights(flags: int) -> Rights:
     """What a leaf with these bits says by itself."""
-    return Rights(bool(flags & Flag.RW), bool(flags & Flag.US), not flags & Flag.NX)
+    return _RIGHTS[flags >> 1 & 3 | (~flags >> 61 & 4)]
 
 
-def regions_of(result: ScanResult, window: range | None = None) -> Iterator[Region]:
-    """The rows of *result* as regions, ascending, cut to *window* (its end exclusive)."""
+class Names(Protocol):
+    """What names areas: `fivefold.survey.areas.AreaMap`."""
+
+    def borders(self) -> list[int]:
+        """Where names change, ascending."""
+        ...
+
+    def name_at(self, va: int) -> str | None:
+        """The name at *va*, or None."""
+        ...
+
+
+class _Unnamed:
+    def borders(self) -> list[int]:
+        return []
+
+    def name_at(self, va: int) -> str | None:
+        return None
+
+
+def regions_of(result: ScanResult, window: range | None = None, names: Names | None = None) -> Iterator[Region]:
+    """The rows of *result* as regions, ascending, cut to *window* (its end exclusive) and where *names* change."""
+    names = names or _Unnamed()
+    borders = [border for border in names.borders() if 0 < border <= MASK64]
+    named = [names.name_at(start) for start in (0, *borders)]
+    edges = np.array(borders, np.uint64)
     follows = result.contiguous
-    for at in range(0, len(result), 1 << 16):
-        chunk = slice(at, at + (1 << 16))
-        rows = result.rows[chunk]
-        names = ("start", "last", "phys", "flags", "info")
-        columns = [rows[name].tolist() for name in names]
-        for start, last, phys, flags, info, whole in zip(*columns, follows[chunk].tolist(), strict=True):
-            yield from _cut(_region(start, last, phys, flags, info, whole), window)
+    for at in range(0, len(result), _CHUNK):
+        part = slice(at, at + _CHUNK)
+        rows = result.rows[part]
+        first = np.searchsorted(edges, rows["start"], side="right")
+        crossing = first != np.searchsorted(edges, rows["last"], side="right")
+        for row, whole, index, crosses in zip(
+            rows.tolist(), follows[part].tolist(), first.tolist(), crossing.tolist(), strict=True
+        ):
+            region = _region(row, whole, named[index])
+            if crosses or window is not None:
+                yield from _pieces(region, borders, names, window)
+            else:
+                yield region
 
 
-def _region(start: int, last: int, phys: int, flags: int, info: int, follows: bool) -> Region:
-    kind, level = Kind(info & 7), Level(info >> 4 & 15)
-    effective = _RIGHTS[info >> 8 & 7]
+def _region(row: tuple[int, ...], follows: bool, area: str | None) -> Region:
+    start, last, phys, flags, info, _ = row
+    kind, level, effective = _meaning(info)
     if kind is Kind.REPEAT:
         repeats = (last - start + 1) // (level.span * 512)
-        return Region(VirtAddr(start), last + 1, kind, level, effective, effective, 0, PhysAddr(phys), repeats=repeats)
+        return Region(VirtAddr(start), last + 1, kind, level, effective, effective, 0, PhysAddr(phys), area, repeats)
     place = None if kind is Kind.MAPPED and not follows else PhysAddr(phys)
-    return Region(VirtAddr(start), last + 1, kind, level, leaf_rights(flags), effective, flags, place)
+    return Region(VirtAddr(start), last + 1, kind, level, leaf_rights(flags), effective, flags, place, area)
 
 
-def _cut(region: Region, window: range | None) -> Iterator[Region]:
-    if window is None:
-        yield region
-        return
-    start, end = max(region.start, window.start), min(region.end, window.stop)
-    if start < end:
-        yield part_of(region, start, end)
+@cache
+def _meaning(info: int) -> tuple[Kind, Level, Rights]:
+    """The info word of a row taken apart: there are few of them."""
+    return Kind(info & 7), Level(info >> 4 & 15), _RIGHTS[info >> 8 & 7]
+
+
+def _pieces(region: Region, borders: list[int], names: Names, window: range | None) -> Iterator[Region]:
+    for part in split_at(region, borders):
+        start, end = part.start, part.end
+        if window is not None:
+            start, end = VirtAddr(max(start, window.start)), min(end, window.stop)
+        if start < end:
+            yield part_of(part, start, end)._replace(area=names.name_at(start))
 
 
 def part_of(region: Region, start: int, end: int) -> Region:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from types import TracebackType
 from typing import Final, Self
@@ -24,7 +24,7 @@ from fivefold.survey.bases import KernelBases, find_bases
 from fivefold.survey.choose import Given, choose_mode, choose_nxe, choose_phys_bits, choose_root
 from fivefold.survey.evidence import Found
 from fivefold.survey.paths import Path, path_of
-from fivefold.survey.regions import Region, regions_of, split_at
+from fivefold.survey.regions import Region, regions_of
 from fivefold.survey.scan import TableScanner
 from fivefold.survey.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, ScanResult, ScanSettings
 from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
@@ -149,7 +149,7 @@ class Space:
             window=window,
             repeat_above=repeat_above,
         )
-        return named(regions_of(result, window), self.areas)
+        return regions_of(result, window, self.areas)
 
     @cached_property
     def overview(self) -> ScanResult:
@@ -218,14 +218,6 @@ def open_space(spec: str, options: Options | None = None, **changes: object) -> 
     except BaseException:  # whoever sees it, the source must not stay open
         source.close()
         raise
-
-
-def named(regions: Iterable[Region], areas: AreaMap) -> Iterator[Region]:
-    """*regions* cut at the borders of *areas* and named after them."""
-    borders = areas.borders()
-    for region in regions:
-        for part in split_at(region, borders):
-            yield part._replace(area=areas.name_at(part.start))
 
 
 def _table_banks(tables: AddressSpace) -> list[Bank]:

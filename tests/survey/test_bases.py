@@ -1,0 +1,129 @@
+"""Bases from the tables alone: equal to what the guests' kernels held in memory, or null with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fivefold.arch import LA48, Level
+from fivefold.memory import CpuState, Ram, Source
+from fivefold.survey.space import Space
+from fivefold.units import GIB, MIB
+
+PAGE_OFFSET = 0xFFFF_8880_0000_0000
+VMALLOC = 0xFFFF_C900_0000_0000
+VMEMMAP = 0xFFFF_EA00_0000_0000
+RW = 0x8000_0000_0000_0163
+UNCACHED = RW | 0x10
+TEXT = 0x121
+
+DIRECT = [(PAGE_OFFSET + n * 2 * MIB, n * 2 * MIB | RW, Level.PD) for n in range(64)]
+STACKS = [(VMALLOC + 0x5000 + n * 0x1000, 0x50_3000 + 0x7000 * n | RW, Level.PT) for n in range(4)]
+DESCRIPTORS = [(VMEMMAP, 0x60_0000 | RW, Level.PD)]
+IMAGE = [(0xFFFF_FFFF_8120_0000, 0x320_0000 | TEXT, Level.PD), (0xFFFF_FFFF_8140_0000, 0x340_0000 | RW, Level.PD)]
+
+Built = Callable[..., Ram]
+Sourced = Callable[..., Source]
+
+
+@pytest.fixture
+def kernel(built: Built, sourced: Sourced) -> Callable[..., Space]:
+    def build(*parts: list[tuple[int, int, Level]]) -> Space:
+        ram = built(LA48, [page for part in parts for page in part])
+        return Space(sourced(ram, (CpuState("test", cr0=1 << 31, cr3=0x10_0000, cr4=0x20),)))
+
+    return build
+
+
+def test_captures(name: str, captures: Any, look: Callable[..., Space], facts: Callable[[str], Any]) -> None:
+    known, bases = facts(name), look(name).bases
+    want = {
+        key: known["kernel_variables"][key] for key in ("page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base")
+    }
+    want["kernel_text"] = known["symbols"]["_text"]
+
+    assert {key: found.value for key, found in bases.named().items()} == {
+        key: int(text, 16) for key, text in want.items()
+    }
+    assert bases.kasan is name.startswith("kasan")
+    assert look(name).areas.name_at(bases.vmemmap.value or 0) == "vmemmap"
+
+
+def test_a_small_kernel(kernel: Callable[..., Space]) -> None:
+    bases = kernel(DIRECT, STACKS, DESCRIPTORS, IMAGE).bases
+    assert bases.page_offset.value == PAGE_OFFSET
+    assert bases.page_offset.how == "commonest va - pa in the kernel half: 128M of 128M that could be it"
+    assert bases.direct_map_end == PAGE_OFFSET + 128 * MIB
+    assert bases.vmalloc.value == VMALLOC
+    assert bases.vmalloc.how == "first mapping after the direct map, 0xffffc90000005000, rounded down to 1G"
+    assert bases.vmemmap.value == VMEMMAP
+    assert bases.kernel_text.value == 0xFFFF_FFFF_8120_0000
+    assert bases.phys_base.value == 0x200_0000
+    assert not bases.kasan
+
+
+def test_device_memory_larger_than_ram(kernel: Callable[..., Space]) -> None:
+    """Mapped at a distance that a base could have, but uncached."""
+    device = [(VMALLOC + GIB + n * 2 * MIB, n * 2 * MIB + GIB | UNCACHED, Level.PD) for n in range(200)]
+    bases = kernel(DIRECT, STACKS, device, DESCRIPTORS, IMAGE).bases
+    assert (bases.page_offset.value, bases.vmalloc.value, bases.vmemmap.value) == (PAGE_OFFSET, VMALLOC, VMEMMAP)
+
+
+def test_a_large_allocation_that_begins_like_vmemmap(kernel: Callable[..., Space]) -> None:
+    large = [(VMALLOC + 2 * GIB + n * 2 * MIB, (3 * n + 9) * 2 * MIB | RW, Level.PD) for n in range(3)]
+    assert kernel(DIRECT, STACKS, large, DESCRIPTORS, IMAGE).bases.vmemmap.value == VMEMMAP
+    missing = kernel(DIRECT, STACKS, large, IMAGE).bases.vmemmap
+    assert (missing.value, missing.how) == (None, "nothing mapped above vmalloc has the size of the page descriptors")
+
+
+def test_memory_in_two_parts(kernel: Callable[..., Space]) -> None:
+    """Descriptors of the second part lie apart from the first's."""
+    high = [(PAGE_OFFSET + 4 * GIB + n * 2 * MIB, 4 * GIB + n * 2 * MIB | RW, Level.PD) for n in range(64)]
+    more = [(VMEMMAP + 64 * MIB, 0x80_0000 | RW, Level.PD)]
+    assert kernel(DIRECT, high, STACKS, DESCRIPTORS, more, IMAGE).bases.vmemmap.value == VMEMMAP
+    assert kernel(DIRECT, high, STACKS, DESCRIPTORS, IMAGE).bases.vmemmap.value is None
+
+
+def test_no_direct_map(kernel: Callable[..., Space]) -> None:
+    space = kernel(IMAGE)
+    bases = space.bases
+    reason = "no 2M of the kernel half lie at one distance from physical memory that a base can have: nothing lies so"
+    assert (bases.page_offset.value, bases.page_offset.how) == (None, reason)
+    assert (bases.vmalloc.value, bases.vmalloc.how) == (None, "follows from the direct map, which was not found")
+    assert bases.kernel_text.value is None
+    assert bases.phys_base.value == 0x200_0000
+    assert (space.areas.areas, space.areas.how) == ((), f"no names: {reason}")
+
+
+def test_nothing_but_user_space(kernel: Callable[..., Space]) -> None:
+    bases = kernel([(0x40_0000, 0x7000 | 7, Level.PT)]).bases
+    assert {found.value for found in bases.named().values()} == {None}
+    assert all(found.how for found in bases.named().values())
+
+
+def test_the_user_half_of_an_isolated_pair_is_answered_by_the_kernels(look: Callable[..., Space]) -> None:
+    kernel, user = look("debian-la57-kaslr-pti"), look("debian-la57-kaslr-pti", 0x255_7000)
+    assert user.root.value == kernel.root.value | 0x1000
+    assert user.bases.named() == kernel.bases.named()
+    assert [region.area for region in user.regions()][-1] == "kernel_image"
+
+
+def test_areas_without_vmemmap_are_the_fixed_ones(kernel: Callable[..., Space]) -> None:
+    moved = [(va - PAGE_OFFSET + 0xFFFF_9000_0000_0000, raw, level) for va, raw, level in DIRECT]
+    areas = kernel(moved, STACKS, IMAGE).areas
+    assert areas.name_at(0xFFFF_9000_0000_0000) == "direct_map"
+    assert areas.name_at(VMALLOC) is None
+    assert areas.name_at(0xFFFF_FFFF_8120_0000) == "kernel_image"
+    assert "only fixed areas and the direct map: vmalloc: first mapping" in areas.how
+
+
+def test_areas_cover_default_kernels_whole(kernel: Callable[..., Space]) -> None:
+    areas = kernel(DIRECT, STACKS, DESCRIPTORS, IMAGE).areas
+    assert areas.name_at(VMALLOC) == "vmalloc"
+    assert areas.name_at(0) == "user"
+    assert areas.how == (
+        "Linux 6.1 (no VMCOREINFO in the source; the map of 6.1 is assumed); "
+        "direct map and kernel window are where Linux has them; bases are the defaults"
+    )

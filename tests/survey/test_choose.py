@@ -1,0 +1,157 @@
+"""Root, mode and width: the order of who decides, the evidence, and the refusals word for word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fivefold.arch import LA48, LA57, Level
+from fivefold.errors import NotKnownError
+from fivefold.memory import CpuState, Ram, Source
+from fivefold.survey.choose import Given, choose_mode, choose_nxe, choose_phys_bits, choose_root, root_of
+from fivefold.survey.space import Space
+from fivefold.units import PhysAddr
+
+ROOT = 0x10_0000
+PAGES = [(0x4000_0000 + n * 0x1000, 0x20_0000 + n * 0x1000 | 7, Level.PT) for n in range(4)]
+
+
+def cpu(**registers: int) -> CpuState:
+    return CpuState("test", **({"cr0": 0x8005_0033, "cr3": ROOT, "cr4": 0x6B0} | registers))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def five(built: Callable[..., Ram]) -> Ram:
+    return built(LA57, PAGES)
+
+
+@pytest.fixture
+def four(built: Callable[..., Ram]) -> Ram:
+    return built(LA48, PAGES)
+
+
+Sourced = Callable[..., Source]
+
+
+def test_registers_decide(four: Ram, sourced: Sourced) -> None:
+    source = sourced(four, (cpu(cr3=ROOT | 0x8000_0000_0000_0ABC),))
+    assert choose_root(source, Given()) == (choose_root(source, Given()))
+    assert str(choose_root(source, Given())) == f"{ROOT} (CR3 of CPU 0 (test))"
+    assert choose_mode(source, PhysAddr(ROOT), Given()).value is LA48
+    assert choose_mode(source, PhysAddr(ROOT), Given()).how == "CR4.LA57=0 of CPU 0 (test)"
+
+
+def test_given_overrides_and_says_so(five: Ram, sourced: Sourced) -> None:
+    source = sourced(five, (cpu(cr3=0x9000),))
+    assert str(choose_root(source, Given(cr3=ROOT))) == f"{ROOT} (given with --cr3)"
+    mode = choose_mode(source, PhysAddr(ROOT), Given(levels=5))
+    assert (mode.value, mode.how) == (LA57, "given with --levels; CR4.LA57=0 of CPU 0 (test) says la48")
+    assert choose_mode(source, PhysAddr(ROOT), Given(cr4=0x16B0)).value is LA57
+
+
+def test_tables_decide_where_nothing_else_does(five: Ram, four: Ram, sourced: Sourced) -> None:
+    assert choose_mode(sourced(five), PhysAddr(ROOT), Given()).value is LA57
+    found = choose_mode(sourced(four), PhysAddr(ROOT), Given())
+    assert (found.value, found.how) == (
+        LA48,
+        "the tables: 0 entries of the tables speak for five levels, 4 for four",
+    )
+
+
+def test_vmcoreinfo_decides_without_registers(five: Ram, sourced: Sourced) -> None:
+    facts = {
+        "SYMBOL(swapper_pg_dir)": "ffffffff82a10000",
+        "NUMBER(phys_base)": str(ROOT - 0x2A1_0000),
+        "NUMBER(pgtable_l5_enabled)": "1",
+    }
+    source = sourced(five, vmcoreinfo=facts)
+    assert str(choose_root(source, Given())) == f"{ROOT} (init_top_pgt and phys_base in VMCOREINFO)"
+    assert choose_mode(source, PhysAddr(ROOT), Given()).how == "pgtable_l5_enabled=1 in VMCOREINFO"
+
+
+@pytest.mark.parametrize(("levels", "other"), [(4, 5), (5, 4)])
+def test_the_wrong_number_of_levels(five: Ram, four: Ram, sourced: Sourced, levels: int, other: int) -> None:
+    source = sourced(five if other == 5 else four)
+    with pytest.raises(NotKnownError) as caught:
+        choose_mode(source, PhysAddr(ROOT), Given(levels=levels))
+    counts = "1 entries of the tables speak for five levels, 0 for four"
+    if other == 4:
+        counts = "0 entries of the tables speak for five levels, 4 for four"
+    assert str(caught.value) == (
+        f"the tables at 0x0000000000100000 of toy have {other} levels, not {levels} as given with --levels: "
+        f"{counts}; give --levels {other}"
+    )
+
+
+def test_nothing_says(sourced: Sourced) -> None:
+    empty = sourced(Ram.of_size(0x2000, start=ROOT, name="empty"))
+    with pytest.raises(NotKnownError) as caught:
+        choose_root(empty, Given())
+    assert str(caught.value) == (
+        "empty (test memory) holds no CR3; give --cr3, or look for roots with `fivefold roots`"
+    )
+    with pytest.raises(NotKnownError, match=r"does not say how many levels .*; give --levels$"):
+        choose_mode(empty, PhysAddr(ROOT), Given())
+
+
+def test_a_hole_where_the_root_should_be(five: Ram, sourced: Sourced) -> None:
+    with pytest.raises(NotKnownError) as caught:
+        choose_root(sourced(five), Given(cr3=0x9000))
+    assert str(caught.value) == (
+        "toy has no memory at the root 0x0000000000009000 (given with --cr3); "
+        "expected the top-level table there: give another with --cr3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("registers", "wrong"),
+    [
+        ({"cr0": 0x11}, "paging off (CR0.PG=0)"),
+        ({"cr4": 0x10}, "32-bit paging (CR4.PAE=0)"),
+        ({"efer": 0x100}, "32-bit or PAE paging (EFER.LMA=0)"),
+    ],
+)
+def test_a_cpu_without_long_paging(five: Ram, sourced: Sourced, registers: dict[str, int], wrong: str) -> None:
+    with pytest.raises(NotKnownError) as caught:
+        choose_root(sourced(five, (cpu(**registers),)), Given())
+    assert str(caught.value) == (f"CPU 0 of toy has {wrong}; expected 4- or 5-level paging: give --cr3 and --levels")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"levels": 3}, "3 levels of page tables; expected 4 or 5"),
+        ({"phys_bits": 53}, "53 physical address bits; expected 32 to 52"),
+        ({"cr4": 0x16B0, "levels": 4}, "cr4 0x16b0 means 5 levels, but 4 are given, too"),
+        ({"cr3": 1 << 64}, "cr3 0x10000000000000000 does not fit in 64 bits"),
+    ],
+)
+def test_given_that_cannot_be(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Given(**given)
+    assert str(caught.value) == message
+
+
+def test_forged_vmcoreinfo(five: Ram, sourced: Sourced) -> None:
+    source = sourced(five, vmcoreinfo={"SYMBOL(init_top_pgt)": "zz", "NUMBER(phys_base)": "0"})
+    with pytest.raises(NotKnownError, match=r"VMCOREINFO holds 'zz' and '0'; expected numbers"):
+        choose_root(source, Given())
+
+
+def test_width_and_nxe(five: Ram, sourced: Sourced) -> None:
+    assert choose_phys_bits(Given()).value is None
+    assert str(choose_phys_bits(Given(phys_bits=46))) == "46 (given with --phys-bits)"
+    assert choose_nxe(sourced(five)).value is None
+    assert str(choose_nxe(sourced(five, (cpu(efer=0x500),)))) == "False (EFER of CPU 0)"
+
+
+def test_root_of_leaves_out_what_is_not_address() -> None:
+    assert root_of(0xE000_0000_0123_4FFF) == 0x123_4000
+
+
+def test_captures(name: str, captures: Any, look: Callable[..., Space], facts: Callable[[str], Any]) -> None:
+    space = look(name)
+    assert space.levels == facts(name)["levels"]
+    assert space.root.value == int(facts(name)["cpus"][0]["cr3"], 16) & ~0xFFF

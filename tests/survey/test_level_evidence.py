@@ -1,0 +1,66 @@
+"""Both readings of a tree are weighed; real guests and small trees alike tell how many levels they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fivefold.arch import LA48, LA57, Level, PagingMode
+from fivefold.errors import MemoryReadError
+from fivefold.memory import Ram
+from fivefold.survey.level_evidence import LevelEvidence, level_evidence, looks_like_table
+from fivefold.survey.space import Space
+from fivefold.units import GIB, MIB, PhysAddr
+
+ROOT = PhysAddr(0x10_0000)
+
+
+def test_every_root_of_the_captures(
+    name: str, captures: Any, look: Callable[..., Space], facts: Callable[[str], Any]
+) -> None:
+    roots = facts(name)["roots"]
+    for root in [*roots["cr3"], roots["init_top_pgt"], *roots.get("pti_user", [])]:
+        assert level_evidence(look(name).source.memory, PhysAddr(int(root, 16))).levels == facts(name)["levels"]
+
+
+@pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
+@pytest.mark.parametrize(("pa", "level"), [(0x40_0000, Level.PT), (4 * MIB, Level.PD)], ids=["4K", "2M"])
+def test_one_page_is_enough(built: Callable[..., Ram], mode: PagingMode, pa: int, level: Level) -> None:
+    ram = built(mode, [(0x4000_0000, pa | 7, level)])
+    assert level_evidence(ram, ROOT).levels == int(mode.top)
+
+
+def test_a_gibibyte_page_alone_does_not_tell(built: Callable[..., Ram]) -> None:
+    ram = built(LA57, [(0x40_0000_0000, 2 * GIB | 7, Level.PDPT)])
+    assert level_evidence(ram, ROOT) == LevelEvidence()
+    assert level_evidence(ram, ROOT).levels is None
+
+
+def test_pages_that_are_page_tables_do_not_outweigh_the_others(built: Callable[..., Ram]) -> None:
+    """Four levels that map their own tables among other pages at 4 KiB."""
+    pages = [(0x4000_0000 + 0x1000 * n, 0x10_0000 + 0x1000 * n | 7, Level.PT) for n in range(16)]
+    assert level_evidence(built(LA48, pages), ROOT).levels == 4
+
+
+def test_counts_decide_two_to_one() -> None:
+    assert [LevelEvidence(*counts).levels for counts in ((0, 0), (1, 2), (1, 3), (3, 1), (2, 1))] == [
+        None,
+        None,
+        5,
+        4,
+        None,
+    ]
+    assert str(LevelEvidence(1, 3)) == "3 entries of the tables speak for five levels, 1 for four"
+
+
+def test_looks_like_table() -> None:
+    assert looks_like_table([0, 0, 0x1067])
+    assert not looks_like_table([0] * 512)
+    assert not looks_like_table([0x1067, 0x6F74_7365_7420_6101])
+
+
+def test_a_root_that_is_not_there() -> None:
+    with pytest.raises(MemoryReadError):
+        level_evidence(Ram.of_size(4096, start=0x1000), PhysAddr(0x8000))
