@@ -60,7 +60,7 @@ def passes(boot: Boot) -> Boot:
 
     def run(cpu: str = "la57", **options: Any) -> Run:
         done = boot(cpu, **options)
-        assert done.ok, failed(done) + [done.event]
+        assert done.ok, [*failed(done), done.event]
         return done
 
     return run

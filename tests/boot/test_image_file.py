@@ -84,12 +84,12 @@ def test_a_forged_file_is_refused_or_read_but_never_worse(image: Image) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", b"MZ" + bytes(4096), b"\x7fELF\x02\x01\x01" + bytes(9)])
 def test_other_files_are_refused(data: bytes) -> None:
-    with pytest.raises(ImageError, match="^not an image of ours"):
+    with pytest.raises(ImageError, match=r"^not an image of ours"):
         parse(data)
 
 
 def test_other_elf_files_are_refused() -> None:
-    with pytest.raises(ImageError, match="^not an image of ours"):
+    with pytest.raises(ImageError, match=r"^not an image of ours"):
         parse(Path(sys.executable).resolve().read_bytes())
 
 
