@@ -108,7 +108,7 @@ def scans(seed: int, settings: ScanSettings) -> Iterator[tuple[AddressSpace, Sca
 @pytest.mark.parametrize("contiguity", list(Contiguity), ids=lambda value: value.name)
 def test_memory_changes_nothing_but_the_work(contiguity: Contiguity) -> None:
     compared = replays = 0
-    for seed in range(60):
+    for seed in range(40):
         for space, one, other in scans(seed, ScanSettings(contiguity=contiguity)):
             assert np.array_equal(plain_rows(one), plain_rows(other)), f"seed {seed}"
             assert one.counts.mapped_bytes == other.counts.mapped_bytes == int(one.size[one.kind == Kind.MAPPED].sum())
@@ -119,14 +119,14 @@ def test_memory_changes_nothing_but_the_work(contiguity: Contiguity) -> None:
             assert one.counts.tables_walked <= len(tables) * space.mode.top * host_scan.RIGHTS
             compared += 1
             replays += one.counts.replays
-    assert compared > 15
-    assert replays > 3_000
+    assert compared > 10
+    assert replays > 1_000
 
 
 def test_a_long_table_met_again_is_told_as_a_repeat() -> None:
     """Unfolded, what is told with repeats is what is told without."""
     unfolded = 0
-    for seed in range(60):
+    for seed in range(30):
         ram, root, mode = shared_tree(seed)
         scanner = host_scan.TableScanner(ram.banks())
         settings = ScanSettings(contiguity=Contiguity.BREAK, repeat_above=8)
@@ -147,7 +147,7 @@ def test_a_long_table_met_again_is_told_as_a_repeat() -> None:
             assert np.array_equal(inside["last"][:-1], part["last"][:-1])
             assert np.array_equal(inside["info"], part["info"])
             unfolded += 1
-    assert unfolded > 50
+    assert unfolded > 25
 
 
 def test_repeats_in_a_row_are_one_range() -> None:

@@ -167,7 +167,7 @@ class TableScanner:
     def close(self) -> None:
         """Let go of the banks, so that what is behind them can be closed; results stay."""
         for build in self._builds.values():
-            build.attachment.detach()
+            build.close()
         self._builds, self._banks = {}, []
 
     def __enter__(self) -> Self:
@@ -249,6 +249,11 @@ class _Memo:
         index = _memory(max(frames, 1) * _INDEX_BYTES)
         return cls(index, code.map(index), frames, code.map(_memory(walks * _WALK_BYTES)), walks)
 
+    def release(self, code: Instance) -> None:
+        """Tell native code to forget both."""
+        code.unmap(self.index_address)
+        code.unmap(self.walks_address)
+
     def clear(self) -> None:
         """Forget all frames."""
         if len(self.index) > _RESTING_INDEX:
@@ -266,6 +271,11 @@ class _Build:
         self.memo = _Memo.of(code, code.get("extents.frames"), levels)
         self.settings: ScanSettings | None = None
         self._spare: list[_Records] = []
+
+    def close(self) -> None:
+        """Take all memory from the native code."""
+        self.attachment.detach()
+        self.memo.release(self.code)
 
     def records(self, room: int) -> _Records:
         """A buffer for *room* ranges, new or used before: the second time its pages are there already."""
