@@ -23,7 +23,7 @@ from fivefold.kernel.smp import MAX_CPUS
 from fivefold.layout import image_areas
 from fivefold.machine import Event, Exit, Guest, Halted, Machine, Module, start
 from fivefold.machine.base import Entry, Registers
-from fivefold.units import GIB, MIB, format_size, hex64
+from fivefold.units import GIB, MIB, PhysAddr, format_size, hex64
 
 DEFAULT_MEMORY: Final = 512 * MIB
 CPUS: Final = ("la57", "la48")
@@ -53,6 +53,8 @@ class Options:
     timeout: float = 30.0
     kexec: str | None = None
     """Command line of a second kernel, the same image, that the first one starts; None for none."""
+    hibernate: bool = False
+    """Save the kernel, restart the machine, resume it, and judge that."""
     smp: int = 1
     """How many CPUs; an engine that has one only runs with one, and says so."""
 
@@ -129,13 +131,31 @@ def boot_one(cpu: str, options: Options, image: Image) -> Run:
     return boot_guest(make_guest(cpu, options, image), options, image)
 
 
+def hibernate(guest: Guest, options: Options, image: Image) -> Guest | Check:
+    """Run *guest* until it has saved itself; the guest that resumes it on a restarted machine, or why there is none."""
+    saving = replace(guest, cmdline=f"{guest.cmdline} hibernate=save".strip())
+    with start(options.engine, saving) as machine:
+        event = machine.run(options.timeout)
+        words = read_report(machine.memory, image, options.load_address or image.load_address).words
+        at, size = words.get("hibernate_at", 0), words.get("hibernate_size", 0)
+        if not at or not 0 < size <= options.memory:
+            return Check("hibernate_saved", "outside", False, str(event))
+        saved = machine.memory.read(PhysAddr(at), size)
+    return replace(guest, cmdline=f"{guest.cmdline} hibernate=resume".strip(), modules=(Module(saved),))
+
+
 def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
     """Boot a *guest* that may differ from what *options* alone would make: another memory map, another CPUID."""
     began = time.perf_counter()
+    early: list[Check] = []
+    if options.hibernate:
+        resuming = hibernate(guest, options, image)
+        early.append(Check("hibernate_saved", "outside", True) if isinstance(resuming, Guest) else resuming)
+        guest = resuming if isinstance(resuming, Guest) else guest
     with start(options.engine, guest) as machine:
         event = machine.run(options.timeout)
         load, report = last_report(machine, options, image)
-        checks = [completed(event, report), *report.checks]
+        checks = [completed(event, report), *early, *report.checks]
         if report.is_done:
             checks += from_outside(machine, replace(options.last, load_address=load), image, report)
         if options.kexec is not None:

@@ -67,6 +67,9 @@ def boot(
         typer.Option(metavar="CMDLINE", help="Then start a second kernel with this command line, and judge that."),
     ] = None,
     smp: Annotated[int, typer.Option(metavar="N", help="CPUs of the machine; more than one on QEMU only.")] = 1,
+    hibernate: Annotated[
+        bool, typer.Option("--hibernate", help="Save the kernel, restart the machine, resume it, and judge that.")
+    ] = False,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Stop a run after this long.")] = 30.0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every check and the serial output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the schema fivefold.boot/1.")] = False,
@@ -76,7 +79,16 @@ def boot(
     from fivefold.boot import boot as run_boot
 
     options = Options(
-        engine.value, entry.value, layout.value, memory, load_address, cmdline, timeout, kexec=kexec, smp=smp
+        engine.value,
+        entry.value,
+        layout.value,
+        memory,
+        load_address,
+        cmdline,
+        timeout,
+        kexec=kexec,
+        hibernate=hibernate,
+        smp=smp,
     )
     given = parse(image.read_bytes()) if image else None
     cpus = CPUS if cpu is CpuChoice.both else (cpu.value,)

@@ -674,6 +674,9 @@ boot_stack:
 boot_stack_top:
 boot_tables:
         .fill   7 * 4096, 1, 0
+        .globl  boot_tables_end
+        .hidden boot_tables_end
+boot_tables_end:
 trap_stack:
         .fill   16384, 1, 0
         .globl  trap_stack_top

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import ident_map, kexec, memblock, report
+from fivefold.kernel import hibernate, ident_map, kexec, memblock, report
 from fivefold.kernel.checks import equals
 from fivefold.kernel.mapping import lookup
-from fivefold.kernel.pgtable import PSE, entry_frame, l5_column
+from fivefold.kernel.pgtable import PSE, entry_frame, l5_column, levels
 from fivefold.kernel.phys import phys_to_virt
 from fivefold.metal.lang import buffer, fill64, noinline, store8, store16, store32, store64, u64
 from fivefold.units import VirtAddr
@@ -27,6 +27,7 @@ def check_handover(largest: u64) -> None:
         ident_map.discard(root)
     equals("ident_map_balance", memblock.table_pages, before)
     check_images()
+    check_hibernation()
     equals("kexec_keeps_mode", u64(kexec.keeps_mode()), 1)
 
 
@@ -80,3 +81,30 @@ def make_sample(flags: u64) -> None:
     store32(sample + NOTE_OFFSET + 8, kexec.NOTE_ENTRY)
     store64(sample + NOTE_OFFSET + 12, kexec.NOTE_NAME)
     store32(sample + NOTE_OFFSET + 24, flags)
+
+
+saved: Final = buffer(3 * 4096, 4096)
+
+
+@noinline
+def check_hibernation() -> None:
+    """An image of one page: taken as it is, refused in the other mode, of another kernel, corrupt, or cut short."""
+    size = u64(3 * 4096)
+    fill64(saved, 0, size // 8)
+    store64(saved + hibernate.HEADER_MAGIC, hibernate.MAGIC)
+    store64(saved + hibernate.HEADER_LEVELS, levels())
+    store64(saved + hibernate.HEADER_KERNEL, hibernate.kernel_sum())
+    store64(saved + hibernate.HEADER_LOAD, report.get_word(report.W_LOAD_ADDRESS))
+    store64(saved + hibernate.HEADER_PAGES, 1)
+    store64(saved + hibernate.HEADER_DATA, 2 * 4096)
+    store64(saved + hibernate.HEADER_SUM, hibernate.sum_of(saved + 4096, 2 * 4096))
+    equals("hibernate_takes_image", hibernate.check_image(saved, size), hibernate.OK)
+    equals("hibernate_refuses_cut_short", hibernate.check_image(saved, size - 8), hibernate.CUT_SHORT)
+    store64(saved + 4096, 1)
+    equals("hibernate_refuses_corrupt", hibernate.check_image(saved, size), hibernate.CORRUPT)
+    store64(saved + hibernate.HEADER_KERNEL, 0)
+    equals("hibernate_refuses_other_kernel", hibernate.check_image(saved, size), hibernate.OTHER_KERNEL)
+    store64(saved + hibernate.HEADER_LEVELS, 9 - levels())
+    equals("hibernate_refuses_other_mode", hibernate.check_image(saved, size), hibernate.OTHER_MODE)
+    store64(saved, 0)
+    equals("hibernate_refuses_no_image", hibernate.check_image(saved, size), hibernate.NOT_AN_IMAGE)

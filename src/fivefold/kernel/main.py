@@ -12,6 +12,7 @@ from fivefold.kernel import (
     checks,
     early,
     handover_checks,
+    hibernate,
     kasan,
     kaslr,
     kernel_map,
@@ -29,6 +30,7 @@ from fivefold.kernel import (
     syscall,
     traps,
 )
+from fivefold.kernel.checks import equals
 from fivefold.kernel.cpu import CR4_LA57, CR4_PAE, CR4_PGE, MSR_EFER, write_cr3, write_cr4
 from fivefold.kernel.detect import cpu_has_gib_pages, cpu_phys_bits
 from fivefold.kernel.direct_map import cut_memory, direct_map_init
@@ -60,11 +62,26 @@ def start_kernel(table: VirtAddr) -> None:
     process_checks.check_processes(top)
     handover_checks.check_handover(largest_page(cmdline()))
     smp.check_cpus(top)
+    sleep_or_wake()
     dump_own_tables(top)
     report_result()
     if params.has_word(cmdline(), "kexec"):
         hand_over(top)
     report.stop(report.EXIT_PASSED if report.get_word(report.W_FAILED) == 0 else report.EXIT_FAILED)
+
+
+def sleep_or_wake() -> None:
+    """Save this kernel, or go back to one that was saved, if the command line says so."""
+    outcome = u64(hibernate.OK)
+    if params.has_value(cmdline(), "hibernate=", "save"):
+        outcome = hibernate.save()
+    elif params.has_value(cmdline(), "hibernate=", "resume"):
+        outcome = hibernate.resume(PhysAddr(info), largest_page(cmdline()))
+    else:
+        return
+    if outcome != hibernate.OK:
+        hibernate.explain(outcome)
+    equals("hibernate_resumed", outcome, hibernate.OK)
 
 
 def hand_over(top: VirtAddr) -> None:

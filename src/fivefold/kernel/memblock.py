@@ -215,11 +215,24 @@ def find(size: u64, align: u64, low: PhysAddr, high: PhysAddr) -> PhysAddr:
     return PhysAddr(0)
 
 
+floor: u64 = PAGE_SIZE
+"""Nothing is handed out below this."""
+
+
+def use_only_above(limit: PhysAddr) -> None:
+    """From now on hand out only what lies above *limit*: what is below is about to be overwritten."""
+    global floor, pool_next, pool_end, free_tables
+    floor = limit
+    pool_next = 0
+    pool_end = 0
+    free_tables = 0
+
+
 @noinline
 def allocate(size: u64, align: u64) -> PhysAddr:
     """Take *size* bytes (whole pages), not cleared; 0 when there is none."""
     global allocated_bytes
-    place = find(size, align, PhysAddr(PAGE_SIZE), end_of_memory())
+    place = find(size, align, PhysAddr(floor), end_of_memory())
     if place != 0:
         reserve(place, size)
         allocated_bytes += size

@@ -21,6 +21,7 @@ EXIT_PORT: Final = 0xF4
 EXIT_PASSED: Final = 0x10
 EXIT_FAILED: Final = 0x11
 EXIT_PANIC: Final = 0x12
+EXIT_HIBERNATED: Final = 0x13
 
 MAGIC: Final = int.from_bytes(b"FIVEFOLD", "little")
 VERSION: Final = 1
@@ -30,16 +31,15 @@ STATE_DONE: Final = 2
 STATE_PANIC: Final = 3
 
 WORDS: Final = (
-    "magic", "version", "state", "levels", "l5_enabled", "pgdir_shift", "ptrs_per_p4d",
-    "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base", "layout",
-    "cr0", "cr3", "cr4", "efer", "reason", "entered_levels", "phys_bits",
-    "start_info", "load_address", "image_end", "trampoline", "borrowed",
+    "magic", "version", "state", "levels", "l5_enabled", "pgdir_shift", "ptrs_per_p4d", "page_offset_base",
+    "vmalloc_base", "vmemmap_base", "phys_base", "layout", "cr0", "cr3", "cr4", "efer", "reason",
+    "entered_levels", "phys_bits", "start_info", "load_address", "image_end", "trampoline", "borrowed",
     "early_top", "early_pool", "early_used", "early_kernel_tables", "early_faults", "early_wipes",
-    "ram_bytes", "ram_end", "cut_bytes", "direct_4k", "direct_2m", "direct_1g", "tables",
-    "scan_ranges", "scan_bytes", "scan_tables", "scan_writable_executable", "scan_records", "scan_record_size",
-    "previous", "kexec_outcome", "user_root", "user_tables", "fast_returns", "safe_returns", "syscall_stays",
-    "panic_vector", "panic_error", "panic_rip", "panic_address", "panic_text",
-    "areas", "checks", "failed",
+    "ram_bytes", "ram_end", "cut_bytes", "direct_4k", "direct_2m", "direct_1g", "tables", "scan_ranges",
+    "scan_bytes", "scan_tables", "scan_writable_executable", "scan_records", "scan_record_size", "previous",
+    "kexec_outcome", "hibernate_at", "hibernate_size", "user_root", "user_tables", "fast_returns",
+    "safe_returns", "syscall_stays", "panic_vector", "panic_error", "panic_rip", "panic_address",
+    "panic_text", "areas", "checks", "failed",
 )  # fmt: skip
 """Names of the words from the start of the table, in order."""
 
@@ -98,6 +98,8 @@ W_SCAN_RECORDS: Final = WORDS.index("scan_records")
 W_SCAN_RECORD_SIZE: Final = WORDS.index("scan_record_size")
 W_PREVIOUS: Final = WORDS.index("previous")
 W_KEXEC_OUTCOME: Final = WORDS.index("kexec_outcome")
+W_HIBERNATE_AT: Final = WORDS.index("hibernate_at")
+W_HIBERNATE_SIZE: Final = WORDS.index("hibernate_size")
 W_USER_ROOT: Final = WORDS.index("user_root")
 W_USER_TABLES: Final = WORDS.index("user_tables")
 W_FAST_RETURNS: Final = WORDS.index("fast_returns")
