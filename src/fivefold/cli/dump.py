@@ -147,7 +147,7 @@ def _write(space: Space, asked: FormatChoice, regions: Iterator[Region], leaf: b
 
 def _write_ptdump(space: Space, build: str) -> int:
     from fivefold.survey.ptdump_headings import headings, parse_build
-    from fivefold.survey.ptdump_lines import lines
+    from fivefold.survey.ptdump_lines import write_ptdump
     from fivefold.survey.ptdump_walk import TableWalk
 
     try:
@@ -157,7 +157,7 @@ def _write_ptdump(space: Space, build: str) -> int:
     if guessed:
         print(f"fivefold: {guessed}; see --build", file=sys.stderr)
     walk = TableWalk(space.tables)
-    sys.stdout.writelines(f"{line}\n" for line in lines(walk.pieces(), markers, space.levels))
+    write_ptdump(walk, markers, print)
     return _say_missing([table.table for table in walk.unreadable])
 
 

@@ -8,12 +8,12 @@ them. Of the ESPfix stacks sixteen lines are printed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from fivefold.arch import Flag, Level, TooManyRuns
 from fivefold.layout import Marker
-from fivefold.survey.ptdump_walk import Piece
+from fivefold.survey.ptdump_walk import Piece, TableWalk
 from fivefold.units import MASK64, PhysAddr
 
 SPACE_END: Final = 1 << 64
@@ -28,69 +28,94 @@ _FOLDED_NAMES: Final = ("pte", "pmd", "pud", "pgd")
 _NAMES: Final = ("pte", "pmd", "pud", "p4d", "pgd")
 
 
-class _State:
-    """What the kernel remembers between entries; turns pieces into lines."""
+Write = Callable[[str], object]
 
-    def __init__(self, markers: Sequence[Marker], folded: bool) -> None:
-        self.markers = markers
-        self.heading = 0
-        self.names = _FOLDED_NAMES if folded else _NAMES
-        self.start = 0
-        self.now: tuple[int, int, Level] | None = None
-        self.lines = 0
-        self.last_left = 0
 
-    def take(self, piece: Piece) -> Iterator[str]:
-        """The lines that end with the entries of *piece*."""
-        effective = self.last_left if piece.effective is None else piece.effective
-        if piece.left is not None:
-            self.last_left = piece.left
-        like = (piece.prot, effective, piece.level)
-        if self.now is None:
-            self.now = like
-            yield f"---[ {self.markers[0].text} ]---"
-        elif like != self.now or piece.start >= self.next_heading():
-            yield from self.flush(piece.start, like)
-        yield from self._headings_inside(piece, like)
+class Lines:
+    """What the kernel remembers between entries: makes lines of pieces, and writes each without its newline.
 
-    def _headings_inside(self, piece: Piece, like: tuple[int, int, Level]) -> Iterator[str]:
+    *markers* are the headings, ascending. `take` raises `TooManyRuns` above `MAX_PIECES`.
+    """
+
+    def __init__(self, markers: Sequence[Marker], levels: int, write: Write) -> None:
+        self._markers = markers
+        self._names = _FOLDED_NAMES if levels == 4 else _NAMES
+        self._write = write
+        self._heading = 0
+        self._due = self._next_heading()
+        self._start = 0
+        self._now: tuple[int, int, Level] | None = None
+        self._lines = 0
+        self._last_left = 0
+        self._pieces = 0
+
+    def take(self, piece: Piece) -> None:
+        """Write the lines that end with the entries of *piece*."""
+        start, end, level, prot, allowed, _, left = piece
+        like = (prot, self._last_left if allowed is None else allowed, level)
+        if left is not None:
+            self._last_left = left
+        if self._now is None:
+            self._write(f"---[ {self._markers[0].text} ]---")
+            self._now = like
+        elif like != self._now or start >= self._due:
+            self._flush(start, like)
+        if self._due < end:
+            self._headings_inside(piece, like)
+        self._pieces += 1
+        if self._pieces > MAX_PIECES:
+            raise TooManyRuns(PhysAddr(0), MAX_PIECES)
+
+    def finish(self) -> None:
+        """Write the last line. The kernel ends it by an entry at address 0 of no level."""
+        if self._now is not None:
+            self._write(self._line(0))
+
+    def _headings_inside(self, piece: Piece, like: tuple[int, int, Level]) -> None:
         """A heading is noticed at the first entry that starts at it or later, one for each entry."""
         at = piece.start + piece.step
-        while self.next_heading() < piece.end:
-            late = -(-(self.next_heading() - piece.start) // piece.step) * piece.step + piece.start
-            at = max(at, late)
+        while self._due < piece.end:
+            at = max(at, piece.start + -(-(self._due - piece.start) // piece.step) * piece.step)
             if at >= piece.end:
                 return
-            yield from self.flush(at, like)
+            self._flush(at, like)
             at += piece.step
 
-    def next_heading(self) -> int:
+    def _next_heading(self) -> int:
         """Where the next heading is due; past everything after the last."""
-        following = self.heading + 1
-        return self.markers[following].start if following < len(self.markers) else SPACE_END
+        following = self._heading + 1
+        return self._markers[following].start if following < len(self._markers) else SPACE_END
 
-    def flush(self, at: int, like: tuple[int, int, Level] | None) -> Iterator[str]:
+    def _flush(self, at: int, like: tuple[int, int, Level]) -> None:
         """End the line at *at*, with the heading that is due there, and begin another for *like*."""
-        limit = CUT_SHORT.get(self.markers[self.heading].text)
-        if limit is None or self.lines < limit:
-            yield self._line(at)
-        self.lines += 1
-        if at >= self.next_heading():
-            if limit is not None and self.lines > limit:
-                skipped = self.lines - limit
-                yield f"... {skipped} entr{'y' if skipped == 1 else 'ies'} skipped ... "
-            self.heading += 1
-            self.lines = 0
-            yield f"---[ {self.markers[self.heading].text} ]---"
-        self.start, self.now = at, like
+        limit = CUT_SHORT.get(self._markers[self._heading].text)
+        if limit is None or self._lines < limit:
+            self._write(self._line(at))
+        self._lines += 1
+        if at >= self._due:
+            if limit is not None and self._lines > limit:
+                skipped = self._lines - limit
+                self._write(f"... {skipped} entr{'y' if skipped == 1 else 'ies'} skipped ... ")
+            self._heading += 1
+            self._due = self._next_heading()
+            self._lines = 0
+            self._write(f"---[ {self._markers[self._heading].text} ]---")
+        self._start, self._now = at, like
 
     def _line(self, end: int) -> str:
-        prot, _, level = self.now or (0, 0, Level.PT)
-        size, unit = end - self.start & MASK64, 0
+        prot, _, level = self._now or (0, 0, Level.PT)
+        size, unit = end - self._start & MASK64, 0
         while size & 1023 == 0 and unit < 6:
             size, unit = size >> 10, unit + 1
         size_text = f"{size:9d}{'BKMGTPE'[unit]}"
-        return f"0x{self.start:016x}-0x{end:016x}   {size_text} {_flags(prot, level)}{self.names[level - 1]}"
+        return f"0x{self._start:016x}-0x{end:016x}   {size_text} {_flags(prot, level)}{self._names[level - 1]}"
+
+
+def write_ptdump(walk: TableWalk, markers: Sequence[Marker], write: Write) -> None:
+    """Write the dump of what *walk* goes through, line by line."""
+    lines = Lines(markers, int(walk.top), write)
+    walk.each(lines.take)
+    lines.finish()
 
 
 def _flags(prot: int, level: Level) -> str:
@@ -108,18 +133,3 @@ def _flags(prot: int, level: Level) -> str:
             "NX " if prot & int(Flag.NX) else "x  ",
         )
     )
-
-
-def lines(pieces: Iterable[Piece], markers: Sequence[Marker], levels: int) -> Iterator[str]:
-    """The lines of the dump without their newlines; *markers* are its headings, ascending.
-
-    `TooManyRuns` above `MAX_PIECES`.
-    """
-    state = _State(markers, folded=levels == 4)
-    for number, piece in enumerate(pieces):
-        if number == MAX_PIECES:
-            raise TooManyRuns(PhysAddr(0), MAX_PIECES)
-        yield from state.take(piece)
-    if state.now is not None:
-        # The kernel ends the last line by an entry at address 0 of no level.
-        yield state._line(0)

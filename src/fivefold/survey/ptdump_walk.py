@@ -13,7 +13,7 @@ is in Linux 6.1 (*mm/ptdump.c*, *mm/pagewalk.c*):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from struct import Struct
 from typing import Final, NamedTuple
@@ -36,6 +36,9 @@ _RW: Final = int(Flag.RW)
 _US: Final = int(Flag.US)
 _PS: Final = int(Flag.BIT7)
 _NX: Final = int(Flag.NX)
+_LEADS: Final = FRAME_BITS | int(Flag.P | Flag.BIT7)
+"""What of an entry says where it leads."""
+
 _SEEN: Final = 1 << 12
 """In a piece's `prot`: the entry was not zero. Bits 12 to 51 are address, so this one is free."""
 _KEPT: Final = MASK64 & ~FRAME_BITS
@@ -58,6 +61,9 @@ class Piece(NamedTuple):
     left: int | None = None
 
 
+Note = Callable[[Piece], None]
+
+
 class UnreadableTable(NamedTuple):
     """A table that is not in memory, and the first address that it would say something of."""
 
@@ -76,16 +82,21 @@ class TableWalk:
         self._early = early_shadow(space)
         self._zero_prot = _zero_page_prot(space, self._early)
         self._known: dict[tuple[int, int], list[Piece]] = {}
-        self._uniform: dict[tuple[int, Level, int], Piece | None] = {}
+        self._uniform: dict[tuple[int, Level, int], Piece] = {}
+        self._note: Note = _ignore
 
-    def pieces(self) -> Iterator[Piece]:
-        """All of the space but the guard hole, ascending."""
+    def each(self, note: Note) -> None:
+        """Call *note* with every piece of the space but the guard hole, ascending.
+
+        A call for each instead of a generator: a shared table can be a hundred thousand pieces.
+        """
+        self._note = note
         root = self._entries(self.space.root, self.top, 0)
         if root is None:
             raise MemoryReadError(self.space.root, TABLE_SIZE, "the dumped memory")
-        yield from self._behind(root[: GUARD_SLOTS.start], self.top, 0, None)
+        self._behind(root[: GUARD_SLOTS.start], self.top, 0, None)
         high = int(self.space.mode.gap.stop) + len(GUARD_SLOTS) * self.top.span
-        yield from self._behind(root[GUARD_SLOTS.stop :], self.top, high, None)
+        self._behind(root[GUARD_SLOTS.stop :], self.top, high, None)
 
     def _entries(self, table: int, level: Level, va: int) -> list[int] | None:
         try:
@@ -95,10 +106,14 @@ class TableWalk:
             return None
         return list(_TABLE.unpack(raw))
 
-    def _behind(self, entries: Sequence[int], level: Level, va: int, above: int | None) -> Iterator[Piece]:
-        """The pieces behind *entries*, which begin at *va*; *above* is the effective protection so far."""
-        span = level.span
-        index, count = 0, len(entries)
+    def _behind(self, entries: Sequence[int], level: Level, va: int, above: int | None) -> Piece | None:
+        """Note what is behind *entries*, which begin at *va*; *above* is the effective protection so far.
+
+        Returns a piece if all that was noted is like it.
+        """
+        span, count = level.span, len(entries)
+        found: list[Piece | None] = []
+        index = 0
         while index < count:
             raw = entries[index]
             after = index + 1
@@ -106,46 +121,44 @@ class TableWalk:
                 after += 1
             start, end = va + index * span, va + after * span
             if not raw & _P and not raw & _PS:
-                yield Piece(start, end, level, 0, 0, span)
+                found.append(self._say(Piece(start, end, level, 0, 0, span)))
             elif level <= Level.PDPT and raw & _PS:
                 prot = raw & _KEPT | _SEEN
-                yield Piece(start, end, level, prot, narrowed(above, prot), span)
+                found.append(self._say(Piece(start, end, level, prot, narrowed(above, prot), span)))
             else:
-                yield from self._tables(raw, level, start, end, narrowed(above, raw))
+                found.append(self._tables(raw, level, start, end, narrowed(above, raw)))
             index = after
+        return _all_alike(found)
 
-    def _tables(self, raw: int, level: Level, start: int, end: int, effective: int) -> Iterator[Piece]:
-        """The pieces behind entries from *start* to *end* that all are *raw* and point to a table."""
+    def _say(self, piece: Piece) -> Piece:
+        self._note(piece)
+        return piece
+
+    def _tables(self, raw: int, level: Level, start: int, end: int, effective: int) -> Piece | None:
+        """Note what is behind entries from *start* to *end* that all are *raw* and point to a table."""
         below, table = Level(level - 1), raw & FRAME_BITS
         if self._early.get(below) == table:
             step = min(level.span, Level.PML4.span)
-            yield Piece(start, end, Level.PT, self._zero_prot, None, step)
-            return
+            return self._say(Piece(start, end, Level.PT, self._zero_prot, None, step))
         for at in range(start, end, level.span):
             whole = self._uniform.get((table, below, effective))
             if whole is not None:
-                yield whole._replace(start=at, end=end)
-                return
-            yield from self._table(table, below, at, effective)
+                return self._say(whole._replace(start=at, end=end))
+            like = self._table(table, below, at, effective)
+            if like is not None:
+                self._uniform[table, below, effective] = like
+        return self._uniform.get((table, below, effective))
 
-    def _table(self, table: int, level: Level, va: int, effective: int) -> Iterator[Piece]:
+    def _table(self, table: int, level: Level, va: int, effective: int) -> Piece | None:
         if level == Level.PT:
-            yield from (p._replace(start=va + p.start, end=va + p.end) for p in self._leaves(table, va, effective))
-            return
+            pieces, note = self._leaves(table, va, effective), self._note
+            for start, end, at, prot, allowed, step, left in pieces:
+                note(Piece(va + start, va + end, at, prot, allowed, step, left))
+            return pieces[0] if len(pieces) == 1 else None
         entries = self._entries(table, level, va)
         if entries is None:
-            yield Piece(va, va + level.span * 512, level, 0, 0, level.span)
-            return
-        first: Piece | None = None
-        uniform = True
-        for piece in self._behind(entries, level, va, effective):
-            if first is None:
-                first = piece
-            elif piece[2:] != first[2:]:
-                uniform = False
-            yield piece
-        if uniform and first is not None:
-            self._uniform[table, level, effective] = first
+            return self._say(Piece(va, va + level.span * 512, level, 0, 0, level.span))
+        return self._behind(entries, level, va, effective)
 
     def _leaves(self, table: int, va: int, above: int) -> list[Piece]:
         """The pieces of a PT, with addresses from its own start."""
@@ -154,8 +167,6 @@ class TableWalk:
             if len(self._known) == REMEMBERED:
                 self._known.clear()
             self._known[key] = self._read_leaves(table, va, above)
-            if len(self._known[key]) == 1:
-                self._uniform[table, Level.PT, above] = self._known[key][0]
         return self._known[key]
 
     def _read_leaves(self, table: int, va: int, above: int) -> list[Piece]:
@@ -169,9 +180,20 @@ class TableWalk:
         for first, after in pairwise(edges):
             bits = int(prot[first])
             left = narrowed(above, bits)
-            effective = left if bits else 0
-            pieces.append(Piece(first << 12, after << 12, Level.PT, bits, effective, Level.PT.span, left))
+            pieces.append(Piece(first << 12, after << 12, Level.PT, bits, left if bits else 0, Level.PT.span, left))
         return pieces
+
+
+def _ignore(piece: Piece) -> None:
+    """What a walk does with pieces before it is asked for them."""
+
+
+def _all_alike(found: Sequence[Piece | None]) -> Piece | None:
+    """The first of *found* if the others differ from it in their addresses only."""
+    first = found[0]
+    if first is None or any(piece is None or piece[2:] != first[2:] for piece in found):
+        return None
+    return first
 
 
 def narrowed(above: int | None, raw: int) -> int:
@@ -186,7 +208,8 @@ def early_shadow(space: AddressSpace) -> dict[Level, int]:
     """The tables of KASAN's early shadow by their level, the PT's last; empty where there is no shadow.
 
     They are those on the way to the first byte of the shadow: it stands for addresses that no
-    kernel maps. Each leads to the next with all of its 512 entries.
+    kernel maps. Each leads to the next with all of its 512 entries, though not with the same
+    flags: kernels set US in the first.
     """
     found: dict[Level, int] = {}
     va = shadow_bounds(int(space.mode.top)).start
@@ -199,7 +222,7 @@ def early_shadow(space: AddressSpace) -> dict[Level, int]:
         raw = int(words[level.index(va)])
         if not raw & _P or (raw & _PS and level > Level.PT):
             return {}
-        if level < space.mode.top and bool((words == words[0]).all()):
+        if level < space.mode.top and bool(((words ^ np.uint64(raw)) & np.uint64(_LEADS) == 0).all()):
             found[level] = table
         table = raw & FRAME_BITS
     return found if Level.PT in found else {}

@@ -1,0 +1,129 @@
+"""Roots without registers: all of the captures', and what tells them from other tables and from data."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fivefold.arch import LA48, LA57, Level, PagingMode
+from fivefold.memory import Bank, CpuState, Ram, Source
+from fivefold.survey.roots import Confidence, find_roots
+from fivefold.survey.space import Space
+from fivefold.survey.table_pages import TablePages
+from fivefold.units import MIB, PhysAddr
+
+ROOT = 0x10_0000
+IMAGE = (0xFFFF_FFFF_8100_0000, 0x20_0000 | 0x121, Level.PD)
+USER = (0x40_0000, 0x30_0000 | 7, Level.PT)
+
+
+@pytest.mark.parametrize("with_registers", [True, False], ids=["registers", "memory alone"])
+def test_captures(
+    name: str, with_registers: bool, captures: Path, look: Callable[..., Space], facts: Callable[[str], Any]
+) -> None:
+    source, known = look(name).source, facts(name)
+    found = find_roots(source if with_registers else replace(source, cpus=()))
+    roots = known["roots"]
+    want = {int(root, 16) for root in [*roots["cr3"], roots["init_top_pgt"], *roots.get("pti_user", [])]}
+
+    assert {root.root for root in found} == want
+    assert {root.levels for root in found} == {known["levels"]}
+    assert {root.confidence for root in found} == {Confidence.HIGH}
+    assert {root.group for root in found} == {0}
+    assert {root.root for root in found if root.is_user_half} == {int(r, 16) for r in roots.get("pti_user", [])}
+
+
+def test_isolated_pairs(look: Callable[..., Space]) -> None:
+    found = {root.root: root for root in find_roots(look("debian-la57-kaslr-pti").source)}
+    for root in found.values():
+        assert root.pair == root.root ^ 0x1000
+        assert found[root.pair].pair == root.root
+    assert found[PhysAddr(0x255_7000)].reasons == (
+        "user half of an isolated pair with 0x0000000002556000",
+        "maps code in the kernel's window",
+        "3 entries lead to well-formed tables of 5 levels",
+    )
+
+
+@pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
+def test_one_root_in_memory(built: Callable[..., Ram], sourced: Callable[..., Source], mode: PagingMode) -> None:
+    ram = built(mode, [IMAGE, USER])
+    (root,) = find_roots(sourced(ram))
+    assert (root.root, root.levels, root.confidence) == (ROOT, int(mode.top), Confidence.MEDIUM)
+    assert root.reasons == (
+        "maps code in the kernel's window",
+        f"2 entries lead to well-formed tables of {int(mode.top)} levels",
+    )
+
+
+def test_what_hangs_below_a_root_is_none(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
+    """A P4D table has the shape of a four-level root."""
+    ram = built(LA57, [IMAGE, USER])
+    pages = TablePages(sourced(ram).memory.banks())
+    assert int(pages.of_level[Level.PML4].sum()) > 1
+    assert [root.root for root in find_roots(sourced(ram))] == [ROOT]
+    ram.write(PhysAddr(ROOT), bytes(8))
+    stray = [root for root in find_roots(sourced(ram)) if root.levels == 4]
+    assert [root.confidence for root in stray] == [Confidence.LOW]
+    assert "may be a P4D table that nothing leads to" in stray[0].reasons[0]
+
+
+def test_a_register_names_a_root_whatever_it_holds(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
+    ram = built(LA48, [IMAGE])
+    ram.write(PhysAddr(0x38_0000), b"no table" * 512)
+    cpus = (CpuState("test", cr3=0x38_0000, cr4=0x1020), CpuState("test", cr3=ROOT | 0xFFF, cr4=0x20))
+    found = find_roots(sourced(ram, cpus))
+    assert [(root.root, root.levels, root.cpus) for root in found] == [(ROOT, 4, (1,)), (0x38_0000, 5, (0,))]
+    assert found[0].reasons[0] == "CR3 of CPU 1"
+    assert [root.levels for root in find_roots(sourced(ram, cpus), levels=5)] == [5]
+
+
+def test_two_processes_share_a_kernel(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
+    ram = built(LA48, [IMAGE, USER])
+    ram.write(PhysAddr(0x3F_0000 + 511 * 8), ram.read(PhysAddr(ROOT + 511 * 8), 8))
+    found = find_roots(sourced(ram))
+    assert [(root.root, root.confidence.name, root.group) for root in found] == [
+        (ROOT, "HIGH", 0),
+        (0x3F_0000, "HIGH", 0),
+    ]
+    assert found[1].reasons[0] == "shares the kernel's tables with 1 other root"
+
+
+def test_one_lost_table_in_eight_is_tolerated(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
+    ram = built(LA48, [IMAGE, *((n << 39, 0x30_0000 | 7, Level.PT) for n in range(7))])
+    ram.write(PhysAddr(ROOT + 8 * 9), (0x9000_0000_0000 >> 8 | 7).to_bytes(8, "little"))
+    assert [root.root for root in find_roots(sourced(ram))] == [ROOT]
+    ram.write(PhysAddr(ROOT + 8 * 10), (0x9000_0000_0000 >> 8 | 7).to_bytes(8, "little"))
+    assert [root.root for root in find_roots(sourced(ram))] == []
+
+
+def test_data_is_no_root(sourced: Callable[..., Source]) -> None:
+    rng = random.Random(7)
+    ram = Ram.of_size(4 * MIB, start=MIB)
+    for page in range(512):
+        kind = page % 4
+        words = [
+            rng.getrandbits(64) if kind == 0 else page * 8 + n if kind == 1 else rng.getrandbits(8) for n in range(512)
+        ]
+        ram.write(PhysAddr(MIB + page * 4096), struct.pack("<512Q", *(words if kind < 3 else [0] * 512)))
+    assert find_roots(sourced(ram)) == []
+
+
+def test_memory_without_whole_pages(sourced: Callable[..., Source]) -> None:
+    ram = Ram.of_size(0x1800, start=0x800)
+    assert TablePages(sourced(ram).memory.banks()).count == 1
+    assert find_roots(sourced(Ram.of_size(100, start=0x10))) == []
+
+
+def test_pages_are_numbered_over_banks() -> None:
+    pages = TablePages([Bank(0x1000, memoryview(bytes(0x2000))), Bank(0x8000, memoryview(bytes(0x1000)))])
+    frames = np.array([0x1000, 0x2000, 0x3000, 0x8000, 0x9000, 0], np.uint64)
+    assert pages.numbers(frames).tolist() == [0, 1, -1, 2, -1, -1]
+    assert pages.frames(np.array([0, 1, 2])).tolist() == [0x1000, 0x2000, 0x8000]
