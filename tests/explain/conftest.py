@@ -162,6 +162,10 @@ class Bench:
         step = next(step for step in walk(self.space, VirtAddr(va)) if step.entry.level == level)
         self.ram.write(step.at, change(step.entry.raw).to_bytes(8, "little"))
 
+    def replace(self, va: int, level: Level, raw: int) -> None:
+        """Make an entry *raw*."""
+        self.edit(va, level, lambda old: raw)
+
     def clear(self, va: int, level: Level) -> None:
         """Make an entry empty."""
         self.edit(va, level, lambda raw: 0)
@@ -264,7 +268,7 @@ def run_qemu(bench: Bench, folder: Path, cpu: str = "max") -> tuple[Path, Path]:
     image.write_bytes(image_of(bench))
     command = [
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-cpu", cpu,
-        "-M", "pc,memory-backend=ram", "-m", f"{MEMORY}B", "-object",
+        "-M", "microvm,memory-backend=ram", "-m", f"{MEMORY}B", "-object",
         f"memory-backend-file,id=ram,size={MEMORY},mem-path={memory},share=on", "-no-reboot",
         "-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-d", "int,cpu_reset", "-D", str(log), "-kernel", str(image),
     ]  # fmt: skip

@@ -98,10 +98,12 @@ CASES: list[dict[str, Any]] = [
          rule="mode-change-refused"),
     # -- tables
     case("table beyond memory", LA57, snippet=read(FAR), rule="table-outside-memory", level=PD, address=FAR,
-         access="read", broken=lambda bench: bench.map(FAR, 0x21B000, 3) or bench.edit(FAR, PD, lambda raw: 0x70_0000_0003),
+         access="read", broken=lambda bench: bench.map(FAR, 0x21B000, 3) or bench.replace(FAR, PD, 0x70_0000_0003),
          log_rules=frozenset({"not-present"})),
     case("root of four levels in five", LA57, tables_of=LA48, snippet="", rule="wrong-depth", level=PML4,
          address=None, access="fetch", log_rules=frozenset({"not-present"})),
+    case("root of five levels in four", LA48, tables_of=LA57, snippet="", rule="wrong-depth", level=PD,
+         access="fetch", log_rules=frozenset({"not-present"})),
     # -- delivery
     case("INT3 past the limit", LA57, snippet="int3", idt_limit="0x2f", rule="idt-limit"),
     case("UD2 past the limit", LA48, snippet="ud2", idt_limit="0", rule="idt-limit"),

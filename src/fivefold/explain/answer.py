@@ -27,7 +27,7 @@ from fivefold.memory import CpuState, Segment, Source, open_source
 
 _LIVE: Final = ("qmp:", "pid:", "gdb:")
 _CORE: Final = (b"\x7fELF", b"EMiL", b"KDUMP   ", b"makedumpfile")
-_PACKED: Final = (b"\x1f\x8b", b"\xfd7zXZ\0")
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
 
 
 def explain(
@@ -56,14 +56,14 @@ def explain(
         if isinstance(memory, str | os.PathLike):
             memory = stack.enter_context(open_source(os.fspath(memory)))
         reader = memory.memory if isinstance(memory, Source) else memory
-        final = memory.cpus[0] if isinstance(memory, Source) and memory.cpus else None
+        cpus = memory.cpus if isinstance(memory, Source) else ()
         trace = _trace(log, stack)
         if trace is None:
             name = memory.name if isinstance(memory, Source) else "numbers"
-            trace = _from_registers(name, reader, given, final, bool(addresses))
+            trace = _from_registers(name, reader, given, cpus, bool(addresses))
         elif not trace.strikes:
             trace = _complete(trace, reader, given)
-        return _explain(trace, reader, given, final, addresses, what_if)
+        return _explain(trace, reader, given, _final(trace, cpus), addresses, what_if)
 
 
 def explain_event(event: MachineEvent, machine: Machine) -> Explanation:
@@ -119,7 +119,8 @@ def _is_source(name: str) -> bool:
     if name == "-":
         return False
     with open_log(name) as file:
-        return file.read(16).startswith(_CORE)
+        # No log comes in zstd; a core may.
+        return file.read(16).startswith((*_CORE, _ZSTD))
 
 
 def _trace(log: Any, stack: ExitStack) -> Trace | None:
@@ -133,20 +134,37 @@ def _trace(log: Any, stack: ExitStack) -> Trace | None:
 
 
 def _from_registers(
-    name: str, memory: TableReader | None, given: Given, cpu: CpuState | None, may_be_empty: bool
+    name: str, memory: TableReader | None, given: Given, cpus: Sequence[CpuState], may_be_empty: bool
 ) -> Trace:
-    if cpu is None and not given and not may_be_empty:
+    """What registers and memory lead to: on the first CPU that is about to fault, else on the first."""
+    if not cpus and not given and not may_be_empty:
         raise FormatError(
             f"{name} says nothing of a CPU; expected a log, a core with registers, or numbers such as --cr2 and --cr3"
         )
-    return _complete(Trace(name, "registers", cpu=cpu or CpuState("what was given")), memory, given)
+    traces = [
+        _complete(Trace(name, "registers", cpu=cpu, remarks=_which(number, cpus)), memory, given)
+        for number, cpu in enumerate(cpus or [CpuState("what was given")])
+    ]
+    return next((trace for trace in traces if trace.strikes), traces[0])
+
+
+def _which(number: int, cpus: Sequence[CpuState]) -> tuple[str, ...]:
+    return (f"this is CPU {number} of {len(cpus)}",) if len(cpus) > 1 else ()
+
+
+def _final(trace: Trace, cpus: Sequence[CpuState]) -> CpuState | None:
+    """The CPU of the memory source that the trace is about: the only one, or the one at the same RIP."""
+    if len(cpus) == 1:
+        return cpus[0]
+    rips = {strike.rip for strike in trace.strikes}
+    return next((cpu for cpu in cpus if cpu.rip in rips), None)
 
 
 def _complete(trace: Trace, memory: TableReader | None, given: Given) -> Trace:
     """Exceptions for a source that has none: those that were given, or that registers and memory lead to."""
     here = situation(trace.cpu, None, memory, given)
     said = strike_of(given, here)
-    first = said or (first_strike(here, trace.code) if memory is not None else None)
+    first = said or first_strike(here, trace.code)
     if first is None:
         return trace
     if said is not None and memory is None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from fivefold.arch import FETCH, LA48, LA57, TABLE_SIZE, Access, Cr4, Entry, Kind, Level, PagingMode
 from fivefold.errors import MemoryReadError
 from fivefold.explain.instruction import LONGEST, decode
-from fivefold.explain.ruling import Granted, read_virtual, rule_on
+from fivefold.explain.ruling import Granted, physical, read_virtual, rule_on
 from fivefold.explain.situation import Situation
 from fivefold.units import PhysAddr, hex64
 
@@ -53,13 +53,30 @@ def wrong_depth(here: Situation, va: int, how: Access) -> WrongDepth | None:
         return None
     asked = Witness("the address", va, how)
     witnesses = _witnesses(here)
-    if _granted(here, asked) or not all(_granted(other, witness) for witness in (asked, *witnesses)):
+    if _granted(here, asked) or not all(_granted(other, witness) for witness in witnesses):
         return None
-    signs = tuple(_signs(here, other, va, witnesses))
+    signs = list(_signs(here, other, va, witnesses)) if _granted(other, asked) else []
+    if stray := _stray(here, other):
+        signs.append(stray)
     if not signs:
         return None
-    names = ", ".join(f"{w.name} {hex64(w.va)}" for w in (asked, *witnesses))
-    return WrongDepth(other.mode, (f"read with {_levels(other.mode)} levels the root maps all in use: {names}", *signs))
+    names = ", ".join(f"{w.name} {hex64(w.va)}" for w in (asked, *witnesses) if _granted(other, w))
+    return WrongDepth(other.mode, (f"read with {_levels(other.mode)} levels the root maps {names}", *signs))
+
+
+def _stray(here: Situation, other: Situation) -> str | None:
+    """Whether the CPU runs what is no code: RIP leads astray this way, and to memory or to itself the other."""
+    rip = here.registers.rip
+    if rip is None:
+        return None
+    now, then = physical(here, rip), physical(other, rip)
+    if now is None or then is None or now == then:
+        return None
+    lost = read_virtual(here, rip, 1) is None and read_virtual(other, rip, 1) is not None
+    if not lost and then != rip:
+        return None
+    reading = f"read with {_levels(here.mode)} levels, as CR4.LA57={int(here.mode is LA57)} asks,"
+    return f"{reading} RIP lies at physical {hex64(now)}, the other way at {hex64(then)}: what runs is not the code"
 
 
 def _signs(here: Situation, other: Situation, va: int, witnesses: list[Witness]) -> Iterator[str]:

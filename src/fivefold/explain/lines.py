@@ -33,6 +33,13 @@ MARK: Final = re.compile(
     rb"|(?P<cpu>^CPU#\d+)"
 )
 
+_HINT: Final = re.compile(
+    rb"check_exception|v=[0-9a-f]{2} e|riple fault|CPU |SMM: |KVM|kvm run|BUG: |Oops|PANIC|fault|segment: |opcode: "
+    rb"|error: |overflow|exception\(|AX ?=|CPU#"
+)
+"""Every line that `MARK` finds something in has one of these. Each begins with a letter and there are no
+groups: that is what lets the engine skip quickly, and most lines of a large log are skipped."""
+
 _ESCAPES: Final = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 _CONTINUES: Final = frozenset({"oops"})
 
@@ -46,18 +53,23 @@ class Block:
 
     kind: str
     number: int
-    lines: list[str] = field(default_factory=list)
+    raw: list[bytes] = field(default_factory=list)
     has_registers: bool = False
 
     @property
     def head(self) -> str:
         """The marked line."""
-        return self.lines[0]
+        return self.raw[0].decode("utf-8", "replace")
 
     @property
     def text(self) -> str:
         """All lines that were kept."""
-        return "\n".join(self.lines)
+        return b"\n".join(self.raw).decode("utf-8", "replace")
+
+    @property
+    def body(self) -> str:
+        """The lines after the marked one."""
+        return b"\n".join(self.raw[1:]).decode("utf-8", "replace")
 
 
 def read_lines(stream: BinaryIO) -> Iterator[bytes]:
@@ -85,14 +97,14 @@ def split(lines: Iterator[bytes]) -> Iterator[Block]:
     """The blocks among *lines*. What comes before the first mark belongs to none."""
     block: Block | None = None
     for number, line in enumerate(lines, 1):
-        mark = MARK.search(line)
+        mark = MARK.search(line) if _HINT.search(line) else None
         kind = mark.lastgroup if mark else None
         if kind is not None and _opens(kind, block):
             if block is not None:
                 yield block
             block = Block(kind, number)
-        if block is not None and len(block.lines) < MAX_BLOCK_LINES:
-            block.lines.append(line.decode("utf-8", "replace"))
+        if block is not None and len(block.raw) < MAX_BLOCK_LINES:
+            block.raw.append(line)
             block.has_registers |= kind == "registers"
     if block is not None:
         yield block
@@ -110,4 +122,4 @@ def _opens(kind: str, block: Block | None) -> bool:
 
 
 def _is_over(block: Block) -> bool:
-    return any("end trace" in line for line in block.lines[-3:]) or len(block.lines) >= MAX_BLOCK_LINES
+    return any(b"end trace" in line for line in block.raw[-3:]) or len(block.raw) >= MAX_BLOCK_LINES

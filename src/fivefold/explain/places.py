@@ -53,7 +53,7 @@ def describe(here: Situation, va: int, release: str | None = None) -> Place:
     areas = [_area(va, mode, release) for mode in ((here.mode,) if here.mode else (LA57, LA48))]
     found = {area.name: area for area in areas if area}
     parts = [_of_area(here, area, va, release) for area in found.values()]
-    text = " with five levels, with four ".join(parts) if len(parts) > 1 else (parts or ["in no area"])[0]
+    text = f"with five levels {parts[0]}, with four {parts[1]}" if len(parts) > 1 else parts[0]
     if more := _relations(here, va):
         text += "; " + "; ".join(more)
     return Place(va, next(iter(found)) if len(found) == 1 else None, f"{hex64(va)} is in {text}")
@@ -81,7 +81,7 @@ def _of_area(here: Situation, area: Area, va: int, release: str | None) -> str:
     if area.name == "kasan_shadow":
         return f"{words}, {_shadowed(here, va, release)}"
     if area.name.startswith("non_canonical"):
-        return f"{_WORDS['non_canonical']}{_other_modes(here, va)}"
+        return f"{_WORDS['non_canonical']}{_other_modes(here, va)}{_user_shadow(va)}"
     if words is None:
         above = _neighbour(here, area, release)
         return f"a hole{above}, which Linux leaves unmapped"
@@ -99,6 +99,15 @@ def _shadowed(here: Situation, va: int, release: str | None) -> str:
     target = _area(first, mode, release)
     where = "" if target is None else f" in {_WORDS.get(target.name, 'a hole')}"
     return f"the shadow of {hex64(first)}{where}"
+
+
+def _user_shadow(va: int) -> str:
+    """Where KASAN would look for the shadow of a user address: what an instrumented wild pointer touches."""
+    first = from_shadow(va)
+    if first >= LA48.gap.start:
+        return ""
+    what = "a NULL pointer" if first < 0x1000 else "a user address"
+    return f"; it is where KASAN's shadow of {hex64(first)} would be, so perhaps an instrumented access to {what}"
 
 
 def _other_modes(here: Situation, va: int) -> str:

@@ -49,6 +49,12 @@ class _Chain:
         """The vector whose delivery is going on."""
         return int(Vector.DF) if self.doubled else self.strikes[-1].vector
 
+    def awaits(self, vector: int) -> bool:
+        """Whether the line of *vector* is still to come: of what the last exception came to."""
+        if self.strikes[-1].during is None or self.blocks[-1] is not None:
+            return False
+        return vector == self.delivering
+
     def add(self, strike: Strike, block: Block | None) -> None:
         self.strikes.append(strike)
         self.blocks.append(block)
@@ -140,22 +146,37 @@ class QemuLog:
             return
         vector = int(match[1], 16)
         pending, self._pending = self._pending, None
-        chain = self._chains[-1] if self._chains else None
         strike = _delivered(match, block.number)
-        if pending is None and chain is not None and chain.strikes[-1].during is not None and chain.blocks[-1] is None:
-            # What an exception in the delivery of another came to: a double fault, or itself.
-            if chain.doubled and vector == Vector.DF:
-                chain.blocks[-1] = block
-                return
-            if not chain.doubled and vector == chain.strikes[-1].vector:
-                chain.strikes[-1] = replace(strike, during=chain.strikes[-1].during)
-                chain.blocks[-1] = block
-                return
+        if pending is None and self._completes(strike, block):
+            return
         self.total += pending is None
         if pending is not None and pending[0] != vector:
             # Two CPUs at once: what was found on the other one is not to be lost.
             self._add(Strike(pending[0], line=pending[1].number), pending[1])
         self._add(strike, block)
+
+    def _completes(self, strike: Strike, block: Block) -> bool:
+        """Whether *strike* is what an exception in the delivery of another came to: a double fault, or itself."""
+        chain = next((c for c in reversed(self._chains) if c.awaits(strike.vector)), None)
+        if chain is None:
+            return False
+        if chain.strikes[0].rip not in (None, strike.rip):
+            chain = self._rehome(chain, strike.rip)
+        if not chain.doubled:
+            chain.strikes[-1] = replace(strike, during=chain.strikes[-1].during)
+        chain.blocks[-1] = block
+        return True
+
+    def _rehome(self, chain: _Chain, rip: int | None) -> _Chain:
+        """With several CPUs the latest chain is not always the right one: RIP tells, for it does not move meanwhile."""
+        first = chain.strikes[0].vector
+        alike = (c for c in reversed(self._chains) if len(c.strikes) == 1 and c.strikes[0].vector == first)
+        owner = next((c for c in alike if c.strikes[0].rip == rip), None)
+        if owner is None or len(chain.strikes) != 2:
+            return chain
+        owner.add(chain.strikes.pop(), chain.blocks.pop())
+        owner.doubled, chain.doubled = chain.doubled, False
+        return owner
 
     def _triple(self) -> None:
         self._flush()
@@ -210,6 +231,8 @@ class QemuLog:
         text = self._registers.text
         remarks = [] if self._shown < 2 else [f"registers of {self._shown} CPUs; these are the first"]
         outcome: Outcome = "reset" if self._registers.kind == "reset" else "unknown"
+        if self.resets:
+            outcome = "triple-fault"
         cpu = parse_registers(text, "registers")
         return Trace(self._source, "registers", (), outcome, cpu, parse_code(text), remarks=tuple(remarks))
 
@@ -219,7 +242,7 @@ class QemuLog:
         extra = {int(index): int(value, 16) for index, value in _EXTRA.findall(block.text)}
         suberror = _SUBERROR.search(block.text)
         strikes: tuple[Strike, ...] = ()
-        remarks = [" ".join(line.strip() for line in block.lines[:2])]
+        remarks = [" ".join(block.text.split("\n")[:2])]
         if suberror and suberror[1] in ("2", "3") and extra.get(0, 0) >> 31 & 1:
             strikes = _vectoring(extra, block)
             remarks.append("the exceptions are KVM's exit data; it could not go on delivering them")
@@ -273,7 +296,7 @@ def _is_same(one: Strike, other: Strike) -> bool:
 
 
 def _with_registers(strike: Strike, block: Block | None) -> Strike:
-    cpu = parse_registers("\n".join(block.lines[1:]), "QEMU log") if block else None
+    cpu = parse_registers(block.body, "QEMU log") if block else None
     if cpu is None:
         return strike
     strike = replace(strike, cpu=cpu)
