@@ -162,6 +162,28 @@ common_64:
         movq    %rbx, %rdi
         leaq    _text(%rip), %rsi
         leaq    _end(%rip), %rdx
+        call    choose_place                    # kaslr: the image may go on somewhere else
+        leaq    _text(%rip), %rsi
+        cmpq    %rsi, %rax
+        je      placed_64
+        movq    %rax, %r13
+        movq    %rax, %rdi
+        leaq    _end(%rip), %rcx
+        subq    %rsi, %rcx
+        shrq    $3, %rcx
+        rep movsq
+        leaq    _text(%rip), %rdx
+        leaq    boot_stack_top(%rip), %rcx
+        subq    %rdx, %rcx
+        leaq    (%rcx, %r13), %rsp
+        leaq    placed_64(%rip), %rax
+        subq    %rdx, %rax
+        addq    %r13, %rax
+        jmp     *%rax
+placed_64:
+        movq    %rbx, %rdi
+        leaq    _text(%rip), %rsi
+        leaq    _end(%rip), %rdx
         movq    %r12, %rcx
         call    startup_64
         site    site_early_cr3
