@@ -11,8 +11,9 @@ import pytest
 from fivefold.boot import Image, Options, Run, build_image
 from fivefold.boot import run as boot_run
 from fivefold.boot.build import MODES, boot_object, kernel_object, link_image
+from fivefold.kernel.report import WORDS
 from fivefold.machine import Machine, start
-from fivefold.units import MIB
+from fivefold.units import MIB, PhysAddr
 
 Boot = Callable[..., Run]
 
@@ -75,6 +76,43 @@ def failed(run: Run) -> list[str]:
 def failures() -> Callable[[Run], list[str]]:
     """`failed`, for tests that expect some."""
     return failed
+
+
+@pytest.fixture
+def left_behind(boot: Boot, image: Image) -> Callable[..., dict[int, bytes]]:
+    """Boot, and return what is in memory at its end: for each of *places*, (physical address, size), its bytes."""
+
+    def run(places: list[tuple[int, int]], cpu: str = "la57", **options: Any) -> dict[int, bytes]:
+        kept: dict[int, bytes] = {}
+        before = options.pop("before", None)
+
+        def watch(machine: Machine) -> None:
+            if before is not None:
+                before(machine)
+            close = machine.close
+
+            def read_and_close() -> None:
+                for at, size in places:
+                    kept.setdefault(at, machine.memory.read(PhysAddr(at), size))
+                close()
+
+            machine.close = read_and_close  # type: ignore[method-assign]
+
+        boot(cpu, before=watch, **options)
+        return kept
+
+    return run
+
+
+@pytest.fixture
+def trampoline_place(left_behind: Callable[..., dict[int, bytes]], image: Image) -> Callable[..., int]:
+    """Boot ours, and return where its change of mode borrowed two pages."""
+
+    def run(**options: Any) -> int:
+        word = image.physical("startup.table", image.load_address) + 8 * WORDS.index("trampoline")
+        return int.from_bytes(left_behind([(word, 8)], **options)[word], "little")
+
+    return run
 
 
 @pytest.fixture(scope="session")
