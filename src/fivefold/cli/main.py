@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from fivefold.cli import audit, boot, dump, explain, image, info, roots, walk
+from fivefold.cli import audit, boot, diff, dump, explain, image, info, roots, walk
 from fivefold.errors import FivefoldError
 
 COULD_NOT: Final = 2
@@ -32,6 +32,7 @@ app.command("walk")(walk.walk)
 app.command("dump")(dump.dump)
 app.command("roots")(roots.roots)
 app.command("audit")(audit.audit)
+app.command("diff")(diff.diff)
 app.command("explain")(explain.explain)
 
 

@@ -1,0 +1,74 @@
+"""`fivefold diff`: what changed between two address spaces."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fivefold.cli import values
+from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
+
+if TYPE_CHECKING:
+    from fivefold.survey.diff import Diff
+
+
+class FormatChoice(StrEnum):
+    """How to print it."""
+
+    text = "text"
+    json = "json"
+    csv = "csv"
+
+
+class BitsChoice(StrEnum):
+    """Which bits of a leaf count."""
+
+    few = "few"
+    all = "all"
+
+
+@on_source
+def diff(
+    chosen: SourceChoice,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="What to compare it with: later, or another guest.")],
+    format: Annotated[FormatChoice, typer.Option(help="How to print it.")] = FormatChoice.text,
+    as_json: JsonOption = False,
+    other_cr3: Annotated[
+        int | None, typer.Option("--other-cr3", parser=values.number, metavar="VALUE", help="The root in OTHER.")
+    ] = None,
+    other_levels: Annotated[int | None, typer.Option(metavar="4|5", help="Levels of page tables in OTHER.")] = None,
+    window: Annotated[
+        range | None,
+        typer.Option("--range", parser=values.window, metavar="A-B", help="Only these addresses of SOURCE."),
+    ] = None,
+    bits: Annotated[
+        BitsChoice, typer.Option(help="few: without accessed, dirty, software bits and key.")
+    ] = BitsChoice.few,
+    phys: Annotated[bool, typer.Option("--phys/--no-phys", help="Compare physical addresses, too.")] = True,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Lay areas over each other by their bases: two boots with KASLR.")
+    ] = False,
+) -> int:
+    """Compare two address spaces: what was added, removed, changed. Status 1 when something was.
+
+    The root and levels of OTHER are its own; --cr3, --cr4 and --levels are those of SOURCE, the other options of both.
+    """
+    from fivefold.survey.diff import DiffSettings
+    from fivefold.survey.diff import diff as compare
+
+    settings = DiffSettings(all_bits=bits is BitsChoice.all, phys=phys, relative=relative, window=window)
+    given = {**chosen.given, "cr3": other_cr3, "cr4": None, "levels": other_levels}
+    with chosen.open_space() as before, replace(chosen, name=other, given=given).open_space() as after:
+        found = compare(before, after, settings)
+        _write(found, FormatChoice.json if as_json else format)
+    return 0 if found.same else 1
+
+
+def _write(found: Diff, form: FormatChoice) -> None:
+    from fivefold.report.diff_text import write_csv, write_json, write_text
+
+    {FormatChoice.text: write_text, FormatChoice.json: write_json, FormatChoice.csv: write_csv}[form](found, sys.stdout)

@@ -1,0 +1,280 @@
+"""What changed between two address spaces: two guests, two moments of one, or two roots."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from fivefold.arch import ENTRIES, FRAME_BITS
+from fivefold.survey.diff_windows import NOTHING, Pair, Walker
+from fivefold.survey.regions import Region, split_at
+from fivefold.survey.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Kind
+from fivefold.survey.select import KERNEL_HALF, USER_HALF, meet
+from fivefold.survey.space import Space
+from fivefold.units import VirtAddr
+
+SHARED_ABOVE: Final = 16
+"""A shared table with more ranges than this is compared as a table, not range by range."""
+
+
+class Nature(StrEnum):
+    """What became of an address."""
+
+    ADDED = "added"
+    REMOVED = "removed"
+    CHANGED = "changed"
+
+
+class Change(NamedTuple):
+    """A run of addresses with the same difference; *before* and *after* are cut to it, None where nothing is mapped.
+
+    *what*: ``kind``, ``page``, ``rights``, ``flags``, ``phys``, ``table`` (a shared one), whichever differ; empty
+    unless both are there. With areas compared by their bases *shift* is how much further up *after* lies.
+    """
+
+    start: VirtAddr
+    end: int
+    before: Region | None
+    after: Region | None
+    what: tuple[str, ...]
+    shift: int = 0
+
+    @property
+    def nature(self) -> Nature:
+        """Added, removed or changed."""
+        if self.before is None:
+            return Nature.ADDED
+        return Nature.REMOVED if self.after is None else Nature.CHANGED
+
+    @property
+    def size(self) -> int:
+        """Bytes of virtual space."""
+        return self.end - self.start
+
+    @property
+    def area(self) -> str | None:
+        """The area by the names of the side where something is mapped; the earlier one if both."""
+        region = self.before or self.after
+        return region.area if region else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffSettings:
+    """What counts. *all_bits*: accessed, dirty, software bits and key, too. *phys*: where it leads. *relative*: areas
+    are laid over each other by their bases, so that kernels at random places can be compared."""
+
+    all_bits: bool = False
+    phys: bool = True
+    relative: bool = False
+    window: range | None = None
+
+    @property
+    def mask(self) -> int:
+        """Bits of a leaf that count."""
+        flags = ALL_FLAGS if self.all_bits else DEFAULT_FLAGS
+        return flags | FRAME_BITS if self.phys else flags
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """The changes from *before* to *after*, ascending, and in *limits* what was not compared, in words."""
+
+    before: Space
+    after: Space
+    settings: DiffSettings
+    changes: tuple[Change, ...]
+    limits: tuple[str, ...] = field(default=())
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing that counts differs."""
+        return not self.changes
+
+
+def diff(before: Space, after: Space, settings: DiffSettings | None = None) -> Diff:
+    """Compare two spaces; they may have different numbers of levels. `TooManyRuns` where they unfold beyond bounds."""
+    job = _Job(before, after, settings or DiffSettings())
+    changes = tuple(joined(change for window, shift in job.pieces() for change in job.compare(window, shift)))
+    return Diff(before, after, job.settings, changes, tuple(job.limits))
+
+
+class _Job:
+    """One comparison while it runs."""
+
+    def __init__(self, before: Space, after: Space, settings: DiffSettings) -> None:
+        self.before, self.after, self.settings = before, after, settings
+        self.limits: list[str] = []
+        self.walker = Walker(before, after, settings.mask)
+
+    def pieces(self) -> Iterator[tuple[range, int]]:
+        """The windows of *before* to look at, and how far up their counterparts are in *after*."""
+        for window, shift in self._pieces():
+            part = meet(window, self.settings.window)
+            if part:
+                yield part, shift
+
+    def _pieces(self) -> Iterator[tuple[range, int]]:
+        if self.settings.relative:
+            yield from self._by_area()
+        elif self.before.levels == self.after.levels:
+            yield from ((window, 0) for window in self.walker.windows())
+        else:
+            yield from ((half, 0) for half in (USER_HALF, KERNEL_HALF))
+
+    def _by_area(self) -> Iterator[tuple[range, int]]:
+        """Each area that both have; user space stays where it is."""
+        theirs = {area.name: area for area in self.after.areas.areas}
+        for area in self.before.areas.areas:
+            if area.name not in theirs and area.kind == "mapped":
+                self.limits.append(f"{area.name}: only {self.before.source.name} has this area")
+            elif area.name in theirs and area.kind != "non_canonical":
+                size = min(area.size, theirs[area.name].size)
+                yield range(area.start, area.start + size), self._shift(area.name, theirs[area.name].start - area.start)
+        if not self.before.areas.areas or not theirs:
+            self.limits.append("no areas to lay over each other")
+
+    def _shift(self, area: str, distance: int) -> int:
+        ours, theirs = self.before.bases.kernel_text.value, self.after.bases.kernel_text.value
+        if area == "kernel_image" and ours is not None and theirs is not None:
+            return theirs - ours
+        return distance
+
+    def compare(self, window: range, shift: int) -> Iterator[Change]:
+        """All changes in *window* of the space before."""
+        there = range(max(window.start + shift, 0), min(window.stop + shift, 1 << 64))
+        ours, theirs = self._regions(self.before, window), self._regions(self.after, there)
+        ours, theirs = (
+            self._unfolded(self.before, ours, _moved(theirs, -shift)),
+            self._unfolded(self.after, theirs, _moved(ours, shift)),
+        )
+        for start, end, one, other in _in_step(ours, _moved(theirs, -shift)):
+            what = self._what(one, other) if one and other else ()
+            if what or not (one and other):
+                yield Change(VirtAddr(start), end, one, other, what, shift)
+
+    def _regions(self, space: Space, window: range, repeat_above: int | None = SHARED_ABOVE) -> list[Region]:
+        bits, phys = self.settings.all_bits, self.settings.phys
+        if not window:
+            return []
+        return list(space.regions(window, all_bits=bits, contiguous=phys, repeat_above=repeat_above))
+
+    def _unfolded(self, space: Space, regions: list[Region], others: list[Region]) -> list[Region]:
+        """*regions* of *space* with shared tables unfolded where *others* has something else than a shared table."""
+        plain = [other for other in others if other.kind is not Kind.REPEAT]
+        found: list[Region] = []
+        for region in regions:
+            at, span = int(region.start), region.level.span * ENTRIES
+            meeting = _meeting(plain, region) if region.kind is Kind.REPEAT else []
+            for other in meeting:
+                low, high = max(at, other.start // span * span), min(region.end, -(-other.end // span) * span)
+                if low < high:
+                    found += [_part(region, at, low)] if at < low else []
+                    found += self._regions(space, range(low, high), None)
+                    at = high
+            found += [_part(region, at, region.end)] if at < region.end else []
+        return found
+
+    def _what(self, one: Region, other: Region) -> tuple[str, ...]:
+        checks = (
+            ("kind", one.kind, other.kind),
+            ("page", one.level, other.level),
+            ("rights", (one.leaf, one.effective), (other.leaf, other.effective)),
+            ("flags", one.flags, other.flags),
+        )
+        what = tuple(name for name, ours, theirs in checks if ours != theirs)
+        if one.kind is Kind.REPEAT is other.kind and one.level == other.level:
+            return what if self._same_tables(one, other) else (*what, "table")
+        places = (one.phys, other.phys)
+        return (*what, "phys") if self.settings.phys and None not in places and places[0] != places[1] else what
+
+    def _same_tables(self, one: Region, other: Region) -> bool:
+        """Whether two shared tables map the same, wherever they lie themselves."""
+        pair = Pair(one.phys or 0, other.phys or 0, one.level, one.effective, other.effective)
+        return self.walker.below(pair) == NOTHING
+
+
+def _moved(regions: list[Region], by: int) -> list[Region]:
+    if not by:
+        return regions
+    return [region._replace(start=VirtAddr(region.start + by), end=region.end + by) for region in regions]
+
+
+def _meeting(regions: list[Region], with_: Region) -> list[Region]:
+    """Those of *regions*, ascending, that share an address with *with_*."""
+    low = bisect_right([region.end for region in regions], with_.start)
+    high = bisect_left(regions, with_.end, key=lambda region: region.start)
+    return regions[low:high]
+
+
+def _part(region: Region, start: int, end: int) -> Region:
+    """A part of what is not mapped by itself: it has one place for all its addresses."""
+    repeats = (end - start) // (region.level.span * ENTRIES) if region.kind is Kind.REPEAT else 0
+    return region._replace(start=VirtAddr(start), end=end, repeats=repeats)
+
+
+def _in_step(
+    ours: Iterable[Region], theirs: Iterable[Region]
+) -> Iterator[tuple[int, int, Region | None, Region | None]]:
+    """Both lists cut at each other's ends: start, end, and what is there on each side, one of them at least."""
+    one, other = list(ours), list(theirs)
+    borders = sorted({border for region in (*one, *other) for border in (region.start, region.end)})
+    cut_ours, cut_theirs = ({part.start: part for part in _cut(side, borders)} for side in (one, other))
+    for start in sorted(cut_ours.keys() | cut_theirs.keys()):
+        mine, its = cut_ours.get(start), cut_theirs.get(start)
+        ends = [region.end for region in (mine, its) if region is not None]
+        yield start, ends[0], mine, its
+
+
+def _cut(regions: Iterable[Region], borders: list[int]) -> Iterator[Region]:
+    for region in regions:
+        if region.kind is Kind.MAPPED:
+            yield from split_at(region, borders)
+            continue
+        inside = [border for border in borders if region.start < border < region.end]
+        for start, end in zip([region.start, *inside], [*inside, region.end], strict=True):
+            yield _part(region, start, end)
+
+
+def joined(changes: Iterable[Change]) -> Iterator[Change]:
+    """Changes that follow each other with the same difference, made one."""
+    last: Change | None = None
+    for change in changes:
+        if last is not None and _continues(last, change):
+            before, after = _longer(last.before, change.before), _longer(last.after, change.after)
+            last = last._replace(end=change.end, before=before, after=after)
+            continue
+        if last is not None:
+            yield last
+        last = change
+    if last is not None:
+        yield last
+
+
+def _longer(region: Region | None, more: Region | None) -> Region | None:
+    """*region* with what follows it; its place is not known any more where memory does not follow on."""
+    if region is None or more is None:
+        return None
+    follows = region.phys is not None and region.phys + region.size == more.phys
+    repeats, phys = region.repeats + more.repeats, region.phys if follows or region.kind is not Kind.MAPPED else None
+    return region._replace(end=more.end, repeats=repeats, phys=phys)
+
+
+def _continues(last: Change, change: Change) -> bool:
+    if last.end != change.start or (last.what, last.shift) != (change.what, change.shift):
+        return False
+    return _same_run(last.before, change.before) and _same_run(last.after, change.after)
+
+
+def _same_run(one: Region | None, other: Region | None) -> bool:
+    """Whether *other* is more of *one*, wherever in memory."""
+    if one is None or other is None:
+        return one is other
+    if one.kind is not Kind.MAPPED and one.phys != other.phys:
+        return False
+    return one._replace(start=other.start, end=other.end, phys=other.phys, repeats=other.repeats) == other
+
+
+__all__ = ["Change", "Diff", "DiffSettings", "Nature", "diff", "joined"]
