@@ -8,6 +8,7 @@ module adds is memory for it to work in, and an answer as numpy columns.
 from __future__ import annotations
 
 import mmap
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -228,8 +229,10 @@ class _Records:
             self._code.unmap(self.address)
             self._mapped = False
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, _is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        # When Python ends, what would release the buffer may be gone, as may this module's names.
+        if not _is_ending():
+            self.close()
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,9 @@ class Space:
         """The native scan over this source's memory, or over copies of its tables where reading all would be costly."""
         memory = self.source.memory
         banks = memory.banks() if memory.zero_copy else _table_banks(self.tables)
-        return TableScanner(banks)
+        scanner = TableScanner(banks)
+        memory.when_closed(scanner.close)
+        return scanner
 
     def scan(
         self,
