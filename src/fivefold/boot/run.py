@@ -91,6 +91,11 @@ class Options:
         return " ".join(word for word in words if word)
 
     @property
+    def may_move(self) -> bool:
+        """Whether the kernel at the end may lie elsewhere than the loader put the image."""
+        return self.kexec is not None or any(word.split("=")[0] == "kaslr" for word in self.cmdline.split())
+
+    @property
     def last(self) -> Options:
         """The options of the kernel that runs at the end."""
         return self if self.kexec is None else replace(self, cmdline=self.kexec, layout="linux", kexec=None)
@@ -136,12 +141,14 @@ def hibernate(guest: Guest, options: Options, image: Image) -> Guest | Check:
     saving = replace(guest, cmdline=f"{guest.cmdline} hibernate=save".strip())
     with start(options.engine, saving) as machine:
         event = machine.run(options.timeout)
-        words = read_report(machine.memory, image, options.load_address or image.load_address).words
+        load, report = last_report(machine, options, image)
+        words = report.words
         at, size = words.get("hibernate_at", 0), words.get("hibernate_size", 0)
         if not at or not 0 < size <= options.memory:
             return Check("hibernate_saved", "outside", False, str(event))
         saved = machine.memory.read(PhysAddr(at), size)
-    return replace(guest, cmdline=f"{guest.cmdline} hibernate=resume".strip(), modules=(Module(saved),))
+    resuming = make_guest(guest.cpu, replace(options, load_address=load), image)
+    return replace(resuming, cmdline=f"{guest.cmdline} hibernate=resume".strip(), modules=(Module(saved),))
 
 
 def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
@@ -184,7 +191,7 @@ def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
 def last_report(machine: Machine, options: Options, image: Image) -> tuple[int, GuestReport]:
     """Where the image lies that runs at the end, and its report; after kexec the page tables say where."""
     load = options.load_address or image.load_address
-    if options.kexec is not None:
+    if options.may_move:
         load = running_image(machine, image) or load
     try:
         return load, read_report(machine.memory, image, load)

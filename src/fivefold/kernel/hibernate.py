@@ -87,8 +87,8 @@ def sum_of(at: u64, size: u64) -> u64:
 
 
 def kernel_sum() -> u64:
-    """What tells this kernel from another: its code and constants."""
-    return sum_of(symbol("_text"), symbol("_erodata") - symbol("_text"))
+    """What tells this kernel from another: its code and constants, without the entries, which note where they run."""
+    return sum_of(symbol("trap_stubs"), symbol("_erodata") - symbol("trap_stubs"))
 
 
 @noinline
