@@ -1,0 +1,30 @@
+"""The table of mistakes in the docs names tests that exist, and no test named after a mistake is missing there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+TABLE = (TESTS.parent / "docs" / "mistakes.md").read_text(encoding="utf-8")
+DEFINED = re.compile(r"^def (test_\w+)", re.MULTILINE)
+
+
+def defined(*files: str) -> set[str]:
+    return {name for file in files for name in DEFINED.findall((TESTS / file).read_text(encoding="utf-8"))}
+
+
+def test_every_test_in_the_table_exists() -> None:
+    files = [
+        str(path.relative_to(TESTS)) for folder in ("kernel", "boot") for path in (TESTS / folder).glob("test_*.py")
+    ]
+    named = set(re.findall(r"`(test_\w+)`", TABLE))
+    assert len(named) > 40
+    assert named <= defined(*files)
+
+
+def test_every_test_of_a_mistake_is_in_the_table() -> None:
+    mistakes = defined("kernel/test_mistakes.py", "kernel/test_invariants.py", "boot/test_mistakes.py")
+    assert {name for name in mistakes if re.match(r"test_(rfc|rs|inv)_", name)} <= set(
+        re.findall(r"`(test_\w+)`", TABLE)
+    )
