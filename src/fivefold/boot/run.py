@@ -11,6 +11,7 @@ from fivefold.arch import AddressSpace, ControlState, Mapped, translate
 from fivefold.boot.build import build_image
 from fivefold.boot.cpus import cpu_checks
 from fivefold.boot.elf_image import HIGHEST_32BIT_END, Image, check_load_address
+from fivefold.boot.entered import switch_checks
 from fivefold.boot.evidence import Evidence
 from fivefold.boot.guest_report import NO_REPORT, GuestReport, read_report
 from fivefold.boot.judge import judge
@@ -165,6 +166,10 @@ def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
         checks = [completed(event, report), *early, *report.checks]
         if report.is_done:
             checks += from_outside(machine, replace(options.last, load_address=load), image, report)
+        if report.is_done and options.kexec is None:
+            levels = expected_levels(machine.cpu.la57, options.cmdline)
+            now, words = machine.registers(), report.words
+            checks += switch_checks(options.entry, levels, words, now, machine.memory, options.cpus > 1)
         if options.kexec is not None:
             checks += handed_over(machine, options, image, report)
         instructions, output = machine.instructions, machine.output.decode(errors="replace")

@@ -132,6 +132,7 @@ from_32bit:
         testl   %esi, %esi
         movq    %rbx, %rsi
         jnz     entry_64
+        call    load_early_descriptors
         call    clear_bss
         xorl    %r12d, %r12d                    # entered with no levels
         jmp     common_64
@@ -146,6 +147,7 @@ entry_64:
         cld
         leaq    boot_stack_top(%rip), %rsp
         movq    %rsi, %rbx
+        call    load_early_descriptors
         call    clear_bss
         movq    %cr4, %rax
         movl    $4, %r12d
@@ -215,7 +217,8 @@ trampoline_return:
         movq    saved_rsp(%rip), %rsp
         movq    saved_rbx(%rip), %rbx
         movq    saved_r12(%rip), %r12
-        ret
+        call    load_early_descriptors
+        jmp     take_trampoline_count
 
 # ---- The trampoline: changes CR4.LA57, which needs paging off and so code below 4 GiB. ----
 # Copied to the second borrowed page; EDI: the first, which holds the other mode's root.

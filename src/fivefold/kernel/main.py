@@ -20,6 +20,7 @@ from fivefold.kernel import (
     layout,
     mapping,
     memblock,
+    mode_switch,
     params,
     pgtable,
     phys,
@@ -61,6 +62,7 @@ def start_kernel(table: VirtAddr) -> None:
     checks.check_all(top)
     process_checks.check_processes(top)
     handover_checks.check_handover(largest_page(cmdline()))
+    mode_switch.check_switch()
     smp.check_cpus(top)
     sleep_or_wake()
     dump_own_tables(top)
@@ -259,4 +261,5 @@ def report_result() -> None:
         if start != 0:
             end = layout.area_end(row.movable, row.end[layout.column()])
             report.area(text_address(row.name), VirtAddr(start), VirtAddr(end), report.AREA_MAPPED)
+    report.set_word(report.W_NMIS, mode_switch.nmis())
     report.set_word(report.W_STATE, report.STATE_DONE)

@@ -38,7 +38,7 @@ WORDS: Final = (
     "ram_bytes", "ram_end", "cut_bytes", "direct_4k", "direct_2m", "direct_1g", "tables", "scan_ranges",
     "scan_bytes", "scan_tables", "scan_writable_executable", "scan_records", "scan_record_size", "previous",
     "kexec_outcome", "hibernate_at", "hibernate_size", "user_root", "user_tables", "fast_returns",
-    "safe_returns", "syscall_stays", "panic_vector", "panic_error", "panic_rip", "panic_address",
+    "safe_returns", "syscall_stays", "nmis", "panic_vector", "panic_error", "panic_rip", "panic_address",
     "panic_text", "areas", "checks", "failed",
 )  # fmt: skip
 """Names of the words from the start of the table, in order."""
@@ -105,6 +105,7 @@ W_USER_TABLES: Final = WORDS.index("user_tables")
 W_FAST_RETURNS: Final = WORDS.index("fast_returns")
 W_SAFE_RETURNS: Final = WORDS.index("safe_returns")
 W_SYSCALL_STAYS: Final = WORDS.index("syscall_stays")
+W_NMIS: Final = WORDS.index("nmis")
 W_PANIC_VECTOR: Final = WORDS.index("panic_vector")
 W_PANIC_ERROR: Final = WORDS.index("panic_error")
 W_PANIC_RIP: Final = WORDS.index("panic_rip")

@@ -69,6 +69,7 @@ from fivefold.machine.vcpu import (
     FLAT_CODE64,
     FLAT_DATA,
     PRESENT,
+    RFLAGS_IF,
     RFLAGS_RF,
     Segment,
     Vcpu,
@@ -101,6 +102,7 @@ class UnicornMachine:
         self._ports = Ports()
         self._history: deque[ExceptionRecord] = deque(maxlen=_HISTORY)
         self._injected: deque[Trap] = deque()
+        self._waiting: deque[Trap] = deque()
         self._stale = False
         try:
             self._start(guest)
@@ -178,7 +180,8 @@ class UnicornMachine:
     def inject(self, vector: int, error_code: int | None = None) -> None:
         """Deliver *vector* before the guest's next instruction, whatever RFLAGS.IF says.
 
-        2 is an NMI. An exception that has an error code needs *error_code*.
+        2 is an NMI. `interrupt` is for what waits until the guest lets it in.
+        An exception that has an error code needs *error_code*.
         """
         if not 0 <= vector <= 255:
             raise ValueError(f"vector {vector}; expected 0 to 255")
@@ -186,6 +189,20 @@ class UnicornMachine:
         if not external and has_error_code(vector) != (error_code is not None):
             raise ValueError(f"vector {vector} {'needs an' if has_error_code(vector) else 'has no'} error code")
         self._injected.append(Trap(vector, error_code, external=external))
+
+    def interrupt(self, vector: int) -> None:
+        """Hold up interrupt *vector*, 32 to 255, until the guest sets RFLAGS.IF; it is looked at whenever a run starts.
+
+        `pending` says what has not been let in.
+        """
+        if not 32 <= vector <= 255:
+            raise ValueError(f"interrupt {vector}; expected 32 to 255")
+        self._waiting.append(Trap(vector, external=True))
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Vectors of the interrupts that wait, oldest first."""
+        return tuple(trap.vector for trap in self._waiting)
 
     # -- running -------------------------------------------------------------------------
 
@@ -242,7 +259,11 @@ class UnicornMachine:
         return self._deliver(Trap(Vector.GP, 0))
 
     def _deliver_injected(self) -> Event | None:
-        return self._deliver(self._injected.popleft()) if self._injected else None
+        if self._injected:
+            return self._deliver(self._injected.popleft())
+        if self._waiting and self._engine.vcpu().rflags & RFLAGS_IF:
+            return self._deliver(self._waiting.popleft())
+        return None
 
     def _deliver(self, trap: Trap) -> Shutdown | None:
         result = deliver(trap, self._engine.vcpu(), self._bus, self.cpu)

@@ -1,0 +1,59 @@
+# An NMI may arrive at any instruction between the loader's tables and the kernel's, and nothing holds it off.
+#
+# These descriptor tables lie in the image and are used at its physical address, where the loader's tables, the
+# trampoline's return and the early tables all map it. In the trampoline itself its own take over.
+
+        .section .head, "ax", @progbits
+        .code64
+# Changes RAX; the stack is the boot stack.
+load_early_descriptors:
+        leaq    head_gdt(%rip), %rax
+        movq    %rax, head_gdt_pointer + 2(%rip)
+        site    site_window_lgdt
+        lgdt    head_gdt_pointer(%rip)
+        movl    $0x10, %eax
+        movl    %eax, %ds
+        movl    %eax, %es
+        movl    %eax, %ss
+        popq    %rax
+        pushq   $0x18
+        pushq   %rax
+        leaq    early_nmi(%rip), %rax           # its address: bits 0 to 15, 16 to 31, 32 to 63
+        movw    %ax, early_idt + 32(%rip)
+        shrq    $16, %rax
+        movw    %ax, early_idt + 38(%rip)
+        shrq    $16, %rax
+        movl    %eax, early_idt + 40(%rip)
+        leaq    early_idt(%rip), %rax
+        movq    %rax, early_idt_pointer + 2(%rip)
+        site    site_window_lidt
+        lidt    early_idt_pointer(%rip)
+        .globl  window_start
+        .hidden window_start
+window_start:
+        lretq
+early_nmi:
+        incq    early_nmi_count(%rip)
+        iretq
+
+# After the trampoline: what its handler counted, before the page is given back.
+take_trampoline_count:
+        movq    trampoline_used(%rip), %rax
+        movl    (4096 + trampoline_nmi_count - trampoline_start)(%rax), %eax
+        addq    %rax, early_nmi_count(%rip)
+        ret
+
+        .section .data, "aw", @progbits
+        .p2align 4
+early_idt:
+        .quad   0, 0, 0, 0
+        .quad   0x00008e0000180000              # vector 2: 64-bit interrupt gate to 0x18
+        .quad   0
+early_idt_pointer:
+        .word   47
+        .quad   0
+        .p2align 3
+        .globl  early_nmi_count
+        .hidden early_nmi_count
+early_nmi_count:
+        .quad   0
