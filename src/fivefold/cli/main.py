@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from fivefold.cli import audit, boot, diff, dump, explain, image, info, roots, walk
+from fivefold.cli import audit, boot, diff, dump, explain, find, image, info, roots, walk
 from fivefold.errors import FivefoldError
 
 COULD_NOT: Final = 2
@@ -33,6 +33,7 @@ app.command("dump")(dump.dump)
 app.command("roots")(roots.roots)
 app.command("audit")(audit.audit)
 app.command("diff")(diff.diff)
+app.command("find")(find.find)
 app.command("explain")(explain.explain)
 
 

@@ -1,0 +1,172 @@
+"""Who maps this memory: the way back from physical to virtual addresses, over any number of roots."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from fivefold.arch import ENTRIES, Level, Rights, TooManyRuns
+from fivefold.memory import SourceMemory
+from fivefold.survey.frame_sets import Leaves
+from fivefold.survey.regions import PAGE_NAMES
+from fivefold.survey.scan import MAX_RANGES
+from fivefold.survey.scan_result import Contiguity, Kind, ScanResult, ScanSettings, column
+from fivefold.survey.space import Space
+from fivefold.survey.table_census import census
+from fivefold.units import MASK64, PhysAddr, VirtAddr
+
+SEARCH_STEP: Final = 4 << 20
+"""Bytes that are searched together."""
+
+MAX_SHARED: Final = 1 << 16
+"""Shared tables that are looked into; tables that share each other without end are refused beyond it."""
+
+
+SHARED_ABOVE: Final = 16
+"""A shared table with more ranges than this is looked into once, and its places are told with how often they repeat."""
+
+
+class Place(NamedTuple):
+    """A run of virtual addresses that leads to *phys*, in one space.
+
+    *repeats*: it is there again this many times, *every* bytes further, through a table that is mapped in a row.
+    """
+
+    root: PhysAddr
+    levels: int
+    va: VirtAddr
+    size: int
+    phys: PhysAddr
+    level: Level
+    rights: Rights
+    area: str | None
+    repeats: int = 0
+    every: int = 0
+
+    @property
+    def page(self) -> str:
+        """``4K``, ``2M`` or ``1G``."""
+        return PAGE_NAMES[self.level]
+
+
+class TableUse(NamedTuple):
+    """The page at *frame* is a page table of *root*, at *level*."""
+
+    frame: PhysAddr
+    root: PhysAddr
+    levels: int
+    level: Level
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is known of *target*, a run of physical memory: where it is mapped, and for what root it is a table."""
+
+    target: range
+    places: list[Place] = field(default_factory=list)
+    tables: list[TableUse] = field(default_factory=list)
+
+
+def find_mappings(spaces: Iterable[Space], targets: Sequence[range]) -> list[Answer]:
+    """Where each of *targets* is mapped in each of *spaces*; ranges of physical addresses, ends exclusive.
+
+    Each space is scanned once. `TooManyRuns` where one unfolds beyond bounds.
+    """
+    answers = [Answer(target) for target in targets]
+    for space in spaces:
+        finder = _Finder(space)
+        levels = [(one.level, one.tables) for one in census(space)]
+        for answer in answers:
+            answer.places += finder.places(answer.target)
+            for level, tables in levels:
+                bounds = np.array([answer.target.start & ~0xFFF, answer.target.stop], np.uint64)
+                low, high = np.searchsorted(tables, bounds)
+                found = tables[low:high].tolist()
+                answer.tables += [TableUse(PhysAddr(frame), space.root.value, space.levels, level) for frame in found]
+    return answers
+
+
+class _Finder:
+    """One space, scanned, with what lies behind its shared tables as far as it was asked for."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self._behind: dict[tuple[int, int], tuple[int, ScanResult]] = {}
+        self._whole = self._scan(0, MASK64)
+
+    def _scan(self, first: int, last: int) -> ScanResult:
+        space = self.space
+        settings = ScanSettings.for_cpu(
+            space.cpu,
+            space.tables.nxe,
+            contiguity=Contiguity.BREAK,
+            first=first,
+            last=last,
+            repeat_above=SHARED_ABOVE,
+        )
+        return space.scanner.scan(space.root.value, space.levels, settings, max_ranges=MAX_RANGES)
+
+    def places(self, target: range) -> list[Place]:
+        """Every place of *target*, ascending."""
+        return sorted(self._in(self._whole, target), key=lambda place: place.va)
+
+    def _in(self, result: ScanResult, target: range) -> Iterator[Place]:
+        yield from self._mapped(result, target)
+        rows = result.rows[result.kind == Kind.REPEAT]
+        columns = [column(rows, name).tolist() for name in ("start", "last", "phys", "info")]
+        for start, last, phys, info in zip(*columns, strict=True):
+            span = Level(info >> 4 & 15).span * ENTRIES
+            first, behind = self._table(phys, info, start, span)
+            for place in self._in(behind, target):
+                repeats = (last - start + 1) // span - 1
+                moved = VirtAddr(place.va - first + start)
+                yield place._replace(va=moved, repeats=repeats, every=span if repeats else 0)
+
+    def _table(self, phys: int, info: int, start: int, span: int) -> tuple[int, ScanResult]:
+        """What a shared table maps, told from the place where it was looked at first."""
+        key = (phys, info)
+        if key not in self._behind:
+            if len(self._behind) == MAX_SHARED:
+                raise TooManyRuns(self.space.root.value, MAX_SHARED)
+            self._behind[key] = (start, self._scan(start, start + span - 1))
+        return self._behind[key]
+
+    def _mapped(self, result: ScanResult, target: range) -> Iterator[Place]:
+        leaves = Leaves.of_rows(result.rows)
+        low, high = np.uint64(target.start), np.uint64(target.stop)
+        hit = leaves.where((leaves.phys < high) & (leaves.phys + leaves.size > low))
+        columns = (hit.start, hit.phys, hit.size, hit.level, hit.writable, hit.user, hit.executable)
+        for va, pa, size, level, w, u, x in zip(*(part.tolist() for part in columns), strict=True):
+            skipped = max(target.start - pa, 0)
+            end = min(pa + size, target.stop)
+            yield Place(
+                self.space.root.value,
+                self.space.levels,
+                VirtAddr(va + skipped),
+                end - pa - skipped,
+                PhysAddr(pa + skipped),
+                Level(level),
+                Rights(w, u, x),
+                self.space.areas.name_at(va + skipped),
+            )
+
+
+def search_memory(memory: SourceMemory, pattern: bytes, limit: int) -> list[PhysAddr]:
+    """The first *limit* physical addresses at which *pattern* stands, overlapping ones too; holes part memory."""
+    if not pattern:
+        raise ValueError("nothing to search for; expected one byte or more")
+    found: list[PhysAddr] = []
+    expression = re.compile(b"(?=" + re.escape(pattern) + b")", re.DOTALL)
+    for extent in memory.extents:
+        for at in range(extent.start, extent.end, SEARCH_STEP):
+            # The last bytes of a step are the beginning of what may end in the next.
+            size = min(SEARCH_STEP + len(pattern) - 1, extent.end - at)
+            for match in expression.finditer(memory.read(PhysAddr(at), size)):
+                if len(found) == limit:
+                    return found
+                found.append(PhysAddr(at + match.start()))
+    return found

@@ -1,0 +1,46 @@
+"""Every address space in a memory: a `Space` for each root that is found, for questions over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fivefold.memory import Source
+from fivefold.survey.choose import MODES, Given
+from fivefold.survey.evidence import Found
+from fivefold.survey.roots import Confidence, Root, find_roots
+from fivefold.survey.space import Space
+
+
+@dataclass(frozen=True, slots=True)
+class RootSpaces:
+    """Roots of *source*, and how many more there are that are too unsure to ask."""
+
+    source: Source
+    given: Given
+    roots: tuple[Root, ...]
+    unsure: int
+
+    def spaces(self) -> Iterator[Space]:
+        """A space for each root, in turn; closing one closes the source."""
+        shared: Space | None = None
+        for root in self.roots:
+            how = "; ".join(root.reasons)
+            space = Space(
+                self.source, self.given, root=Found(root.root, how), mode=Found(MODES[root.levels], "the root's own")
+            )
+            if self.source.memory.zero_copy:
+                shared = shared or space
+                space.scanner = shared.scanner
+            yield space
+
+
+def root_spaces(source: Source, given: Given) -> RootSpaces:
+    """All roots of at least medium confidence; only the one in *given* where it names a root."""
+    if given.cr3 is not None:
+        space = Space(source, given)
+        only = Root(space.root.value, space.levels, Confidence.HIGH, (space.root.how,), 0)
+        return RootSpaces(source, given, (only,), 0)
+    found = find_roots(source, given.levels, given.phys_bits)
+    sure = tuple(root for root in found if root.confidence >= Confidence.MEDIUM)
+    return RootSpaces(source, given, sure, len(found) - len(sure))
