@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -122,7 +123,12 @@ def on_source(command: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(command)
     def run(**given: Any) -> int:
         chosen = choose(**{parameter.name: given.pop(parameter.name) for parameter in common})
-        return command(chosen, **given)
+        try:
+            return command(chosen, **given)
+        except BrokenPipeError:
+            # A reader that went away, such as `head`, has what it wanted. Nobody is left to flush to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
 
     # What reads the signature is to see the spliced one, and not the wrapped command's.
     del run.__wrapped__

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Run = Callable[..., Any]
+Capture = Callable[[str], Path]
+
+
+def test_json(fivefold: Run, capture: Capture) -> None:
+    done = fivefold("roots", capture("debian-la57-kaslr-pti"), "--json")
+    found = json.loads(done.out)
+    assert (done.status, found["schema"]) == (0, "fivefold.roots/1")
+    assert found["groups"] == [
+        {
+            "group": 0,
+            "roots": ["0x0000000002556000", "0x0000000002557000", "0x0000000017010000", "0x0000000017011000"],
+        }
+    ]
+    assert found["roots"][1] == {
+        "root": "0x0000000002557000",
+        "levels": 5,
+        "confidence": "high",
+        "reasons": [
+            "user half of an isolated pair with 0x0000000002556000",
+            "maps code in the kernel's window",
+            "3 entries lead to well-formed tables of 5 levels",
+        ],
+        "group": 0,
+        "pair": "0x0000000002556000",
+        "half": "user",
+        "cpus": [],
+    }
+
+
+def test_text(fivefold: Run, capture: Capture) -> None:
+    lines = fivefold("roots", capture("plain-la48-kaslr")).out.splitlines()
+    assert lines[0] == "group 0"
+    assert lines[1].startswith(
+        "  0x0000000000a4a000  4 levels  high    CR3 of CPU 0; shares the kernel's tables with 1 other root;"
+    )
+
+
+def test_none(fivefold: Run, tmp_path: Path) -> None:
+    path = tmp_path / "raw"
+    path.write_bytes(bytes(0x8000))
+    done = fivefold("roots", path)
+    assert (done.status, done.out, done.err) == (1, "", f"fivefold: no page-table roots in {path}\n")
+
+
+def test_only_five_levels(fivefold: Run, capture: Capture) -> None:
+    assert fivefold("roots", capture("plain-la48-kaslr"), "--levels", "5").status == 1
