@@ -39,12 +39,6 @@ _GROUPS: Final = (
     Group(".bss", (".bss",)),
     Group(".lowbss", (".lowbss",)),
 )
-_BUSY: Final = (
-    *("scan", "scan_counts", "scan_entries", "scan_memo", "scan_ranges", "scan_runs", "scan_stack", "tables"),
-    *("direct_map", "mapping", "memblock", "pgtable"),
-)
-"""The kernel's modules whose loops go over all tables or all memory. The rest runs once, most of it."""
-
 _READ_EXECUTE, _READ_WRITE = 5, 6
 _PAGE: Final = 4096
 
@@ -68,7 +62,7 @@ def _key() -> str:
 
 def _build() -> Image:
     first, second = MODES
-    with compiling(kernel_program(second), f"{second}_", _busy(KERNEL)) as other:
+    with compiling(kernel_program(second), f"{second}_", quick=True) as other:
         objects = {"boot": boot_object(), first: kernel_object(first)}
         objects[second] = other()
     return link_image(objects)
@@ -93,11 +87,7 @@ def kernel_object(mode: str, kernel: str = KERNEL) -> bytes:
     """Compile the kernel proper of package *kernel* for one mode of `MODES`, with the mode as a constant."""
     from fivefold.metal.objects import compile_object
 
-    return compile_object(kernel_program(mode, kernel), prefix=f"{mode}_", careful=_busy(kernel))
-
-
-def _busy(kernel: str) -> list[str]:
-    return [f"{kernel}.{name}" for name in _BUSY]
+    return compile_object(kernel_program(mode, kernel), prefix=f"{mode}_", quick=True)
 
 
 def boot_object(kernel: str = KERNEL) -> bytes:
