@@ -51,6 +51,10 @@ def mode(request: pytest.FixtureRequest) -> PagingMode:
     return chosen
 
 
+WITH_NX = {(0x8000_0000, 0): (0x8000_0001, 0, 0, 0), (0x8000_0001, 0): (0, 0, 0, 1 << 20)}
+"""What every CPU says unless a test has it say otherwise."""
+
+
 @dataclass
 class Processor:
     """What plain code asks the machine: CPUID by (leaf, subleaf), and registers that `externs` write."""
@@ -69,7 +73,7 @@ class Processor:
         self.asked.append((leaf, subleaf))
         if leaf == 0:
             return self.max_leaf if register == 0 else 0
-        return self.leaves.get((leaf, subleaf), (0, 0, 0, 0))[register]
+        return {**WITH_NX, **self.leaves}.get((leaf, subleaf), (0, 0, 0, 0))[register]
 
     def read_cr0(self) -> int:
         return self.cr0

@@ -258,12 +258,17 @@ def test_what_only_the_boot_code_knows_is_passed_on(loader: Any, mode: PagingMod
 
 
 def test_write_protection_and_nx_are_turned_on(loader: Any, mode: PagingMode) -> None:
-    nx = {(0x8000_0000, 0): (0x8000_0008, 0, 0, 0), (0x8000_0001, 0): (0, 0, 0, 1 << 20)}
-    for leaves, efer in ((FIVE | nx, 0xD00), (FIVE, 0x500)):
-        machine = loader(mode, PC, leaves=leaves)
+    machine = loader(mode, PC)
+    early_space(machine, mode, LOAD, MIB)
+    assert machine.cpu.cr0 == 0x8001_0011
+    assert machine.cpu.efer == 0xD00
+
+
+def test_a_cpu_without_nx_is_refused(loader: Any, mode: PagingMode, stopped: Any) -> None:
+    machine = loader(mode, PC, leaves={(0x8000_0001, 0): (0, 0, 0, 0)})
+    with pytest.raises(stopped) as refusal:
         early_space(machine, mode, LOAD, MIB)
-        assert machine.cpu.cr0 == 0x8001_0011
-        assert machine.cpu.efer == efer
+    assert str(refusal.value) == "fivefold: the CPU has no NX: nothing could be writable and not executable\n"
 
 
 def test_limit_is_where_firmware_begins() -> None:
