@@ -204,6 +204,8 @@ clear_bss:
         ret
 
 # RAX: the two low pages. Upper halves of registers do not survive 32-bit code; memory does.
+        .globl  trampoline_call
+        .hidden trampoline_call
 trampoline_call:
         movq    %rbx, saved_rbx(%rip)
         movq    %r12, saved_r12(%rip)

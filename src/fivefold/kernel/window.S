@@ -15,10 +15,11 @@ load_early_descriptors:
         movl    %eax, %ds
         movl    %eax, %es
         movl    %eax, %ss
-        popq    %rax
-        pushq   $0x18
+        pushq   $0x18                           # CS first: a handler returns to the selector it was called from
+        leaq    1f(%rip), %rax
         pushq   %rax
-        leaq    early_nmi(%rip), %rax           # its address: bits 0 to 15, 16 to 31, 32 to 63
+        lretq
+1:      leaq    early_nmi(%rip), %rax           # its address: bits 0 to 15, 16 to 31, 32 to 63
         movw    %ax, early_idt + 32(%rip)
         shrq    $16, %rax
         movw    %ax, early_idt + 38(%rip)
@@ -31,7 +32,7 @@ load_early_descriptors:
         .globl  window_start
         .hidden window_start
 window_start:
-        lretq
+        ret
 early_nmi:
         incq    early_nmi_count(%rip)
         iretq

@@ -170,6 +170,16 @@ class QemuMachine:
         numbers = sorted(cpu["cpu-index"] for cpu in self._qmp.execute("query-cpus-fast"))
         return tuple(parse_registers(self._qmp.monitor("info registers", number)) for number in numbers)
 
+    def inject_nmi(self) -> None:
+        """Raise an NMI on every CPU, as a front panel's button does; firmware must have let it through."""
+        self._qmp.execute("inject-nmi")
+
+    def debug(self, device: str) -> None:
+        """Let a debugger in by *device*, as QEMU's ``-gdb`` spells it; `MachineError` if QEMU cannot."""
+        said = self._qmp.monitor(f"gdbserver {device}").strip()
+        if not said.startswith("Waiting for gdb"):
+            raise MachineError(f"QEMU refused a debugger at {device}: {said}")
+
     # -- running -------------------------------------------------------------------------
 
     def run(self, timeout: float = 10.0, limit: int | None = None) -> Event:
