@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from fivefold.cli import audit, boot, diff, dump, explain, find, image, info, roots, walk
+from fivefold.cli import audit, boot, diff, dump, explain, find, image, info, layout, roots, stats, walk
 from fivefold.errors import FivefoldError
 
 COULD_NOT: Final = 2
@@ -34,6 +34,8 @@ app.command("roots")(roots.roots)
 app.command("audit")(audit.audit)
 app.command("diff")(diff.diff)
 app.command("find")(find.find)
+app.command("stats")(stats.stats)
+app.command("layout")(layout.layout)
 app.command("explain")(explain.explain)
 
 

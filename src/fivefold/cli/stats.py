@@ -1,0 +1,41 @@
+"""`fivefold stats`: an address space in numbers."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
+
+
+class FormatChoice(StrEnum):
+    """How to print it."""
+
+    text = "text"
+    json = "json"
+    csv = "csv"
+
+
+@on_source
+def stats(
+    chosen: SourceChoice,
+    format: Annotated[FormatChoice, typer.Option(help="How to print it.")] = FormatChoice.text,
+    as_json: JsonOption = False,
+) -> int:
+    """Tell how much memory page tables take, how full they are, and how much is mapped as what."""
+    from fivefold.report.json_text import write_document
+    from fivefold.report.stats_text import stats_json, write_csv, write_text
+    from fivefold.survey.stats import stats as count
+
+    with chosen.open_space() as space:
+        found = count(space)
+        if as_json or format is FormatChoice.json:
+            write_document(stats_json(found), sys.stdout)
+        elif format is FormatChoice.csv:
+            write_csv(found, sys.stdout)
+        else:
+            write_text(found, sys.stdout)
+    return 0

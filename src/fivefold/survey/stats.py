@@ -1,0 +1,133 @@
+"""How much memory page tables take, how full they are, and what they map."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from fivefold.arch import ENTRIES, Level
+from fivefold.survey.frame_sets import Leaves
+from fivefold.survey.regions import PAGE_NAMES, spell
+from fivefold.survey.scan import MAX_RANGES
+from fivefold.survey.scan_result import Contiguity, Kind, ScanCounts, ScanSettings
+from fivefold.survey.select import HALF
+from fivefold.survey.space import Space
+from fivefold.survey.table_census import LevelCensus, census
+
+SHARED_ABOVE: Final = 0
+"""Every table is looked at once for each set of rights."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelStats:
+    """The tables of one level. *shared* ones are linked more than once; *fill* is how much of their entries is used.
+
+    *leaves* are pages that their entries map, each table counted once, however often it is mapped.
+    """
+
+    level: Level
+    tables: int
+    bytes: int
+    shared: int
+    links: int
+    used: int
+    fill: float
+    leaves: int
+    malformed: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """Virtual bytes, by what they are: all places count, also of memory that is mapped again."""
+
+    by_page: dict[str, int]
+    by_half: dict[str, int]
+    by_rights: dict[str, int]
+    by_area: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """One space in numbers; sizes in bytes. *physical*: memory that is mapped at all, each frame once."""
+
+    space: Space
+    levels: tuple[LevelStats, ...]
+    counts: ScanCounts
+    mapped: Mapped
+    physical: int
+    mapped_twice: int
+    """Of `physical`, what is mapped at two addresses or more; by a shared table counts once."""
+
+    @property
+    def tables(self) -> int:
+        """Distinct frames that are tables; one that serves two levels counts once."""
+        return self.counts.tables_met
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `mapped` has all; it leaves out what shared tables unfold into beyond bounds."""
+        return sum(self.mapped.by_half.values()) == self.counts.mapped_bytes
+
+    @property
+    def table_bytes(self) -> int:
+        """Memory that the tables take."""
+        return self.tables * 4096
+
+
+def stats(space: Space) -> Stats:
+    """Count everything under the root of *space*. `TooManyRuns` where it unfolds beyond bounds."""
+    settings = ScanSettings.for_cpu(space.cpu, space.tables.nxe, contiguity=Contiguity.BREAK, repeat_above=SHARED_ABOVE)
+    apart = space.scanner.scan(space.root.value, space.levels, settings, max_ranges=MAX_RANGES)
+    leaves = Leaves.of(apart)
+    physical = leaves.frames.size
+    return Stats(
+        space,
+        tuple(_level(one) for one in census(space)),
+        apart.counts,
+        _mapped(space),
+        physical,
+        _twice(leaves),
+    )
+
+
+def _level(one: LevelCensus) -> LevelStats:
+    used, tables = int(one.used.sum()), len(one.tables)
+    return LevelStats(
+        one.level,
+        tables,
+        one.size,
+        int((one.links > np.uint64(1)).sum()),
+        int(one.links.sum()),
+        used,
+        used / (tables * ENTRIES) if tables else 0.0,
+        int(one.leaves.sum()),
+        one.malformed,
+        len(one.missing),
+    )
+
+
+def _twice(leaves: Leaves) -> int:
+    """Bytes of memory that two or more of the runs cover."""
+    points = np.concatenate([leaves.phys, leaves.phys + leaves.size])
+    steps = np.concatenate([np.ones(len(leaves.phys), np.int64), -np.ones(len(leaves.phys), np.int64)])
+    order = np.argsort(points, kind="stable")
+    depth = np.cumsum(steps[order])[:-1]
+    lengths = np.diff(points[order])
+    return int(lengths[depth > 1].sum())
+
+
+def _mapped(space: Space) -> Mapped:
+    """Bytes by page size, half, rights and area, from the merged scan, where shared tables are unfolded."""
+    by_page, by_half, by_rights, by_area = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    for region in space.regions(all_bits=False):
+        if region.kind is not Kind.MAPPED:
+            continue
+        by_page[PAGE_NAMES[region.level]] += region.size
+        by_half["user" if region.start < HALF else "kernel"] += region.size
+        by_rights[spell(region.effective)] += region.size
+        by_area[region.area or "unnamed"] += region.size
+    return Mapped(*(dict(counter) for counter in (by_page, by_half, by_rights, by_area)))
