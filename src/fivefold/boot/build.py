@@ -62,7 +62,7 @@ def _key() -> str:
 
 def _build() -> Image:
     first, second = MODES
-    with compiling(kernel_program(second), f"{second}_", quick=True) as other:
+    with compiling(kernel_program(second), f"{second}_") as other:
         objects = {"boot": boot_object(), first: kernel_object(first)}
         objects[second] = other()
     return link_image(objects)
@@ -87,7 +87,7 @@ def kernel_object(mode: str, kernel: str = KERNEL) -> bytes:
     """Compile the kernel proper of package *kernel* for one mode of `MODES`, with the mode as a constant."""
     from fivefold.metal.objects import compile_object
 
-    return compile_object(kernel_program(mode, kernel), prefix=f"{mode}_", quick=True)
+    return compile_object(kernel_program(mode, kernel), prefix=f"{mode}_")
 
 
 def boot_object(kernel: str = KERNEL) -> bytes:

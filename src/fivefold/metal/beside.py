@@ -19,31 +19,31 @@ _CODE: Final = "from fivefold.metal.beside import serve; serve()"
 
 
 @contextmanager
-def compiling(program: Program, prefix: str = "", quick: bool = False) -> Iterator[Callable[[], bytes]]:
+def compiling(program: Program, prefix: str = "") -> Iterator[Callable[[], bytes]]:
     """Yield a function that waits for what `objects.compile_object` makes of *program* for x86-64.
 
     Where there is only one processor, or the other process cannot be had or fails, that function compiles
     here, and so raises what there is to raise. No process is left behind.
     """
-    process = _start(program, prefix, quick) if len(os.sched_getaffinity(0)) > 1 else None
+    process = _start(program, prefix) if len(os.sched_getaffinity(0)) > 1 else None
     try:
-        yield lambda: _result(process) or _compile(program, prefix, quick)
+        yield lambda: _result(process) or _compile(program, prefix)
     finally:
         if process is not None and process.returncode is None:
             process.kill()
             process.communicate()
 
 
-def _compile(program: Program, prefix: str, quick: bool) -> bytes:
+def _compile(program: Program, prefix: str) -> bytes:
     from fivefold.metal.objects import compile_object
 
-    return compile_object(program, prefix=prefix, quick=quick)
+    return compile_object(program, prefix=prefix)
 
 
-def _start(program: Program, prefix: str, quick: bool) -> subprocess.Popen[bytes] | None:
+def _start(program: Program, prefix: str) -> subprocess.Popen[bytes] | None:
     # The same modules must be found there as here, whatever has been done to the path.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    parts = [program.modules, dict(program.bindings), dict(program.replace), program.roots, prefix, quick]
+    parts = [program.modules, dict(program.bindings), dict(program.replace), program.roots, prefix]
     try:
         return subprocess.Popen(
             [sys.executable, "-c", _CODE, json.dumps(parts)],
@@ -66,6 +66,6 @@ def _result(process: subprocess.Popen[bytes] | None) -> bytes:
 
 def serve() -> None:
     """Be the other process: write the object that the argument asks for to the standard output."""
-    modules, bindings, replace, roots, prefix, quick = json.loads(sys.argv[1])
-    made = _compile(Program(tuple(modules), bindings, replace, tuple(roots)), prefix, quick)
+    modules, bindings, replace, roots, prefix = json.loads(sys.argv[1])
+    made = _compile(Program(tuple(modules), bindings, replace, tuple(roots)), prefix)
     sys.stdout.buffer.write(made)

@@ -5,14 +5,12 @@ Flags and traps: `docs/metal.md`, "What the objects look like".
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, Final
 
 from fivefold.errors import CompileError, ImageError
 from fivefold.metal.check import check
 from fivefold.metal.llvm import TRIPLES, write
 from fivefold.metal.program import Program
-from fivefold.metal.straight import straight
 from fivefold.metal.tree import Unit
 from fivefold.metal.words import Target
 
@@ -36,22 +34,19 @@ _NOT_IN_32_BITS: Final = {
 }
 
 
-def compile_object(
-    program: Program, *, arch: str = "x86_64", prefix: str = "", asm: str = "", quick: bool = False
-) -> bytes:
+def compile_object(program: Program, *, arch: str = "x86_64", prefix: str = "", asm: str = "") -> bytes:
     """Compile *program* into an ELF object for metal, with *asm* (AT&T syntax) appended.
 
     *prefix* comes before every symbol that the program defines: of an export its
     name, of a variable or buffer ``module.name``. All are hidden. An object for
-    ``i386`` has no relocations but for calls of externs. With *quick*, functions without a loop
-    compile in half the time and are a little longer. Raises `CompileError`.
+    ``i386`` has no relocations but for calls of externs. Raises `CompileError`.
     """
     if arch not in TRIPLES:
         raise ImageError(f"no code for {arch!r}; expected one of {', '.join(sorted(TRIPLES))}")
     unit = check(program)
     _check_metal(unit, arch)
     target = Target(arch, prefix)
-    return emit(write(unit, target, asm), target, quick=straight(unit) if quick else ())
+    return emit(write(unit, target, asm), target)
 
 
 def assemble(asm: str, *, arch: str = "x86_64") -> bytes:
@@ -71,11 +66,8 @@ def _check_metal(unit: Unit, arch: str) -> None:
             raise CompileError(site.file, site.line, f"{construct} in 32-bit code", remedy)
 
 
-def emit(text: str, target: Target, quick: Collection[str] = ()) -> bytes:
-    """Run LLVM over IR *text*: a few passes, no vectorising, no unrolling; return the object.
-
-    *quick* are the symbols of functions whose instructions LLVM chooses one by one.
-    """
+def emit(text: str, target: Target) -> bytes:
+    """Run LLVM over IR *text*: a few passes, no vectorising, no unrolling; return the object."""
     from llvmlite import binding
 
     binding.initialize_all_targets()
@@ -92,11 +84,6 @@ def emit(text: str, target: Target, quick: Collection[str] = ()) -> bytes:
     module = binding.parse_assembly(text)
     module.verify()
     _optimise(binding, machine, module)
-    for function in module.functions:
-        if function.name in quick:
-            # The first is what the second asks for; nothing is inlined any more.
-            function.add_function_attribute("noinline")
-            function.add_function_attribute("optnone")
     return bytes(machine.emit_object(module))
 
 
