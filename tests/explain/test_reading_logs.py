@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import random
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,3 +213,22 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     broken.write_bytes(lzma.compress(b"check_exception" * 100)[:-30])
     with pytest.raises(MachineError, match=r"^cannot read .*broken.xz: "):
         explain(broken)
+
+
+def test_broken_text_is_explained_or_refused(data: Path) -> None:
+    """A log with bytes changed, lost and mixed in is never more than badly known."""
+    chance = random.Random(57)
+    raw = b"".join((data / name).read_bytes()[-5000:] for name in ("idt_unmapped.log", "thread-2017-kasan-efi.log"))
+    for _ in range(150):
+        broken = bytearray(raw)
+        for _ in range(chance.choice((1, 5, 50))):
+            at = chance.randrange(len(broken))
+            if chance.random() < 0.5:
+                broken[at] = chance.choice(b"0123456789abcdef <>=#\x1b")
+            else:
+                del broken[at : at + chance.randrange(300)]
+        try:
+            told = told_of(bytes(broken))
+        except FormatError:
+            continue
+        assert told.to_json()["schema"] == "fivefold.explain/1"

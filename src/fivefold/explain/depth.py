@@ -16,7 +16,7 @@ from fivefold.errors import MemoryReadError
 from fivefold.explain.instruction import LONGEST, decode
 from fivefold.explain.ruling import Granted, physical, read_virtual, rule_on
 from fivefold.explain.situation import Situation
-from fivefold.units import PhysAddr, hex64
+from fivefold.units import MASK64, PhysAddr, hex64
 
 
 class Witness(NamedTuple):
@@ -135,7 +135,7 @@ def _witnesses(here: Situation) -> list[Witness]:
     if registers.rip is not None:
         found.append(Witness("RIP", registers.rip, FETCH))
     if registers.rsp:
-        found.append(Witness("the stack", registers.rsp - 8, Access(Kind.READ, 1)))
+        found.append(Witness("the stack", registers.rsp - 8 & MASK64, Access(Kind.READ, 1)))
     gdt, idt = registers.gdt, registers.idt
     if gdt is not None and gdt.base and gdt.limit:
         found.append(Witness("the GDT", gdt.base, Access(Kind.READ, 1, implicit=True)))

@@ -49,10 +49,8 @@ class Finding:
 def instruction_at(here: Situation, strike: Strike, fallback: Code | None = None) -> Instruction | None:
     """The instruction at the strike's RIP, from memory or from what the log printed; None where neither has it."""
     rip = strike.rip if strike.rip is not None else here.registers.rip
-    if rip is None:
-        return None
-    code = read_virtual(here, rip, LONGEST)
     printed = strike.code or fallback
+    code = None if rip is None else read_virtual(here, rip, LONGEST)
     if code is None and printed is not None:
         code = printed.from_rip
     if not code:

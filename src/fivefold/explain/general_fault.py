@@ -18,7 +18,7 @@ from fivefold.explain.ruling import Refusal, RuleName, rule_on
 from fivefold.explain.situation import Situation
 from fivefold.explain.trace import Strike, Trace
 from fivefold.machine.base import vector_name
-from fivefold.units import hex64
+from fivefold.units import MASK64, hex64
 
 _ADDRESS_REGISTERS: Final = frozenset(
     set(Register) - {Register.CR0, Register.CR3, Register.CR4, Register.EFER, Register.PKRS}
@@ -45,7 +45,7 @@ def explain_general_fault(here: Situation, strike: Strike, trace: Trace) -> Find
         sentence = f"{instruction.text} needs privilege level 0, and the code runs at {here.state.cpl}"
         return Finding("unknown", sentence, "certain", here, how=None, instruction=instruction)
     raised = f"{vector_name(strike.vector)}(0)"
-    sentence = f"{instruction.text} at {hex64(instruction.at)} raised {raised}, and no rule of paging refuses it"
+    sentence = f"{instruction.text} raised {raised}, and no rule of paging refuses it"
     return Finding("unknown", sentence, "guess", here, instruction=instruction)
 
 
@@ -184,9 +184,11 @@ def _by_registers(here: Situation, strike: Strike, trace: Trace) -> Finding:
 
 def _by_stack(here: Situation) -> Finding:
     rsp = here.registers.rsp
-    if rsp is not None and here.mode is not None and not here.mode.is_canonical(rsp - 8):
-        sentence = f"RSP is {hex64(rsp)}: an access to the stack there is not canonical{in_other_mode(here, rsp - 8)}"
-        return Finding("non-canonical", sentence, "likely", here, rsp - 8)
+    if rsp is not None and here.mode is not None and not here.mode.is_canonical(rsp - 8 & MASK64):
+        sentence = (
+            f"RSP is {hex64(rsp)}: an access to the stack there is not canonical{in_other_mode(here, rsp - 8 & MASK64)}"
+        )
+        return Finding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
     return Finding("stack", "an access to the stack failed; nothing shows which", "guess", here)
 
 

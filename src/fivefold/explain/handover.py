@@ -17,7 +17,7 @@ from fivefold.explain.ruling import Refusal, RuleName, describe_entry, rule_on
 from fivefold.explain.situation import Situation
 from fivefold.explain.trace import Strike
 from fivefold.machine.base import vector_name
-from fivefold.units import hex64
+from fivefold.units import MASK64, hex64
 
 SELECTOR_FAULTS: Final = frozenset({Vector.GP, Vector.SS, Vector.NP, Vector.TS})
 """Exceptions that a bad descriptor, selector or address raises; their error code names the selector."""
@@ -114,9 +114,14 @@ def _other_in_delivery(here: Situation, vector: int, strike: Strike, route: Rout
         sentence = f"the gate of {name}, or its code segment, is not present"
         return Finding("idt-entry", sentence, "likely", here)
     rsp, mode = here.registers.rsp, here.mode
-    if rsp is not None and mode is not None and not mode.is_canonical(rsp - 8) and strike.vector in SELECTOR_FAULTS:
+    if (
+        rsp is not None
+        and mode is not None
+        and not mode.is_canonical(rsp - 8 & MASK64)
+        and strike.vector in SELECTOR_FAULTS
+    ):
         sentence = f"the frame of {name} could not be pushed: RSP is {hex64(rsp)}, which is not canonical"
-        return Finding("non-canonical", sentence, "likely", here, rsp - 8)
+        return Finding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
     if strike.vector == Vector.GP:
         sentence = f"the gate of {name} lies inside the IDT's limit and could not be used"
         if here.registers.idt is None:

@@ -45,12 +45,12 @@ class ControlWrite(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction at *at*; *uses* in the order in which the CPU makes them.
+    """One instruction; *at* is None where its address is not known, *uses* in the order in which the CPU makes them.
 
     *on_purpose*: its whole effect is an exception (INT n, INT3, UD2). *privileged*: it needs privilege level 0.
     """
 
-    at: int
+    at: int | None
     size: int
     text: str
     uses: tuple[Use, ...]
@@ -59,16 +59,16 @@ class Instruction:
     privileged: bool = False
 
 
-def decode(code: bytes, at: int, registers: CpuState, load: Load, bits: int = 64) -> Instruction | None:
+def decode(code: bytes, at: int | None, registers: CpuState, load: Load, bits: int = 64) -> Instruction | None:
     """The instruction that *code* starts with, None if it is none or too short.
 
     Addresses come from *registers* as they are before it; what it needs from memory (a
     return address, the operand of LIDT) from *load*. A use whose address is not known is left out.
     """
-    raw = next(_engine(bits).disasm(code[:LONGEST], at, 1), None)
+    raw = next(_engine(bits).disasm(code[:LONGEST], at or 0, 1), None)
     if raw is None:
         return None
-    reader = _Reader(raw, registers, load, bits)
+    reader = _Reader(raw, registers, load, bits, at is not None)
     return Instruction(
         at,
         raw.size,
@@ -93,8 +93,9 @@ def _engine(bits: int) -> Any:
 class _Reader:
     """One decoded instruction with the registers that it would see."""
 
-    def __init__(self, raw: Any, registers: CpuState, load: Load, bits: int) -> None:
+    def __init__(self, raw: Any, registers: CpuState, load: Load, bits: int, knows_rip: bool) -> None:
         self._raw, self._registers, self._load, self._bits = raw, registers, load, bits
+        self._knows_rip = knows_rip
         # ``rep movsq`` and ``lock add`` are one mnemonic each.
         self._name: str = raw.mnemonic.split()[-1]
 
@@ -158,6 +159,8 @@ class _Reader:
         base, index = parts
         assert base is not None and index is not None
         if memory.base and self._raw.reg_name(memory.base) in ("rip", "eip"):
+            if not self._knows_rip:
+                return None
             base = self._raw.address + self._raw.size
         offset = base + index * memory.scale + memory.disp & MASK64
         if self._raw.addr_size == 4:
@@ -225,6 +228,8 @@ class _Reader:
         if self._name not in ("jmp", "call") or not {capstone.CS_GRP_CALL, capstone.CS_GRP_JUMP} & set(groups):
             return None
         operand = self._raw.operands[0]
+        if not self._knows_rip and not self._register_name(operand):
+            return None
         value = self._value(operand)
         return value if value is not None else self._loaded(operand, 0, self._bits // 8)
 

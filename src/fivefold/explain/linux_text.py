@@ -19,20 +19,22 @@ _ADDRESS: Final = re.compile(
     r"(?:page fault for address|paging request at|NULL pointer dereference(?:, address)?|"
     r"NULL pointer dereference at)[: ]+(?:0x)?([0-9a-f]{1,16})\b"
 )
-_ERROR: Final = re.compile(r"#PF: error_code\((?:0x)?([0-9a-f]+)\)")
+_ERROR: Final = re.compile(r"#PF: error_code\((?:0x)?([0-9a-f]{1,8})\)")
 _OOPS: Final = re.compile(r"Oops(?:\[#\d+\])?:? (?:[A-Za-z ,-]*: )?([0-9a-f]{4,8}) \[#\d+\]")
 _EARLY: Final = re.compile(
-    r"PANIC: early exception (?:0x)?([0-9a-f]+) (?:rip|IP) [0-9a-f]+:([0-9a-f]+) "
-    r"error ([0-9a-f]+) cr2 (?:0x)?([0-9a-f]+)"
+    r"PANIC: early exception (?:0x)?([0-9a-f]{1,2}) (?:rip|IP) [0-9a-f]+:([0-9a-f]{1,16}) "
+    r"error ([0-9a-f]{1,8}) cr2 (?:0x)?([0-9a-f]{1,16})"
 )
-_SEGFAULT: Final = re.compile(r"segfault at ([0-9a-f]+) ip (?:0x)?([0-9a-f]+) sp (?:0x)?([0-9a-f]+) error ([0-9a-f]+)")
+_SEGFAULT: Final = re.compile(
+    r"segfault at ([0-9a-f]{1,16}) ip (?:0x)?([0-9a-f]{1,16}) sp (?:0x)?([0-9a-f]{1,16}) error ([0-9a-f]{1,8})"
+)
 _NAMED: Final = re.compile(
     r"(general protection fault|double fault|stack segment|invalid opcode|divide error|kernel stack overflow)"
 )
 _CODE_OF: Final = re.compile(r"(?:general protection fault|stack segment)[^\[\n]*?: ([0-9a-f]{4}) \[#\d+\]")
 _NON_CANONICAL: Final = re.compile(r"non-canonical address 0x([0-9a-f]{1,16})")
 _RIP: Final = re.compile(r"\b(?:RIP|IP): ([0-9a-f]{4}):(?:\[<([0-9a-f]{8,16})>\]|0x([0-9a-f]{8,16})|\S+)")
-_ENTRIES: Final = re.compile(r"\bPGD ([0-9a-f]+)((?: (?:P4D|PUD|PMD|PTE) [0-9a-f]+)*)")
+_ENTRIES: Final = re.compile(r"\bPGD ([0-9a-f]{1,16})((?: (?:P4D|PUD|PMD|PTE) [0-9a-f]{1,16})*)")
 _RELEASE: Final = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+) +(\d+\.\d+\S*)")
 _VECTORS: Final = {
     "general protection fault": Vector.GP,

@@ -17,10 +17,14 @@ from fivefold.explain.lines import Block
 from fivefold.explain.register_text import parse_registers
 from fivefold.explain.trace import Strike, Trace
 
-_RAISED: Final = re.compile(r"exception\(0x([0-9a-f]+)\): error_code=([0-9a-f]+)")
+_RAISED: Final = re.compile(r"exception\(0x([0-9a-f]{2})\): error_code=([0-9a-f]{1,8})")
 _FAULT: Final = re.compile(r"page fault for address ([0-9a-f]{16}) @ ([0-9a-f]{16})")
-_THIRD: Final = re.compile(r"exception\(\): 3rd \((\d+)\) exception")
-_EVENT: Final = re.compile(r"(#[A-Z]{2}|NMI|vector \d+)(?:\(0x([0-9a-f]+)\))?(?: at 0x([0-9a-f]+))?, rip 0x([0-9a-f]+)")
+_THIRD: Final = re.compile(r"exception\(\): 3rd \((\d{1,2})\) exception")
+_CHAIN: Final = 4
+"""Exceptions of a triple fault, the double fault among them."""
+_EVENT: Final = re.compile(
+    r"(#[A-Z]{2}|NMI|vector \d+)(?:\(0x([0-9a-f]{1,8})\))?(?: at 0x([0-9a-f]{16}))?, rip 0x([0-9a-f]{16})"
+)
 
 
 class BochsLog:
@@ -28,14 +32,19 @@ class BochsLog:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._strikes: deque[Strike] = deque(maxlen=3)
+        self._strikes: deque[Strike] = deque(maxlen=_CHAIN)
         self._address: tuple[int, int] | None = None
         self._third: Block | None = None
+        self._dump: Block | None = None
         self.total = 0
 
     def feed(self, block: Block) -> None:
         """Take the next block; those of other dialects are left alone."""
-        if block.kind != "bochs" or self._third is not None:
+        if self._third is not None:
+            return
+        if block.has_registers:
+            self._dump = block
+        if block.kind != "bochs":
             return
         if match := _FAULT.search(block.head):
             self._address = (int(match[1], 16), int(match[2], 16))
@@ -50,20 +59,21 @@ class BochsLog:
             return None
         match = _THIRD.search(self._third.head)
         last = int(match[1]) if match else 0
-        # The dump comes in the lines around the panic, whichever came first.
-        cpu = parse_registers(self._third.text, "Bochs' dump")
+        # Bochs dumps the registers, then gives up.
+        text = "\n".join(block.text for block in (self._dump, self._third) if block)
+        cpu = parse_registers(text, "Bochs' dump")
         strikes = list(self._strikes)
         if not strikes or strikes[-1].vector != last:
             strikes.append(Strike(last, line=self._third.number))
         return Trace(
             self._source,
             "Bochs log",
-            _chained(strikes[-3:], cpu.cr2 if cpu else None),
+            pair_up(strikes[-_CHAIN:]),
             "triple-fault",
             cpu,
             total=self.total,
             resets=1,
-            truncated=len(strikes) < 3,
+            truncated=len(strikes) < _CHAIN,
         )
 
     def _raise(self, vector: int, code: int, line: int) -> None:
@@ -115,17 +125,4 @@ def pair_up(records: list[Strike]) -> tuple[Strike, ...]:
             continue
         found.append(replace(record, during=during))
         during = record.vector
-    return tuple(found)
-
-
-def _chained(strikes: list[Strike], last_cr2: int | None) -> tuple[Strike, ...]:
-    """The last three exceptions of a triple fault, each in the delivery of the one before."""
-    found: list[Strike] = []
-    for index, strike in enumerate(strikes):
-        during = (
-            None if not index else int(Vector.DF) if len(strikes) == 3 and index == 2 else strikes[index - 1].vector
-        )
-        found.append(replace(strike, during=during))
-    if found and found[-1].vector == Vector.PF and found[-1].cr2 is None:
-        found[-1] = replace(found[-1], cr2=last_cr2)
     return tuple(found)

@@ -59,12 +59,11 @@ def explain_page_fault(here: Situation, strike: Strike, trace: Trace) -> Finding
     if va is None:
         return Finding("unknown", "a page fault whose address the source does not give", "guess", here)
     instruction = instruction_at(here, strike, trace.code)
-    question = _question(here, strike, va, instruction)
+    question = _question(_with_printed(here, strike, va), strike, va, instruction)
     here, remarks = _with_reserved(question, trace)
     question = replace(question, here=here)
-    printed = _printed_steps(question, strike)
-    ruling = rule_on(here, va, question.how) or printed
-    if ruling is None:
+    ruling = rule_on(here, va, question.how)
+    if ruling is None or (isinstance(ruling, Outside) and isinstance(here.memory, _Printed)):
         return _by_code(question, remarks)
     return _by_tables(question, ruling, trace, remarks)
 
@@ -185,23 +184,22 @@ def _top_bit(entry: Entry) -> int:
     return (entry.raw & ((1 << 52) - 1) & ~0xFFF).bit_length() - 1
 
 
-def _printed_steps(question: _Question, strike: Strike) -> Ruling | None:
-    """A ruling out of the entries that a kernel printed with its oops."""
-    mode, cr3 = question.here.mode, question.here.registers.cr3
-    if not strike.entries or mode is None or cr3 is None or question.here.space is not None:
-        return None
+def _with_printed(here: Situation, strike: Strike, va: int) -> Situation:
+    """With the entries that a kernel printed with its oops for a memory, where there is no better one."""
+    mode, cr3 = here.mode, here.registers.cr3
+    if not strike.entries or mode is None or cr3 is None or here.memory is not None:
+        return here
     values = list(strike.entries)
     if len(mode.levels) == 4:
         # A folded P4D is printed after the PGD as what it is: the same entry.
         del values[1:2]
-    memory = _Printed({})
+    printed = _Printed({})
     table = cr3 & ~0xFFF & (1 << 52) - 1
     for level, value in zip(mode.levels, values, strict=False):
-        at = slot_of(table, level, question.va)
-        memory.entries[at] = value
-        table = question.here.cpu.frame(Entry(value, level))
-    ruling = rule_on(replace(question.here, memory=memory), question.va, question.how)
-    return None if isinstance(ruling, Outside) else ruling
+        at = slot_of(table, level, va)
+        printed.entries[at] = value
+        table = here.cpu.frame(Entry(value, level))
+    return replace(here, memory=printed)
 
 
 @dataclass(frozen=True, slots=True)

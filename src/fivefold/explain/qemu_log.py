@@ -22,13 +22,13 @@ from fivefold.explain.links import link
 from fivefold.explain.register_text import parse_code, parse_registers
 from fivefold.explain.trace import NO_VECTOR, Outcome, Strike, Trace
 
-_HEX: Final = r"(?:0x)?([0-9a-f]+)"
+_HEX: Final = r"(?:0x)?([0-9a-f]{1,16})(?![0-9a-f])"
 _CHECK: Final = re.compile(rf"check_exception old: *{_HEX} new:? *{_HEX}(?:, *cr2: *{_HEX})?(?:, *rip: *{_HEX})?")
 _STRUCK: Final = re.compile(
-    r"\bv=([0-9a-f]{2}) e=([0-9a-f]+) i=([01]) cpl=(\d) IP=[0-9a-f]+:([0-9a-f]+) pc=[0-9a-f]+ "
-    r"SP=[0-9a-f]+:([0-9a-f]+)(?: CR2=([0-9a-f]+))?"
+    r"\bv=([0-9a-f]{2}) e=([0-9a-f]{1,8}) i=([01]) cpl=([0-3]) IP=[0-9a-f]+:([0-9a-f]{1,16}) pc=[0-9a-f]+ "
+    r"SP=[0-9a-f]+:([0-9a-f]{1,16})(?: CR2=([0-9a-f]{1,16}))?"
 )
-_EXTRA: Final = re.compile(r"extra data\[(\d)\]: *(?:0x)?([0-9a-f]+)")
+_EXTRA: Final = re.compile(r"extra data\[(\d)\]: *(?:0x)?([0-9a-f]{1,16})\b")
 _SUBERROR: Final = re.compile(r"Suberror: (\d+)")
 
 _KEPT: Final = 24
@@ -138,7 +138,7 @@ class QemuLog:
         if chain is None:
             chain = self._open(_Chain())
         chain.add(strike, block if block.has_registers else None)
-        chain.doubled = escalate(old, new) is Escalation.DOUBLE
+        chain.doubled = new == Vector.DF or escalate(old, new) is Escalation.DOUBLE
 
     def _struck(self, block: Block) -> None:
         match = _STRUCK.search(block.head)

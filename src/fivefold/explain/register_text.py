@@ -22,6 +22,7 @@ _SEGMENT: Final = re.compile(
 _TABLE: Final = re.compile(r"(?<![A-Za-z])(GDT|IDT)\s*=\s+([0-9a-f]{8,16}) ([0-9a-f]{8})(?![0-9a-f])")
 _CPL: Final = re.compile(r"\bCPL=([0-3])\b")
 _SELECTOR: Final = re.compile(r"\b(CS|SS):\s*([0-9a-f]{4})\b")
+_BYTE: Final = re.compile(r"(<?)([0-9a-f]{2})")
 _CODE: Final = re.compile(r"\bCode\s*[:=]\s*((?:[0-9a-f]{2} |<[0-9a-f]{2}> ?)+(?:[0-9a-f]{2}|<[0-9a-f]{2}>)?)")
 
 
@@ -49,9 +50,9 @@ def parse_code(text: str) -> Code | None:
     match = _CODE.search(text)
     if match is None:
         return None
-    words = match[1].split()
-    at = next((i for i, word in enumerate(words) if word.startswith("<")), 0)
-    return Code(bytes(int(word.strip("<>"), 16) for word in words), at)
+    words = _BYTE.findall(match[1])
+    at = next((i for i, (mark, _) in enumerate(words) if mark), 0)
+    return Code(bytes(int(digits, 16) for _, digits in words), at)
 
 
 def _common_name(name: str) -> str:

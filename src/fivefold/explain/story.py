@@ -224,7 +224,8 @@ def _cause_of(told: Told, trace: Trace) -> Cause:
 def _evidence(told: Told) -> Iterator[str]:
     finding, strike = told.finding, told.strike
     if finding.instruction is not None:
-        yield f"the instruction at {hex64(finding.instruction.at)} is {finding.instruction.text}"
+        at = finding.instruction.at
+        yield f"the instruction{'' if at is None else f' at {hex64(at)}'} is {finding.instruction.text}"
     if finding.agrees and strike.error_code is not None:
         yield f"the error code {strike.error_code:#x} is the one that the tables give"
     if told.place is not None:

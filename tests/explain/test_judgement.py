@@ -1,0 +1,202 @@
+"""The parts that decide: instructions, error codes, remedies, the depth of a root."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fivefold.arch import LA57, Access, ControlState, Flag, Kind, Level, PageFault
+from fivefold.explain import Given, Strike, Trace, explain
+from fivefold.explain.depth import wrong_depth
+from fivefold.explain.error_codes import decode_error, rule_from_code
+from fivefold.explain.instruction import decode
+from fivefold.explain.situation import Situation, situation
+from fivefold.memory import CpuState, Segment
+
+HIGH = 0xFFFF_FFFF_8000_0000
+PAGE = HIGH + 0x18000
+REGISTERS = CpuState(
+    "test",
+    cr0=0x8001_0011,
+    cr3=0x30_0000,
+    cr4=0x1020,
+    efer=0xD00,
+    general={"rax": 0x1111, "rbx": 0x2000, "rcx": 0xC000_0080, "rdx": 0, "rsi": 0x3000, "rdi": 0x4000, "rsp": 0x8000,
+             "rbp": 0x9000, "r8": 0x5000, "rip": HIGH},
+    segments={"gs": Segment(0, 0xFFFF_8880_0000_0000, 0, 0), "cs": Segment(8, 0, 0xFFFF_FFFF, 0xAF9B00)},
+)  # fmt: skip
+
+# bytes, text, accesses as kind:address:size
+INSTRUCTIONS = """
+488b03              mov rax, qword ptr [rbx]                    read:2000:8
+66894bfe            mov word ptr [rbx - 2], cx                  write:1ffe:2
+6a00                push 0                                      write:7ff8:8
+8f00                pop qword ptr [rax]                         write:1111:8 read:8000:8
+4883042401          add qword ptr [rsp], 1                      write:8000:8
+65488b042510000000  mov rax, qword ptr gs:[0x10]                read:ffff888000000010:8
+890500100000        mov dword ptr [rip + 0x1000], eax           write:ffffffff80001006:4
+f348a5              rep movsq qword ptr [rdi], qword ptr [rsi]  read:3000:8 write:4000:8
+ffe3                jmp rbx                                     fetch:2000:1
+e8fb000000          call 0xffffffff80000100                     write:7ff8:8 fetch:ffffffff80000100:1
+c3                  ret                                         read:8000:8 fetch:77:1
+488d03              lea rax, [rbx]
+0f013b              invlpg byte ptr [rbx]
+0f0b                ud2
+cc                  int3
+c9                  leave                                       read:9000:8
+"""
+
+
+@pytest.mark.parametrize("line", INSTRUCTIONS.strip().split("\n"), ids=lambda line: line.split()[0])
+def test_instructions(line: str) -> None:
+    code, _, rest = line.partition(" ")
+    text, _, uses = rest.strip().partition("  ")
+    found = decode(bytes.fromhex(code), HIGH, REGISTERS, lambda va, size: 0x77)
+    assert found is not None
+    assert found.text == text
+    assert [f"{use.how.kind.value}:{use.va:x}:{use.how.size}" for use in found.uses] == uses.split()
+    assert found.on_purpose == (text in ("ud2", "int3"))
+
+
+def test_instruction_that_is_none() -> None:
+    assert decode(b"\x0f", HIGH, REGISTERS, lambda va, size: None) is None
+    assert decode(b"", HIGH, REGISTERS, lambda va, size: None) is None
+
+
+def test_writes_to_control_registers() -> None:
+    def write(code: str) -> object:
+        found = decode(bytes.fromhex(code), HIGH, REGISTERS, lambda va, size: 0x77)
+        assert found is not None and found.write is not None
+        return found.write.register.value, found.write.value
+
+    assert write("0f22e3") == ("CR4", 0x2000)
+    assert write("0f30") == ("EFER", 0x1111)
+    assert write("0f011b") == ("IDTR base", 0x77)
+
+
+def here(**changes: int) -> Situation:
+    registers = replace(REGISTERS, **{k: v for k, v in changes.items() if k in ("cr4", "cr0", "efer")})  # type: ignore[arg-type]
+    return situation(registers, changes.get("cpl"), None)
+
+
+# error code (hex), CR4, kind, address, rule, certain: what a code leaves over without tables
+CODES = """
+0    20      read   ff11000000000000  not-present      yes
+2    20      write  ff11000000000000  not-present      yes
+8    20      read   ff11000000000000  reserved-bit     yes
+9    20      read   ff11000000000000  reserved-bit     yes
+3    20      write  ffffffff80000000  write-protected  yes
+3    200020  write  ffffffff80000000  write-protected  no
+3    200020  write  0000004000000000  smap             no
+1    200020  read   0000004000000000  smap             yes
+11   20      fetch  ffffffff80000000  no-execute       yes
+11   100020  fetch  ffffffff80000000  no-execute       no
+11   100020  fetch  0000004000000000  smep             no
+5    20      read   ffffffff80000000  user-supervisor  yes
+7    20      write  ffffffff80000000  user-supervisor  no
+7    20      write  0000004000000000  write-protected  no
+15   20      fetch  0000004000000000  no-execute       no
+25   400020  read   0000004000000000  protection-key   yes
+1    20      read   ffffffff80000000  unknown          no
+"""
+
+
+@pytest.mark.parametrize("line", CODES.strip().split("\n"), ids=lambda line: "-".join(line.split()[:4]))
+def test_error_codes_alone(line: str) -> None:
+    code, cr4, kind, va, rule, certain = line.split()
+    found = rule_from_code(here(cr4=int(cr4, 16)), int(code, 16), int(va, 16), Access(Kind(kind)))
+    assert (found.rule, found.certain) == (rule, certain == "yes")
+
+
+def test_error_codes_in_words() -> None:
+    assert decode_error(14, PageFault.P | PageFault.U | 1 << 20) == (
+        "P: a present translation", "W clear: a read or fetch", "U: user mode", "unknown bits 0x100000",
+    )  # fmt: skip
+    assert decode_error(13, 0x73) == (
+        "IDT entry 14, #PF", "EXT: struck while another event was being delivered",
+    )  # fmt: skip
+    assert decode_error(13, 0x28) == ("GDT entry 5",)
+    assert decode_error(13, 0) == ("0: no selector is involved",)
+
+
+def told_of(bench: Any, mode: Any, va: int, code: int, **cpu: int) -> Any:
+    """A page fault at *va* in the memory of *bench*."""
+    state = ControlState.long(mode, 0x30_0000)
+    values = {"cr0": state.cr0, "cr3": state.cr3, "cr4": state.cr4, "efer": state.efer, "rip": HIGH, **cpu}
+    return explain(None, bench.ram, given=Given(cr2=va, error_code=code, **values))
+
+
+def test_smallest_changes_are_offered_and_work(lab: Any) -> None:
+    case = lab.case("remedy", LA57, "write-protected", user_maps=True)
+    bench = lab.build(case)
+    bench.without(PAGE, Level.PT, Flag.RW)
+    cause = told_of(bench, LA57, PAGE, 3).cause
+    place = (
+        f"{next(s for s in told_of(bench, LA57, PAGE, 3).exceptions[0].finding.steps if s.entry.level == 1).at:#018x}"
+    )
+    assert cause.legal == (f"set R/W in the PT entry at {place}", "CR0.WP=0")
+    # Where a supervisor may write anywhere, that error code cannot be.
+    assert told_of(bench, LA57, PAGE, 3, cr0=0x8000_0011).cause.rule == "unknown"
+
+
+def test_two_faults_on_one_path_get_no_wrong_advice(lab: Any) -> None:
+    """XD above and below: clearing both is offered, as one change; clearing one would not do."""
+    bench = lab.build(lab.case("remedy", LA57, "no-execute"))
+    bench.with_bits(PAGE, Level.PT, Flag.NX)
+    bench.with_bits(PAGE, Level.PD, Flag.NX)
+    cause = told_of(bench, LA57, PAGE, 0x11).cause
+    assert cause.level is Level.PD
+    assert cause.legal[0].count("entry at") == 2
+    # NXE=0 would make both bits reserved, so it is not offered.
+    assert len(cause.legal) == 1
+
+
+def test_tables_that_allow_what_was_refused(lab: Any) -> None:
+    bench = lab.build(lab.case("stale", LA57, "write-protected"))
+    told = told_of(bench, LA57, PAGE, 3)
+    assert (told.cause.rule, told.cause.confidence) == ("write-protected", "likely")
+    assert told.exceptions[0].finding.agrees is False
+    assert "they changed since, or a stale translation was used" in " ".join(told.cause.evidence)
+
+
+def test_tables_that_refuse_for_another_reason(lab: Any) -> None:
+    bench = lab.build(lab.case("changed", LA57, "not-present"))
+    bench.clear(PAGE, Level.PT)
+    told = told_of(bench, LA57, PAGE, 3)
+    assert (told.cause.rule, told.cause.confidence) == ("write-protected", "likely")
+    assert "give error code 0x2" in " ".join(told.cause.evidence)
+
+
+def test_a_hole_in_an_identity_map_is_no_wrong_depth(lab: Any) -> None:
+    """Read one level off, the low megabytes of a sound tree can look mapped: that is not enough."""
+    bench = lab.build(lab.case("identity", LA57, "not-present"))
+    hole = 0x60_0000
+    registers = replace(REGISTERS, general={"rip": 0x20_0000, "rsp": 0x21_0000})
+    found = situation(registers, 0, bench.ram)
+    assert found.space is not None
+    for level in (Level.PD, Level.PDPT):
+        assert wrong_depth(found, hole + (level << 30), Access(Kind.READ)) is None
+    assert wrong_depth(found, hole, Access(Kind.READ)) is None
+
+
+def test_given_numbers_go_before_the_log(data: Path) -> None:
+    told = explain(data / "nx_exec.log", data / "nx_exec.elf.xz", efer=0x500)
+    # With NXE=0 bit 63 is reserved; the error code still says what it said.
+    assert told.exceptions[0].finding.agrees is False
+
+
+def test_a_trace_can_be_given() -> None:
+    strike = Strike(14, error_code=2, cr2=0x7FF8, rsp=0x8000, rip=HIGH)
+    told = explain(Trace("by hand", "test", (strike,), "handled"), cr4=0x20)
+    assert (told.source, told.mode, told.cause.rule) == ("by hand", "la48", "not-present")
+    assert told.exceptions[0].finding.use is not None
+
+
+def test_what_is_not_known_is_said() -> None:
+    told = explain(cr2=0xFFFF_FFFF_8000_0000)
+    assert told.mode is None
+    assert "CR4 is not known, and with it the number of levels, SMEP and SMAP" in told.unknown
+    assert told.cause.confidence == "guess"
