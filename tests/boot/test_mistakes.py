@@ -91,7 +91,6 @@ def test_rs_02_the_mode_is_changed_below_4_gib(
     run = boot("la57", given=wrong, timeout=2.0, **where)
     assert not run.ok
     assert "exit" not in run.event
-    passes("la57", given=wrong, entry="long48")
 
 
 def test_rfc_b13_a_word_in_assembly_is_as_wide_as_its_users_think(
