@@ -78,6 +78,15 @@ def test_a_large_allocation_that_begins_like_vmemmap(kernel: Callable[..., Space
     assert (missing.value, missing.how) == (None, "nothing mapped above vmalloc has the size of the page descriptors")
 
 
+@pytest.mark.parametrize(
+    "found",
+    [(VMALLOC + 2 * GIB + 2 * MIB, 0x60_0000 | RW), (VMEMMAP, 0x60_0000 | UNCACHED), (VMEMMAP, 0x60_0000 | RW & ~2)],
+    ids=["no multiple of 1G", "uncached", "read-only"],
+)
+def test_what_vmemmap_cannot_be(kernel: Callable[..., Space], found: tuple[int, int]) -> None:
+    assert kernel(DIRECT, STACKS, [(*found, Level.PD)], IMAGE).bases.vmemmap.value is None
+
+
 def test_memory_in_two_parts(kernel: Callable[..., Space]) -> None:
     """Descriptors of the second part lie apart from the first's."""
     high = [(PAGE_OFFSET + 4 * GIB + n * 2 * MIB, 4 * GIB + n * 2 * MIB | RW, Level.PD) for n in range(64)]

@@ -60,6 +60,11 @@ def test_tables_decide_where_nothing_else_does(five: Ram, four: Ram, sourced: So
     )
 
 
+def test_a_cr4_without_pae_says_nothing(five: Ram, sourced: Sourced) -> None:
+    source = sourced(five, (cpu(cr4=0x10),))
+    assert choose_mode(source, PhysAddr(ROOT), Given()).how.startswith("the tables: ")
+
+
 def test_vmcoreinfo_decides_without_registers(five: Ram, sourced: Sourced) -> None:
     facts = {
         "SYMBOL(swapper_pg_dir)": "ffffffff82a10000",

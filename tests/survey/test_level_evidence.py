@@ -32,6 +32,11 @@ def test_one_page_is_enough(built: Callable[..., Ram], mode: PagingMode, pa: int
     assert level_evidence(ram, ROOT).levels == int(mode.top)
 
 
+def test_pat_of_a_small_page_is_no_large_page(built: Callable[..., Ram]) -> None:
+    assert level_evidence(built(LA48, [(0x1000, 0x20_3000 | 0x87, Level.PT)]), ROOT) == LevelEvidence(four=1)
+    assert level_evidence(built(LA48, [(0x1000, 0x20_0000 | 0x87, Level.PT)]), ROOT) == LevelEvidence(five=1)
+
+
 def test_a_gibibyte_page_alone_does_not_tell(built: Callable[..., Ram]) -> None:
     ram = built(LA57, [(0x40_0000_0000, 2 * GIB | 7, Level.PDPT)])
     assert level_evidence(ram, ROOT) == LevelEvidence()

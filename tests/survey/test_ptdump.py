@@ -190,6 +190,19 @@ def test_one_heading_for_an_entry(built: Callable[..., Ram]) -> None:
     ]
 
 
+def test_two_headings_at_once_inside_a_run(built: Callable[..., Ram]) -> None:
+    ram = built(LA48, [(0x1000 * n, 0x5000 + 0x1000 * n | 7, Level.PT) for n in range(4)])
+    markers = [Marker("User Space", 0), Marker("first", 0x1800), Marker("second", 0x1800)]
+    assert [line[:39] for line in toy(ram, LA48, markers)[:6]] == [
+        "---[ User Space ]---",
+        "0x0000000000000000-0x0000000000002000  ",
+        "---[ first ]---",
+        "0x0000000000002000-0x0000000000003000  ",
+        "---[ second ]---",
+        "0x0000000000003000-0x0000000000004000  ",
+    ]
+
+
 @pytest.mark.parametrize(
     ("pages", "last"),
     [(8, "0x000000000000e000"), (9, "... 1 entry skipped ... "), (10, "... 3 entries skipped ... ")],

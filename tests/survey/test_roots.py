@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from fivefold.arch import LA48, LA57, Level, PagingMode
 from fivefold.memory import Bank, CpuState, Ram, Source
+from fivefold.survey import roots
 from fivefold.survey.roots import Confidence, find_roots
 from fivefold.survey.space import Space
 from fivefold.survey.table_pages import TablePages
@@ -30,14 +32,14 @@ def test_captures(
 ) -> None:
     source, known = look(name).source, facts(name)
     found = find_roots(source if with_registers else replace(source, cpus=()))
-    roots = known["roots"]
-    want = {int(root, 16) for root in [*roots["cr3"], roots["init_top_pgt"], *roots.get("pti_user", [])]}
+    there = known["roots"]
+    want = {int(root, 16) for root in [*there["cr3"], there["init_top_pgt"], *there.get("pti_user", [])]}
 
     assert {root.root for root in found} == want
     assert {root.levels for root in found} == {known["levels"]}
     assert {root.confidence for root in found} == {Confidence.HIGH}
     assert {root.group for root in found} == {0}
-    assert {root.root for root in found if root.is_user_half} == {int(r, 16) for r in roots.get("pti_user", [])}
+    assert {root.root for root in found if root.is_user_half} == {int(r, 16) for r in there.get("pti_user", [])}
 
 
 def test_isolated_pairs(look: Callable[..., Space]) -> None:
@@ -94,6 +96,29 @@ def test_two_processes_share_a_kernel(built: Callable[..., Ram], sourced: Callab
         (0x3F_0000, "HIGH", 0),
     ]
     assert found[1].reasons[0] == "shares the kernel's tables with 1 other root"
+
+
+@pytest.mark.parametrize(
+    ("upper", "lower", "levels", "paired"),
+    [(1, 7, 4, True), (3, 7, 4, False), (1, 9, 4, False), (1, 7, 5, False)],
+    ids=["pair", "as much kernel", "other lower half", "other levels"],
+)
+def test_what_makes_a_pair(upper: int, lower: int, levels: int, paired: bool) -> None:
+    def entries(low: int, count: int) -> npt.NDArray[np.uint64]:
+        words = np.zeros(512, np.uint64)
+        words[0], words[512 - count :] = low << 12 | 7, 0x9003
+        return words
+
+    kernel = roots._Candidate(PhysAddr(0x2000), 4, entries(7, 3))
+    user = roots._Candidate(PhysAddr(0x3000), levels, entries(lower, upper))
+    roots._pair_up({kernel.root: kernel, user.root: user})
+    assert (kernel.pair == user.root, user.is_user_half) == (paired, paired)
+
+
+def test_addresses_that_are_too_wide(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
+    ram = built(LA48, [(0x40_0000, 1 << 50 | 7, Level.PT)])
+    assert find_roots(sourced(ram)) == []
+    assert [root.root for root in find_roots(sourced(ram), phys_bits=51)] == [ROOT]
 
 
 def test_one_lost_table_in_eight_is_tolerated(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
