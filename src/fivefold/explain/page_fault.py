@@ -23,6 +23,8 @@ from fivefold.units import MASK64, PhysAddr, hex64
 FRAME_WORDS: Final = 6
 _MIN_PHYS_BITS: Final = 32
 _QEMU_PHYS_BITS: Final = 40
+_FAR_BIT: Final = 40
+"""A terabyte: above that, and without memory there, an address is taken for a malformed one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +132,14 @@ def _with_reserved(question: _Question, trace: Trace) -> tuple[Situation, tuple[
     ruling = rule_on(here, question.va, question.how)
     if not isinstance(ruling, Granted | Outside):
         return here, ()
-    if question.code is None:
-        if not isinstance(ruling, Granted) or _has_memory(here, ruling.verdict.pa):
-            return here, ()
-        why = "the page lies where there is no memory, and yet the access faulted"
-    elif question.code & PageFault.RSVD:
-        why = "RSVD is reported"
-    else:
+    if question.code is not None:
+        reported = bool(question.code & PageFault.RSVD)
+        return _narrowed(here, ruling.steps, trace, "RSVD is reported") if reported else (here, ())
+    # Sparse cores have holes everywhere; only an address out of all proportion is evidence.
+    far = isinstance(ruling, Granted) and ruling.verdict.pa >> _FAR_BIT and not _has_memory(here, ruling.verdict.pa)
+    if not far:
         return here, ()
+    why = "the page lies where there is no memory, and yet the access faulted"
     return _narrowed(here, ruling.steps, trace, why)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from fivefold.arch import FETCH, HAS_ERROR_CODE, Escalation, Vector, escalate
+from fivefold.arch import FETCH, HAS_ERROR_CODE, READ, Escalation, Vector, escalate
 from fivefold.explain.delivery import replay
 from fivefold.explain.finding import instruction_at
 from fivefold.explain.general_fault import explain_write
@@ -51,11 +51,21 @@ def first_strike(here: Situation, code: Code | None = None) -> Strike | None:
         return strike
     instruction = instruction_at(here, plain, code)
     if instruction is None:
-        # The code is not in memory; CR2 still holds the address of the last page fault.
-        cr2 = registers.cr2
-        refused = cr2 is not None and isinstance(rule_on(here, cr2, replace(FETCH, implicit=True)), Refusal | Outside)
-        return replace(plain, vector=int(Vector.PF), cr2=cr2) if cr2 and refused else None
+        return _by_cr2(here, plain)
     return _of_instruction(here, plain, instruction)
+
+
+def _by_cr2(here: Situation, plain: Strike) -> Strike | None:
+    """The last page fault, where memory does not hold the code: a kernel address that is still not mapped.
+
+    CR2 alone proves little: a healthy guest has the address of some fault of a process in it.
+    """
+    cr2 = here.registers.cr2
+    if cr2 is None or not cr2 >> 63:
+        return None
+    ruling = rule_on(here, cr2, READ)
+    absent = isinstance(ruling, Refusal) and ruling.rule == "not-present"
+    return replace(plain, vector=int(Vector.PF), cr2=cr2) if absent else None
 
 
 def _of_instruction(here: Situation, plain: Strike, instruction: Instruction) -> Strike | None:

@@ -208,8 +208,13 @@ def _cause_of(told: Told, trace: Trace) -> Cause:
     evidence = list(dict.fromkeys(_evidence(told)))
     if trace.outcome == "handled" and told.strike.during is None:
         evidence.append("its handler was entered, so it may be meant")
-    # What registers and memory lead to is not yet what happened.
-    confidence = "likely" if trace.inferred and finding.confidence == "certain" else finding.confidence
+    confidence = finding.confidence
+    if trace.inferred and confidence == "certain":
+        # What registers and memory lead to is not yet what happened.
+        confidence = "likely"
+    if trace.inferred and told.strike.during is None and finding.instruction is None and finding.va != told.strike.rip:
+        evidence.append("the memory does not hold the instruction at RIP; CR2 may be that of an older page fault")
+        confidence = "guess"
     return Cause(
         finding.rule,
         finding.level,
