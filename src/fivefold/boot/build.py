@@ -45,10 +45,10 @@ _PAGE: Final = 4096
 
 def build_image() -> Image:
     """Return the image, from the cache if its sources have not changed."""
-    return parse(cache.get_or_make(_key(), lambda: _build().place()))
+    return parse(cache.get_or_make(image_key(), lambda: _build().place()))
 
 
-def _key() -> str:
+def image_key() -> str:
     """Name of the image by the content of everything that it is made from, the compiler included."""
     package = Path(str(resources.files("fivefold")))
     sources = [package / "units.py"]

@@ -10,6 +10,7 @@ from typing import Final
 from fivefold.arch import AddressSpace, ControlState, Mapped, translate
 from fivefold.boot.build import build_image
 from fivefold.boot.cpus import cpu_checks
+from fivefold.boot.efi_image import efi_file
 from fivefold.boot.elf_image import HIGHEST_32BIT_END, Image, check_load_address
 from fivefold.boot.entered import switch_checks
 from fivefold.boot.evidence import Evidence
@@ -28,7 +29,7 @@ from fivefold.units import GIB, MIB, PhysAddr, format_size, hex64
 
 DEFAULT_MEMORY: Final = 512 * MIB
 CPUS: Final = ("la57", "la48")
-ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57")
+ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57", "efi")
 SINGLE_CPU_ENGINES: Final = ("unicorn",)
 LAYOUTS: Final = ("linux", "proposal")
 VARIABLES: Final = (
@@ -94,7 +95,8 @@ class Options:
     @property
     def may_move(self) -> bool:
         """Whether the kernel at the end may lie elsewhere than the loader put the image."""
-        return self.kexec is not None or any(word.split("=")[0] == "kaslr" for word in self.cmdline.split())
+        randomised = any(word.split("=")[0] == "kaslr" for word in self.cmdline.split())
+        return randomised or self.entry == "efi" or self.kexec is not None
 
     @property
     def last(self) -> Options:
@@ -266,6 +268,8 @@ def make_guest(cpu: str, options: Options, image: Image) -> Guest:
     if options.entry == "pvh" and end > HIGHEST_32BIT_END:
         raise MachineError(f"load address {hex64(load)} is above 4 GiB, where the 32-bit entry pvh cannot be")
     entry: Entry = options.entry
+    if entry == "efi":
+        return efi_guest(cpu, options, image, load)
     if options.engine != "unicorn" and options.entry != "pvh":
         if end > HIGHEST_32BIT_END:
             raise MachineError(f"{options.engine} loads below 4 GiB only, not at {hex64(load)}; use unicorn")
@@ -281,6 +285,20 @@ def make_guest(cpu: str, options: Options, image: Image) -> Guest:
         cmdline=options.full_cmdline,
         sites=image.sites(load),
         modules=() if options.kexec is None else (Module(image.place(load)),),
+        cpus=options.cpus,
+    )
+
+
+def efi_guest(cpu: str, options: Options, image: Image, load: int) -> Guest:
+    """The guest whose firmware starts the image as an application; the firmware has the last word on its place."""
+    if options.kexec is not None:
+        raise MachineError("the entry efi takes no second kernel: the firmware hands over no module")
+    return Guest(
+        image=efi_file(image, load),
+        entry="efi",
+        cpu=cpu,
+        memory=options.memory,
+        cmdline=options.full_cmdline,
         cpus=options.cpus,
     )
 

@@ -35,6 +35,7 @@ class EntryChoice(StrEnum):
     pvh = "pvh"
     long48 = "long48"
     long57 = "long57"
+    efi = "efi"
 
 
 class LayoutChoice(StrEnum):
@@ -51,7 +52,7 @@ def boot(
     cpu: Annotated[CpuChoice, typer.Option(help="CPU with LA57, without, or both.")] = CpuChoice.both,
     engine: Annotated[EngineChoice, typer.Option(help="What runs the machine.")] = EngineChoice.unicorn,
     entry: Annotated[
-        EntryChoice, typer.Option(help="32-bit entry, or 64-bit with paging on in that depth.")
+        EntryChoice, typer.Option(help="32-bit entry, 64-bit with paging on in that depth, or UEFI.")
     ] = EntryChoice.pvh,
     layout: Annotated[
         LayoutChoice, typer.Option(help="Today's map of areas, or the 2017 proposal's.")

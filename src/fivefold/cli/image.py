@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from fivefold.cli import values
+from fivefold.errors import MachineError
 
 
 class FormatChoice(StrEnum):
     """What kind of file."""
 
     elf = "elf"
+    efi = "efi"
 
 
 class EntryChoice(StrEnum):
@@ -28,7 +30,8 @@ class EntryChoice(StrEnum):
 def image(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     format: Annotated[
-        FormatChoice, typer.Option(help="ELF with a PVH note: `qemu-system-x86_64 -kernel` starts it.")
+        FormatChoice,
+        typer.Option(help="ELF with a PVH note, which `qemu-system-x86_64 -kernel` starts; or an EFI application."),
     ] = FormatChoice.elf,
     load_address: Annotated[
         int | None,
@@ -40,10 +43,16 @@ def image(
 ) -> int:
     """Write the bootable image: the same bytes from the same sources."""
     from fivefold.boot import DEFAULT_LOAD_ADDRESS, build_image, write_file
+    from fivefold.boot.efi_image import efi_file
 
     built = build_image()
-    symbol = "pvh_entry" if entry is EntryChoice.pvh else f"stub_{entry.value}"
-    data = built.place(DEFAULT_LOAD_ADDRESS if load_address is None else load_address, symbol)
+    load = DEFAULT_LOAD_ADDRESS if load_address is None else load_address
+    if format is FormatChoice.efi:
+        if entry is not EntryChoice.pvh:
+            raise MachineError(f"an EFI application is entered by the firmware, not by {entry.value}")
+        data = efi_file(built, load)
+    else:
+        data = built.place(load, "pvh_entry" if entry is EntryChoice.pvh else f"stub_{entry.value}")
     write_file(output, data)
     print(f"{output}: {format.value}, {len(data)} bytes, {built.size} bytes in memory")
     return 0

@@ -14,7 +14,7 @@ from fivefold.arch import Cpu
 from fivefold.memory import PhysMemory
 from fivefold.units import MIB, hex64
 
-Entry = Literal["pvh", "long48", "long57"]
+Entry = Literal["pvh", "long48", "long57", "efi"]
 
 EXIT_PORT: Final = 0xF4
 """A guest writes its exit code here; QEMU's ``isa-debug-exit`` lives at the same port."""
@@ -69,7 +69,7 @@ class Guest:
     """What to run and on what. Engines refuse what they cannot do with `MachineError`."""
 
     image: bytes
-    """An ELF64 placed by p_paddr, with a PT_NOTE "Xen" type 18 that holds the 32-bit entry."""
+    """An ELF64 placed by p_paddr, with a PT_NOTE "Xen" type 18 that holds the 32-bit entry; for efi, an application."""
     entry: Entry = "pvh"
     entry64: int | None = None
     """Physical address of the 64-bit entry; needed for long48 and long57 where no stub does it."""

@@ -44,6 +44,8 @@ from fivefold.units import format_size
 
 PROGRAM: Final = "qemu-system-x86_64"
 INSTALL: Final = "install it with: apt-get install qemu-system-x86"
+FIRMWARE: Final = ("/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd", "/usr/share/edk2/ovmf/OVMF.fd")
+INSTALL_FIRMWARE: Final = "install it with: apt-get install ovmf"
 CPU_MODELS: Final = {
     "tcg": {"la57": "max", "la48": "max,la57=off"},
     # Under KVM -cpu host and max may fail where virtualisation is nested; qemu64 starts.
@@ -332,10 +334,21 @@ def _check(guest: Guest, name: str) -> int:
             raise MachineError(f"the engine {name} cannot give a guest {what}")
     assert isinstance(guest.memory, int)
     split_extents(guest.memory, PC_SPLIT)
+    if guest.entry == "efi":
+        firmware()
+        return guest.memory
     # QEMU would say only that it cannot load the file.
     load_segments(guest.image)
     pvh_entry(guest.image)
     return guest.memory
+
+
+def firmware() -> str:
+    """OVMF's file; `MachineError` where it is not installed. QEMU hands it the application as it would a kernel."""
+    for path in FIRMWARE:
+        if os.path.exists(path):
+            return path
+    raise MachineError(f"the entry efi needs the firmware OVMF, which is not at {FIRMWARE[0]}; {INSTALL_FIRMWARE}")
 
 
 def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) -> list[str]:
@@ -349,6 +362,7 @@ def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) ->
         *("-M", f"pc,memory-backend=ram,max-ram-below-4g={PC_SPLIT}"),
         *("-object", f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{ram},share=on"),
         *("-action", "reboot=shutdown,shutdown=pause"),
+        *(("-bios", firmware()) if guest.entry == "efi" else ()),
         *("-kernel", f"/proc/self/fd/{image}", "-append", guest.cmdline),
     ]
 

@@ -113,6 +113,8 @@ class UnicornMachine:
     def _start(self, guest: Guest) -> None:
         if guest.cpus != 1:
             raise MachineError(f"the engine unicorn has one CPU, not {guest.cpus}")
+        if guest.entry == "efi":
+            raise MachineError("the engine unicorn has no firmware for the entry efi; use qemu")
         self.cpu: Cpu = features(guest.cpu, guest.cpuid)
         rows = memory_map(guest.memory)
         top = max(row.end for row in rows if row.kind == 1)
