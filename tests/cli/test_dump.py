@@ -123,6 +123,12 @@ def test_rights_of_leaf_and_path(fivefold: Run, capture: Capture) -> None:
     assert "# rights: of the leaf entry; r w x u" in fivefold("dump", guest, "--user", "--leaf").out
 
 
+def test_rights_unfold_shared_tables(fivefold: Run, capture: Capture) -> None:
+    espfix = "0xffffff0000000000-0xffffff8000000000"
+    done = fivefold("dump", capture("plain-la48-kaslr"), "--range", espfix, "--rights", "w")
+    assert [line for line in done.out.splitlines() if not line.startswith("#")] == []
+
+
 def test_phys_breaks_regions(fivefold: Run, capture: Capture) -> None:
     rows = list(
         csv.DictReader(

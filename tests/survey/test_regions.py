@@ -39,6 +39,11 @@ def test_rights_never_hide_what_is_wrong(kind: Kind) -> None:
     )
 
 
+def test_a_repeat_may_hold_less_than_its_path_allows() -> None:
+    one = region(0x1000, 0x2000, kind=Kind.REPEAT)._replace(effective=rights_of("rw--"))
+    assert [RightsFilter.parse(text).lets(one) for text in ("w", "-w", "x", "-x")] == [True, True, False, True]
+
+
 @pytest.mark.parametrize("text", ["", "-", "q", "w-r", "xx-y"])
 def test_rights_refused(text: str) -> None:
     with pytest.raises(ValueError, match="are no rights; expected letters of w, x and u"):

@@ -85,7 +85,7 @@ def dump(
         if asked is FormatChoice.info_tlb:
             _refuse_narrowing(asked, narrowed)
             return _write_info_tlb(space, part, all)
-        regions = _regions(space, asked, part, phys, bits, all)
+        regions = _regions(space, asked, part, phys, bits, all or rights is not None)
         return _write(space, asked, _chosen(regions, _filter(rights, leaf)), leaf)
 
 
