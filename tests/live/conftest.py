@@ -1,0 +1,160 @@
+"""A real Linux under QEMU, in either mode: Debian's cloud kernel with a busybox, started once a mode.
+
+The kernel and the busybox are the distribution's own packages, unpacked into a cache folder. They are downloaded
+only when FIVEFOLD_FETCH_GUEST or FIVEFOLD_REQUIRE_QEMU is set, as in CI; without them these tests are skipped by
+name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fivefold.machine import available
+from fivefold.machine.child import Child
+from fivefold.memory.qmp_client import QmpClient
+
+KERNEL, BUSYBOX = "linux-image-cloud-amd64", "busybox-static"
+RAM = 256 << 20
+BOOT_SECONDS = 120
+READY = b"the guest is ready"
+INIT = (
+    b"#!/bin/busybox sh\n/bin/busybox mount -t proc proc /proc\necho the guest is ready\nexec /bin/busybox sleep 9999\n"
+)
+
+
+@dataclass(frozen=True)
+class Package:
+    """Files of the guest."""
+
+    kernel: Path
+    busybox: Path
+
+
+@dataclass(frozen=True)
+class LiveGuest:
+    """A guest that stands still: *monitor* is for the test, *ram* the file its memory is in.
+
+    One socket serves one client at a time: *held* is for a source that stays open, *qmp* for one after the other.
+    """
+
+    levels: int
+    pid: int
+    qmp: str
+    held: str
+    monitor: QmpClient
+    ram: Path
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """The distribution's kernel and busybox, or the reason why they are not here."""
+    cache = Path(os.environ.get("FIVEFOLD_GUEST_CACHE") or Path.home() / ".cache" / "fivefold-guest")
+    wanted = os.environ.get("FIVEFOLD_FETCH_GUEST") or os.environ.get("FIVEFOLD_REQUIRE_QEMU")
+    found = _unpacked(cache)
+    if found is None and wanted:
+        _fetch(cache, tmp_path_factory.mktemp("packages"))
+        found = _unpacked(cache)
+    if found is None:
+        pytest.skip(f"needs {KERNEL} and {BUSYBOX}: set FIVEFOLD_FETCH_GUEST=1 to download them with apt-get")
+    return found
+
+
+def _unpacked(cache: Path) -> Package | None:
+    kernels = sorted(cache.glob("boot/vmlinuz-*"))
+    busybox = cache / "bin" / "busybox"
+    return Package(kernels[-1], busybox) if kernels and busybox.exists() else None
+
+
+def _fetch(cache: Path, place: Path) -> None:
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        pytest.fail(f"cannot download {KERNEL}: there is no apt-get and dpkg-deb", pytrace=False)
+    depends = subprocess.run(["apt-cache", "depends", KERNEL], capture_output=True, text=True, check=False).stdout
+    names = [line.split()[-1] for line in depends.splitlines() if line.strip().startswith("Depends: linux-image-")]
+    if not names:
+        pytest.skip(f"this distribution, or its package lists, have no {KERNEL}")
+    done = subprocess.run(["apt-get", "download", *names[:1], BUSYBOX], cwd=place, capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(f"cannot download {KERNEL} and {BUSYBOX}: {done.stderr.strip()[-300:]}", pytrace=False)
+    for deb in place.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", deb, place / "root"], check=True)
+    for name in ("boot", "bin"):
+        shutil.copytree(place / "root" / name, cache / name, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="session")
+def initrd(package: Package, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file system in memory with a busybox and an init that says when it is up."""
+    entries = [
+        ("dev", 0o040755, (0, 0), b""),
+        ("dev/console", 0o020600, (5, 1), b""),
+        ("proc", 0o040755, (0, 0), b""),
+        ("bin", 0o040755, (0, 0), b""),
+        ("bin/busybox", 0o100755, (0, 0), package.busybox.read_bytes()),
+        ("init", 0o100755, (0, 0), INIT),
+        ("TRAILER!!!", 0, (0, 0), b""),
+    ]
+    path = tmp_path_factory.mktemp("initrd") / "initrd"
+    path.write_bytes(b"".join(_newc(number, *entry) for number, entry in enumerate(entries, 1)))
+    return path
+
+
+def _newc(number: int, name: str, mode: int, device: tuple[int, int], data: bytes) -> bytes:
+    """One entry of a cpio archive. Source: Linux, "initramfs buffer format"."""
+    fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name) + 1, 0)
+    head = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+    return b"".join(part + bytes(-len(part) % 4) for part in (head, data))
+
+
+def _boot(package: Package, initrd: Path, place: Path, levels: int) -> tuple[Child, list[str]]:
+    cpu = "qemu64,+la57" if levels == 5 else "qemu64"
+    sockets = [place / name for name in ("qmp", "held", "test")]
+    command = [
+        *("qemu-system-x86_64", "-accel", "tcg", "-M", "q35,memory-backend=ram", "-cpu", cpu, "-m", str(RAM >> 20)),
+        *("-object", f"memory-backend-file,id=ram,size={RAM},mem-path={place / 'ram'},share=on"),
+        *("-kernel", str(package.kernel), "-initrd", str(initrd), "-append", "console=ttyS0 quiet pti=on"),
+        *("-display", "none", "-no-reboot", "-nodefaults", "-serial", f"file:{place / 'serial'}"),
+        *(word for socket in sockets for word in ("-qmp", f"unix:{socket},server=on,wait=off")),
+    ]
+    return Child(command, ()), [str(socket) for socket in sockets]
+
+
+def _until(condition: Callable[[], bool], what: str, child: Child, place: Path) -> None:
+    deadline = time.monotonic() + BOOT_SECONDS
+    while not condition():
+        if time.monotonic() > deadline or not Path(f"/proc/{child.pid}").exists():
+            errors = child.end().decode(errors="replace")[-300:]
+            serial = place / "serial"
+            tail = serial.read_bytes()[-500:] if serial.exists() else b""
+            pytest.fail(f"the guest never got to {what}: {errors} {tail!r}", pytrace=False)
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module", params=[5, 4], ids=["la57", "la48"])
+def guest(
+    request: pytest.FixtureRequest, package: Package, initrd: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveGuest]:
+    """A Linux that has come up, and was stopped then."""
+    if (reason := available("qemu")) is not None:
+        pytest.skip(reason)
+    place = tmp_path_factory.mktemp("guest")
+    child, (qmp, held, test) = _boot(package, initrd, place, request.param)
+    try:
+        serial = place / "serial"
+        _until(lambda: serial.exists() and READY in serial.read_bytes(), "its init", child, place)
+        monitor = QmpClient(test, timeout=30)
+        try:
+            monitor.ask("stop")
+            yield LiveGuest(request.param, child.pid, qmp, held, monitor, place / "ram")
+        finally:
+            monitor.close()
+    finally:
+        child.end()
+        shutil.rmtree(place, ignore_errors=True)
