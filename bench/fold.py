@@ -1,7 +1,8 @@
 """Count the instructions that folding costs, on an emulated CPU: exact, and the same on every machine.
 
 A build with the mode as a variable, one with it as a constant (as the kernel is compiled,
-twice), and one where the other mode does not exist. The last two must be the same code.
+twice), with a jump label patched at boot, and one where the other mode does not exist. The constant
+and the last must be the same code.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from unicorn import x86_const as uc
 
 from fivefold.boot.build import MODES
 from fivefold.metal.elf import read_object
-from fivefold.metal.link import link
+from fivefold.metal.link import DEFAULT_GROUPS, Group, link
 from fivefold.metal.objects import compile_object
 from fivefold.metal.program import Program
+from jump_label import compile_with_jump_label, patches
 from measure import Claim, Row, arguments, tell
 
 CALLS: Final = 1000
@@ -39,6 +41,8 @@ class Build:
 
     object: bytes
     mode: str
+    patched: bool = False
+    """Whether its jump labels are patched before it runs."""
 
     @property
     def text(self) -> bytes:
@@ -47,7 +51,7 @@ class Build:
 
     def count(self, loop: str) -> int:
         """Instructions of one run of *loop*."""
-        linked = link([self.object], base=BASE)
+        linked = link([self.object], base=BASE, groups=(*DEFAULT_GROUPS, Group(".sites", (".sites",))))
         machine = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         machine.mem_map(BASE, (linked.end - BASE + PAGE - 1) & -PAGE)
         machine.mem_write(BASE, linked.flat())
@@ -58,6 +62,9 @@ class Build:
         for name, value in MODES[self.mode].items():
             if f"pgtable.{name}" in linked.symbols:
                 machine.mem_write(linked.symbols[f"pgtable.{name}"], value.to_bytes(8, "little"))
+        if self.patched:
+            for at, code in patches(linked, self.mode == "la57").items():
+                machine.mem_write(at, code)
         machine.mem_write(STACK + PAGE, RETURN.to_bytes(8, "little"))
         for register, value in (
             (uc.UC_X86_REG_RSP, STACK + PAGE),
@@ -108,7 +115,7 @@ def expected(mode: str) -> int:
 
 
 def builds(mode: str) -> dict[str, Build]:
-    """The three builds for one mode."""
+    """The builds for one mode: variable, jump label before and after patching, constant, and no other mode."""
     bound = {f"{PGTABLE}.{name}": value for name, value in MODES[mode].items()}
     only = {f"{PGTABLE}.p4d_offset": ONE_MODE[mode]}
     programs = {
@@ -116,7 +123,12 @@ def builds(mode: str) -> dict[str, Build]:
         "compile-time constant": Program(("fold_loop",), bindings=bound),
         "one mode only": Program(("fold_loop",), replace=only),
     }
-    return {name: Build(compile_object(program), mode) for name, program in programs.items()}
+    made = {name: Build(compile_object(program), mode) for name, program in programs.items()}
+    # In the arm for five levels there always are 512 entries: the label decides, not the number.
+    label = compile_with_jump_label(Program(("fold_loop",), bindings={f"{PGTABLE}.ptrs_per_p4d": 512}))
+    made["jump label, before patching"] = Build(label, mode)
+    made["jump label, patched"] = Build(label, mode, patched=True)
+    return made
 
 
 def main() -> int:
