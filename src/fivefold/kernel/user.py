@@ -109,7 +109,7 @@ def meets_mapping(number: u64, start: u64, end: u64) -> u64:
 def highest_free(number: u64, size: u64, limit: u64) -> u64:
     """Highest free place for *size* bytes that ends at *limit* or below; `NONE` if there is none."""
     end = limit
-    while end >= LOWEST + size:
+    while end >= LOWEST and size <= end - LOWEST:
         taken = meets_mapping(number, end - size, end)
         if taken == NONE:
             return end - size
@@ -121,19 +121,24 @@ def hint_is_honoured(hint: u64, size: u64) -> bool:
     """Whether a hint may be taken as it is: all in bounds, and not across the end of the window."""
     if hint < LOWEST or size > task_size_max() or hint > task_size_max() - size:
         return False
-    return (hint > DEFAULT_WINDOW - 1) == (hint + size > DEFAULT_WINDOW)
+    return (hint > DEFAULT_WINDOW) == (hint + size > DEFAULT_WINDOW)
 
 
 @noinline
 def choose_address(number: u64, hint: u64, size: u64, fixed: bool) -> u64:
-    """Where a mapping of *size* bytes goes; `NONE` if nowhere. *hint* 0 means anywhere; the rest is Linux' mmap."""
+    """Where a mapping of *size* bytes goes; `NONE` if nowhere. *hint* 0 means anywhere; the rest is Linux' mmap.
+
+    But a *fixed* place that is taken is refused: nothing is unmapped on the way.
+    """
     hint = hint & ~(PAGE_SIZE - 1)
+    if size == 0:
+        return NONE
     if fixed:
-        in_bounds = size <= task_size_max() and hint <= task_size_max() - size
+        in_bounds = hint >= LOWEST and size <= task_size_max() and hint <= task_size_max() - size
         return hint if in_bounds and meets_mapping(number, hint, hint + size) == NONE else NONE
     if hint != 0 and hint_is_honoured(hint, size) and meets_mapping(number, hint, hint + size) == NONE:
         return hint
-    high = hint >= DEFAULT_WINDOW and task_size_max() > DEFAULT_WINDOW
+    high = hint > DEFAULT_WINDOW and task_size_max() > DEFAULT_WINDOW
     return highest_free(number, size, (u64(task_size_max()) if high else DEFAULT_WINDOW) - STACK_GAP)
 
 
@@ -147,7 +152,8 @@ def map_memory(number: u64, hint: u64, size: u64, fixed: bool, protection: u64) 
     done = u64(0)
     while done < size:
         if not map_fresh(number, VirtAddr(va + done), protection):
-            free_range(top_of(number), VirtAddr(va), done)
+            # With the page that could not be mapped: the tables on its way may have been made.
+            free_range(top_of(number), VirtAddr(va), done + PAGE_SIZE)
             return NONE
         done += PAGE_SIZE
     mappings = space_at(number) + MAPPINGS
