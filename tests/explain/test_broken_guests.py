@@ -12,7 +12,9 @@ import pytest
 from fivefold.arch import LA48, LA57, Flag, Level, PagingMode
 from fivefold.explain import Explanation, explain, explain_event
 from fivefold.machine import Guest, start
+from fivefold.memory import open_source
 
+RAM_MAP = "0-32M"
 HIGH = 0xFFFF_FFFF_8000_0000
 STACK = HIGH + 0x10000
 PAGE = HIGH + 0x18000
@@ -164,7 +166,8 @@ def test_on_unicorn(row: dict[str, Any], lab: Any) -> None:
 def test_on_qemu(row: dict[str, Any], lab: Any, tmp_path: Path) -> None:
     bench = lab.build(lab.case(**row))
     log, memory = lab.run_qemu(bench, tmp_path)
-    told = explain(log, memory)
+    with open_source(str(memory), ram_map=RAM_MAP) as source:
+        told = explain(log, source)
     check(told, row, told.outcome)
     alone = explain(log)
     assert alone.cause.rule in (row.get("log_rules") or {row["rule"]}), alone.cause
@@ -175,6 +178,7 @@ def test_a_fault_that_was_handled(lab: Any, tmp_path: Path) -> None:
     """The handler ran: the same cause, and no catastrophe."""
     row = next(row for row in CASES if row["name"] == "read-only page")
     log, memory = lab.run_qemu(lab.build(lab.case(**row, gates=True)), tmp_path)
-    told = explain(log, memory)
+    with open_source(str(memory), ram_map=RAM_MAP) as source:
+        told = explain(log, source)
     check(told, row, "handled")
     assert "its handler was entered, so it may be meant" in told.cause.evidence

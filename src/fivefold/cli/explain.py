@@ -33,6 +33,12 @@ def explain(
     memory: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="The guest's memory: a core, qmp:SOCKET, …")
     ] = None,
+    ram_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RANGES", help="Where a raw memory image lies: START-END[=OFFSET],… (see `fivefold info`)."
+        ),
+    ] = None,
     address: Annotated[
         list[int] | None, typer.Option("--address", "-a", parser=_number, metavar="HEX", help="Also say what this is.")
     ] = None,
@@ -64,6 +70,7 @@ def explain(
     from fivefold.errors import FormatError
     from fivefold.explain import Given
     from fivefold.explain import explain as run_explain
+    from fivefold.memory import open_source
 
     given = Given(
         vector=vector, error_code=error_code, cr0=cr0, cr2=cr2, cr3=cr3, cr4=cr4, efer=efer, rip=rip, rsp=rsp,
@@ -71,10 +78,15 @@ def explain(
     )  # fmt: skip
     if log is None and memory is None and not given and not address:
         raise FormatError("nothing to explain: expected a log, a source of memory, or numbers such as --cr2")
+    source = None
     try:
-        explanation = run_explain(log, memory, given=given, addresses=address or (), what_if=what_if or ())
+        source = open_source(memory, ram_map=ram_map) if memory is not None else None
+        explanation = run_explain(log, source, given=given, addresses=address or (), what_if=what_if or ())
     except ValueError as error:  # a change or a source's name that makes no sense
         raise typer.BadParameter(str(error)) from error
+    finally:
+        if source is not None:
+            source.close()
     if as_json:
         json.dump(explanation.to_json(), sys.stdout, indent=2)
         print()

@@ -44,17 +44,20 @@ def other_reading(here: Situation) -> Situation | None:
 def wrong_depth(here: Situation, va: int, how: Access) -> WrongDepth | None:
     """Whether a refused access to *va* is due to a root of the other depth.
 
-    It is if, read the other way, the root allows that access and all that the CPU uses, and
-    there is a sign that this way is wrong: something in use is not mapped, tables in use have
-    malformed entries, or the instruction that makes the access is only there the other way.
+    It is if, read the other way, the root allows that access, the instruction at RIP and all
+    that it allows this way, and there is a sign that this way is wrong: something in use is not
+    mapped, tables in use have malformed entries, or the instruction that makes the access is only
+    there the other way. RSP and GDTR may be left over from before the switch and need not count.
     """
     other = other_reading(here)
     if other is None or here.space is None or other.mode is None:
         return None
     asked = Witness("the address", va, how)
     witnesses = _witnesses(here)
-    if _granted(here, asked) or not all(_granted(other, witness) for witness in witnesses):
+    needed = [w for w in witnesses if w.name == "RIP" or _granted(here, w)]
+    if _granted(here, asked) or not needed or not all(_granted(other, witness) for witness in needed):
         return None
+    witnesses = [w for w in witnesses if _granted(other, w)]
     signs = list(_signs(here, other, va, witnesses)) if _granted(other, asked) else []
     if stray := _stray(here, other):
         signs.append(stray)
