@@ -184,7 +184,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         rows, claims = map_pages(options.rounds, Path(place))
     more_rows, more_claims = direct_map(options.rounds)
-    return tell("fivefold.bench.map/1", rows | more_rows, claims + more_claims, options.json, gcc=gcc_version())
+    return tell(
+        "fivefold.bench.map/1",
+        rows | more_rows,
+        claims + more_claims,
+        options.json,
+        gcc=gcc_version(),
+        clock="processor",
+    )
 
 
 if __name__ == "__main__":

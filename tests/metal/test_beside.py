@@ -33,7 +33,7 @@ def program(make_module: Callable[[str], str]) -> Program:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
-    """The processes that are started, as if there were two processors."""
+    """The processes that are started, as if there were two processors, one of them free."""
     found = []
 
     class Noted(subprocess.Popen[bytes]):
@@ -43,6 +43,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
 
     monkeypatch.setattr(subprocess, "Popen", Noted)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.0, 0.0))
     return found
 
 
@@ -59,10 +60,16 @@ def test_same_object(program: Program, started: list[subprocess.Popen[bytes]], m
     assert [process.returncode for process in started] == [0]
 
 
-def test_one_processor_compiles_here(
-    program: Program, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("processors", "load"), [({0}, 0.5), ({0, 1}, 2.0)])
+def test_without_a_free_processor(
+    program: Program,
+    started: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    processors: set[int],
+    load: float,
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: processors)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     with beside.compiling(program) as other:
         assert compile_object(program) == other()
 

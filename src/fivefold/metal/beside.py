@@ -22,16 +22,22 @@ _CODE: Final = "from fivefold.metal.beside import serve; serve()"
 def compiling(program: Program, prefix: str = "") -> Iterator[Callable[[], bytes]]:
     """Yield a function that waits for what `objects.compile_object` makes of *program* for x86-64.
 
-    Where there is only one processor, or the other process cannot be had or fails, that function compiles
+    Where no other processor is free, or the other process cannot be had or fails, that function compiles
     here, and so raises what there is to raise. No process is left behind.
     """
-    process = _start(program, prefix) if len(os.sched_getaffinity(0)) > 1 else None
+    process = _start(program, prefix) if _is_processor_free() else None
     try:
         yield lambda: _result(process) or _compile(program, prefix)
     finally:
         if process is not None and process.returncode is None:
             process.kill()
             process.communicate()
+
+
+def _is_processor_free() -> bool:
+    """Tell whether there is somewhere to run: on a busy machine a second process only costs its imports."""
+    processors = len(os.sched_getaffinity(0))
+    return processors > 1 and os.getloadavg()[0] < processors
 
 
 def _compile(program: Program, prefix: str) -> bytes:
