@@ -7,36 +7,65 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Final
+from importlib import import_module
+from typing import Any, Final
 
 import typer
+from typer.core import TyperGroup
 
-from fivefold.cli import audit, boot, diff, dump, explain, find, image, info, layout, roots, stats, walk
 from fivefold.errors import FivefoldError
 
 COULD_NOT: Final = 2
 INTERRUPTED: Final = 130
 
+COMMANDS: Final = {
+    "boot": "Boot one image with five levels and with four, check both",
+    "image": "Write the bootable image",
+    "info": "What a guest is: format, memory, mode, root, kernel, bases",
+    "walk": "Every entry that the CPU reads for an address",
+    "dump": "What is mapped, with which effective rights",
+    "roots": "Page-table roots in a memory, without registers",
+    "audit": "What breaks W^X, isolation and the architecture's rules",
+    "diff": "What differs between two address spaces",
+    "find": "Who maps a frame, or bytes, under all roots",
+    "stats": "What page tables take and map",
+    "layout": "What a kernel puts where, and what an address is",
+    "explain": "Why a fault happened, and how it became a triple fault",
+}
+"""Commands with their line of help. Each is a function of its name, in a module of its name."""
+
+
+class _Commands(TyperGroup):
+    """Builds only the command that is asked for: help and start-up cost the same however many there are."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: object, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        one.command(cmd_name)(getattr(import_module(f"fivefold.cli.{cmd_name}"), cmd_name))
+        return typer.main.get_command(one)
+
+    def format_commands(self, ctx: object, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
 app = typer.Typer(
     name="fivefold",
-    help="x86-64 paging with four and five levels, chosen at boot.",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("boot")(boot.boot)
-app.command("image")(image.image)
-app.command("info")(info.info)
-app.command("walk")(walk.walk)
-app.command("dump")(dump.dump)
-app.command("roots")(roots.roots)
-app.command("audit")(audit.audit)
-app.command("diff")(diff.diff)
-app.command("find")(find.find)
-app.command("stats")(stats.stats)
-app.command("layout")(layout.layout)
-app.command("explain")(explain.explain)
+
+
+@app.callback()
+def fivefold() -> None:
+    """x86-64 paging with four and five levels, chosen at boot."""
 
 
 def main() -> None:
@@ -56,7 +85,12 @@ def main() -> None:
     except Exception as error:  # click's usage errors; typer does not export their class
         if not hasattr(error, "format_message"):
             raise
-        status = _refuse(error.format_message())
+        message = error.format_message()
+        if message.startswith("Usage:"):  # no command was given: this is the whole help
+            print(message)
+            status = COULD_NOT
+        else:
+            status = _refuse(message)
     _flush()
     sys.exit(status if isinstance(status, int) else 0)
 
