@@ -81,7 +81,7 @@ def dump(
     with chosen.open_space() as space:
         if asked is FormatChoice.ptdump:
             _refuse_narrowing(asked, narrowed or part is not None)
-            return _write_ptdump(space, build)
+            return _write_ptdump(space, build, all)
         if asked is FormatChoice.info_tlb:
             _refuse_narrowing(asked, narrowed)
             return _write_info_tlb(space, part, all)
@@ -119,10 +119,16 @@ def _filter(rights: str | None, leaf: bool) -> RightsFilter | None:
 def _regions(
     space: Space, asked: FormatChoice, part: range | None, phys: bool, bits: BitsChoice | None, unfold: bool
 ) -> Iterator[Region]:
+    from fivefold.arch import TooManyRuns
+    from fivefold.errors import FivefoldError
+
     is_text = asked is FormatChoice.text
     exact = (bits or (BitsChoice.few if is_text else BitsChoice.all)) is BitsChoice.all
     repeat_above = SHORT if is_text and not unfold else None
-    return space.regions(part, all_bits=exact, contiguous=phys, repeat_above=repeat_above)
+    try:
+        return space.regions(part, all_bits=exact, contiguous=phys, repeat_above=repeat_above)
+    except TooManyRuns as error:
+        raise FivefoldError(f"{error}; expected --range for a part of them") from error
 
 
 def _chosen(regions: Iterator[Region], rights: RightsFilter | None) -> Iterator[Region]:
@@ -145,9 +151,9 @@ def _write(space: Space, asked: FormatChoice, regions: Iterator[Region], leaf: b
     return 1
 
 
-def _write_ptdump(space: Space, build: str) -> int:
+def _write_ptdump(space: Space, build: str, unlimited: bool) -> int:
     from fivefold.survey.ptdump_headings import headings, parse_build
-    from fivefold.survey.ptdump_lines import write_ptdump
+    from fivefold.survey.ptdump_lines import MAX_PIECES, write_ptdump
     from fivefold.survey.ptdump_walk import TableWalk
 
     try:
@@ -157,7 +163,7 @@ def _write_ptdump(space: Space, build: str) -> int:
     if guessed:
         print(f"fivefold: {guessed}; see --build", file=sys.stderr)
     walk = TableWalk(space.tables)
-    write_ptdump(walk, markers, print)
+    write_ptdump(walk, markers, print, limit=None if unlimited else MAX_PIECES)
     return _say_missing([table.table for table in walk.unreadable])
 
 

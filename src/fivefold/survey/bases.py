@@ -61,6 +61,20 @@ class KernelBases:
     direct_map_end: int | None
     kasan: bool
 
+    @classmethod
+    def unknown(cls, reason: str) -> KernelBases:
+        """None of them, for one reason."""
+        nothing: Found[int | None] = Found(None, reason)
+        return cls(
+            page_offset=nothing,
+            vmalloc=nothing,
+            vmemmap=nothing,
+            kernel_text=nothing,
+            phys_base=nothing,
+            direct_map_end=None,
+            kasan=False,
+        )
+
     def named(self) -> dict[str, Found[int | None]]:
         """The five by the names of the kernel's variables, ``kernel_text`` for ``_text``."""
         return {

@@ -35,10 +35,8 @@ def headings(space: Space, given: dict[str, str]) -> tuple[Sequence[Marker], str
     bases, how = _bases(space, release)
     try:
         markers = ptdump_markers(release, space.levels, bases, build)
-    except LayoutError:
-        if how:
-            raise
-        markers, how = ptdump_markers(release, space.levels, None, build), "bases do not fit that release"
+    except LayoutError as error:
+        markers, how = ptdump_markers(release, space.levels, None, build), f"default bases, since {error}"
     return markers, _sentence(release, build, given, space, how)
 
 

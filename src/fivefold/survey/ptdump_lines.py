@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from fivefold.arch import Flag, Level, TooManyRuns
+from fivefold.arch import Flag, Level
+from fivefold.errors import FivefoldError
 from fivefold.layout import Marker
 from fivefold.survey.ptdump_walk import Piece, TableWalk
-from fivefold.units import MASK64, PhysAddr
+from fivefold.units import MASK64
 
 SPACE_END: Final = 1 << 64
 ESPFIX_LINES: Final = 16
@@ -34,10 +35,10 @@ Write = Callable[[str], object]
 class Lines:
     """What the kernel remembers between entries: makes lines of pieces, and writes each without its newline.
 
-    *markers* are the headings, ascending. `take` raises `TooManyRuns` above `MAX_PIECES`.
+    *markers* are the headings, ascending. `take` raises `FivefoldError` above *limit* pieces.
     """
 
-    def __init__(self, markers: Sequence[Marker], levels: int, write: Write) -> None:
+    def __init__(self, markers: Sequence[Marker], levels: int, write: Write, limit: int | None = MAX_PIECES) -> None:
         self._markers = markers
         self._names = _FOLDED_NAMES if levels == 4 else _NAMES
         self._write = write
@@ -48,6 +49,7 @@ class Lines:
         self._lines = 0
         self._last_left = 0
         self._pieces = 0
+        self._limit = limit
 
     def take(self, piece: Piece) -> None:
         """Write the lines that end with the entries of *piece*."""
@@ -63,8 +65,8 @@ class Lines:
         if self._due < end:
             self._headings_inside(piece, like)
         self._pieces += 1
-        if self._pieces > MAX_PIECES:
-            raise TooManyRuns(PhysAddr(0), MAX_PIECES)
+        if self._limit is not None and self._pieces > self._limit:
+            raise FivefoldError(f"more than {self._limit} runs of entries; the tables may be forged: --all goes on")
 
     def finish(self) -> None:
         """Write the last line. The kernel ends it by an entry at address 0 of no level."""
@@ -111,9 +113,9 @@ class Lines:
         return f"0x{self._start:016x}-0x{end:016x}   {size_text} {_flags(prot, level)}{self._names[level - 1]}"
 
 
-def write_ptdump(walk: TableWalk, markers: Sequence[Marker], write: Write) -> None:
-    """Write the dump of what *walk* goes through, line by line."""
-    lines = Lines(markers, int(walk.top), write)
+def write_ptdump(walk: TableWalk, markers: Sequence[Marker], write: Write, *, limit: int | None = MAX_PIECES) -> None:
+    """Write the dump of what *walk* goes through, line by line; `FivefoldError` above *limit* runs of entries."""
+    lines = Lines(markers, int(walk.top), write, limit)
     walk.each(lines.take)
     lines.finish()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Final, NamedTuple, Protocol
 
@@ -73,6 +73,12 @@ class Region(NamedTuple):
 
 def flag_names(flags: int, level: Level) -> list[str]:
     """Names of the bits in *flags*, a leaf's at *level*: bit 7 is PS, or PAT in a PT entry."""
+    return list(_names_of(flags, level))
+
+
+@lru_cache(maxsize=1 << 12)
+def _names_of(flags: int, level: Level) -> tuple[str, ...]:
+    """There are few different leaves, and a great many of each."""
     names = [name for bit, name in _ALWAYS if flags & bit]
     if flags & Flag.BIT7:
         names.append("PAT" if level == Level.PT else "PS")
@@ -84,7 +90,7 @@ def flag_names(flags: int, level: Level) -> list[str]:
         names.append("NX")
     if key := Entry(flags, level).key:
         names.append(f"PK{key}")
-    return names + [f"SW{bit}" for bit in _SOFTWARE if flags >> bit & 1]
+    return (*names, *(f"SW{bit}" for bit in _SOFTWARE if flags >> bit & 1))
 
 
 def spell(rights: Rights) -> str:

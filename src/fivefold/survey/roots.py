@@ -26,6 +26,11 @@ from fivefold.units import MIB, PhysAddr, VirtAddr, hex64
 
 Words = npt.NDArray[np.uint64]
 _HALF: Final = 256
+_LAST: Final = 511
+
+MAX_ASKED: Final = 256
+"""Kernels, or roots without one, that are looked into at most: memory may hold forged ones without end."""
+
 _WINDOW_STEPS: Final = range(KERNEL_WINDOW, KERNEL_WINDOW + (1 << 30), 2 * MIB)
 
 
@@ -66,7 +71,7 @@ class _Candidate:
     @property
     def kernel_key(self) -> int:
         """The table behind the last slot, where every kernel maps its image; 0 without one."""
-        last = int(self.entries[511])
+        last = int(self.entries[_LAST])
         return last & FRAME_BITS if last & Flag.P else 0
 
     def half(self, upper: bool) -> Words:
@@ -87,7 +92,8 @@ def find_roots(source: Source, levels: int | None = None, phys_bits: int | None 
     _pair_up(found)
     groups = _groups(found.values())
     five = any(c.levels == 5 for c in found.values())
-    roots = [_describe(source.memory, c, groups, in_registers.get(c.root, ()), five) for c in found.values()]
+    code = _CodeFinder(source.memory)
+    roots = [_describe(code, c, groups, in_registers.get(c.root, ()), five) for c in found.values()]
     kept = [root for root in roots if levels in (None, root.levels)]
     return sorted(kept, key=lambda root: (-root.confidence, root.root))
 
@@ -104,10 +110,7 @@ def _registers(source: Source) -> dict[PhysAddr, tuple[int, ...]]:
 
 def _candidates(memory: TableReader, pages: TablePages) -> dict[PhysAddr, _Candidate]:
     """Tables that could be roots and that no other root has below it."""
-    could_be_five = np.flatnonzero(pages.of_level[Level.PML5])
-    five = np.array(
-        [n for n, frame in _with_frames(pages, could_be_five) if level_evidence(memory, frame).levels != 4], np.intp
-    )
+    five = _really_five(memory, pages, np.flatnonzero(pages.of_level[Level.PML5]))
     five = np.setdiff1d(five, _below(pages, five, Level.PML5))
     four = np.setdiff1d(np.flatnonzero(pages.of_level[Level.PML4]), five)
     four = np.setdiff1d(four, _below(pages, five, Level.PML5))
@@ -117,6 +120,19 @@ def _candidates(memory: TableReader, pages: TablePages) -> dict[PhysAddr, _Candi
         for (_, frame), entries in zip(_with_frames(pages, numbers), pages.entries(numbers), strict=True):
             found[frame] = _Candidate(frame, levels, entries)
     return found
+
+
+def _really_five(memory: TableReader, pages: TablePages, numbers: Indices) -> Indices:
+    """Those of the pages whose tables do not speak for four levels: one for all that share a kernel is asked."""
+    answers: dict[int, bool] = {}
+    kept = []
+    for (number, frame), entries in zip(_with_frames(pages, numbers), pages.entries(numbers), strict=True):
+        key = int(entries[_LAST]) or -frame
+        if key not in answers:
+            answers[key] = len(answers) >= MAX_ASKED or level_evidence(memory, frame).levels != 4
+        if answers[key]:
+            kept.append(number)
+    return np.array(kept, np.intp)
 
 
 def _with_frames(pages: TablePages, numbers: Indices) -> list[tuple[int, PhysAddr]]:
@@ -176,7 +192,7 @@ def _groups(candidates: Iterable[_Candidate]) -> dict[PhysAddr, tuple[int, int]]
 
 
 def _describe(
-    memory: TableReader, c: _Candidate, groups: Mapping[PhysAddr, tuple[int, int]], cpus: tuple[int, ...], five: bool
+    code: _CodeFinder, c: _Candidate, groups: Mapping[PhysAddr, tuple[int, int]], cpus: tuple[int, ...], five: bool
 ) -> Root:
     group, members = groups[c.root]
     reasons = [f"CR3 of CPU {number}" for number in cpus]
@@ -185,7 +201,7 @@ def _describe(
     if c.pair is not None:
         role = "user half" if c.is_user_half else "kernel half"
         reasons.append(f"{role} of an isolated pair with {hex64(c.pair)}")
-    in_window = _maps_code(memory, c)
+    in_window = code.is_below(c)
     if in_window:
         reasons.append("maps code in the kernel's window")
     stray = five and c.levels == 4 and not cpus
@@ -199,11 +215,25 @@ def _describe(
     return Root(c.root, c.levels, confidence, tuple(reasons), group, c.pair, c.is_user_half, cpus)
 
 
-def _maps_code(memory: TableReader, candidate: _Candidate) -> bool:
-    """Whether anything executable is mapped in the gibibyte where kernels lie."""
-    space = AddressSpace(memory, candidate.root, MODES[candidate.levels])
-    try:
-        found = (translate(space, VirtAddr(va)) for va in _WINDOW_STEPS)
-        return any(isinstance(one, Mapped) and one.rights.execute for one in found)
-    except MemoryReadError:
-        return False
+class _CodeFinder:
+    """Whether anything executable is mapped in the gibibyte where kernels lie; asked once for a last slot."""
+
+    def __init__(self, memory: TableReader) -> None:
+        self._memory = memory
+        self._known: dict[tuple[int, int], bool] = {}
+
+    def is_below(self, candidate: _Candidate) -> bool:
+        """The answer for a root; no, where tables are missing on the way."""
+        last = int(candidate.entries[_LAST])
+        key = (last, candidate.levels)
+        if key not in self._known:
+            self._known[key] = bool(last & 1) and len(self._known) < MAX_ASKED and self._look(candidate)
+        return self._known[key]
+
+    def _look(self, candidate: _Candidate) -> bool:
+        space = AddressSpace(self._memory, candidate.root, MODES[candidate.levels])
+        try:
+            found = (translate(space, VirtAddr(va)) for va in _WINDOW_STEPS)
+            return any(isinstance(one, Mapped) and one.rights.execute for one in found)
+        except MemoryReadError:
+            return False

@@ -161,11 +161,14 @@ class Space:
     @cached_property
     def bases(self) -> KernelBases:
         """Where the kernel has its areas. The user root of page-table isolation is answered for by the kernel's."""
-        own = find_bases(self.overview)
+        try:
+            own = find_bases(self.overview)
+        except TooManyRuns as error:
+            return KernelBases.unknown(str(error))
         partner = self._kernel_partner() if own.page_offset.value is None else None
         if partner is None:
             return own
-        theirs = find_bases(partner.overview)
+        theirs = partner.bases
         return theirs if theirs.page_offset.value is not None else own
 
     def _kernel_partner(self) -> Space | None:
