@@ -28,7 +28,7 @@ MODES: Final = {
     "la57": {"l5_enabled": 1, "pgdir_shift": 48, "ptrs_per_p4d": 512},
 }
 """The two copies of the kernel: the prefix of their symbols, and the mode that is bound in them."""
-ASSEMBLY: Final = ("entry.S", "window.S", "smp.S", "hibernate.S")
+ASSEMBLY: Final = ("entry.S", "window.S", "smp.S", "hibernate.S", "efi_call.S")
 """The boot code's assembly, in this order: the first defines the macros."""
 
 _GROUPS: Final = (

@@ -78,7 +78,7 @@ def _loader(entry: str) -> Loader:
 def _build_loader(entry: str) -> bytes:
     from fivefold.metal.objects import compile_object
 
-    text = (resources.files(KERNEL) / "efi_stub.S").read_text()
+    text = "".join((resources.files(KERNEL) / name).read_text() for name in ("efi_stub.S", "efi_call.S"))
     made = compile_object(Program((f"{KERNEL}.efi_stub",)), asm=text)
     linked = link({"efi": made}, base=_BASE, groups=_GROUPS)
     flat = linked.flat()

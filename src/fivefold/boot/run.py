@@ -11,6 +11,7 @@ from fivefold.arch import AddressSpace, ControlState, Mapped, translate
 from fivefold.boot.build import build_image
 from fivefold.boot.cpus import cpu_checks
 from fivefold.boot.efi_image import efi_file
+from fivefold.boot.efi_space import efi_checks
 from fivefold.boot.elf_image import HIGHEST_32BIT_END, Image, check_load_address
 from fivefold.boot.entered import switch_checks
 from fivefold.boot.evidence import Evidence
@@ -258,6 +259,8 @@ def from_outside(machine: Machine, options: Options, image: Image, report: Guest
     except LayoutError as error:
         return [Check("kaslr_bases", "outside", False, str(error))]
     checks = judge(seen, report.words, report.areas)
+    if options.entry == "efi":
+        checks += efi_checks(seen, report.words)
     if options.cpus > 1:
         checks += cpu_checks(machine.all_registers(), options.cpus)
     return [*checks, Check("kaslr_bases", "outside", True)] if randomised else checks

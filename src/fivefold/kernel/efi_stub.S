@@ -1,4 +1,4 @@
-# The entry of the EFI application, and calls of the firmware: it uses the Microsoft calling convention.
+# The entry of the EFI application. The firmware uses the Microsoft calling convention.
 
         .section .head, "ax", @progbits
         .code64
@@ -28,26 +28,6 @@ efi_entry:
         ret
 
         .section .text, "ax", @progbits
-# RDI: the service, RSI, RDX, RCX, R8, R9: its arguments. Returns its status.
-        .p2align 4
-        .globl  efi_call
-        .hidden efi_call
-efi_call:
-        pushq   %rbp
-        movq    %rsp, %rbp
-        subq    $48, %rsp                       # four argument homes, the fifth argument, alignment
-        andq    $-16, %rsp
-        movq    %rdi, %rax
-        movq    %r9, 32(%rsp)
-        movq    %r8, %r9
-        movq    %rcx, %r8
-        movq    %rsi, %rcx
-        cld
-        call    *%rax
-        movq    %rbp, %rsp
-        popq    %rbp
-        ret
-
 # RDI: the kernel's 64-bit entry, RSI: start information.
         .p2align 4
         .globl  efi_jump

@@ -43,7 +43,7 @@ WORD_PAYLOAD_SIZE: Final = 8
 WORD_IMAGE_SIZE: Final = 16
 WORD_ENTRY: Final = 24
 WORD_PREFERRED: Final = 32
-"""Offsets from `efi_words`: where the image's bytes are, how many, its size in memory, its entry, its favourite place."""
+"""Offsets from `efi_words`: where the image's bytes are, how many, its size in memory, entry, favourite place."""
 
 SYSTEM_RUNTIME: Final = 88
 SYSTEM_BOOT: Final = 96
@@ -156,7 +156,7 @@ def place_image(boot: u64) -> u64:
 def take_cmdline(boot: u64, handle: u64, handoff: u64) -> None:
     """Take the load options if they are printable text (some firmware puts binary data there)."""
     store64(loaded_image_protocol, 0x11D2_9562_5B1B_31A1)
-    store64(loaded_image_protocol + 8, 0x3B72_72C9_6900_A08E)
+    store64(loaded_image_protocol + 8, 0x3B72_69C9_A000_3F8E)
     status = efi_call(load64(boot + HANDLE_PROTOCOL), handle, loaded_image_protocol, answer, 0, 0)
     if status & ERROR != 0:
         return

@@ -11,6 +11,7 @@ from typing import Final
 from fivefold.kernel import (
     checks,
     early,
+    efi,
     handover_checks,
     hibernate,
     kasan,
@@ -63,6 +64,7 @@ def start_kernel(table: VirtAddr) -> None:
     process_checks.check_processes(top)
     handover_checks.check_handover(largest_page(cmdline()))
     mode_switch.check_switch()
+    efi.check_runtime(top, PhysAddr(info))
     smp.check_cpus(top)
     sleep_or_wake()
     dump_own_tables(top)

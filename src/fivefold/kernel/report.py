@@ -37,9 +37,9 @@ WORDS: Final = (
     "early_top", "early_pool", "early_used", "early_kernel_tables", "early_faults", "early_wipes",
     "ram_bytes", "ram_end", "cut_bytes", "direct_4k", "direct_2m", "direct_1g", "tables", "scan_ranges",
     "scan_bytes", "scan_tables", "scan_writable_executable", "scan_records", "scan_record_size", "previous",
-    "kexec_outcome", "hibernate_at", "hibernate_size", "user_root", "user_tables", "fast_returns",
-    "safe_returns", "syscall_stays", "nmis", "panic_vector", "panic_error", "panic_rip", "panic_address",
-    "panic_text", "areas", "checks", "failed",
+    "kexec_outcome", "hibernate_at", "hibernate_size", "user_root", "user_tables", "efi_root", "efi_tables",
+    "fast_returns", "safe_returns", "syscall_stays", "nmis", "panic_vector", "panic_error", "panic_rip",
+    "panic_address", "panic_text", "areas", "checks", "failed",
 )  # fmt: skip
 """Names of the words from the start of the table, in order."""
 
@@ -102,6 +102,8 @@ W_HIBERNATE_AT: Final = WORDS.index("hibernate_at")
 W_HIBERNATE_SIZE: Final = WORDS.index("hibernate_size")
 W_USER_ROOT: Final = WORDS.index("user_root")
 W_USER_TABLES: Final = WORDS.index("user_tables")
+W_EFI_ROOT: Final = WORDS.index("efi_root")
+W_EFI_TABLES: Final = WORDS.index("efi_tables")
 W_FAST_RETURNS: Final = WORDS.index("fast_returns")
 W_SAFE_RETURNS: Final = WORDS.index("safe_returns")
 W_SYSCALL_STAYS: Final = WORDS.index("syscall_stays")

@@ -18,6 +18,7 @@ import os
 import selectors
 import socket
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -346,7 +347,7 @@ def _check(guest: Guest, name: str) -> int:
 def firmware() -> str:
     """OVMF's file; `MachineError` where it is not installed. QEMU hands it the application as it would a kernel."""
     for path in FIRMWARE:
-        if os.path.exists(path):
+        if Path(path).exists():
             return path
     raise MachineError(f"the entry efi needs the firmware OVMF, which is not at {FIRMWARE[0]}; {INSTALL_FIRMWARE}")
 
