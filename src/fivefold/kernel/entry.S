@@ -454,6 +454,42 @@ probe_execute_end:
         function module_stub
         ret
 
+# What traps.py finds in a frame below the vector: all registers but RSP.
+        .macro  save_registers
+        pushq   %rax
+        pushq   %rcx
+        pushq   %rdx
+        pushq   %rbx
+        pushq   %rbp
+        pushq   %rsi
+        pushq   %rdi
+        pushq   %r8
+        pushq   %r9
+        pushq   %r10
+        pushq   %r11
+        pushq   %r12
+        pushq   %r13
+        pushq   %r14
+        pushq   %r15
+        .endm
+        .macro  restore_registers
+        popq    %r15
+        popq    %r14
+        popq    %r13
+        popq    %r12
+        popq    %r11
+        popq    %r10
+        popq    %r9
+        popq    %r8
+        popq    %rdi
+        popq    %rsi
+        popq    %rbp
+        popq    %rbx
+        popq    %rdx
+        popq    %rcx
+        popq    %rax
+        .endm
+
 # ---- Exceptions: a stub of 16 bytes for each vector; the CPU pushes an error code for some. ----
         .p2align 4
         .globl  trap_stubs
@@ -471,42 +507,14 @@ trap_stubs:
         .set    vector, vector + 1
         .endr
 trap_common:
-        pushq   %rax
-        pushq   %rcx
-        pushq   %rdx
-        pushq   %rbx
-        pushq   %rbp
-        pushq   %rsi
-        pushq   %rdi
-        pushq   %r8
-        pushq   %r9
-        pushq   %r10
-        pushq   %r11
-        pushq   %r12
-        pushq   %r13
-        pushq   %r14
-        pushq   %r15
+        save_registers
         cld
         movq    %rsp, %rdi
         movq    %rsp, %rbp
         andq    $-16, %rsp
         call    *trap_handler(%rip)
         movq    %rbp, %rsp
-        popq    %r15
-        popq    %r14
-        popq    %r13
-        popq    %r12
-        popq    %r11
-        popq    %r10
-        popq    %r9
-        popq    %r8
-        popq    %rdi
-        popq    %rsi
-        popq    %rbp
-        popq    %rbx
-        popq    %rdx
-        popq    %rcx
-        popq    %rax
+        restore_registers
         addq    $16, %rsp
         iretq
 
@@ -548,21 +556,7 @@ enter_user_end:
         pushq   %rcx
         pushq   $0
         pushq   $-1
-        pushq   %rax
-        pushq   %rcx
-        pushq   %rdx
-        pushq   %rbx
-        pushq   %rbp
-        pushq   %rsi
-        pushq   %rdi
-        pushq   %r8
-        pushq   %r9
-        pushq   %r10
-        pushq   %r11
-        pushq   %r12
-        pushq   %r13
-        pushq   %r14
-        pushq   %r15
+        save_registers
         cld
         movq    %rsp, %rdi
         movq    %rsp, %rbp
@@ -570,21 +564,7 @@ enter_user_end:
         call    *syscall_handler(%rip)          # RAX: 1 for SYSRET, 0 for IRET
         movq    %rbp, %rsp
         testl   %eax, %eax
-        popq    %r15
-        popq    %r14
-        popq    %r13
-        popq    %r12
-        popq    %r11
-        popq    %r10
-        popq    %r9
-        popq    %r8
-        popq    %rdi
-        popq    %rsi
-        popq    %rbp
-        popq    %rbx
-        popq    %rdx
-        popq    %rcx
-        popq    %rax
+        restore_registers
         leaq    16(%rsp), %rsp
         jz      iret_site
         movq    (%rsp), %rcx
