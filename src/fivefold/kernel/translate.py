@@ -1,0 +1,110 @@
+"""Translate many addresses at once: the walk of the CPU, for a batch of addresses level by level.
+
+One walk after the other waits for memory at every level. Here 64 walks take each step
+together: the entry of each is asked for ahead, and by the time that the last has asked the
+first has arrived. Walks that end drop out of the batch.
+
+Each answer is two words: where the address leads, and how, as in `scan_ranges.info_of`: kind, level and
+rights. Depth is bounded by the levels; hostile tables can lead anywhere but out of memory.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fivefold.kernel.pgtable import FRAME_MASK, PRESENT, entry_frame, level_shift, levels, va_bits
+from fivefold.kernel.scan_entries import is_leaf, must_be_zero, narrowed
+from fivefold.kernel.scan_ranges import ALL_RIGHTS, MALFORMED, MAPPED, UNREADABLE, info_of
+from fivefold.kernel.tables import phys_table
+from fivefold.metal.lang import export, inline, load64, prefetch, store64, u64
+from fivefold.units import PhysAddr
+
+ABSENT: Final = 5
+"""An entry that is not present; the level is that entry's."""
+NON_CANONICAL: Final = 6
+"""The CPU refuses the address before any walk; the level is 0."""
+
+BATCH: Final = 64
+LEVELS: Final = (5, 4, 3, 2, 1)
+
+KIND: Final = 7
+"""The bits of an answer that say of which kind it is; 0 while its walk goes on."""
+
+
+@export
+def translate_all(root: PhysAddr, addresses: u64, answers: u64, count: u64) -> bool:
+    """Answer *count* words at *addresses* by two words each at *answers*; false if the root cannot be read.
+
+    While a walk goes on its answer holds where its next entry is, and the rights so far.
+    """
+    top = phys_table(PhysAddr(root & FRAME_MASK))
+    if top == 0:
+        return False
+    for first in range(0, count, BATCH):
+        translate_batch(top, addresses + 8 * first, answers + 16 * first, min(BATCH, count - first))
+    return True
+
+
+@inline
+def translate_batch(top: u64, addresses: u64, answers: u64, count: u64) -> None:
+    """The same for one batch; *top* is where the top table can be read."""
+    for i in range(count):
+        begin(top, load64(addresses + 8 * i), answers + 16 * i)
+    for level in LEVELS:
+        if level <= levels():
+            for i in range(count):
+                if load64(answers + 16 * i + 8) & KIND == 0:
+                    step(level, load64(addresses + 8 * i), answers + 16 * i)
+
+
+@inline
+def begin(top: u64, va: u64, to: u64) -> None:
+    """Ask for the top entry of *va*."""
+    at = top + entry_offset(levels(), va)
+    if is_canonical(va):
+        prefetch(at)
+        answer(to, at, info_of(0, 0, ALL_RIGHTS))
+    else:
+        answer(to, 0, info_of(NON_CANONICAL, 0, 0))
+
+
+@inline
+def step(level: u64, va: u64, to: u64) -> None:
+    """Read the entry of *level* that the walk of *va* is at; end the walk, or ask for its next entry."""
+    entry = load64(load64(to))
+    rights = narrowed(load64(to + 8) >> 8, entry)
+    if entry & PRESENT == 0:
+        answer(to, 0, info_of(ABSENT, level, 0))
+    elif entry & must_be_zero(level, entry) != 0:
+        answer(to, entry_frame(entry), info_of(MALFORMED, level, 0))
+    elif is_leaf(level, entry):
+        inside = (1 << level_shift(level)) - 1
+        answer(to, entry & FRAME_MASK & ~inside | va & inside, info_of(MAPPED, level, rights))
+    else:
+        page = phys_table(PhysAddr(entry_frame(entry)))
+        if page == 0:
+            answer(to, entry_frame(entry), info_of(UNREADABLE, level - 1, rights))
+        else:
+            at = page + entry_offset(level - 1, va)
+            prefetch(at)
+            answer(to, at, info_of(0, 0, rights))
+
+
+@inline
+def answer(to: u64, phys: u64, info: u64) -> None:
+    """Write the two words of an answer."""
+    store64(to, phys)
+    store64(to + 8, info)
+
+
+@inline
+def entry_offset(level: u64, va: u64) -> u64:
+    """Where in its table the entry of *va* lies, in bytes."""
+    return (va >> level_shift(level) & 511) << 3
+
+
+@inline
+def is_canonical(va: u64) -> bool:
+    """Whether all bits above the width repeat its last one."""
+    upper = va >> (va_bits() - 1)
+    return upper == 0 or upper == (1 << (65 - va_bits())) - 1

@@ -1,0 +1,146 @@
+"""Translate many addresses at once: the kernel's batch walk over the memory of any guest."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fivefold.arch import Cpu, Entry, Level
+from fivefold.errors import MemoryReadError
+from fivefold.kernel import translate as kernel_translate
+from fivefold.metal import host
+from fivefold.metal.extents import attach
+from fivefold.metal.instance import Instance
+from fivefold.metal.program import Program
+from fivefold.survey.scan_result import Flags, Kind, Rows, Words, column
+from fivefold.survey.space import Space
+from fivefold.units import PhysAddr
+
+ANSWER: Final = np.dtype([("phys", "<u8"), ("info", "<u8")])
+ABSENT: Final = kernel_translate.ABSENT
+NON_CANONICAL: Final = kernel_translate.NON_CANONICAL
+
+Loader = Callable[[Program], Instance]
+
+
+@dataclass(frozen=True, eq=False)
+class Translations:
+    """The answers in the order of the addresses, as columns; `Translator.batch` makes them."""
+
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def phys(self) -> Words:
+        """Where each address leads; meaningless unless `mapped`."""
+        return column(self.rows, "phys")
+
+    @property
+    def kind(self) -> Words:
+        """`Kind.MAPPED`, `MALFORMED`, `UNREADABLE`, or `ABSENT`, or `NON_CANONICAL`."""
+        return column(self.rows, "info") & np.uint64(7)
+
+    @property
+    def mapped(self) -> Flags:
+        """Which addresses lead somewhere."""
+        found: Flags = self.kind == Kind.MAPPED
+        return found
+
+    @property
+    def level(self) -> Words:
+        """Of the leaf, of the entry that ended the walk, or of the table that is missing."""
+        return column(self.rows, "info") >> np.uint64(4) & np.uint64(15)
+
+    def right(self, name: str) -> Flags:
+        """Whether ``write``, ``user`` or ``execute`` is allowed by all entries on the path; where mapped."""
+        bit = ("write", "user", "execute").index(name)
+        found: Flags = (column(self.rows, "info") >> np.uint64(8 + bit) & np.uint64(1) != 0) & self.mapped
+        return found
+
+
+class Translator:
+    """Walks of one address space; its memory must stay as long as this does. Not for several threads at once.
+
+    *nxe* is EFER.NXE; *load* is `plain.load` to step through it as Python.
+    """
+
+    def __init__(
+        self,
+        banks: Sequence[tuple[int, Any]],
+        root: PhysAddr,
+        levels: int,
+        cpu: Cpu | None = None,
+        nxe: bool = True,
+        *,
+        load: Loader = host.load,
+    ) -> None:
+        cpu = cpu or Cpu()
+        self.root = root
+        self._code = load(program(levels))
+        attach(self._code, banks)
+        self._code.set("scan_entries.reserved", cpu.must_be_zero(Entry(0, Level.PT), nxe))
+        self._code.set("scan_entries.reserved_top", cpu.must_be_zero(Entry(0, Level.PML4), nxe))
+        self._code.set("scan_entries.gib_pages", int(cpu.gib_pages))
+
+    def batch(self, addresses: npt.ArrayLike, out: Translations | None = None) -> Translations:
+        """Translate all of *addresses*, 64-bit numbers; into the memory of *out*, as long, where that is given.
+
+        Its twin for one address, with every step, is `fivefold.arch.translate`. `MemoryReadError` if the root cannot be
+        read. New memory for answers costs as much as the walks: whoever asks often brings it.
+        """
+        asked = np.ascontiguousarray(addresses, "<u8").reshape(-1)
+        rows = _room(len(asked)) if out is None else out.rows
+        if len(rows) != len(asked):
+            raise ValueError(f"room for {len(rows)} answers to {len(asked)} addresses; expected as many")
+        if len(asked):
+            self._run(asked, rows)
+        return Translations(rows)
+
+    def _run(self, asked: Words, rows: Rows) -> None:
+        source, target = self._code.map(asked.view(np.uint8)), self._code.map(rows.view(np.uint8))
+        try:
+            if not self._code.call("translate.translate_all", self.root, source, target, len(asked)):
+                raise MemoryReadError(self.root, 4096, "the memory to translate in")
+        finally:
+            self._code.unmap(source)
+            self._code.unmap(target)
+
+
+def _room(count: int) -> Rows:
+    """Memory for answers, in large pages where there are any: small ones take as long to come as the walks take."""
+    memory = mmap.mmap(-1, max(count, 1) * ANSWER.itemsize)
+    with suppress(OSError):  # a kernel without transparent large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    rows: Rows = np.frombuffer(memory, ANSWER, count)
+    return rows
+
+
+def translator_of(space: Space) -> Translator:
+    """The translator of an opened space; of its whole memory, which is copied where it is not in buffers."""
+    return Translator(
+        space.source.memory.banks(), space.root.value, space.levels, space.cpu, space.nxe.value is not False
+    )
+
+
+def program(levels: int) -> Program:
+    """The build of the walk for trees of *levels* tables, 4 or 5."""
+    if levels not in (4, 5):
+        raise ValueError(f"{levels} levels of page tables; expected 4 or 5")
+    five = levels == 5
+    return Program(
+        ("fivefold.kernel.translate",),
+        bindings={
+            "fivefold.kernel.pgtable.l5_enabled": int(five),
+            "fivefold.kernel.pgtable.pgdir_shift": 48 if five else 39,
+            "fivefold.kernel.pgtable.ptrs_per_p4d": 512 if five else 1,
+        },
+        replace={"fivefold.kernel.tables.phys_table": "fivefold.metal.extents.phys_to_page"},
+    )
