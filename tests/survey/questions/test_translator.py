@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fivefold.arch import LA48, LA57, AddressSpace, Cause, Cpu, Mapped, PagingMode, Vendor, translate
+from fivefold.arch import LA48, LA57, AddressSpace, Cause, Cpu, Mapped, PagingMode, Vendor
 from fivefold.errors import MemoryReadError
 from fivefold.memory import Extent, Ram
 from fivefold.metal import plain
+from fivefold.survey.paths import path_of
 from fivefold.survey.scan_result import Contiguity, Kind, expand_leaves
 from fivefold.survey.space import open_space
 from fivefold.survey.translator import ABSENT, NON_CANONICAL, Translator, translator_of
@@ -34,7 +35,7 @@ def hostile(seed: int, tables: int = 6) -> Ram:
     for frame in frames:
         words = []
         for _ in range(512):
-            to = draw.choice([*frames, FIRST + 0x2000, draw.getrandbits(52) & ~0xFFF])
+            to = draw.choice([*frames, FIRST + 0x2000, draw.getrandbits(52) & ~0xFFF, draw.getrandbits(15) << 30])
             flags = draw.choice([0, 1, 3, 7, 0x67, 0x83, 0x1083, 0x183, 1 << 63 | 3, 0x20_0083])
             words.append(to | flags)
         ram.write(PhysAddr(frame), b"".join(word.to_bytes(8, "little") for word in words))
@@ -43,10 +44,10 @@ def hostile(seed: int, tables: int = 6) -> Ram:
 
 def expected(tables: AddressSpace, va: int) -> tuple[int, ...]:
     """Kind, and what goes with it, as the plain walk says."""
-    try:
-        found = translate(tables, VirtAddr(va))
-    except MemoryReadError:
-        return (int(Kind.UNREADABLE),)
+    path = path_of(tables, VirtAddr(va))
+    found = path.end
+    if found is None:
+        return int(Kind.UNREADABLE), path.steps[-1].entry.level - 1, path.missing or 0
     if isinstance(found, Mapped):
         return (int(Kind.MAPPED), found.pa, int(found.page), *(int(right) for right in found.rights))
     level = int(found.steps[-1].entry.level) if found.steps else 0
@@ -59,7 +60,9 @@ def compare(ram: Ram, mode: PagingMode, cpu: Cpu, addresses: list[int], **how: A
     rights = [found.right(name).tolist() for name in ("write", "user", "execute")]
     for i, va in enumerate(addresses):
         kind = int(found.kind[i])
-        got: tuple[int, ...] = (kind,) if kind == Kind.UNREADABLE else (kind, int(found.level[i]))
+        got: tuple[int, ...] = (kind, int(found.level[i]))
+        if kind == Kind.UNREADABLE:
+            got = (*got, int(found.phys[i]))
         if kind == Kind.MAPPED:
             got = (kind, int(found.phys[i]), int(found.level[i]), *(int(right[i]) for right in rights))
         assert got == expected(tables, va), hex(va)
