@@ -57,6 +57,8 @@ REFUSED = [
     (["--memory", "32M1"], "Invalid value for '--memory': … '32M1' is not a size; expected a number and"),
     (["--memory", "2P"], "RAM up to 0x0008000040000000 does not fit the 40 physical address bits of la57"),
     (["--timeout", "0"], "a timeout of 0 seconds; expected more than 0"),
+    (["--timeout", "nan"], "a timeout of nan seconds; expected more than 0"),
+    (["/dev/zero"], "/dev/zero is no image: it has more than 64M"),
     (["--cmdline", "caf\u00e9"], "the command line has characters that no loader passes on; expected ASCII text"),
     (["no-such-image"], "no-such-image: No such file or directory"),
 ]  # fmt: skip

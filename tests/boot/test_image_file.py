@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fivefold.boot import DEFAULT_LOAD_ADDRESS, Image, parse
-from fivefold.boot.files import write_file
+from fivefold.boot.files import read_file, write_file
 from fivefold.errors import ImageError
 from fivefold.machine.elf import load_segments, pvh_entry
 from fivefold.units import GIB, MIB
@@ -105,6 +105,27 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         write_file(tmp_path / "none" / "image", b"two")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(IsADirectoryError, match=r"folder'$"):
         write_file(tmp_path / "folder", b"three")
     assert {path.name for path in tmp_path.iterdir()} == {"image", "folder"}
+
+
+def test_a_link_and_a_pipe_stay_what_they_are(tmp_path: Path) -> None:
+    """To replace `/dev/null`, as root can, breaks the machine."""
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_file(tmp_path / "link", b"linked")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"linked"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_file(tmp_path / "pipe", b"piped")
+    assert os.read(reader, 16) == b"piped"
+    assert (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
+def test_a_file_without_an_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(bytes(4096))
+    assert read_file(tmp_path / "image", 4096) == bytes(4096)
+    with pytest.raises(ImageError, match=r"^/dev/zero is no image: it has more than 4K$"):
+        read_file(Path("/dev/zero"), 4096)

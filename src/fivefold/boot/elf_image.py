@@ -20,6 +20,8 @@ LOWEST_LOAD_ADDRESS: Final = 2 * MIB
 """Below lie the loader's own structures and what firmware keeps."""
 DEFAULT_LOAD_ADDRESS: Final = 16 * MIB
 HIGHEST_32BIT_END: Final = 1 << 32
+MOST_BYTES: Final = 64 * MIB
+"""Of a file that may be an image of ours; one has a few hundred KiB."""
 
 _EHDR: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR: Final = struct.Struct("<IIQQQQQQ")

@@ -1,4 +1,4 @@
-"""Write a file whole or not at all."""
+"""Read a file that may be anything; write one whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,9 +6,36 @@ import os
 import tempfile
 from pathlib import Path
 
+from fivefold.errors import ImageError
+from fivefold.units import format_size
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """Return all of the file at *path*; `ImageError` if that is over *most* bytes, as of a device without an end."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ImageError(f"{path} is no image: it has more than {format_size(most)}")
+    return data
+
 
 def write_file(path: Path, data: bytes) -> None:
-    """Put *data* at *path*: under its final name there is never a part of it. `OSError` as usual."""
+    """Put *data* at *path*: under its final name there is never a part of it. `OSError` as usual, which names *path*.
+
+    A link stays a link, to what is written. A device or pipe cannot be replaced, only written to.
+    """
+    final = path.resolve()
+    try:
+        if final.exists() and not final.is_file():
+            with final.open("wb") as file:
+                file.write(data)
+        else:
+            _replace(final, data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -71,7 +71,7 @@ class Options:
             raise MachineError(f"unknown layout {self.layout!r}; expected {', '.join(LAYOUTS)}")
         if not 1 <= self.smp <= MAX_CPUS:
             raise MachineError(f"{self.smp} CPUs; expected 1 to {MAX_CPUS}")
-        if self.timeout <= 0:
+        if not self.timeout > 0:  # nan, too
             raise MachineError(f"a timeout of {self.timeout:g} seconds; expected more than 0")
         if "\0" in self.cmdline or not self.cmdline.isascii():
             raise MachineError("the command line has characters that no loader passes on; expected ASCII text")

@@ -76,7 +76,7 @@ def boot(
     as_json: Annotated[bool, typer.Option("--json", help="Print the schema fivefold.boot/1.")] = False,
 ) -> int:
     """Boot one image with five levels of page tables and with four, and check the result from inside and outside."""
-    from fivefold.boot import CPUS, Options, parse
+    from fivefold.boot import CPUS, MOST_BYTES, Options, parse, read_file
     from fivefold.boot import boot as run_boot
 
     options = Options(
@@ -91,7 +91,7 @@ def boot(
         hibernate=hibernate,
         smp=smp,
     )
-    given = parse(image.read_bytes()) if image else None
+    given = parse(read_file(image, MOST_BYTES)) if image else None
     cpus = CPUS if cpu is CpuChoice.both else (cpu.value,)
     report = run_boot(cpus, options, given, _say)
     if as_json:
