@@ -27,7 +27,7 @@ _GROUPS: Final = (
 _BASE: Final = 0x1000
 """Where the loader's code is linked, and its section in memory: after the headers' page."""
 _PAGE: Final = 0x1000
-_WORDS: Final = struct.Struct("<5Q")
+_WORDS: Final = struct.Struct("<6Q")
 _MACHINE_X86_64: Final = 0x8664
 _PE32_PLUS: Final = 0x20B
 _EFI_APPLICATION: Final = 10
@@ -45,17 +45,18 @@ class Loader:
     words: int
 
 
-def efi_file(image: Image, load: int = DEFAULT_LOAD_ADDRESS, entry: str = "efi_entry") -> bytes:
+def efi_file(image: Image, load: int = DEFAULT_LOAD_ADDRESS, levels: int = 0) -> bytes:
     """The application that starts *image*, at *load* if the firmware has memory there, else anywhere.
 
-    *entry* is the symbol of the loader where the firmware enters. `ImageError` for a load address that cannot be.
+    With *levels* 5 it turns on five levels first, which firmware may not do: a CPU without LA57 cannot run that.
+    `ImageError` for a load address that cannot be.
     """
     check_load_address(load)
-    loader = _loader(entry)
+    loader = _loader()
     flat = _flat(image)
     payload = len(loader.code)
     code = bytearray(loader.code)
-    words = (payload, len(flat), _up(image.size), image.physical("entry_64", 0), load)
+    words = (payload, len(flat), _up(image.size), image.physical("entry_64", 0), load, levels)
     code[loader.words : loader.words + _WORDS.size] = _WORDS.pack(*words)
     return _pe(bytes(code) + flat, loader.entry)
 
@@ -68,23 +69,23 @@ def _flat(image: Image) -> bytes:
     return bytes(out) + bytes(-len(out) % 16)
 
 
-def _loader(entry: str) -> Loader:
+def _loader() -> Loader:
     """The loader's code, from the cache if its sources have not changed."""
-    data = cache.get_or_make(f"{image_key()} efi {entry}", lambda: _build_loader(entry))
+    data = cache.get_or_make(f"{image_key()} efi", _build_loader)
     at, words = struct.unpack_from("<2Q", data)
     return Loader(data[16:], at, words)
 
 
-def _build_loader(entry: str) -> bytes:
+def _build_loader() -> bytes:
     from fivefold.metal.objects import compile_object
 
-    text = "".join((resources.files(KERNEL) / name).read_text() for name in ("efi_stub.S", "efi_call.S"))
+    text = "".join((resources.files(KERNEL) / name).read_text() for name in ("efi_stub.S", "efi_call.S", "efi_up.S"))
     made = compile_object(Program((f"{KERNEL}.efi_stub",)), asm=text)
     linked = link({"efi": made}, base=_BASE, groups=_GROUPS)
     flat = linked.flat()
     end = max(group.end for group in linked.groups) - _BASE
     code = flat + bytes(_up(end) - len(flat))
-    return struct.pack("<2Q", linked.symbols[entry], linked.symbols["efi_words"] - _BASE) + code
+    return struct.pack("<2Q", linked.symbols["efi_entry"], linked.symbols["efi_words"] - _BASE) + code
 
 
 def _up(size: int) -> int:

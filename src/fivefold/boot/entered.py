@@ -11,7 +11,7 @@ from fivefold.machine.base import Registers
 from fivefold.memory import PhysReader
 from fivefold.units import PhysAddr, hex64
 
-ENTERED_LEVELS: Final = {"long48": 4, "long57": 5, "efi": 4}
+ENTERED_LEVELS: Final = {"long48": 4, "long57": 5, "efi": 4, "efi57": 5}
 """Levels of paging that are on when the entry is reached, by its name."""
 _BORROWED_SIZE: Final = 2 * 4096
 

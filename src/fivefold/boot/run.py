@@ -25,12 +25,12 @@ from fivefold.kernel.report import EXIT_FAILED, EXIT_PASSED
 from fivefold.kernel.smp import MAX_CPUS
 from fivefold.layout import image_areas
 from fivefold.machine import Event, Exit, Guest, Halted, Machine, Module, start
-from fivefold.machine.base import Entry, Registers
+from fivefold.machine.base import EFI_ENTRIES, Entry, Registers
 from fivefold.units import GIB, MIB, PhysAddr, format_size, hex64
 
 DEFAULT_MEMORY: Final = 512 * MIB
 CPUS: Final = ("la57", "la48")
-ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57", "efi")
+ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57", "efi", "efi57")
 SINGLE_CPU_ENGINES: Final = ("unicorn",)
 LAYOUTS: Final = ("linux", "proposal")
 VARIABLES: Final = (
@@ -97,7 +97,7 @@ class Options:
     def may_move(self) -> bool:
         """Whether the kernel at the end may lie elsewhere than the loader put the image."""
         randomised = any(word.split("=")[0] == "kaslr" for word in self.cmdline.split())
-        return randomised or self.entry == "efi" or self.kexec is not None
+        return randomised or self.entry in EFI_ENTRIES or self.kexec is not None
 
     @property
     def last(self) -> Options:
@@ -124,7 +124,7 @@ def boot(
     runs: list[Run] = []
     skipped: list[Skipped] = []
     for cpu in cpus:
-        if options.entry == "long57" and cpu == "la48":
+        if options.entry in ("long57", "efi57") and cpu == "la48":
             skipped.append(Skipped(cpu, "a CPU without LA57 cannot be entered with five levels"))
             continue
         say(f"booting on {options.engine}, {cpu}")
@@ -259,7 +259,7 @@ def from_outside(machine: Machine, options: Options, image: Image, report: Guest
     except LayoutError as error:
         return [Check("kaslr_bases", "outside", False, str(error))]
     checks = judge(seen, report.words, report.areas)
-    if options.entry == "efi":
+    if options.entry in EFI_ENTRIES:
         checks += efi_checks(seen, report.words)
     if options.cpus > 1:
         checks += cpu_checks(machine.all_registers(), options.cpus)
@@ -277,7 +277,7 @@ def make_guest(cpu: str, options: Options, image: Image) -> Guest:
     if options.entry == "pvh" and end > HIGHEST_32BIT_END:
         raise MachineError(f"load address {hex64(load)} is above 4 GiB, where the 32-bit entry pvh cannot be")
     entry: Entry = options.entry
-    if entry == "efi":
+    if entry in EFI_ENTRIES:
         return efi_guest(cpu, options, image, load)
     if options.engine != "unicorn" and options.entry != "pvh":
         if end > HIGHEST_32BIT_END:
@@ -303,8 +303,8 @@ def efi_guest(cpu: str, options: Options, image: Image, load: int) -> Guest:
     if options.kexec is not None:
         raise MachineError("the entry efi takes no second kernel: the firmware hands over no module")
     return Guest(
-        image=efi_file(image, load),
-        entry="efi",
+        image=efi_file(image, load, levels=5 if options.entry == "efi57" else 0),
+        entry=options.entry,
         cpu=cpu,
         memory=options.memory,
         cmdline=options.full_cmdline,

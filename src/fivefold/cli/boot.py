@@ -36,6 +36,7 @@ class EntryChoice(StrEnum):
     long48 = "long48"
     long57 = "long57"
     efi = "efi"
+    efi57 = "efi57"
 
 
 class LayoutChoice(StrEnum):

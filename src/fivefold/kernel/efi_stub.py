@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel import report
+from fivefold.kernel.cpu import CR4_LA57
+from fivefold.kernel.pgtable import FRAME_MASK, TABLE
 from fivefold.kernel.start_info import (
     MAGIC,
     MAP_ENTRY_SIZE,
@@ -31,6 +33,8 @@ from fivefold.metal.lang import (
     load32,
     load64,
     noinline,
+    read_cr3,
+    read_cr4,
     store8,
     store32,
     store64,
@@ -43,7 +47,9 @@ WORD_PAYLOAD_SIZE: Final = 8
 WORD_IMAGE_SIZE: Final = 16
 WORD_ENTRY: Final = 24
 WORD_PREFERRED: Final = 32
-"""Offsets from `efi_words`: where the image's bytes are, how many, its size in memory, entry, favourite place."""
+WORD_LEVELS: Final = 40
+"""Offsets from `efi_words`: where the image's bytes are, how many, its size in memory, entry,
+favourite place, and how many levels paging shall have before anything else: 0 for as many as the firmware gave it."""
 
 SYSTEM_RUNTIME: Final = 88
 SYSTEM_BOOT: Final = 96
@@ -55,6 +61,7 @@ LOADED_OPTIONS_SIZE: Final = 48
 LOADED_OPTIONS: Final = 56
 
 ANY_PAGES: Final = 0
+BELOW: Final = 1
 AT_ADDRESS: Final = 2
 LOADER_CODE: Final = 1
 LOADER_DATA: Final = 2
@@ -108,10 +115,33 @@ def efi_jump(entry: u64, info: u64) -> None:
     """Go to the kernel's 64-bit entry. Does not return."""
 
 
+@extern
+def efi_go_up(root: u64, code: u64) -> None:
+    """Turn on five levels with the table at *root*, by the copy of the code at *code*; both below 4 GiB."""
+
+
+@noinline
+def use_five_levels(boot: u64) -> bool:
+    """Go to five levels and remain an application; False if there is no memory below 4 GiB."""
+    if read_cr4() & CR4_LA57 != 0:
+        return True
+    pages = allocate(boot, BELOW, LOADER_CODE, 2 * PAGE_SIZE, 0xFFFF_FFFF)
+    if pages == 0:
+        return False
+    fill64(pages, 0, 1024)
+    store64(pages, read_cr3() & FRAME_MASK | TABLE)
+    copy64(pages + PAGE_SIZE, symbol("efi_up_start"), (symbol("efi_up_end") - symbol("efi_up_start") + 7) // 8)
+    efi_go_up(pages, pages + PAGE_SIZE)
+    return True
+
+
 @export
 def efi_main(handle: u64, system: u64) -> u64:
     """Start the kernel; return a status only if that cannot be."""
     boot = load64(system + SYSTEM_BOOT)
+    if load64(symbol("efi_words") + WORD_LEVELS) == 5 and not use_five_levels(boot):
+        report.put("fivefold: the firmware has no memory below 4 GiB\n")
+        return LOAD_ERROR
     place = place_image(boot)
     handoff = allocate(boot, ANY_PAGES, LOADER_DATA, HANDOFF_SIZE, 0)
     if place == 0 or handoff == 0:

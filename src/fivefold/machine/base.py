@@ -14,7 +14,9 @@ from fivefold.arch import Cpu
 from fivefold.memory import PhysMemory
 from fivefold.units import MIB, hex64
 
-Entry = Literal["pvh", "long48", "long57", "efi"]
+Entry = Literal["pvh", "long48", "long57", "efi", "efi57"]
+EFI_ENTRIES: Final[tuple[Entry, ...]] = ("efi", "efi57")
+"""By firmware: as it enters, or through a loader of ours that turns on five levels first."""
 
 EXIT_PORT: Final = 0xF4
 """A guest writes its exit code here; QEMU's ``isa-debug-exit`` lives at the same port."""

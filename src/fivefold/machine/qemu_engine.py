@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 from fivefold.arch import Cpu, cpu_from_cpuid
 from fivefold.errors import MachineError
 from fivefold.machine.base import (
+    EFI_ENTRIES,
     EXIT_PORT,
     Event,
     Exit,
@@ -335,7 +336,7 @@ def _check(guest: Guest, name: str) -> int:
             raise MachineError(f"the engine {name} cannot give a guest {what}")
     assert isinstance(guest.memory, int)
     split_extents(guest.memory, PC_SPLIT)
-    if guest.entry == "efi":
+    if guest.entry in EFI_ENTRIES:
         firmware()
         return guest.memory
     # QEMU would say only that it cannot load the file.
@@ -363,7 +364,7 @@ def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) ->
         *("-M", f"pc,memory-backend=ram,max-ram-below-4g={PC_SPLIT}"),
         *("-object", f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{ram},share=on"),
         *("-action", "reboot=shutdown,shutdown=pause"),
-        *(("-bios", firmware()) if guest.entry == "efi" else ()),
+        *(("-bios", firmware()) if guest.entry in EFI_ENTRIES else ()),
         *("-kernel", f"/proc/self/fd/{image}", "-append", guest.cmdline),
     ]
 

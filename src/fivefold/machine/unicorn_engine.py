@@ -19,6 +19,7 @@ from typing import Final, Self
 from fivefold.arch import FETCH, Cpu, Vector
 from fivefold.errors import MachineError
 from fivefold.machine.base import (
+    EFI_ENTRIES,
     PAGE_FAULT,
     Event,
     ExceptionRecord,
@@ -113,7 +114,7 @@ class UnicornMachine:
     def _start(self, guest: Guest) -> None:
         if guest.cpus != 1:
             raise MachineError(f"the engine unicorn has one CPU, not {guest.cpus}")
-        if guest.entry == "efi":
+        if guest.entry in EFI_ENTRIES:
             raise MachineError("the engine unicorn has no firmware for the entry efi; use qemu")
         self.cpu: Cpu = features(guest.cpu, guest.cpuid)
         rows = memory_map(guest.memory)
