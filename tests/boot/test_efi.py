@@ -1,0 +1,105 @@
+"""The image as an EFI application: the file, what refuses, and boots under OVMF in both modes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fivefold.boot import Image, Options, Run
+from fivefold.boot import boot as boot_all
+from fivefold.boot.efi_image import efi_file
+from fivefold.errors import ImageError, MachineError
+from fivefold.machine import qemu_engine
+from fivefold.units import MIB
+
+Boot = Callable[..., Run]
+
+GUEST_CHECKS = {
+    "efi_handoff", "efi_runtime_regions", "efi_set_virtual_address_map", "efi_identity_gone", "efi_own_top_page",
+    "efi_shared_in_step", "efi_get_time", "efi_get_time_plausible", "efi_window_not_in_kernel",
+}  # fmt: skip
+OUTSIDE_CHECKS = {"efi_window", "efi_lower_half_empty", "efi_shares_kernel"}
+
+
+@pytest.fixture
+def with_firmware() -> None:
+    try:
+        qemu_engine.firmware()
+    except MachineError as error:
+        pytest.skip(str(error))
+
+
+def names(run: Run, by: str) -> set[str]:
+    return {check.name for check in run.checks if check.by == by}
+
+
+@pytest.mark.qemu
+@pytest.mark.usefixtures("with_firmware")
+@pytest.mark.parametrize(
+    ("cpu", "entry", "cmdline", "mode"),
+    [("la57", "efi", "kaslr=7 kasan", "la57"), ("la57", "efi57", "no5lvl", "la48")],
+)
+def test_under_firmware(passes: Boot, cpu: str, entry: str, cmdline: str, mode: str) -> None:
+    run = passes(cpu, engine="qemu", entry=entry, cmdline=cmdline, memory=256 * MIB, timeout=90.0)
+    assert run.mode == mode
+    assert names(run, "guest") >= GUEST_CHECKS | {"mode_switch_as_decided"}
+    assert names(run, "outside") >= OUTSIDE_CHECKS | {"mode_switch_entered", "mode_switch_ended"}
+
+
+def test_the_file_is_an_application(image: Image) -> None:
+    data = efi_file(image)
+    at = int.from_bytes(data[60:64], "little")
+    machine, sections = struct.unpack_from("<HH", data, at + 4)
+    magic, entry = struct.unpack_from("<H14xI", data, at + 24)
+    subsystem = int.from_bytes(data[at + 24 + 68 : at + 24 + 70], "little")
+    assert (data[:2], data[at : at + 4], machine, sections) == (b"MZ", b"PE\0\0", 0x8664, 2)
+    assert (magic, subsystem) == (0x20B, 10)
+    assert 0x1000 <= entry < len(data)
+
+
+def test_sections_lie_in_file_and_memory(image: Image) -> None:
+    data = efi_file(image)
+    at = int.from_bytes(data[60:64], "little") + 24
+    size = int.from_bytes(data[at + 56 : at + 60], "little")
+    end = 0
+    for i in range(2):
+        virtual_size, address, raw_size, raw_at = struct.unpack_from("<IIII", data, at + 240 + 40 * i + 8)
+        assert end <= address and address + virtual_size <= size and raw_at + raw_size <= len(data)
+        end = address + virtual_size
+
+
+def test_same_bytes_each_time(image: Image) -> None:
+    assert efi_file(image) == efi_file(image)
+
+
+def test_it_carries_the_image(image: Image) -> None:
+    assert image.parts[0].data in efi_file(image)
+
+
+def test_load_address_that_cannot_be(image: Image) -> None:
+    with pytest.raises(ImageError, match=r"^load address 0x0000000000300000 is not aligned to 2 MiB$"):
+        efi_file(image, 0x300000)
+
+
+def test_unicorn_has_no_firmware(boot: Boot) -> None:
+    with pytest.raises(MachineError, match=r"^the engine unicorn has no firmware for the entry efi; use qemu$"):
+        boot("la57", entry="efi")
+
+
+def test_firmware_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(qemu_engine, "FIRMWARE", (str(tmp_path / "none.fd"),))
+    with pytest.raises(MachineError, match=r"^the entry efi needs the firmware OVMF, .* apt-get install ovmf$"):
+        qemu_engine.firmware()
+
+
+def test_five_levels_need_a_cpu_that_has_them() -> None:
+    with pytest.raises(MachineError, match=r"^nothing to run: a CPU without LA57 cannot be entered with five levels$"):
+        boot_all(("la48",), Options(engine="qemu", entry="efi57"))
+
+
+def test_no_second_kernel_behind_firmware(boot: Boot) -> None:
+    with pytest.raises(MachineError, match=r"^the entry efi takes no second kernel"):
+        boot("la57", engine="qemu", entry="efi", kexec="")
