@@ -111,6 +111,8 @@ def check_image(image: u64, size: u64) -> u64:
         if load32(entry) == PT_LOAD:
             if in_file > load64(entry + P_MEMORY_SIZE) or load64(entry + P_MEMORY_SIZE) > MOST_MEMORY:
                 return NOT_AN_IMAGE
+            if load64(entry + P_PHYSICAL) > FRAME_MASK:
+                return NOT_AN_IMAGE  # its end would wrap, and what is copied would lie before the place for it
             first = min(first, load64(entry + P_PHYSICAL))
             end = max(end, load64(entry + P_PHYSICAL) + load64(entry + P_MEMORY_SIZE))
         elif load32(entry) == PT_NOTE:
