@@ -147,6 +147,8 @@ class Case:
     tables_of: PagingMode | None = None
     """The depth of the tables, where it is not the mode's."""
     rsp0: int = STACK
+    says: str = ""
+    """Words of the cause's sentence where memory is there."""
 
 
 @dataclass

@@ -109,11 +109,12 @@ CASES: list[dict[str, Any]] = [
     # -- delivery
     case("INT3 past the limit", LA57, snippet="int3", idt_limit="0x2f", rule="idt-limit"),
     case("UD2 past the limit", LA48, snippet="ud2", idt_limit="0", rule="idt-limit"),
-    case("INT3 without a gate", LA57, snippet="int3", rule="idt-entry"),
+    case("INT3 without a gate", LA57, snippet="int3", rule="idt-entry",
+         says="the gate of #BP is empty; expected an interrupt or trap gate (0xe, 0xf)"),
     case("INT3, gate not present", LA48, snippet="int3", rule="idt-entry",
-         broken=lambda bench: bench.gate(3, HIGH, 0x0E00)),
+         says="the gate of #BP is not present", broken=lambda bench: bench.gate(3, HIGH, 0x0E00)),
     case("UD2, gate of data", LA57, snippet="ud2", rule="idt-entry",
-         broken=lambda bench: bench.gate(6, HIGH, 0x9200)),
+         says="the gate of #UD has type 0x12; expected", broken=lambda bench: bench.gate(6, HIGH, 0x9200)),
     case("UD2, IDT not mapped", LA57, snippet="ud2", idt_base="0xfffffe0000000000", rule="idt-not-mapped",
          level=PML4, address=0xFFFF_FE00_0000_0060),
     case("INT3, IDT not mapped", LA48, snippet="int3", idt_base="0xffffffff80400000", rule="idt-not-mapped",
@@ -123,13 +124,21 @@ CASES: list[dict[str, Any]] = [
     case("UD2, handler no-execute", LA48, snippet="ud2", rule="handler-not-mapped", level=PT,
          address=PAGE, access="fetch",
          broken=lambda bench: bench.gate(6, PAGE) or bench.with_bits(PAGE, PT, Flag.NX)),
+    # Each fetch of the handler faults again; Unicorn does not remember as many as the stack holds.
+    case("#PF, handler not mapped", LA57, snippet=read(0xFF11 << 48), rule="not-present", level=PML5,
+         address=0xFF11 << 48, engines=("qemu",), broken=lambda bench: bench.gate(14, HIGH + 0xE010)),
+    case("UD2, selector past the GDT", LA48, snippet="ud2", rule="idt-entry", says="past the GDT's limit 0x37",
+         broken=lambda bench: bench.gate(6, HIGH, 0x8E00, 0x40)),
+    case("UD2, selector of data", LA57, snippet="ud2", rule="idt-entry", says="which is no code segment",
+         broken=lambda bench: bench.gate(6, HIGH, 0x8E00, 0x10)),
     # -- the stack
     case("push below the stack", LA57, snippet=f"movabsq ${HIGH + 0xF000:#x}, %rsp\n pushq %rax",
          rule="not-present", level=PT, address=HIGH + 0xEFF8, access="write"),
     case("call below the stack", LA48, snippet=f"movabsq ${HIGH + 0xF000:#x}, %rsp\n call handler",
          rule="not-present", level=PT, address=HIGH + 0xEFF8, access="write"),
     case("INT3 on no stack", LA57, snippet=f"movabsq ${HIGH + 0xF000:#x}, %rsp\n int3", rule="not-present",
-         level=PT, address=HIGH + 0xEFF8, broken=lambda bench: bench.gate(3, HIGH)),
+         level=PT, address=HIGH + 0xEFF8, says="word 1 of the frame could not be pushed",
+         broken=lambda bench: bench.gate(3, HIGH)),
 ]  # fmt: skip
 
 
@@ -146,12 +155,16 @@ def check(told: Explanation, row: dict[str, Any], outcome: str) -> None:
     assert cause.level == row.get("level"), cause
     if row.get("address") is not None:
         assert cause.address == row["address"], cause
+    assert row.get("says", "") in cause.sentence
     if row.get("access"):
         guilty = next(one for one in told.exceptions if not one.finding.legitimate)
         assert guilty.access == row["access"], guilty
 
 
-@pytest.mark.parametrize("row", CASES, ids=by_name)
+ON_UNICORN = [row for row in CASES if "unicorn" in row.get("engines", ("unicorn",))]
+
+
+@pytest.mark.parametrize("row", ON_UNICORN, ids=by_name)
 def test_on_unicorn(row: dict[str, Any], lab: Any) -> None:
     bench = lab.build(lab.case(**row))
     site = bench.labels.get("site", 0)

@@ -8,13 +8,29 @@ from typing import Any
 
 import pytest
 
-from fivefold.arch import LA57, Access, ControlState, Flag, Kind, Level, PageFault
+from fivefold.arch import (
+    LA57,
+    READ,
+    Access,
+    AddressSpace,
+    ControlState,
+    Flag,
+    Frames,
+    Kind,
+    Level,
+    PageFault,
+    map_range,
+    walk,
+)  # fmt: skip
 from fivefold.explain import Given, Strike, Trace, explain
 from fivefold.explain.depth import wrong_depth
 from fivefold.explain.error_codes import decode_error, rule_from_code
 from fivefold.explain.instruction import decode
+from fivefold.explain.links import link
+from fivefold.explain.ruling import Granted, Refusal, rule_on
 from fivefold.explain.situation import Situation, situation
-from fivefold.memory import CpuState, Segment
+from fivefold.memory import CpuState, Ram, Segment
+from fivefold.units import PhysAddr, VirtAddr
 
 HIGH = 0xFFFF_FFFF_8000_0000
 PAGE = HIGH + 0x18000
@@ -122,11 +138,11 @@ def test_error_codes_in_words() -> None:
     assert decode_error(13, 0) == ("0: no selector is involved",)
 
 
-def told_of(bench: Any, mode: Any, va: int, code: int, **cpu: int) -> Any:
+def told_of(bench: Any, mode: Any, va: int, code: int, what_if: tuple[str, ...] = (), **cpu: int) -> Any:
     """A page fault at *va* in the memory of *bench*."""
     state = ControlState.long(mode, 0x30_0000)
     values = {"cr0": state.cr0, "cr3": state.cr3, "cr4": state.cr4, "efer": state.efer, "rip": HIGH, **cpu}
-    return explain(None, bench.ram, given=Given(cr2=va, error_code=code, **values))
+    return explain(None, bench.ram, given=Given(cr2=va, error_code=code, **values), what_if=what_if)
 
 
 def test_smallest_changes_are_offered_and_work(lab: Any) -> None:
@@ -170,16 +186,58 @@ def test_tables_that_refuse_for_another_reason(lab: Any) -> None:
     assert "give error code 0x2" in " ".join(told.cause.evidence)
 
 
-def test_a_hole_in_an_identity_map_is_no_wrong_depth(lab: Any) -> None:
-    """Read one level off, the low megabytes of a sound tree can look mapped: that is not enough."""
-    bench = lab.build(lab.case("identity", LA57, "not-present"))
-    hole = 0x60_0000
-    registers = replace(REGISTERS, general={"rip": 0x20_0000, "rsp": 0x21_0000})
-    found = situation(registers, 0, bench.ram)
-    assert found.space is not None
-    for level in (Level.PD, Level.PDPT):
-        assert wrong_depth(found, hole + (level << 30), Access(Kind.READ)) is None
-    assert wrong_depth(found, hole, Access(Kind.READ)) is None
+@pytest.fixture
+def low_kernel() -> Ram:
+    """Five levels that map the first 4 GiB to themselves in 2 MiB pages, but for one at 6 MiB."""
+    ram = Ram.of_size(2 << 20, 0x20_0000)
+    space = AddressSpace(ram, PhysAddr(0x30_0000), LA57)
+    flags = int(Flag.P | Flag.RW)
+    map_range(ram, space, range(4 << 30), flags, Frames(ram, PhysAddr(0x30_1000), 20), largest=Level.PD)
+    hole = next(step for step in walk(space, VirtAddr(0x60_0000)) if step.entry.level is Level.PD)
+    ram.write(hole.at, bytes(8))
+    return ram
+
+
+def low_code(memory: Ram, cr4: int) -> Situation:
+    general = {"rip": 0x20_0026, "rsp": 0x21_0000}
+    return situation(replace(REGISTERS, general=general, cr4=cr4), 0, memory)
+
+
+def test_a_hole_in_an_identity_map_is_no_wrong_depth(low_kernel: Ram) -> None:
+    """Read one level off, the low megabytes of this sound tree look mapped too: that is not enough."""
+    found = low_code(low_kernel, 0x1020)
+    other = low_code(low_kernel, 0x20)
+    assert isinstance(rule_on(found, 0x60_0000, READ), Refusal)
+    assert isinstance(rule_on(other, 0x60_0000, READ), Granted)
+    assert wrong_depth(found, 0x60_0000, READ) is None
+
+
+def test_code_that_strayed_for_a_root_of_the_wrong_depth(low_kernel: Ram) -> None:
+    """Four levels on over a tree of five: RIP is mapped by accident, to where there is no memory."""
+    found = wrong_depth(low_code(low_kernel, 0x20), 0x1_8001_0011, READ)
+    assert found is not None
+    assert found.fits is LA57
+    assert "RIP lies at physical 0x0000000040000026, the other way at 0x0000000000200026" in found.evidence[-1]
+
+
+def test_frames_link_an_exception_to_the_one_before() -> None:
+    fault = Strike(14, cr2=0x1000, rip=HIGH, rsp=0x8008, cpl=0)
+    trap = Strike(3, rip=HIGH, rsp=0x8008, cpl=0, software=True)
+    after = Strike(14, cr2=PAGE, rip=PAGE, cpl=0)
+    for first, words in ((fault, 6), (trap, 5)):
+        for pushed in range(4, 8):
+            linked = link(first, replace(after, rsp=0x8000 - 8 * pushed))
+            assert (linked is not None) == (pushed == words), (first.vector, pushed)
+    assert link(fault, replace(after, rip=HIGH, rsp=0x8008)) is None
+    struck = link(trap, replace(after, rip=HIGH, rsp=0x8008))
+    assert struck is not None and struck.during == 3
+
+
+def test_what_if_a_supervisor_did_it(lab: Any) -> None:
+    bench = lab.build(lab.case("user", LA57, "user-supervisor"))
+    told = told_of(bench, LA57, PAGE, 5, what_if=("supervisor", "supervisor,write", "cr4.smap=1,supervisor"))
+    assert told.cause.rule == "user-supervisor"
+    assert [answer.allowed for answer in told.what_if] == [True, True, True]
 
 
 def test_given_numbers_go_before_the_log(data: Path) -> None:

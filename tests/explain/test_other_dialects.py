@@ -165,3 +165,8 @@ def test_events_pair_up() -> None:
 def test_all_that_bochs_says_is_used() -> None:
     told = told_of(BOCHS)
     assert [(one.strike.during, one.strike.vector) for one in told.exceptions] == [(None, 14), (14, 14), (8, 14)]
+
+
+def test_registers_of_several_cpus() -> None:
+    told = told_of(REGISTERS + REGISTERS.replace("RAX=0000000000000001", "RAX=0000000000000002"))
+    assert told.remarks[0] == "registers of 2 CPUs; these are the first"

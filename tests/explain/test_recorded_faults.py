@@ -95,6 +95,11 @@ def test_kernel_forgot_phys_base(data: Path) -> None:
     assert told.cause.legal[1] == "set P in the PD entry at 0x000000001c812728"
 
 
+def test_phys_base_is_not_seen_everywhere(data: Path) -> None:
+    told = explain(data / "nx_exec.log", data / "nx_exec.elf.xz")
+    assert "phys_base" not in " ".join(told.cause.evidence)
+
+
 def test_the_discussion_of_2017(data: Path) -> None:
     told = explain(data / "thread-2017-kasan-efi.log", addresses=[0xFFFF_FBFF_F07E_3A17])
     assert accused(told) == ("stack", "-", "ffffffff7ffffff8")
