@@ -61,6 +61,10 @@ OTHER_PLACE: Final = 5
 CORRUPT: Final = 6
 IN_THE_WAY: Final = 7
 NO_MEMORY: Final = 8
+OTHER_MEMORY: Final = 9
+
+STIR: Final = 0x9E37_79B9_7F4A_7C15
+"""Odd, so multiplying by it loses nothing; without it words that lie 64 apart could change places unseen."""
 
 context: Final = buffer(64, 64)
 sleeps: u64 = 0
@@ -82,8 +86,15 @@ def sum_of(at: u64, size: u64) -> u64:
     """A sum over *size* bytes in which every word's place counts."""
     total = MAGIC
     for i in range(size // 8):
-        total = (total << 7 | total >> 57) ^ load64(at + 8 * i)
+        total = (total ^ load64(at + 8 * i)) * STIR
+        total = total << 7 | total >> 57
     return total
+
+
+def image_sum(at: u64, data: u64, count: u64) -> u64:
+    """The sum of an image: all of its header but the magic and the sum itself, its list and its pages."""
+    header = sum_of(at + HEADER_LEVELS, HEADER_SUM - HEADER_LEVELS)
+    return header ^ data ^ sum_of(at + PAGE_SIZE, data - PAGE_SIZE + PAGE_SIZE * count)
 
 
 def kernel_sum() -> u64:
@@ -156,7 +167,7 @@ def fill_image(at: u64, region: PhysAddr, size: u64, data: u64) -> None:
     store64(at + HEADER_CONTEXT, context)
     store64(at + HEADER_PAGES, count)
     store64(at + HEADER_DATA, data)
-    store64(at + HEADER_SUM, sum_of(at + PAGE_SIZE, data - PAGE_SIZE + PAGE_SIZE * count))
+    store64(at + HEADER_SUM, image_sum(at, data, count))
     store64(at + HEADER_MAGIC, MAGIC)
 
 
@@ -175,7 +186,7 @@ def check_image(at: u64, size: u64) -> u64:
     data = load64(at + HEADER_DATA)
     if count > size >> PAGE_SHIFT or data > size or PAGE_SIZE + 8 * count > data or PAGE_SIZE * count > size - data:
         return CUT_SHORT
-    if load64(at + HEADER_SUM) != sum_of(at + PAGE_SIZE, data - PAGE_SIZE + PAGE_SIZE * count):
+    if load64(at + HEADER_SUM) != image_sum(at, data, count):
         return CORRUPT
     return OK
 
@@ -194,7 +205,10 @@ def resume(info: PhysAddr, largest: u64) -> u64:
     count = load64(at + HEADER_PAGES)
     highest = u64(0)
     for i in range(count):
-        highest = max(highest, load64(at + PAGE_SIZE + 8 * i) + PAGE_SIZE)
+        page = load64(at + PAGE_SIZE + 8 * i)
+        if not is_memory(page):
+            return OTHER_MEMORY
+        highest = max(highest, page + PAGE_SIZE)
     if highest > image:
         return IN_THE_WAY
     memblock.use_only_above(PhysAddr(highest))
@@ -244,6 +258,8 @@ def explain(outcome: u64) -> None:
         report.put("the image is corrupt: its sum does not match\n")
     elif outcome == CUT_SHORT:
         report.put("the image is cut short\n")
+    elif outcome == OTHER_MEMORY:
+        report.put("the image has pages where this machine has no memory\n")
     elif outcome == IN_THE_WAY:
         report.put("the loader put the image where its pages go\n")
     elif outcome == NO_MEMORY:
