@@ -69,9 +69,21 @@ def is_free(info: PhysAddr, start: u64, end: u64, load: PhysAddr) -> bool:
     if meets(start, end, entries, start_info.map_count(info) * start_info.MAP_ENTRY_SIZE):
         return False
     cmdline = start_info.field64(info, start_info.OFFSET_CMDLINE)
-    if meets(start, end, cmdline, start_info.MAX_CMDLINE):
+    if meets(start, end, cmdline, start_info.MAX_CMDLINE) or is_disputed(info, start, end):
         return False
     return is_free_of_modules(info, start, end) and is_identity(start) and is_identity(end - 1)
+
+
+def is_disputed(info: PhysAddr, start: u64, end: u64) -> bool:
+    """Whether any row of the map calls some of [start, end) something else than RAM; it may wrap."""
+    for i in range(start_info.map_count(info)):
+        entry = start_info.map_entry(info, i)
+        first = start_info.field64(entry, 0)
+        size = start_info.field64(entry, 8)
+        if start_info.field32(entry, start_info.MAP_TYPE) != start_info.TYPE_RAM and size != 0:
+            if first < end and (start < first + size or first + size < first):
+                return True
+    return False
 
 
 def is_free_of_modules(info: PhysAddr, start: u64, end: u64) -> bool:

@@ -123,6 +123,9 @@ def check_words(cmdline: VirtAddr) -> None:
         report.panic("kaslr= on the command line needs a number below 2^64")
     if has_word(cmdline, "nokaslr") and (seed != ABSENT or has_word(cmdline, "kaslr")):
         report.panic("kaslr and nokaslr are both on the command line")
+    if find_option(cmdline, "hibernate=") != ABSENT:
+        if not has_value(cmdline, "hibernate=", "save") and not has_value(cmdline, "hibernate=", "resume"):
+            report.panic("hibernate= on the command line takes save or resume")
     if find_option(cmdline, "pages=") != ABSENT:
         known = has_value(cmdline, "pages=", "4k") or has_value(cmdline, "pages=", "2m")
         if not known and not has_value(cmdline, "pages=", "1g"):
