@@ -231,7 +231,7 @@ def _evidence(told: Told) -> Iterator[str]:
     if finding.instruction is not None:
         at = finding.instruction.at
         yield f"the instruction{'' if at is None else f' at {hex64(at)}'} is {finding.instruction.text}"
-    if finding.agrees and strike.error_code is not None:
+    if finding.agrees and strike.error_code is not None and not any("where a CPU gives" in r for r in finding.remarks):
         yield f"the error code {strike.error_code:#x} is the one that the tables give"
     if told.place is not None:
         yield told.place.sentence
