@@ -136,3 +136,16 @@ def test_a_failed_check_is_status_1() -> None:
     report = json.loads(done.stdout)
     assert done.returncode == 1
     assert report["ok"] is False
+
+
+@pytest.mark.parametrize(("streams", "args", "status"), [
+    (">&-", "boot --cpu la57 --memory 32M --json", 0),
+    (">&- 2>&-", "boot --memory 1", 2),
+    (">/dev/full", "boot --help", 2),
+])  # fmt: skip
+def test_nowhere_to_print_to(streams: str, args: str, status: int) -> None:
+    """Closed streams hide what is said and change nothing else; a full disk is told."""
+    command = f'"{COMMAND[0]}" -c "{COMMAND[2]}" {args} {streams}'
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr

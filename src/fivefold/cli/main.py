@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 import typer
@@ -70,6 +71,7 @@ def fivefold() -> None:
 
 def main() -> None:
     """Run the command line; errors that the package raises on purpose become one line and status 2."""
+    _open_what_is_closed()
     try:
         status = app(standalone_mode=False)
     except BrokenPipeError:
@@ -91,8 +93,14 @@ def main() -> None:
             status = COULD_NOT
         else:
             status = _refuse(message)
-    _flush()
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(_flushed(status if isinstance(status, int) else 0))
+
+
+def _open_what_is_closed() -> None:
+    """Let what is printed to a stream that the shell closed (``>&-``) go nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for as long as the process
 
 
 def _refuse(message: str) -> int:
@@ -100,9 +108,11 @@ def _refuse(message: str) -> int:
     return COULD_NOT
 
 
-def _flush() -> None:
-    """Write out what is left; where the reader went away there is nobody to tell."""
+def _flushed(status: int) -> int:
+    """Write out what is left, and return *status*; where the reader went away there is nobody to tell."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status if isinstance(error, BrokenPipeError) else _refuse(f"standard output: {error.strerror}")
+    return status

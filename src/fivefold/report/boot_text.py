@@ -35,7 +35,7 @@ def _table(runs: Iterable[Run]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("", style="dim", no_wrap=True)
     for run in runs:
-        table.add_column(CPU_NAMES.get(run.cpu, run.cpu), no_wrap=True)
+        table.add_column(CPU_NAMES.get(run.cpu, run.cpu), overflow="fold")
     for label, show in _ROWS:
         table.add_row(label, *(escape(show(run)) for run in runs))
     table.add_section()
@@ -86,9 +86,8 @@ def _checks(by: str) -> Callable[[Run], str]:
     return show
 
 
-def _time(run: Run) -> str:
-    counted = "" if run.instructions is None else f", {run.instructions:,} instructions"
-    return f"{run.seconds:.2f} s{counted}"
+def _instructions(run: Run) -> str:
+    return "not counted" if run.instructions is None else f"{run.instructions:,}"
 
 
 _ROWS: Final[tuple[tuple[str, Callable[[Run], str]], ...]] = (
@@ -108,7 +107,8 @@ _RESULT_ROWS: Final[tuple[tuple[str, Callable[[Run], str]], ...]] = (
     ("own dump", lambda run: f"{run.facts.get('scan_ranges', 0)} ranges of {run.facts.get('scan_tables', 0)} tables"),
     ("checks by guest", _checks("guest")),
     ("checks from outside", _checks("outside")),
-    ("time", _time),
+    ("instructions", _instructions),
+    ("time", lambda run: f"{run.seconds:.2f} s"),
 )
 
 
