@@ -17,6 +17,7 @@ class FormatChoice(StrEnum):
 
     elf = "elf"
     efi = "efi"
+    iso = "iso"
 
 
 class EntryChoice(StrEnum):
@@ -31,7 +32,9 @@ def image(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     format: Annotated[
         FormatChoice,
-        typer.Option(help="ELF with a PVH note, which `qemu-system-x86_64 -kernel` starts; or an EFI application."),
+        typer.Option(
+            help="ELF with a PVH note, which `qemu-system-x86_64 -kernel` starts; an EFI application; or an ISO with GRUB."
+        ),
     ] = FormatChoice.elf,
     load_address: Annotated[
         int | None,
@@ -40,17 +43,22 @@ def image(
     entry: Annotated[
         EntryChoice, typer.Option(help="Decide in 32-bit code, or first turn paging on in that depth.")
     ] = EntryChoice.pvh,
+    cmdline: Annotated[str, typer.Option(help="Command line in the menu of an ISO.")] = "",
 ) -> int:
     """Write the bootable image: the same bytes from the same sources."""
     from fivefold.boot import DEFAULT_LOAD_ADDRESS, build_image, write_file
     from fivefold.boot.efi_image import efi_file
+    from fivefold.boot.iso import iso_file
 
+    if cmdline and format is not FormatChoice.iso:
+        raise MachineError(f"a command line goes into an ISO's menu; the loader gives one to {format.value}")
     built = build_image()
     load = DEFAULT_LOAD_ADDRESS if load_address is None else load_address
-    if format is FormatChoice.efi:
+    if format is not FormatChoice.elf:
         if entry is not EntryChoice.pvh:
             raise MachineError(f"an EFI application is entered by the firmware, not by {entry.value}")
         data = efi_file(built, load)
+        data = iso_file(data, cmdline) if format is FormatChoice.iso else data
     else:
         data = built.place(load, "pvh_entry" if entry is EntryChoice.pvh else f"stub_{entry.value}")
     write_file(output, data)
