@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "find": "Who maps a frame, or bytes, under all roots",
     "stats": "What page tables take and map",
     "layout": "What a kernel puts where, and what an address is",
+    "view": "An address space as one page of HTML",
     "explain": "Why a fault happened, and how it became a triple fault",
 }
 """Commands with their line of help. Each is a function of its name, in a module of its name."""

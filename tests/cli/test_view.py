@@ -1,0 +1,63 @@
+"""`fivefold view`: one page, whole, and safe whatever a source is called."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fivefold.cli.main import main
+
+GUEST = Path(__file__).parents[1] / "data" / "guests" / "plain-la57-kaslr.elf.xz"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit status of a command."""
+    monkeypatch.setattr(sys, "argv", ["fivefold", "view", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+class Reader(HTMLParser):
+    """The words of each row, and what a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_data(self, data: str) -> None:
+        if self.rows:
+            self.rows[-1].append(data)
+
+
+def test_a_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    hostile = tmp_path / "<script>alert(1)<"
+    shutil.copy(GUEST, hostile)
+    page = tmp_path / "page.html"
+    assert run(monkeypatch, str(hostile), "-o", str(page)) == 0
+    text = page.read_text()
+    assert capsys.readouterr().out == f"{page}: {len(text.encode())} bytes\n"
+    reader = Reader()
+    reader.feed(text)
+    assert reader.loads == [] and "<script>alert" not in text
+    trampoline = ["0xff453d0a8009a000", "0xff453d0a8009b000", "4K", "4K", "r-x-", "0x000000000009a000", "direct_map"]
+    assert trampoline in reader.rows
+    assert any(row[:2] == ["0xff453d0a80000000", "direct_map"] for row in reader.rows)
+
+
+def test_a_place_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(monkeypatch, str(GUEST), "-o", str(tmp_path / "none" / "page.html")) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
