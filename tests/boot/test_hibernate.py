@@ -1,0 +1,66 @@
+"""A kernel is saved, its machine restarted, and it comes back; an image that does not fit is refused untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fivefold.boot import Image, Options, Run
+from fivefold.boot import run as boot_run
+from fivefold.machine import Guest, Module
+from fivefold.units import MIB
+
+Boot = Callable[..., Run]
+PAGE = 4096
+
+
+@pytest.mark.parametrize(("cpu", "cmdline"), [("la57", ""), ("la57", "no5lvl kaslr=9"), ("la48", "")])
+def test_comes_back_in_the_same_mode(passes: Boot, cpu: str, cmdline: str) -> None:
+    run = passes(cpu, cmdline=cmdline, hibernate=True)
+    assert run.mode == ("la57" if (cpu, cmdline) == ("la57", "") else "la48")
+    assert {"hibernate_saved", "hibernate_resumed"} <= {check.name for check in run.checks}
+
+
+@pytest.fixture(scope="module")
+def saved(image: Image) -> bytes:
+    """What a kernel with five levels saved."""
+    options = Options(memory=32 * MIB, load_address=image.load_address)
+    resuming = boot_run.hibernate(boot_run.make_guest("la57", options, image), options, image)
+    assert isinstance(resuming, Guest), resuming
+    return resuming.modules[0].data
+
+
+def changed(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+REFUSED: list[tuple[str, str, Callable[[bytes], bytes], str]] = [
+    ("other mode", "no5lvl", lambda data: data, "the image uses another number of page-table levels"),
+    ("corrupt", "", lambda data: changed(data, len(data) - 100), "the image is corrupt: its sum does not match"),
+    ("root changed", "", lambda data: changed(data, 33), "the image is corrupt: its sum does not match"),
+    ("cut short", "", lambda data: data[:-PAGE], "the image is cut short"),
+    ("other kernel", "", lambda data: changed(data, 16), "the image is of another kernel"),
+    ("other place", "", lambda data: changed(data, 27), "the image is of a kernel at another load address"),
+    ("no image", "", lambda data: bytes(PAGE), "there is no image"),
+]
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "change", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
+def test_refused_before_anything_is_overwritten(
+    boot: Boot,
+    failures: Callable[[Run], list[str]],
+    saved: bytes,
+    cmdline: str,
+    change: Callable[[bytes], bytes],
+    message: str,
+) -> None:
+    """The kernel that refuses goes on: all of its other checks pass, from outside too."""
+    given: dict[str, Any] = {"modules": (Module(change(saved)),), "cmdline": f"{cmdline} hibernate=resume".strip()}
+    run = boot("la57", cmdline=cmdline, guest=given)
+    assert f"hibernate: {message}\n" in run.output
+    (failed,) = failures(run)
+    assert failed.startswith("guest hibernate_resumed: ")
