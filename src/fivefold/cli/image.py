@@ -33,7 +33,7 @@ def image(
     format: Annotated[
         FormatChoice,
         typer.Option(
-            help="ELF with a PVH note, which `qemu-system-x86_64 -kernel` starts; an EFI application; or an ISO with GRUB."
+            help="ELF with a PVH note: `qemu-system-x86_64 -kernel` starts it. EFI application. ISO: GRUB for UEFI."
         ),
     ] = FormatChoice.elf,
     load_address: Annotated[

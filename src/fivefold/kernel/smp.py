@@ -360,7 +360,7 @@ NO_ANSWER: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 
 @noinline
-def remove(top: VirtAddr, va: VirtAddr) -> u64:
+def shoot_down(top: VirtAddr, va: VirtAddr) -> u64:
     """Remove the page at *va* from the tables and from what every CPU remembers; return how many others forgot it."""
     store64(pte_of(top, va), 0)
     invlpg(va)
@@ -426,11 +426,11 @@ def all_read(va: VirtAddr, value: u64) -> bool:
 def check_shoot_down(top: VirtAddr) -> None:
     """All have read the pages and may remember them; once they are removed, nobody does."""
     first = entry_frame(load64(pte_of(top, test_page(0))))
-    equals("smp_shoot_down_acknowledged", remove(top, test_page(0)), online())
+    equals("smp_shoot_down_acknowledged", shoot_down(top, test_page(0)), online())
     equals("smp_shoot_down_seen", how_many_miss(test_page(0)), online())
     memblock.free_page(first)
     second = entry_frame(load64(pte_of(top, test_page(1))))
-    remove(top, test_page(1))
+    shoot_down(top, test_page(1))
     equals("smp_shoot_down_of_anothers_page", how_many_miss(test_page(1)), online())
     memblock.free_page(second)
 
