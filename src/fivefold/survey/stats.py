@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 import numpy as np
 
-from fivefold.arch import ENTRIES, Level
+from fivefold.arch import ENTRIES, Level, Rights
 from fivefold.survey.frame_sets import Leaves
 from fivefold.survey.regions import PAGE_NAMES, spell
 from fivefold.survey.scan import MAX_RANGES
-from fivefold.survey.scan_result import Contiguity, Kind, ScanCounts, ScanSettings
+from fivefold.survey.scan_result import Contiguity, Kind, ScanCounts, ScanSettings, Words
 from fivefold.survey.select import HALF
 from fivefold.survey.space import Space
 from fivefold.survey.table_census import LevelCensus, census
@@ -122,12 +123,33 @@ def _twice(leaves: Leaves) -> int:
 
 def _mapped(space: Space) -> Mapped:
     """Bytes by page size, half, rights and area, from the merged scan, where shared tables are unfolded."""
-    by_page, by_half, by_rights, by_area = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for region in space.regions(all_bits=False):
-        if region.kind is not Kind.MAPPED:
-            continue
-        by_page[PAGE_NAMES[region.level]] += region.size
-        by_half["user" if region.start < HALF else "kernel"] += region.size
-        by_rights[spell(region.effective)] += region.size
-        by_area[region.area or "unnamed"] += region.size
-    return Mapped(*(dict(counter) for counter in (by_page, by_half, by_rights, by_area)))
+    result = space.scan()
+    chosen = result.kind == Kind.MAPPED
+    start, last, size, level = (part[chosen] for part in (result.start, result.last, result.size, result.level))
+    rights = [Rights(*word) for word in product((False, True), repeat=3)]
+    columns = [part[chosen] for part in (result.writable, result.user, result.executable)]
+    by_rights = {
+        spell(one): size[np.logical_and.reduce([part == right for part, right in zip(columns, one, strict=True)])]
+        for one in rights
+    }
+    by_area = {area.name: _overlap(start, last, area.start, area.end - 1) for area in space.areas.areas}
+    by_area["unnamed"] = size.sum() - sum(part.sum() for part in by_area.values())
+    return Mapped(
+        _sums({name: size[level == np.uint64(number)] for number, name in PAGE_NAMES.items()}),
+        _sums({"user": size[start < np.uint64(HALF)], "kernel": size[start >= np.uint64(HALF)]}),
+        _sums(by_rights),
+        _sums(by_area),
+    )
+
+
+def _overlap(start: Words, last: Words, low: int, high: int) -> Words:
+    """Bytes of each run between *low* and *high*, both inclusive."""
+    first, final = np.maximum(start, np.uint64(low)), np.minimum(last, np.uint64(high))
+    inside = first <= final
+    return final[inside] - first[inside] + np.uint64(1)
+
+
+def _sums(parts: Mapping[str, Words]) -> dict[str, int]:
+    """The sum of each, without those that are empty."""
+    sums = {name: int(part.sum()) for name, part in parts.items()}
+    return {name: total for name, total in sums.items() if total}

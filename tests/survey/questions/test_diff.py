@@ -185,7 +185,7 @@ def answer(space: Space, va: int) -> object:
     return (found.pa, found.rights, found.leaf.raw & ~A) if isinstance(found, Mapped) else None
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(PAGES, PAGES, st.booleans())
 def test_every_page(build: Build, one: list[Any], other: list[Any], closed: bool) -> None:
     """A page is told exactly if its translation differs; with an entry on the path closed, too."""

@@ -82,7 +82,7 @@ PAGES = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(PAGES, st.integers(0, 6), st.integers(1, 3))
 def test_every_page_against_translation(build: Build, pages: list[Any], first: int, count: int) -> None:
     built = build(LA48)
