@@ -54,9 +54,13 @@ def find_option(cmdline: VirtAddr, name: str) -> u64:
 
 
 def has_word(cmdline: VirtAddr, name: str) -> bool:
-    """Whether *name* is a whole word of the command line."""
+    """Whether *name* is a whole word of the command line; words that only begin with it are passed over."""
     rest = find_option(cmdline, name)
-    return rest != ABSENT and separates(load8(rest))
+    while rest != ABSENT and not separates(load8(rest)):
+        while not separates(load8(rest)):
+            rest += 1
+        rest = find_option(VirtAddr(rest), name)
+    return rest != ABSENT
 
 
 @noinline

@@ -1,0 +1,86 @@
+"""One kernel starts another, in every pair of modes; what cannot be started is refused, with a message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fivefold.boot import Image, Run
+from fivefold.machine import Module
+
+Boot = Callable[..., Run]
+ARRIVED = {"kexec_arrived", "kexec_first_kernel", "kexec_first_mode"}
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "mode"),
+    [("", "", "la57"), ("", "no5lvl", "la48"), ("no5lvl", "", "la57"), ("no5lvl", "no5lvl", "la48")],
+    ids=["5 to 5", "5 to 4", "4 to 5", "4 to 4"],
+)
+def test_all_four_pairs_of_modes(passes: Boot, first: str, then: str, mode: str) -> None:
+    run = passes("la57", cmdline=first, kexec=then)
+    assert run.mode == mode
+    assert {check.name for check in run.checks if check.by == "outside"} >= ARRIVED
+    assert run.facts["entered_levels"] == (4 if first else 5), "it is entered in the mode that was on"
+
+
+def test_random_bases_on_the_way(passes: Boot) -> None:
+    assert passes("la48", cmdline="kaslr=5", kexec="kaslr=6").mode == "la48"
+
+
+def four_level_only(image: Image) -> bytes:
+    """Our image, without the flag that says that it can be entered with five levels."""
+    data = bytearray(image.place(image.load_address))
+    at = data.index(b"Fivefold\0")
+    assert data[at + 12] & 1
+    data[at + 12] &= ~1
+    return bytes(data)
+
+
+def test_rs_13_five_levels_refuse_an_image_that_cannot(boot: Boot, image: Image) -> None:
+    run = boot("la57", kexec="no5lvl", guest={"modules": (Module(four_level_only(image)),)})
+    assert not run.ok
+    assert "kexec: the image cannot be entered with five levels; kexec_down goes down to four first" in run.output
+
+
+def test_rs_13_or_go_down_to_four_first(passes: Boot, image: Image) -> None:
+    module = {"modules": (Module(four_level_only(image)),)}
+    run = passes("la57", cmdline="kexec_down", kexec="no5lvl", guest=module)
+    assert (run.mode, run.facts["entered_levels"]) == ("la48", 4)
+
+
+def test_four_levels_start_it_as_it_is(passes: Boot, image: Image) -> None:
+    assert passes("la48", kexec="", guest={"modules": (Module(four_level_only(image)),)}).mode == "la48"
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ((), "kexec: the loader gave no module to start"),
+        ((Module(b"no kernel" * 1000),), "kexec: the module is not a kernel image, or it is cut short"),
+    ],
+    ids=["no module", "no image"],
+)
+def test_what_is_no_kernel_is_refused(boot: Boot, modules: tuple[Any, ...], message: str) -> None:
+    run = boot("la48", kexec="", guest={"modules": modules})
+    assert not run.ok
+    assert message in run.output
+
+
+def test_an_image_cut_short_is_refused(boot: Boot, image: Image) -> None:
+    run = boot("la57", kexec="", guest={"modules": (Module(image.place(image.load_address)[:30_000]),)})
+    assert not run.ok
+    assert "kexec: the module is not a kernel image, or it is cut short" in run.output
+
+
+def test_rs_12_and_rfc_b19_the_jump_keeps_la57(
+    boot: Boot, wrong_image: Callable[..., Image], failures: Callable[[Run], list[str]]
+) -> None:
+    """CR4 set to PAE alone clears LA57 in long mode: a fault, without an IDT that could take it."""
+    old = "        andq    $~0x80, %rax\n        site    site_kexec_cr4\\which\n"
+    wrong = wrong_image("entry.S", (old, old.replace("$~0x80", "$0x20")))
+    run = boot("la57", kexec="", given=wrong)
+    assert not run.ok
+    assert any("kexec_arrived" in line for line in failures(run)), failures(run)
