@@ -49,6 +49,22 @@ def test_pages_that_are_page_tables_do_not_outweigh_the_others(built: Callable[.
     assert level_evidence(built(LA48, pages), ROOT).levels == 4
 
 
+@pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
+def test_tables_that_map_themselves_have_no_say(built: Callable[..., Ram], mode: PagingMode) -> None:
+    """A slot of the root leads back to it, as in Windows; with four levels a walk through it ends one too high."""
+    ram = built(mode, [(0x4000_0000, 0x40_0000 | 7, Level.PT)])
+    alone = level_evidence(ram, ROOT)
+    ram.write(PhysAddr(ROOT + 8 * 493), (ROOT | 0x63).to_bytes(8, "little"))
+    assert level_evidence(ram, ROOT) == alone
+    assert alone.levels == int(mode.top)
+
+
+def test_a_root_that_holds_itself_alone_does_not_tell() -> None:
+    ram = Ram.of_size(4096, start=ROOT)
+    ram.write(ROOT, (ROOT | 7).to_bytes(8, "little") * 512)
+    assert level_evidence(ram, ROOT) == LevelEvidence()
+
+
 def test_counts_decide_two_to_one() -> None:
     assert [LevelEvidence(*counts).levels for counts in ((0, 0), (1, 2), (1, 3), (3, 1), (2, 1))] == [
         None,

@@ -3,6 +3,8 @@
 Nothing in a table says how high it stands. But four steps down from a root the two
 readings part: with four levels the entries there map pages, with five they
 point on to tables or map 2 MiB pages. Both leave traces that chance does not.
+A table that was met before, as in Windows' map of the tables by themselves, is
+one step further down than it says, so it has no say.
 """
 
 from __future__ import annotations
@@ -59,13 +61,17 @@ def level_evidence(memory: TableReader, root: PhysAddr) -> LevelEvidence:
     """Weigh the two readings of the tree at *root*; bounded work. `MemoryReadError` if the root cannot be read."""
     memory.read(root, TABLE_SIZE)
     total, tables = NEITHER, [int(root)]
+    met = set(tables)
     for step in (1, 2, 3, 4):
         below: dict[int, None] = {}
         for raw in _entries(memory, tables):
+            if raw & FRAME_BITS in met and not raw & _PS:
+                continue
             total = total.plus(_weigh(memory, raw, step))
             if not raw & _PS:
                 below[raw & FRAME_BITS] = None
         tables = list(below)
+        met.update(tables)
     return total
 
 
