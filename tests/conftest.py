@@ -17,10 +17,16 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fivefold.machine import available
 
 Mutated = Callable[..., str]
+
+# Machines are shared and noisy: how long an example took says nothing. The same examples every time; a search for
+# others is a command of its own.
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

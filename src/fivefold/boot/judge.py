@@ -26,6 +26,7 @@ from fivefold.arch import (
     translate,
 )
 from fivefold.boot.evidence import PAGE, Evidence
+from fivefold.boot.handover import handover_checks
 from fivefold.boot.processes import process_checks
 from fivefold.boot.result import Bounds, Check
 from fivefold.errors import MemoryReadError
@@ -65,6 +66,7 @@ def _checks(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds
     yield _check("tables_reported", _differs("tables", words.get("tables", 0), seen.table_count))
     yield _check("fold_depth", _depth(seen, levels))
     yield from process_checks(seen, words)
+    yield from handover_checks(seen, words)
     yield _check("scan_agrees", _scan_differs(seen, words))
     yield _check("no_malformed_entries", _first(run for run in seen.runs if run.content is not Content.MAPPED))
     yield _check("no_writable_executable", _first(r for r in seen.runs if r.rights.write and r.rights.execute))

@@ -53,6 +53,8 @@ class Run:
     instructions: int | None
     seconds: float
     output: str = field(repr=False, default="")
+    story: str = field(repr=False, default="")
+    """Why the guest did not come to its end, where somebody was asked."""
 
     @property
     def ok(self) -> bool:
@@ -78,6 +80,7 @@ class Run:
             "skipped": [item._asdict() for item in self.skipped],
             "event": self.event,
             "seconds": round(self.seconds, 3),
+            **({"story": self.story} if self.story else {}),
         }
 
 

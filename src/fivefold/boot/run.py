@@ -29,6 +29,9 @@ from fivefold.machine.base import EFI_ENTRIES, Entry, Registers
 from fivefold.units import GIB, MIB, PhysAddr, format_size, hex64
 
 DEFAULT_MEMORY: Final = 512 * MIB
+Explain = Callable[[Event, Machine], str]
+"""Tells why a run ended as it did, while the machine can still be looked at."""
+
 CPUS: Final = ("la57", "la48")
 ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57", "efi", "efi57")
 SINGLE_CPU_ENGINES: Final = ("unicorn",)
@@ -110,10 +113,12 @@ def boot(
     options: Options | None = None,
     image: Image | None = None,
     say: Callable[[str], None] = lambda step: None,
+    explain: Explain | None = None,
 ) -> BootReport:
     """Boot *image*, by default the one that is built from these sources, on each of *cpus* (``la57``, ``la48``).
 
-    What a CPU cannot be asked for is skipped, with the reason. *say* is told each step, and "" at the end.
+    What a CPU cannot be asked for is skipped, with the reason. *say* is told each step, and "" at the end; *explain* is
+    asked for the story of a machine that did not come to its end, which the run then carries.
 
     Raises `MachineError` if nothing is left to run, or an engine cannot do what was asked.
     """
@@ -129,7 +134,7 @@ def boot(
             continue
         say(f"booting on {options.engine}, {cpu}")
         try:
-            runs.append(boot_one(cpu, options, image))
+            runs.append(boot_one(cpu, options, image, explain))
         except MachineError as error:
             # Which CPUs there are depends on the host only under KVM; elsewhere the call is at fault.
             if options.engine != "kvm" or len(cpus) == 1:
@@ -141,9 +146,9 @@ def boot(
     return BootReport(tuple(runs), tuple(skipped))
 
 
-def boot_one(cpu: str, options: Options, image: Image) -> Run:
+def boot_one(cpu: str, options: Options, image: Image, explain: Explain | None = None) -> Run:
     """Boot on one CPU, read the guest's own report, and judge the result from outside."""
-    return boot_guest(make_guest(cpu, options, image), options, image)
+    return boot_guest(make_guest(cpu, options, image), options, image, explain)
 
 
 def hibernate(guest: Guest, options: Options, image: Image) -> Guest | Check:
@@ -161,7 +166,7 @@ def hibernate(guest: Guest, options: Options, image: Image) -> Guest | Check:
     return replace(resuming, cmdline=f"{guest.cmdline} hibernate=resume".strip(), modules=(Module(saved),))
 
 
-def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
+def boot_guest(guest: Guest, options: Options, image: Image, explain: Explain | None = None) -> Run:
     """Boot a *guest* that may differ from what *options* alone would make: another memory map, another CPUID."""
     began = time.perf_counter()
     early: list[Check] = []
@@ -173,6 +178,7 @@ def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
         event = machine.run(options.timeout)
         load, report = last_report(machine, options, image)
         checks = [completed(event, report), *early, *report.checks]
+        story = explain(event, machine) if explain and not checks[0].ok else ""
         if report.is_done:
             checks += from_outside(machine, replace(options.last, load_address=load), image, report)
         if report.is_done and options.kexec is None:
@@ -199,6 +205,7 @@ def boot_guest(guest: Guest, options: Options, image: Image) -> Run:
         instructions=instructions,
         seconds=time.perf_counter() - began,
         output=output,
+        story=story,
     )
 
 
@@ -331,7 +338,7 @@ def evidence(machine: Machine, options: Options, image: Image, report: GuestRepo
     """What the judge looks at, from the machine itself; `LayoutError` if the guest's random bases break the rules."""
     words = options.full_cmdline.split()
     levels = expected_levels(machine.cpu.la57, options.full_cmdline)
-    areas = image_areas(options.layout, levels)
+    areas = image_areas("proposal" if "layout=proposal" in words else "linux", levels)
     if any(word.split("=")[0] == "kaslr" for word in words):
         slot = 1 << (48 if levels == 5 else 39)
         areas = moved_areas(areas, report.areas, "kasan" in words, slot, report.words["ram_end"])

@@ -6,11 +6,15 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fivefold.cli import values
+from fivefold.errors import FivefoldError
+
+if TYPE_CHECKING:
+    from fivefold.machine import Event, Machine
 
 
 class CpuChoice(StrEnum):
@@ -94,7 +98,7 @@ def boot(
     )
     given = parse(read_file(image, MOST_BYTES)) if image else None
     cpus = CPUS if cpu is CpuChoice.both else (cpu.value,)
-    report = run_boot(cpus, options, given, _say)
+    report = run_boot(cpus, options, given, _say, _why)
     if as_json:
         json.dump(report.to_json(), sys.stdout, indent=2)
         print()
@@ -106,6 +110,17 @@ def boot(
         # Tables are as wide as they are: what reads a pipe can cut, but cannot put together again.
         print_boot(report, Console(width=None if sys.stdout.isatty() else 160, highlight=False), verbose)
     return 0 if report.ok else 1
+
+
+def _why(event: Event, machine: Machine) -> str:
+    """The story of a run that did not come to its end."""
+    from fivefold.explain import explain_event
+    from fivefold.report.explain_text import explanation_lines
+
+    try:
+        return "\n".join(explanation_lines(explain_event(event, machine)))
+    except FivefoldError as error:
+        return f"it cannot be explained: {error}"
 
 
 def _say(step: str) -> None:

@@ -8,7 +8,7 @@ from fivefold.kernel import hibernate, ident_map, kexec, memblock, report
 from fivefold.kernel.checks import equals
 from fivefold.kernel.mapping import lookup
 from fivefold.kernel.pgtable import PSE, entry_frame, l5_column, levels
-from fivefold.kernel.phys import phys_to_virt
+from fivefold.kernel.phys import kernel_to_phys, phys_to_virt
 from fivefold.metal.lang import buffer, fill64, noinline, store8, store16, store32, store64, u64
 from fivefold.units import VirtAddr
 
@@ -17,8 +17,8 @@ SAMPLE_SIZE: Final = 512
 NOTE_OFFSET: Final = 256
 
 
-def check_handover(largest: u64) -> None:
-    """Identity maps and image checks; the ledger balances around them."""
+def check_handover(top: VirtAddr, largest: u64) -> None:
+    """Identity maps and image checks; the ledger balances around them. One root stays, for the outside."""
     before = memblock.table_pages
     root = ident_map.map_all_memory(largest)
     report.check("ident_map_built", root != 0, root, 1)
@@ -29,6 +29,20 @@ def check_handover(largest: u64) -> None:
     check_images()
     check_hibernation()
     equals("kexec_keeps_mode", u64(kexec.keeps_mode()), 1)
+    keep_root(top, largest)
+
+
+@noinline
+def keep_root(top: VirtAddr, largest: u64) -> None:
+    """Build what a last jump would be made on; leave it, and a sound hibernation image, for the outside."""
+    before = memblock.table_pages
+    root = ident_map.map_all_memory(largest)
+    if root != 0:
+        ident_map.add_kernel_half(phys_to_virt(root), top)
+    report.set_word(report.W_HANDOVER_ROOT, root)
+    report.set_word(report.W_HANDOVER_TABLES, memblock.table_pages - before)
+    make_saved()
+    report.set_word(report.W_HIBERNATE_SAMPLE, kernel_to_phys(VirtAddr(saved)))
 
 
 @noinline
@@ -83,14 +97,13 @@ def make_sample(flags: u64) -> None:
     store32(sample + NOTE_OFFSET + 24, flags)
 
 
-saved: Final = buffer(3 * 4096, 4096)
+SAVED_SIZE: Final = 3 * 4096
+saved: Final = buffer(SAVED_SIZE, 4096)
 
 
-@noinline
-def check_hibernation() -> None:
-    """An image of one page: taken as it is, refused in the other mode, of another kernel, corrupt, or cut short."""
-    size = u64(3 * 4096)
-    fill64(saved, 0, size // 8)
+def make_saved() -> None:
+    """An image of one page of zeros, as this kernel would save it."""
+    fill64(saved, 0, SAVED_SIZE // 8)
     store64(saved + hibernate.HEADER_MAGIC, hibernate.MAGIC)
     store64(saved + hibernate.HEADER_LEVELS, levels())
     store64(saved + hibernate.HEADER_KERNEL, hibernate.kernel_sum())
@@ -98,6 +111,13 @@ def check_hibernation() -> None:
     store64(saved + hibernate.HEADER_PAGES, 1)
     store64(saved + hibernate.HEADER_DATA, 2 * 4096)
     store64(saved + hibernate.HEADER_SUM, hibernate.image_sum(saved, 2 * 4096, 1))
+
+
+@noinline
+def check_hibernation() -> None:
+    """An image of one page: taken as it is, refused in the other mode, of another kernel, corrupt, or cut short."""
+    size = u64(SAVED_SIZE)
+    make_saved()
     equals("hibernate_takes_image", hibernate.check_image(saved, size), hibernate.OK)
     equals("hibernate_refuses_cut_short", hibernate.check_image(saved, size - 8), hibernate.CUT_SHORT)
     store64(saved + 4096, 1)

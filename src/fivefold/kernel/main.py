@@ -62,7 +62,7 @@ def start_kernel(table: VirtAddr) -> None:
     switch_to(top)
     checks.check_all(top)
     process_checks.check_processes(top)
-    handover_checks.check_handover(largest_page(cmdline()))
+    handover_checks.check_handover(top, largest_page(cmdline()))
     mode_switch.check_switch()
     efi.check_runtime(top, PhysAddr(info))
     smp.check_cpus(top)

@@ -38,8 +38,9 @@ WORDS: Final = (
     "ram_bytes", "ram_end", "cut_bytes", "direct_4k", "direct_2m", "direct_1g", "tables", "scan_ranges",
     "scan_bytes", "scan_tables", "scan_writable_executable", "scan_records", "scan_record_size", "previous",
     "kexec_outcome", "hibernate_at", "hibernate_size", "user_root", "user_tables", "efi_root", "efi_tables",
-    "fast_returns", "safe_returns", "syscall_stays", "nmis", "panic_vector", "panic_error", "panic_rip",
-    "panic_address", "panic_text", "areas", "checks", "failed",
+    "handover_root", "handover_tables", "hibernate_sample", "fast_returns", "safe_returns", "syscall_stays",
+    "nmis", "panic_vector", "panic_error", "panic_rip", "panic_address", "panic_text", "areas", "checks",
+    "failed",
 )  # fmt: skip
 """Names of the words from the start of the table, in order."""
 
@@ -100,6 +101,9 @@ W_PREVIOUS: Final = WORDS.index("previous")
 W_KEXEC_OUTCOME: Final = WORDS.index("kexec_outcome")
 W_HIBERNATE_AT: Final = WORDS.index("hibernate_at")
 W_HIBERNATE_SIZE: Final = WORDS.index("hibernate_size")
+W_HANDOVER_ROOT: Final = WORDS.index("handover_root")
+W_HANDOVER_TABLES: Final = WORDS.index("handover_tables")
+W_HIBERNATE_SAMPLE: Final = WORDS.index("hibernate_sample")
 W_USER_ROOT: Final = WORDS.index("user_root")
 W_USER_TABLES: Final = WORDS.index("user_tables")
 W_EFI_ROOT: Final = WORDS.index("efi_root")

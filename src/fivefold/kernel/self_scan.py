@@ -49,7 +49,8 @@ def dump_own_tables(top: VirtAddr) -> None:
     report.check("scan_no_writable_executable", scan_counts.wx_bytes == 0, scan_counts.wx_bytes, 0)
     report.check("scan_no_malformed_entries", scan_counts.malformed_entries == 0, scan_counts.malformed_entries, 0)
     report.check("scan_tables_are_memory", scan_counts.unreadable_tables == 0, scan_counts.unreadable_tables, 0)
-    counted = memblock.table_pages - report.get_word(report.W_USER_TABLES) - report.get_word(report.W_EFI_TABLES)
+    others = report.get_word(report.W_USER_TABLES) + report.get_word(report.W_EFI_TABLES)
+    counted = memblock.table_pages - others - report.get_word(report.W_HANDOVER_TABLES)
     counted += kasan.zero_tables_in_use() if layout.has_shadow else 0
     report.set_word(report.W_TABLES, counted)
     report.check(

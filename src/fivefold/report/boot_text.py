@@ -22,6 +22,7 @@ def print_boot(report: BootReport, console: Console, verbose: bool = False) -> N
         console.print(_table(report.runs))
     for run in report.runs:
         _print_failures(run, console)
+        _print_story(run, console)
     for item in report.skipped:
         console.print(f"skipped {escape(item.name)}: {escape(item.reason)}")
     if verbose:
@@ -119,6 +120,11 @@ def _print_failures(run: Run, console: Console) -> None:
                 f"[red]FAILED[/red] {escape(run.cpu)}: {check.name} (by {check.by}): {escape(check.detail)}",
                 soft_wrap=True,
             )
+
+
+def _print_story(run: Run, console: Console) -> None:
+    if run.story:
+        console.print(f"\nwhy {escape(run.cpu)} failed:\n{escape(run.story)}", soft_wrap=True)
 
 
 def _print_details(run: Run, console: Console) -> None:
