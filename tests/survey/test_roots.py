@@ -55,6 +55,15 @@ def test_isolated_pairs(look: Callable[..., Space]) -> None:
 
 
 @pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
+def test_direct_map_over_memory_that_was_never_written(
+    built: Callable[..., Ram], sourced: Callable[..., Source], mode: PagingMode
+) -> None:
+    """Its PT leads to tables and, for the rest, to empty pages: it stands above no root, and is none."""
+    direct = [(0xFFFF_8880_0000_0000 + pa, pa | 0x163, Level.PT) for pa in range(ROOT, ROOT + 2 * MIB, 4096)]
+    assert [root.root for root in find_roots(sourced(built(mode, [IMAGE, USER, *direct])))] == [ROOT]
+
+
+@pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
 def test_one_root_in_memory(built: Callable[..., Ram], sourced: Callable[..., Source], mode: PagingMode) -> None:
     ram = built(mode, [IMAGE, USER])
     (root,) = find_roots(sourced(ram))

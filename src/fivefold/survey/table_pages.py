@@ -28,6 +28,12 @@ CHUNK: Final = 2048
 TOLERATED: Final = 8
 """One entry in so many may lead nowhere: a dump may be torn, or lack pages."""
 
+EMPTY_LEFT_OUT: Final = 128
+"""More empty tables than this, eight to each that is used, hang below no root: Linux makes 64 ahead for vmalloc.
+
+What looks so is a PT of the direct map over memory that was never written, among it a few page tables.
+"""
+
 PAGE: Final = 4096
 _P: Final = np.uint64(int(Flag.P))
 _PS: Final = np.uint64(int(Flag.BIT7))
@@ -126,7 +132,9 @@ class TablePages:
         empty = known & self._empty[child]
         good = (fits | table | empty).sum(axis=1)
         bad = ((entries != 0) & ~(fits | table | empty)).sum(axis=1)
-        fine: Marks = (fits | table).any(axis=1) & (bad * TOLERATED <= good + bad)
+        used, unused = (fits | table).sum(axis=1), empty.sum(axis=1)
+        over_memory = (unused > EMPTY_LEFT_OUT) & (unused > 8 * used)
+        fine: Marks = (used > 0) & ~over_memory & (bad * TOLERATED <= good + bad)
         return fine
 
 
