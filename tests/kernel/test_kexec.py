@@ -151,3 +151,32 @@ def test_rs_12_and_rfc_b19_the_mode_is_kept_up_to_the_jump(code: Any, processor:
     guards(
         check, "kexec.py", ("    return u64(read_cr4() & CR4_LA57 != 0) == l5_column()", "    return read_cr4() != 0")
     )
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "want"),
+    [
+        (0, 0x9_F000, 0x9_D000),
+        (0, MIB, 0x9_D000),
+        (0x1_0000, 0x1_2000, 0x1_0000),
+        (0x1_0000, 0x1_1000, 0),
+        (MIB, 4 * MIB, 0),
+    ],
+)
+def test_rs_05_going_down_takes_low_memory_that_is_there(
+    code: Any, guards: Guards, start: int, end: int, want: int
+) -> None:
+    """Beside it a graphics card may be, or nothing."""
+
+    def check(package: str) -> None:
+        helpers = code(LA57, "kexec.low_pages", "memblock", package=package, extents=[(MIB, 2 * MIB)])
+        helpers.call("memblock.add", start, end - start)
+        assert helpers.call("kexec.low_pages") == want
+
+    check(KERNEL)
+    if want == 0:
+        guards(
+            check,
+            "kexec.py",
+            ("        return PhysAddr(0)\n    return PhysAddr(low", "        pass\n    return PhysAddr(low"),
+        )

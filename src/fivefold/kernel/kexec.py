@@ -218,7 +218,7 @@ def start(old: PhysAddr, top: VirtAddr, cmdline: VirtAddr, largest: u64) -> u64:
     info = make_start_info(old, cmdline, load, report.get_word(report.W_IMAGE_END))
     place = place_image(image)
     root = ident_map.map_all_memory(largest)
-    if info == 0 or place == 0 or root == 0:
+    if info == 0 or place == 0 or root == 0 or (down and low_pages() == 0):
         return NO_MEMORY
     entry = PhysAddr(place + load64(image + ELF_ENTRY) - first)
     ident_map.add_kernel_half(phys_to_virt(root), top)
@@ -231,10 +231,17 @@ def start(old: PhysAddr, top: VirtAddr, cmdline: VirtAddr, largest: u64) -> u64:
 LOW_LIMIT: Final = 0x9F000
 
 
-def prepare_trampoline(root: PhysAddr, entry: PhysAddr) -> PhysAddr:
-    """Put a four-level root and the trampoline's code, which goes on to *entry*, into two pages of low memory."""
+def low_pages() -> PhysAddr:
+    """The highest two pages of low memory, which nothing is allocated from; 0 where there is no such memory."""
     low = min(memblock.range_end(memblock.memory, 0), LOW_LIMIT)
-    pages = PhysAddr((low & ~(PAGE_SIZE - 1)) - 2 * PAGE_SIZE)
+    if low < memblock.range_start(memblock.memory, 0) + 2 * PAGE_SIZE:
+        return PhysAddr(0)
+    return PhysAddr(low - 2 * PAGE_SIZE)
+
+
+def prepare_trampoline(root: PhysAddr, entry: PhysAddr) -> PhysAddr:
+    """Put a four-level root and the trampoline's code, which goes on to *entry*, into `low_pages`."""
+    pages = low_pages()
     at = phys_to_virt(pages)
     copy64(at, phys_to_virt(PhysAddr(load64(phys_to_virt(root)) & FRAME_MASK)), PAGE_SIZE // 8)
     copy64(at + PAGE_SIZE, symbol("trampoline_start"), PAGE_SIZE // 8)
