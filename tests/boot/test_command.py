@@ -52,6 +52,7 @@ REFUSED = [
     (["--load-address", "5G"], "load address 0x0000000140000000 is above 4 GiB, where the 32-bit entry pvh cannot be"),
     (["--load-address", "here"], "Invalid value for '--load-address': … 'here' is not an address; expected a number"),
     (["--load-address", "3G"], "the image needs 0x00000000c0000000 to "),
+    (["--engine", "qemu", "--load-address", "0xff000000", "--memory", "8G"], "the image needs 0x00000000ff000000 to "),
     (["--memory", "16M"], "too little memory: the image ends at 0x"),
     (["--memory", "1"], "too little memory: the image ends at 0x"),
     (["--memory", "32M1"], "Invalid value for '--memory': … '32M1' is not a size; expected a number and"),
@@ -149,3 +150,12 @@ def test_nowhere_to_print_to(streams: str, args: str, status: int) -> None:
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == status
     assert "Traceback" not in done.stderr
+
+
+def test_a_layout_on_the_command_line_is_as_good_as_the_option() -> None:
+    """The judge holds the guest against the map that it was told to use, whoever told it."""
+    done = fivefold("boot", "--cpu", "la57", "--memory", "32M", "--cmdline", "layout=proposal", "--json")
+    asked = fivefold("boot", "--cpu", "la57", "--memory", "32M", "--layout", "proposal", "--json")
+    assert done.returncode == 0
+    names = [[check["name"] for check in json.loads(out.stdout)["runs"][0]["checks"]] for out in (done, asked)]
+    assert names[0] == names[1]
