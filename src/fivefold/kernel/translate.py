@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.pgtable import FRAME_MASK, PRESENT, entry_frame, level_shift, levels, va_bits
-from fivefold.kernel.scan_entries import is_leaf, must_be_zero, narrowed
-from fivefold.kernel.scan_ranges import ALL_RIGHTS, MALFORMED, MAPPED, UNREADABLE, info_of
+from fivefold.kernel.pgtable import FRAME_MASK, NX, PRESENT, RW, USER, entry_frame, level_shift, levels, va_bits
+from fivefold.kernel.scan_entries import is_leaf, must_be_zero
+from fivefold.kernel.scan_ranges import EXECUTE, MALFORMED, MAPPED, UNREADABLE, info_of
 from fivefold.kernel.tables import phys_table
 from fivefold.metal.lang import export, inline, load64, prefetch, store64, u64
 from fivefold.units import PhysAddr
@@ -27,8 +27,9 @@ NON_CANONICAL: Final = 6
 BATCH: Final = 64
 LEVELS: Final = (5, 4, 3, 2, 1)
 
-KIND: Final = 7
-"""The bits of an answer that say of which kind it is; 0 while its walk goes on."""
+GOING: Final = 1 << 62
+"""Set in an answer's second word while its walk goes on; rights so far are there as in an entry, NX inverted."""
+BEGIN: Final = GOING | NX | USER | RW
 
 
 @export
@@ -53,7 +54,7 @@ def translate_batch(top: u64, addresses: u64, answers: u64, count: u64) -> None:
     for level in LEVELS:
         if level <= levels():
             for i in range(count):
-                if load64(answers + 16 * i + 8) & KIND == 0:
+                if load64(answers + 16 * i + 8) & GOING != 0:
                     step(level, load64(addresses + 8 * i), answers + 16 * i)
 
 
@@ -63,7 +64,7 @@ def begin(top: u64, va: u64, to: u64) -> None:
     at = top + entry_offset(levels(), va)
     if is_canonical(va):
         prefetch(at)
-        answer(to, at, info_of(0, 0, ALL_RIGHTS))
+        answer(to, at, BEGIN)
     else:
         answer(to, 0, info_of(NON_CANONICAL, 0, 0))
 
@@ -72,22 +73,28 @@ def begin(top: u64, va: u64, to: u64) -> None:
 def step(level: u64, va: u64, to: u64) -> None:
     """Read the entry of *level* that the walk of *va* is at; end the walk, or ask for its next entry."""
     entry = load64(load64(to))
-    rights = narrowed(load64(to + 8) >> 8, entry)
+    rights = load64(to + 8) & ((entry ^ NX) | GOING)
     if entry & PRESENT == 0:
         answer(to, 0, info_of(ABSENT, level, 0))
     elif entry & must_be_zero(level, entry) != 0:
         answer(to, entry_frame(entry), info_of(MALFORMED, level, 0))
     elif is_leaf(level, entry):
         inside = (1 << level_shift(level)) - 1
-        answer(to, entry & FRAME_MASK & ~inside | va & inside, info_of(MAPPED, level, rights))
+        answer(to, entry & FRAME_MASK & ~inside | va & inside, info_of(MAPPED, level, told(rights)))
     else:
         page = phys_table(PhysAddr(entry_frame(entry)))
         if page == 0:
-            answer(to, entry_frame(entry), info_of(UNREADABLE, level - 1, rights))
+            answer(to, entry_frame(entry), info_of(UNREADABLE, level - 1, told(rights)))
         else:
             at = page + entry_offset(level - 1, va)
             prefetch(at)
-            answer(to, at, info_of(0, 0, rights))
+            answer(to, at, rights)
+
+
+@inline
+def told(rights: u64) -> u64:
+    """Rights as `info_of` takes them."""
+    return (rights >> 1 & 3) | (rights >> 61 & EXECUTE)
 
 
 @inline
