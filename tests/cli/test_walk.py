@@ -26,8 +26,10 @@ def test_text(fivefold: Run, capture: Capture) -> None:
         "  PDPT entry   0 at 00a69000 is 00a68067  table 00a68000  P RW US A D  so far rwxu",
         "  PD   entry   0 at 00a68000 is 00000000  empty",
         "  -> entry not present; the same holds for all of 00000000-00200000",
+        "  00000000 is in the user half",
         "0x8000000000000000  non_canonical",
         "  -> non-canonical address; the same holds for all of 0x0100000000000000-0xff00000000000000",
+        "  0x8000000000000000 is in no address at all: not canonical in 57 bits; it is where KASAN's shadow of 0x0000200000000000 would be, so perhaps an instrumented access to a user address",
     ]
 
 

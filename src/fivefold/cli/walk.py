@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fivefold.cli import values
 from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
+from fivefold.units import VirtAddr
+
+if TYPE_CHECKING:
+    from fivefold.survey.paths import Path
+    from fivefold.survey.space import Space
 
 
 @on_source
@@ -23,6 +28,7 @@ def walk(
 
     Status 1 when a walk meets something wrong: a malformed entry, or a table that is not in memory.
     """
+    from fivefold.arch import Mapped
     from fivefold.report.json_text import write_document
     from fivefold.report.walk_text import walk_json, write_path
 
@@ -37,6 +43,20 @@ def walk(
             sys.stdout.write(
                 f"root {space.root.value:#x} ({space.root.how}), {space.mode.value.name} ({space.mode.how})\n"
             )
+            sentences = _what_lies_there(space, [path for path in paths if not isinstance(path.end, Mapped)])
             for path in paths:
                 write_path(path, space.tables, sys.stdout)
+                if path.va in sentences:
+                    sys.stdout.write(f"  {sentences[path.va]}\n")
     return int(any(path.is_finding for path in paths))
+
+
+def _what_lies_there(space: Space, refused: list[Path]) -> dict[int, str]:
+    """What `explain` says of addresses that were refused, where its map and the guest's own areas agree."""
+    from fivefold.explain import explain
+
+    if not refused:
+        return {}
+    told = explain(memory=space.source, addresses=[path.va for path in refused])
+    area_at = {path.va: path.area for path in refused}
+    return {place.address: place.sentence for place in told.places if place.area == area_at[VirtAddr(place.address)]}
