@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fivefold.boot import Options, Run
+from fivefold.boot import Image, Options, Run
 from fivefold.boot.cpus import cpu_checks
 from fivefold.errors import MachineError
 from fivefold.machine import Guest, start
@@ -45,6 +45,14 @@ def test_a_cpu_without_the_mode_of_the_first_is_refused_r2_6(boot: Boot) -> None
     failed = {check.name for check in run.checks if not check.ok and check.by == "guest"}
     assert failed == {"smp_all_arrived", "smp_none_refused"}
     assert "CPUs refused that lack the paging mode of the first: 0x0000000000000001" in run.output
+
+
+@pytest.mark.qemu
+def test_rs_29_a_trampoline_root_without_all_kernel_entries(boot: Boot, wrong_image: Callable[..., Image]) -> None:
+    """The last entry alone maps the image, and the first access to the direct map resets the machine."""
+    all_entries = "copy64(root + 8 * 256, top + 8 * 256, 256)"
+    wrong = wrong_image("smp.py", (all_entries, "copy64(root + 8 * 511, top + 8 * 511, 1)"), parts=("la57",))
+    assert boot("la57", engine="qemu", smp=2, given=wrong).event.startswith("triple fault: #PF")
 
 
 @pytest.mark.qemu
