@@ -205,6 +205,21 @@ def test_injected_interrupt_and_nmi_reach_their_handlers(unicorn, workshop):
         machine.inject(6, 0)
 
 
+def test_interrupt_waits_until_the_guest_lets_it_in(unicorn, workshop):
+    machine = unicorn(workshop.long_code("spin: jmp spin\non_irq: exit 7", before="gate 0x40, on_irq").image)
+    machine.interrupt(0x40)
+    assert isinstance(machine.run(10, limit=8000), LimitReached)
+    assert machine.pending == (0x40,)
+
+    machine.memory.write(machine.registers().rip, b"\xfb\xeb\xfe")  # sti; jmp .
+
+    assert isinstance(machine.run(10, limit=10), LimitReached)
+    assert machine.run(10) == Exit(7)
+    assert machine.pending == ()
+    with pytest.raises(ValueError, match=r"^interrupt 2; expected 32 to 255$"):
+        machine.interrupt(2)
+
+
 def test_software_interrupt_needs_a_gate_for_its_privilege(unicorn, workshop):
     body = """
   pushq $0x1b
