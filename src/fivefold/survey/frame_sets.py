@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from fivefold.survey.scan_result import Flags, Kind, Rows, ScanResult, Words, column
-from fivefold.units import PhysAddr
 
 _NOTHING: Final = np.zeros(0, np.uint64)
 
@@ -155,8 +154,3 @@ def _pat_index(flags: Words, level: Words) -> Words:
     bit = np.where(level == np.uint64(1), np.uint64(7), np.uint64(12))
     index: Words = (flags >> bit & np.uint64(1)) << np.uint64(2) | flags >> np.uint64(3) & np.uint64(3)
     return index
-
-
-def whole_page(pa: int) -> PhysAddr:
-    """The start of the 4 KiB frame that holds *pa*."""
-    return PhysAddr(pa & ~0xFFF)
