@@ -55,7 +55,7 @@ def test_truncated(saved, kind: str, keep: int) -> None:
     path = saved(PACKERS[kind](IMAGE)[:keep])
     with pytest.raises(FormatError) as error:
         open_source(path)
-    assert str(error.value) == f"{path}: {kind} data ends in the middle: truncated"
+    assert str(error.value) == f"{path}: {kind} data ends in the middle: truncated; copy or take it again"
 
 
 @pytest.mark.parametrize("kind", PACKERS)

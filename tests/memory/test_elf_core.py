@@ -78,19 +78,29 @@ FIRST_LOAD = 64 + 56
 FORGED = [
     (4, "<B", 1, "ELF class 1, data 1; expected 64-bit little-endian (2, 1)"),
     (5, "<B", 2, "ELF class 2, data 2; expected 64-bit little-endian (2, 1)"),
-    (16, "<H", 2, "the ELF file is an executable, not a core; expected type 4"),
-    (16, "<H", 99, "the ELF file is of type 99, not a core; expected type 4"),
+    (16, "<H", 2, "the ELF file is an executable, not a core; expected type 4, as of `dump-guest-memory`"),
+    (16, "<H", 99, "the ELF file is of type 99, not a core; expected type 4, as of `dump-guest-memory`"),
     (18, "<H", 183, "ELF for machine 183; expected x86-64 (62) or 386 (3)"),
     (54, "<H", 32, "program headers of 32 bytes, expected 56"),
-    (32, "<Q", (1 << 64) - 1, "ends at 0x10b0; expected 112 bytes at 0xffffffffffffffff: truncated or forged"),
-    (56, "<H", 0xFFFE, "ends at 0x10b0; expected 3669904 bytes at 0x40: truncated or forged"),
+    (
+        32,
+        "<Q",
+        (1 << 64) - 1,
+        "ends at 0x10b0; expected 112 bytes at 0xffffffffffffffff: truncated or forged; copy or take it again",
+    ),
+    (56, "<H", 0xFFFE, "ends at 0x10b0; expected 3669904 bytes at 0x40: truncated or forged; copy or take it again"),
     (
         FIRST_LOAD + 8,
         "<Q",
         0xFFFF_FFFF_FFFF_F000,
         "segment 1 needs bytes up to 0x10000000000000000, the file ends at 0x10b0",
     ),
-    (FIRST_LOAD + 32, "<Q", 4097, "segment 1 needs bytes up to 0x10b1, the file ends at 0x10b0: truncated or forged"),
+    (
+        FIRST_LOAD + 32,
+        "<Q",
+        4097,
+        "segment 1 needs bytes up to 0x10b1, the file ends at 0x10b0: truncated or forged; copy or take it again",
+    ),
     (FIRST_LOAD + 24, "<Q", (1 << 64) - 4095, "segment 1 passes the end of physical memory at 0xfffffffffffff001"),
     (64 + 32, "<Q", 1 << 62, "4611686018427387904 bytes of notes, at most 67108864 are read"),
 ]
@@ -115,13 +125,22 @@ def test_forged_extended_count(make, saved) -> None:
 def test_extended_count_without_a_section(make, saved) -> None:
     core = patched(make.elf_core([(0x1000, PAGE)]), 56, "<H", 0xFFFF)
     core = patched(core, 40, "<Q", 1 << 40)
-    with pytest.raises(FormatError, match=r"expected 64 bytes at 0x10000000000: truncated or forged$"):
+    with pytest.raises(
+        FormatError, match=r"expected 64 bytes at 0x10000000000: truncated or forged; copy or take it again$"
+    ):
         open_source(saved(core))
+
+
+def test_extended_count_without_a_section_table(make, saved) -> None:
+    """The ELF header itself is no section header."""
+    core = patched(make.elf_core([(0x1000, PAGE)]), 56, "<H", 0xFFFF)
+    with pytest.raises(FormatError, match=r"the number of program headers is in a section header, and there is none$"):
+        open_source(saved(patched(core, 40, "<Q", 0)))
 
 
 @pytest.mark.parametrize("keep", [5, 63, 64 + 56, 0x1000])
 def test_truncated(make, saved, keep: int) -> None:
-    with pytest.raises(FormatError, match=r"truncated or forged$"):
+    with pytest.raises(FormatError, match=r"truncated or forged; copy or take it again$"):
         open_source(saved(make.elf_core([(0x1000, PAGE)])[:keep]))
 
 

@@ -87,7 +87,7 @@ FORGED = [
     (436, "<I", 0xFFFF_FFFF, "two bitmaps of 8796093020160 bytes at 0x2000, the file has"),
     (4096 + 12, "<i", 1, "is one part of a split dump; join the parts with makedumpfile --reassemble"),
     (4096 + 40, "<Q", 1 << 63, "VMCOREINFO of 9223372036854775808 bytes, at most 67108864 are read"),
-    (4096 + 32, "<Q", 1 << 63, "expected 16 bytes at 0x8000000000000000: truncated or forged"),
+    (4096 + 32, "<Q", 1 << 63, "expected 16 bytes at 0x8000000000000000: truncated or forged; copy or take it again"),
     (4096 + 56, "<Q", 1 << 40, "notes of 1099511627776 bytes, at most 67108864 are read"),
 ]
 
@@ -116,7 +116,7 @@ def test_bits_without_descriptors(make, saved) -> None:
 DESCRIPTOR = 2 * 4096 + 2 * 4096
 
 DAMAGED = [
-    (DESCRIPTOR, "<Q", 1 << 62, "expected 26 bytes at 0x4000000000000000: truncated or forged"),
+    (DESCRIPTOR, "<Q", 1 << 62, "expected 26 bytes at 0x4000000000000000: truncated or forged; copy or take it again"),
     (DESCRIPTOR + 8, "<I", 0xFFFF_FFFF, "page 0x3 has 4294967295 bytes in the file, expected 1 to 4096"),
     (DESCRIPTOR + 8, "<I", 0, "page 0x3 has 0 bytes in the file, expected 1 to 4096"),
     (DESCRIPTOR + 12, "<I", 3, "page 0x3 has flags 0x3, expected one way of compression at most"),
@@ -168,7 +168,7 @@ def test_forged_records(make, saved, record: tuple[int, int], message: str) -> N
 
 def test_flattened_without_an_end(make, saved) -> None:
     flat = make.flattened(make.kdump(PAGES))[:-16]
-    with pytest.raises(FormatError, match=r"truncated or forged$"):
+    with pytest.raises(FormatError, match=r"truncated or forged; copy or take it again$"):
         open_source(saved(flat))
 
 
@@ -182,5 +182,5 @@ def test_flattened_far_away_is_zeros_not_memory(make, saved) -> None:
 def test_truncated(make, saved) -> None:
     plain = make.kdump(PAGES)
     for keep in (30, 464, 5000, 9000):
-        with pytest.raises(FormatError, match=r"truncated or forged$"):
+        with pytest.raises(FormatError, match=r"truncated or forged; copy or take it again$"):
             open_source(saved(plain[:keep]))

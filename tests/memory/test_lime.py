@@ -27,7 +27,7 @@ def test_ranges(make, saved) -> None:
         (
             (0x4C694D45, 1, 0, (1 << 64) - 1),
             "LiME range 0x0-0xffffffffffffffff at 0x1020 needs 18446744073709551616 bytes, 4096 are left: "
-            "truncated or forged",
+            "truncated or forged; copy or take it again",
         ),
         ((0x4C694D45, 1, 0x1800, 0x27FF), "ranges overlap in physical memory, expected each byte once"),
     ],
@@ -40,5 +40,7 @@ def test_forged(make, saved, header: tuple[int, ...], message: str) -> None:
 
 
 def test_truncated(make, saved) -> None:
-    with pytest.raises(FormatError, match=r"needs 4096 bytes, 4095 are left: truncated or forged$"):
+    with pytest.raises(
+        FormatError, match=r"needs 4096 bytes, 4095 are left: truncated or forged; copy or take it again$"
+    ):
         open_source(saved(make.lime([(0x1000, bytes(4096))])[:-1]))

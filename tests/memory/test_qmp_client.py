@@ -61,8 +61,8 @@ def test_refusal_is_an_error_with_its_class(serve) -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"", "closed the connection in the middle"),
-        (b'{"return"', "closed the connection in the middle"),
+        (b"", "closed the connection in the middle; is QEMU still running?"),
+        (b'{"return"', "closed the connection in the middle; is QEMU still running?"),
         (b"hello\n", "does not speak QMP: b'hello' is not JSON"),
         (b"[1, 2]\n", "does not speak QMP: b'[1, 2]' is not an object"),
         (b"[" * 100_000 + b"\n", "does not speak QMP: b'[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[' is not JSON"),

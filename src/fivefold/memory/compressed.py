@@ -97,7 +97,9 @@ def _chunks(file: FileBytes, kind: str, progress: Progress | None) -> Iterator[b
             try:
                 chunk: bytes = stream.read(STEP)
             except EOFError as error:
-                raise FormatError(f"{file.name}: {kind} data ends in the middle: truncated") from error
+                raise FormatError(
+                    f"{file.name}: {kind} data ends in the middle: truncated; copy or take it again"
+                ) from error
             except errors as error:
                 reason = str(error).rstrip(".") or "out of memory"
                 raise FormatError(f"{file.name}: broken {kind} data before {packed.at:#x}: {reason}") from error

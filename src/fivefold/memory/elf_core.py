@@ -101,11 +101,13 @@ def _check_identity(name: str, ident: bytes, kind: int, machine: int) -> None:
         raise FormatError(f"{name}: ELF for machine {machine}; expected x86-64 (62) or 386 (3)")
     if kind != _ET_CORE:
         what = _TYPES.get(kind, f"of type {kind}")
-        raise FormatError(f"{name}: the ELF file is {what}, not a core; expected type 4")
+        raise FormatError(f"{name}: the ELF file is {what}, not a core; expected type 4, as of `dump-guest-memory`")
 
 
 def _extended_count(file: FileBytes, section_table: int) -> int:
     # With 65,535 segments or more the count is in the first section header's sh_info.
+    if not section_table:
+        raise FormatError(f"{file.name}: the number of program headers is in a section header, and there is none")
     section = _SECTION.unpack(file.read_at(section_table, _SECTION.size))
     return int(section[7])
 
@@ -117,7 +119,7 @@ def _span(file: FileBytes, index: int, segment: _Segment) -> Span:
     if segment.offset + segment.file_size > file.size:
         raise FormatError(
             f"{file.name}: segment {index} needs bytes up to {segment.offset + segment.file_size:#x}, "
-            f"the file ends at {file.size:#x}: truncated or forged"
+            f"the file ends at {file.size:#x}: truncated or forged; copy or take it again"
         )
     return Span(segment.pa, segment.pa + size, segment.offset)
 

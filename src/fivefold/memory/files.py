@@ -94,7 +94,8 @@ class FileBytes:
         """Like `read_at` without a copy; it must be let go before `close`."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise FormatError(
-                f"{self.name} ends at {self.size:#x}; expected {size} bytes at {offset:#x}: truncated or forged"
+                f"{self.name} ends at {self.size:#x}; expected {size} bytes at {offset:#x}: "
+                "truncated or forged; copy or take it again"
             )
         self.check_alive()
         return self._view[offset : offset + size]

@@ -179,7 +179,7 @@ class GdbClient:
         except OSError as error:
             raise MachineError(f"{self.address} went away: {error.strerror}") from error
         if not part:
-            raise MachineError(f"{self.address} closed the connection in the middle")
+            raise MachineError(f"{self.address} closed the connection in the middle; is the stub still there?")
         return part
 
 

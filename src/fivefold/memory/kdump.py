@@ -90,7 +90,7 @@ def _geometry(data: ByteSource, header: tuple[Any, ...], sub: tuple[int, ...]) -
     if descriptors > data.size or bitmap_size > MAX_BITMAP:
         raise FormatError(
             f"{data.name}: two bitmaps of {bitmap_size} bytes at {bitmap:#x}, the file has {data.size} bytes: "
-            "truncated or forged"
+            "truncated or forged; copy or take it again"
         )
     pages = sub[13] if version >= 6 and sub[13] else header[8]
     return _Geometry(bitmap, bitmap_size, descriptors, min(pages, bitmap_size * 8))
@@ -133,7 +133,7 @@ class _Pages:
         if need > data.size:
             raise FormatError(
                 f"{data.name}: {self._ranks[-1]} page descriptors need bytes up to {need:#x}, "
-                f"the file ends at {data.size:#x}: truncated or forged"
+                f"the file ends at {data.size:#x}: truncated or forged; copy or take it again"
             )
         self._page = lru_cache(maxsize=64)(self._unpack_page)
 

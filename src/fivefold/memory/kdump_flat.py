@@ -48,7 +48,7 @@ class FlatBytes:
             if offset < 0 or size <= 0 or at + size > self._file.size:
                 raise FormatError(
                     f"{self.name}: flattened record before {at:#x} claims {size} bytes at {offset}, "
-                    f"{self._file.size - at} are left: truncated or forged"
+                    f"{self._file.size - at} are left: truncated or forged; copy or take it again"
                 )
             if len(records) == MAX_RECORDS:
                 raise FormatError(f"{self.name}: more than {MAX_RECORDS} flattened records")
@@ -59,7 +59,8 @@ class FlatBytes:
         """Exactly *size* bytes; what no record wrote reads as zeros, as in the rebuilt file."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise FormatError(
-                f"{self.name} rebuilds to {self.size:#x} bytes; expected {size} at {offset:#x}: truncated or forged"
+                f"{self.name} rebuilds to {self.size:#x} bytes; expected {size} at {offset:#x}: "
+                "truncated or forged; copy or take it again"
             )
         parts, at, end = [], offset, offset + size
         index = max(bisect_right(self._starts, offset) - 1, 0)

@@ -49,6 +49,6 @@ def _range_at(file: FileBytes, at: int) -> Span:
     if at + _HEADER.size + last - first + 1 > file.size:
         raise FormatError(
             f"{file.name}: LiME range {first:#x}-{last:#x} at {at:#x} needs {last - first + 1} bytes, "
-            f"{file.size - at - _HEADER.size} are left: truncated or forged"
+            f"{file.size - at - _HEADER.size} are left: truncated or forged; copy or take it again"
         )
     return Span(first, last + 1, at + _HEADER.size)

@@ -111,7 +111,7 @@ class QmpClient:
             except OSError as error:
                 raise MachineError(f"{self.address} went away: {error.strerror}") from error
             if not part:
-                raise MachineError(f"{self.address} closed the connection in the middle")
+                raise MachineError(f"{self.address} closed the connection in the middle; is QEMU still running?")
             self._buffer += part
             if len(self._buffer) > MAX_ANSWER:
                 raise MachineError(f"{self.address} sent more than {MAX_ANSWER} bytes without a line's end")
