@@ -43,7 +43,7 @@ def places_of(mode: PagingMode) -> st.SearchStrategy[int]:
     return st.builds(lambda border, by: border + by * PAGE, st.sampled_from(borders), st.integers(-3, 2))
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_ranges_take_what_is_in_them_and_nothing_else(code: Any, mode: PagingMode, data: st.DataObject) -> None:
     """After each range: the pages outside are there, those inside are not, and tables are as many as are needed."""

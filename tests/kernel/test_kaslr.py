@@ -105,7 +105,7 @@ def test_inv_13_areas_ascend_and_tile_for_every_seed(code: Any, name: str, which
     mode = MODES[name]
     helpers = prepared(code, KERNEL, mode, which, shadow)
     levels, column = len(mode.levels), helpers.call("layout.column")
-    for seed in range(0, SEEDS, 10):
+    for seed in range(0, SEEDS, 20):
         helpers.call("kaslr.seed", seed)
         drawn = choose(helpers, which, 8 * TIB)
         rows = [

@@ -117,7 +117,7 @@ def test_an_image_is_placed_whole_and_the_rest_is_clear(code: Any, mode: PagingM
     assert helpers.ram.read(place + 3 * PAGE, 8) == b"\xff" * 8
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(st.tuples(st.integers(0, 55), st.sampled_from([0, 1, 64, 1 << 20, 1 << 63, (1 << 64) - 8]))),
     size=st.integers(64, 1024),

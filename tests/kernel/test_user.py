@@ -83,7 +83,7 @@ def test_inv_10_for_every_hint(code: Any, mode: PagingMode) -> None:
     space = helpers.call("user.create", top)
     borders = st.sampled_from([0, 0x10000, WINDOW, SWITCH, mode.gap.start - PAGE, mode.gap.start, 1 << 63, 1 << 64])
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(borders, st.integers(-3 * PAGE, 3 * PAGE), borders, st.integers(-2, 5), st.booleans())
     def law(border: int, by: int, size: int, pages: int, fixed: bool) -> None:
         hint, size = (border + by) % (1 << 64), (size + pages * PAGE) % (1 << 64)
@@ -304,7 +304,7 @@ def test_what_is_lost_is_noticed(code: Any, guards: Guards, mode: PagingMode) ->
     )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(["create", "map", "copy", "destroy"]), st.integers(0, 7), st.integers(1, 4)),
