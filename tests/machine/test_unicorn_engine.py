@@ -206,7 +206,7 @@ def test_injected_interrupt_and_nmi_reach_their_handlers(unicorn, workshop):
 
 
 def test_interrupt_waits_until_the_guest_lets_it_in(unicorn, workshop):
-    machine = unicorn(workshop.long_code("spin: jmp spin\non_irq: exit 7", before="gate 0x40, on_irq").image)
+    machine = unicorn(workshop.long_code("spin: jmp spin\nnop\nnop\non_irq: exit 7", before="gate 0x40, on_irq").image)
     machine.interrupt(0x40)
     assert isinstance(machine.run(10, limit=8000), LimitReached)
     assert machine.pending == (0x40,)
