@@ -79,7 +79,7 @@ def test_impossible_counts(count: int) -> None:
 
 @pytest.mark.parametrize("word", ["smp=0", "smp=65", "smp=two", "smp="])
 def test_the_kernel_refuses_what_is_no_count(boot: Boot, word: str) -> None:
-    run = boot("la48", cmdline=word)
+    run = boot("la48", guest={"cmdline": word})
     assert "smp= on the command line needs a number of CPUs from 1 to 64" in run.output
     assert not run.ok
 
