@@ -159,3 +159,20 @@ def test_a_layout_on_the_command_line_is_as_good_as_the_option() -> None:
     assert done.returncode == 0
     names = [[check["name"] for check in json.loads(out.stdout)["runs"][0]["checks"]] for out in (done, asked)]
     assert names[0] == names[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--cmdline", "kexec"], "'kexec' on the command line needs more than the word; use --kexec"),
+        (["--cmdline", "hibernate=save"], "'hibernate=save' on the command line needs more than the word; use --hib"),
+        (["--kexec", "", "--hibernate"], "--hibernate and --kexec both need the loader's module; ask for one of them"),
+        (["--cmdline", "a" * 4096], "a command line of 4096 characters; the kernel reads 4095 at most"),
+    ],
+)
+def test_what_a_command_line_cannot_say(args: list[str], said: str) -> None:
+    done = fivefold("boot", *args)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -20,7 +20,7 @@ from fivefold.boot.judge import judge
 from fivefold.boot.moved import moved_areas
 from fivefold.boot.result import BootReport, Check, Run, Skipped
 from fivefold.errors import LayoutError, MachineError, MemoryReadError
-from fivefold.kernel.detect import REASON_TEXT
+from fivefold.kernel.detect import MAX_CMDLINE, REASON_TEXT
 from fivefold.kernel.report import EXIT_FAILED, EXIT_PASSED
 from fivefold.kernel.smp import MAX_CPUS
 from fivefold.layout import image_areas
@@ -33,6 +33,14 @@ Explain = Callable[[Event, Machine], str]
 """Tells why a run ended as it did, while the machine can still be looked at."""
 
 CPUS: Final = ("la57", "la48")
+MOST_CMDLINE: Final = MAX_CMDLINE - 1
+_OWN_OPTION: Final = {
+    "kexec": "--kexec",
+    "--": "--kexec",
+    "hibernate=save": "--hibernate",
+    "hibernate=resume": "--hibernate",
+}
+"""Words that say what the host must do too, and the option that does both."""
 ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57", "efi", "efi57")
 SINGLE_CPU_ENGINES: Final = ("unicorn",)
 LAYOUTS: Final = ("linux", "proposal")
@@ -78,6 +86,15 @@ class Options:
             raise MachineError(f"a timeout of {self.timeout:g} seconds; expected more than 0")
         if "\0" in self.cmdline or not self.cmdline.isascii():
             raise MachineError("the command line has characters that no loader passes on; expected ASCII text")
+        if len(self.full_cmdline) > MOST_CMDLINE:
+            raise MachineError(
+                f"a command line of {len(self.full_cmdline)} characters; the kernel reads {MOST_CMDLINE} at most"
+            )
+        if self.hibernate and self.kexec is not None:
+            raise MachineError("--hibernate and --kexec both need the loader's module; ask for one of them")
+        for word in self.cmdline.split():
+            if (option := _OWN_OPTION.get(word)) is not None:
+                raise MachineError(f"{word!r} on the command line needs more than the word; use {option}")
 
     @property
     def cpus(self) -> int:

@@ -103,12 +103,11 @@ def boot(
         json.dump(report.to_json(), sys.stdout, indent=2)
         print()
     else:
-        from rich.console import Console
-
         from fivefold.report.boot_text import print_boot
+        from fivefold.report.console import ReportConsole
 
         # Tables are as wide as they are: what reads a pipe can cut, but cannot put together again.
-        print_boot(report, Console(width=None if sys.stdout.isatty() else 160, highlight=False), verbose)
+        print_boot(report, ReportConsole(width=None if sys.stdout.isatty() else 160, highlight=False), verbose)
     return 0 if report.ok else 1
 
 

@@ -91,9 +91,8 @@ def explain(
         json.dump(explanation.to_json(), sys.stdout, indent=2)
         print()
     else:
-        from rich.console import Console
-
+        from fivefold.report.console import ReportConsole
         from fivefold.report.explain_text import print_explanation
 
-        print_explanation(explanation, Console(highlight=False), verbose)
+        print_explanation(explanation, ReportConsole(highlight=False), verbose)
     return 0

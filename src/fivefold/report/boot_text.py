@@ -140,5 +140,5 @@ def _verdict(report: BootReport) -> str:
     failed = sum(not check.ok for run in report.runs for check in run.checks)
     total = sum(len(run.checks) for run in report.runs)
     if report.ok:
-        return f"[green]passed[/green]: {total} checks in {len(report.runs)} runs"
+        return f"[green]passed[/green]: {total} checks in {len(report.runs)} run{'s' if len(report.runs) > 1 else ''}"
     return f"[red]failed[/red]: {failed} of {total} checks"
