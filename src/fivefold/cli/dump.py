@@ -136,7 +136,7 @@ def _chosen(regions: Iterator[Region], rights: RightsFilter | None) -> Iterator[
 
 
 def _write(space: Space, asked: FormatChoice, regions: Iterator[Region], leaf: bool) -> int:
-    from fivefold.report.dump_text import Findings, write_csv, write_json, write_text
+    from fivefold.report.dump_text import Findings, loop_findings, write_csv, write_json, write_text
 
     findings = Findings(regions)
     if asked is FormatChoice.json:
@@ -145,10 +145,11 @@ def _write(space: Space, asked: FormatChoice, regions: Iterator[Region], leaf: b
         write_csv(findings, sys.stdout)
     else:
         write_text(space, findings, sys.stdout, of_leaf=leaf)
-    if not findings.kept:
-        return 0
-    print(f"fivefold: {findings.sentence()}", file=sys.stderr)
-    return 1
+    sentences = [findings.sentence()] if findings.kept else []
+    sentences += [found["message"] for found in loop_findings(space)]
+    for sentence in sentences:
+        print(f"fivefold: {sentence}", file=sys.stderr)
+    return int(bool(sentences))
 
 
 def _write_ptdump(space: Space, build: str, unlimited: bool) -> int:

@@ -116,11 +116,28 @@ def write_json(space: Space, regions: Iterable[Region], out: TextIO) -> None:
         "areas_known_from": space.areas.how,
     }
     mapped = (region_json(region) for region in findings if region.kind in (Kind.MAPPED, Kind.REPEAT))
-    write_stream(head, "regions", mapped, out, _tail(findings))
+    write_stream(head, "regions", mapped, out, _tail(space, findings))
 
 
-def _tail(findings: Findings) -> Iterator[tuple[str, Any]]:
-    yield "findings", [finding_json(region) for region in findings.kept]
+def _tail(space: Space, findings: Findings) -> Iterator[tuple[str, Any]]:
+    yield "findings", [*(finding_json(region) for region in findings.kept), *loop_findings(space)]
+
+
+def loop_findings(space: Space) -> list[dict[str, Any]]:
+    """What is wrong with how tables lead to each other, over the whole space: each kind once, with its first address.
+
+    A table that leads back to one above it is walked once, and its ranges are told where it is met.
+    """
+    counts = space.overview.counts
+    found: list[dict[str, Any]] = []
+    if counts.cycles:
+        text = f"{counts.cycles} entries lead to a table above them, the first behind {hex64(counts.first_cycle)}"
+        found.append({"what": "cycle", "start": hex64(counts.first_cycle), "count": counts.cycles, "message": text})
+    if counts.mixed_levels:
+        first = hex64(counts.first_mixed)
+        text = f"tables are met at two levels, {counts.mixed_levels} times, the first behind {first}"
+        found.append({"what": "table at two levels", "start": first, "count": counts.mixed_levels, "message": text})
+    return found
 
 
 def region_json(region: Region) -> dict[str, Any]:
