@@ -12,6 +12,7 @@ from fivefold.kernel import (
     checks,
     early,
     efi,
+    faults,
     handover_checks,
     hibernate,
     kasan,
@@ -66,6 +67,7 @@ def start_kernel(table: VirtAddr) -> None:
     handover_checks.check_handover(top, largest_page(cmdline()))
     mode_switch.check_switch()
     smp.check_cpus(top)
+    faults.commit(top, cmdline())
     sleep_or_wake()
     dump_own_tables(top)
     report_result()

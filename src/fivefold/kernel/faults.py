@@ -1,0 +1,159 @@
+"""Faults on purpose: ``fault=NAME`` breaks one thing, with no interrupt table left that could catch it.
+
+For those who explain faults: the kernel is whole, its tables are those that all checks passed on, and the one access
+that should not be made ends in a triple fault. Each name says what is done; `FAULTS` says how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fivefold.kernel import kernel_map, layout, memblock, params, phys, report, syscall, traps, user
+from fivefold.kernel.cpu import CR4_LA57, CR4_PAE, load_idt, write_cr3, write_cr4
+from fivefold.kernel.layout import ESPFIX_BASE, MODULES_VADDR, VSYSCALL
+from fivefold.kernel.mapping import entry_for
+from fivefold.kernel.pgtable import PTE_LEVEL, va_bits
+from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.metal.lang import load64, noinline, read_cr4, store64, symbol, u64
+from fivefold.units import PhysAddr, VirtAddr
+
+READ: Final = 0
+WRITE: Final = 1
+EXECUTE: Final = 2
+CONTROL: Final = 3
+USER: Final = 4
+RESERVED: Final = 5
+
+
+@dataclass(frozen=True)
+class FaultOnPurpose:
+    """A name for the command line, and what is done at the place of that number (`place_of`)."""
+
+    name: str
+    act: int
+    place: int
+
+
+PLACES: Final = (
+    "null", "guard-hole", "vmalloc-guard", "below-image", "stack-guard", "direct-map-end", "efi", "vsyscall",
+    "identity", "text", "rodata", "espfix", "direct-map-text", "data", "vmalloc", "non-canonical-low", "non-canonical-high",
+    "entry-guard", "last-page", "modules-guard",
+)  # fmt: skip
+_READS: Final = (
+    "null", "guard-hole", "vmalloc-guard", "below-image", "stack-guard", "direct-map-end", "efi", "vsyscall",
+    "identity", "non-canonical-low", "non-canonical-high", "entry-guard", "last-page", "modules-guard",
+)  # fmt: skip
+_WRITES: Final = ("text", "rodata", "espfix", "direct-map-text", "null")
+_FETCHES: Final = ("rodata", "espfix", "data", "vmalloc", "direct-map-text", "null", "last-page")
+_USER_READS: Final = ("text", "data", "direct-map-text")
+
+
+def _rows(act: int, verb: str, names: tuple[str, ...]) -> tuple[FaultOnPurpose, ...]:
+    return tuple(FaultOnPurpose(f"{verb}-{name}", act, PLACES.index(name)) for name in names)
+
+
+FAULTS: Final = (
+    *_rows(READ, "read", _READS),
+    *_rows(WRITE, "write", _WRITES),
+    *_rows(EXECUTE, "execute", _FETCHES),
+    *_rows(USER, "user-read", _USER_READS),
+    FaultOnPurpose("reserved-bit", RESERVED, PLACES.index("vmalloc")),
+    FaultOnPurpose("toggle-la57", CONTROL, 0),
+    FaultOnPurpose("clear-pae", CONTROL, 1),
+)
+"""Everything that can be asked for."""
+
+
+def place_of(number: u64) -> VirtAddr:
+    """The address that a place of `PLACES` stands for here."""
+    half = 1 << (va_bits() - 1)
+    image = symbol("_text")
+    address = VirtAddr(0)
+    if number == 1:
+        address = VirtAddr(layout.AREAS[0].start[layout.column()])
+    elif number == 2:
+        address = VirtAddr(kernel_map.vmalloc_page(0) + PAGE_SIZE)
+    elif number == 3:
+        address = VirtAddr(image - 8)
+    elif number == 4:
+        address = VirtAddr(symbol("stack_guard") + PAGE_SIZE - 8)
+    elif number == 5:
+        address = phys_to_virt(memblock.end_of_memory())
+    elif number == 6:
+        address = VirtAddr(layout.EFI_VA_END)
+    elif number == 7:
+        address = VirtAddr(VSYSCALL)
+    elif number == 8:
+        address = VirtAddr(kernel_map.image_text_phys())
+    elif number == 9:
+        address = VirtAddr(image)
+    elif number == 10:
+        address = VirtAddr(symbol("_rodata"))
+    elif number == 11:
+        address = VirtAddr(ESPFIX_BASE)
+    elif number == 12:
+        address = phys_to_virt(kernel_map.image_text_phys())
+    elif number == 13:
+        address = VirtAddr(symbol("_data"))
+    elif number == 14:
+        address = kernel_map.vmalloc_page(1)
+    elif number == 15:
+        address = VirtAddr(half)
+    elif number == 16:
+        address = VirtAddr(0 - half - 8)
+    elif number == 17:
+        address = kernel_map.entry_area(kernel_map.ENTRY_GUARD_MIDDLE)
+    elif number == 18:
+        address = VirtAddr(0 - PAGE_SIZE)
+    elif number == 19:
+        address = VirtAddr(MODULES_VADDR + PAGE_SIZE)
+    return address
+
+
+@noinline
+def commit(top: VirtAddr, cmdline: VirtAddr) -> None:
+    """Make the fault that the command line names; return if it names none."""
+    if params.find_option(cmdline, "fault=") == params.ABSENT:
+        return
+    for fault in FAULTS:
+        if params.has_value(cmdline, "fault=", fault.name):
+            do(top, fault.act, fault.place)
+            report.panic("a fault on purpose did not happen")
+    report.panic("fault= on the command line names no fault that is known")
+
+
+def do(top: VirtAddr, act: u64, place: u64) -> None:
+    """Take the interrupt table away and do it."""
+    va = place_of(place)
+    if act == USER:
+        run_reader(top, va)
+    load_idt(VirtAddr(traps.idt), 1)
+    if act == READ:
+        traps.probe_read(va, VirtAddr(symbol("probe_target")))
+    elif act == WRITE:
+        traps.probe_write(va)
+    elif act == EXECUTE:
+        traps.probe_execute(va)
+    elif act == RESERVED:
+        entry = entry_for(top, va, PTE_LEVEL)
+        store64(entry, load64(entry) | 1 << 51)
+        write_cr3(PhysAddr(top - phys.phys_window))
+        traps.probe_read(va, VirtAddr(symbol("probe_target")))
+    elif place == 0:
+        write_cr4(read_cr4() ^ CR4_LA57)
+    else:
+        write_cr4(read_cr4() & ~CR4_PAE)
+
+
+@noinline
+def run_reader(top: VirtAddr, va: VirtAddr) -> None:
+    """Run the program that reads its argument in a space of its own, without an interrupt table."""
+    made = user.create(top)
+    low = u64(user.LOWEST)
+    user.map_memory(made, low, PAGE_SIZE, True, user.USER_RX)
+    start = symbol("user_program")
+    user.write_page(made, VirtAddr(low), start, (symbol("user_program_end") - start) // 8)
+    write_cr3(user.root_of(made))
+    load_idt(VirtAddr(traps.idt), 1)
+    syscall.enter_user(VirtAddr(low + (symbol("user_touch") - start)), VirtAddr(low + PAGE_SIZE), va)
