@@ -37,8 +37,8 @@ class FaultOnPurpose:
 
 PLACES: Final = (
     "null", "guard-hole", "vmalloc-guard", "below-image", "stack-guard", "direct-map-end", "efi", "vsyscall",
-    "identity", "text", "rodata", "espfix", "direct-map-text", "data", "vmalloc", "non-canonical-low", "non-canonical-high",
-    "entry-guard", "last-page", "modules-guard",
+    "identity", "text", "rodata", "espfix", "direct-map-text", "data", "vmalloc", "non-canonical-low",
+    "non-canonical-high", "entry-guard", "last-page", "modules-guard",
 )  # fmt: skip
 _READS: Final = (
     "null", "guard-hole", "vmalloc-guard", "below-image", "stack-guard", "direct-map-end", "efi", "vsyscall",
