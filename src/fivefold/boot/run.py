@@ -300,7 +300,7 @@ def make_guest(cpu: str, options: Options, image: Image) -> Guest:
         )
     if options.entry == "pvh" and end > HIGHEST_32BIT_END:
         raise MachineError(f"load address {hex64(load)} is above 4 GiB, where the 32-bit entry pvh cannot be")
-    if load < 4 * GIB and end > 3 * GIB:
+    if options.engine != "unicorn" and load < 4 * GIB and end > 3 * GIB:  # Unicorn's own loader knows its map
         raise MachineError(f"the image needs {hex64(load)} to {hex64(end)}, where there is no RAM: devices are there")
     entry: Entry = options.entry
     if entry in EFI_ENTRIES:
