@@ -51,19 +51,23 @@ def writable_executable(views: Views, result: ScanResult) -> Iterator[Hit]:
 
 
 def wx_kernel(views: Views) -> Iterator[Hit]:
+    """The rule ``wx-kernel``: writable and executable in the kernel half."""
     return writable_executable(views, views.kernel)
 
 
 def wx_user(views: Views) -> Iterator[Hit]:
+    """The rule ``wx-user``: writable and executable in the user half."""
     return writable_executable(views, views.user)
 
 
 def user_kernel_half(views: Views) -> Iterator[Hit]:
+    """What user mode can reach above the canonical hole."""
     for region in views.regions(views.kernel, mapped(views.kernel, views.kernel.user), MAX_HITS + 1):
         yield hit_of(region, f"{region.page} pages are {spell(region.effective)}, within reach of user mode")
 
 
 def global_user_page(views: Views) -> Iterator[Hit]:
+    """User pages that outlive a change of CR3 in the TLB."""
     result = views.user
     chosen = mapped(result, result.user & (result.flags & np.uint64(Flag.G) != 0))
     for region in views.regions(result, chosen, MAX_HITS + 1):
@@ -71,6 +75,7 @@ def global_user_page(views: Views) -> Iterator[Hit]:
 
 
 def executable_direct_map(views: Views) -> Iterator[Hit]:
+    """Code that can run where all of memory is mapped."""
     for area in _areas(views, lambda area: area.name == "direct_map"):
         result = views.window(range(area.start, area.end))
         for region in views.regions(result, mapped(result, result.executable), MAX_HITS + 1):
@@ -80,6 +85,7 @@ def executable_direct_map(views: Views) -> Iterator[Hit]:
 
 
 def guard_mapped(views: Views) -> Iterator[Hit]:
+    """Anything mapped where the layout keeps a guard or a hole."""
     for area in _areas(views, lambda area: area.kind in ("guard", "hole")):
         result = views.window(range(area.start, area.end))
         everything = np.ones(len(result), np.bool_)
@@ -93,6 +99,7 @@ def _areas(views: Views, wanted: Callable[[Area], bool]) -> list[Area]:
 
 
 def null_page(views: Views) -> Iterator[Hit]:
+    """Anything mapped at address 0; one hit says it."""
     result = views.window(range(PAGE))
     for region in views.regions(result, mapped(result, np.ones(len(result), np.bool_)), 1):
         # A large page that begins there is told by its first 4 KiB.
@@ -101,6 +108,7 @@ def null_page(views: Views) -> Iterator[Hit]:
 
 
 def malformed_entry(views: Views) -> Iterator[Hit]:
+    """Present entries with reserved bits set."""
     for result in (views.user, views.kernel):
         for region in views.regions(result, result.kind == Kind.MALFORMED, MAX_HITS + 1):
             message = f"{region.level.name} entry with reserved bits set, flags {hex64(region.flags)}"
@@ -108,6 +116,7 @@ def malformed_entry(views: Views) -> Iterator[Hit]:
 
 
 def table_not_in_memory(views: Views) -> Iterator[Hit]:
+    """Entries that point to a table outside the source's memory."""
     for result in (views.user, views.kernel):
         for region in views.regions(result, result.kind == Kind.UNREADABLE, MAX_HITS + 1):
             message = f"the {region.level.name} table at {hex64(region.phys or 0)} is not in memory"
@@ -115,12 +124,14 @@ def table_not_in_memory(views: Views) -> Iterator[Hit]:
 
 
 def table_at_two_levels(views: Views) -> Iterator[Hit]:
+    """Tables that are met at more than one level: one hit, at the first place."""
     counts = views.apart.counts
     if counts.mixed_levels:
         yield _first_of(counts.mixed_levels, counts.first_mixed, "met at another level than before")
 
 
 def table_cycle(views: Views) -> Iterator[Hit]:
+    """Entries that lead to a table above them: one hit, at the first place."""
     counts = views.apart.counts
     if counts.cycles:
         yield _first_of(counts.cycles, counts.first_cycle, "found to contain itself")
