@@ -114,10 +114,14 @@ class Options:
         return " ".join(word for word in words if word)
 
     @property
+    def randomised(self) -> bool:
+        """Whether the kernel is asked to draw its bases and its place."""
+        return any(word.split("=")[0] == "kaslr" for word in self.cmdline.split())
+
+    @property
     def may_move(self) -> bool:
         """Whether the kernel at the end may lie elsewhere than the loader put the image."""
-        randomised = any(word.split("=")[0] == "kaslr" for word in self.cmdline.split())
-        return randomised or self.entry in EFI_ENTRIES or self.kexec is not None
+        return self.randomised or self.entry in EFI_ENTRIES or self.kexec is not None
 
     @property
     def last(self) -> Options:
@@ -277,7 +281,6 @@ def left_out(options: Options) -> Iterator[Skipped]:
 
 def from_outside(machine: Machine, options: Options, image: Image, report: GuestReport) -> list[Check]:
     """The checks from outside; random bases that break the rules leave nothing to hold the rest against."""
-    randomised = "kaslr" in options.full_cmdline and "nokaslr" not in options.full_cmdline
     try:
         seen = evidence(machine, options, image, report)
     except LayoutError as error:
@@ -287,7 +290,7 @@ def from_outside(machine: Machine, options: Options, image: Image, report: Guest
         checks += efi_checks(seen, report.words)
     if options.cpus > 1:
         checks += cpu_checks(machine.all_registers(), options.cpus)
-    return [*checks, Check("kaslr_bases", "outside", True)] if randomised else checks
+    return [*checks, Check("kaslr_bases", "outside", True)] if options.randomised else checks
 
 
 def make_guest(cpu: str, options: Options, image: Image) -> Guest:
@@ -358,7 +361,7 @@ def evidence(machine: Machine, options: Options, image: Image, report: GuestRepo
     words = options.full_cmdline.split()
     levels = expected_levels(machine.cpu.la57, options.full_cmdline)
     areas = image_areas("proposal" if "layout=proposal" in words else "linux", levels)
-    if any(word.split("=")[0] == "kaslr" for word in words):
+    if options.randomised:
         slot = 1 << (48 if levels == 5 else 39)
         areas = moved_areas(areas, report.areas, "kasan" in words, slot, report.words["ram_end"])
     return Evidence(

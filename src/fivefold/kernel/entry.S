@@ -36,6 +36,8 @@ _text:
         .globl  pvh_entry
         .hidden pvh_entry
 pvh_entry:
+        xorl    %esi, %esi                      # ESI: 0 for the mode that is decided here
+entry_32:
         cli
         cld
         movl    (%ebx), %eax
@@ -45,8 +47,6 @@ pvh_entry:
         movl    %eax, (%ebx)
         subl    $(1b - _text), %ebp
         leal    (boot_stack_top - _text)(%ebp), %esp
-        xorl    %esi, %esi                      # ESI: 0 for the mode that is decided here
-enter_long_mode:
         pushl   $0                              # i386 C calling convention, 64-bit arguments
         pushl   %esi
         pushl   $0
@@ -99,22 +99,12 @@ enter_long_mode:
         .hidden stub_long48
 stub_long48:
         movl    $4, %esi
-        jmp     stub_long
+        jmp     entry_32
         .globl  stub_long57
         .hidden stub_long57
 stub_long57:
         movl    $5, %esi
-stub_long:
-        cli
-        cld
-        movl    (%ebx), %eax
-        leal    4(%ebx), %esp
-        call    1f
-1:      popl    %ebp
-        movl    %eax, (%ebx)
-        subl    $(1b - _text), %ebp
-        leal    (boot_stack_top - _text)(%ebp), %esp
-        jmp     enter_long_mode
+        jmp     entry_32
 
         .p2align 4
 head_gdt:
