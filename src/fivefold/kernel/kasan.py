@@ -28,6 +28,7 @@ from fivefold.kernel.pgtable import (
     PTRS_PER_TABLE,
     TABLE,
     USER,
+    entry_frame,
     entry_large,
     entry_none,
     p4d_none,
@@ -100,18 +101,23 @@ def link_zero_tables(top: VirtAddr) -> None:
     va = u64(shadow_start())
     while va < shadow_end():
         pgd = pgd_offset(top, VirtAddr(va))
-        if pgd_none(load64(pgd)) and va & (pgd_size() - 1) != 0:
-            pgd_populate(pgd, image_phys(first_p4d))
         if pgd_none(load64(pgd)):
-            pgd_populate(pgd, image_phys(zero_p4d))
-            va += pgd_size()
+            pgd_populate(pgd, image_phys(zero_p4d) if va & (pgd_size() - 1) == 0 else image_phys(first_p4d))
+        if entry_frame(load64(pgd)) == image_phys(zero_p4d):
+            va += pgd_size()  # all of the slot is there, and nothing below it needs to be looked at
         else:
-            p4d = p4d_offset(pgd, VirtAddr(va))
-            if p4d_none(load64(p4d)):
-                p4d_populate(p4d, image_phys(zero_pud))
-            else:
-                fill_below(pud_offset(p4d, VirtAddr(0)), VirtAddr(zero_pmd))
+            link_p4d(p4d_offset(pgd, VirtAddr(va)))
             va += P4D_SIZE
+
+
+@inline
+def link_p4d(p4d: VirtAddr) -> None:
+    """Make a P4D entry lead to the shared tables; what it leads to already keeps what it has."""
+    entry = load64(p4d)
+    if p4d_none(entry):
+        p4d_populate(p4d, image_phys(zero_pud))
+    elif entry_frame(entry) != image_phys(zero_pud):
+        fill_below(pud_offset(p4d, VirtAddr(0)), VirtAddr(zero_pmd))
 
 
 @noinline
