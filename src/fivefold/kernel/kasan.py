@@ -106,12 +106,12 @@ def link_zero_tables(top: VirtAddr) -> None:
         if entry_frame(load64(pgd)) == image_phys(zero_p4d):
             va += pgd_size()  # all of the slot is there, and nothing below it needs to be looked at
         else:
-            link_p4d(p4d_offset(pgd, VirtAddr(va)))
+            link_shared_p4d(p4d_offset(pgd, VirtAddr(va)))
             va += P4D_SIZE
 
 
 @inline
-def link_p4d(p4d: VirtAddr) -> None:
+def link_shared_p4d(p4d: VirtAddr) -> None:
     """Make a P4D entry lead to the shared tables; what it leads to already keeps what it has."""
     entry = load64(p4d)
     if p4d_none(entry):
