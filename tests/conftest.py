@@ -29,6 +29,12 @@ settings.register_profile("suite", deadline=None, derandomize=True, suppress_hea
 settings.load_profile("suite")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a process for each CPU that this one may use, up to eight; each has its own image and guests."""
+    return min(len(os.sched_getaffinity(0)), 8)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("qemu") is None:
         return
