@@ -2,7 +2,7 @@
 
 The kernel and the busybox are the distribution's own packages, unpacked into a cache folder. They are downloaded
 only when FIVEFOLD_FETCH_GUEST or FIVEFOLD_REQUIRE_QEMU is set, as in CI; without them these tests are skipped by
-name.
+name. `find_package`, `write_initrd` and `started_guest` also serve the bench against peers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +57,17 @@ class LiveGuest:
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
-    """The distribution's kernel and busybox, or the reason why they are not here."""
+    """The distribution's kernel and busybox."""
+    return find_package(tmp_path_factory.mktemp("packages"))
+
+
+def find_package(place: Path) -> Package:
+    """The distribution's kernel and busybox, unpacked in *place* if need be, or the reason why they are not here."""
     cache = Path(os.environ.get("FIVEFOLD_GUEST_CACHE") or Path.home() / ".cache" / "fivefold-guest")
     wanted = os.environ.get("FIVEFOLD_FETCH_GUEST") or os.environ.get("FIVEFOLD_REQUIRE_QEMU")
     found = _unpacked(cache)
     if found is None and wanted:
-        _fetch(cache, tmp_path_factory.mktemp("packages"))
+        _fetch(cache, place)
         found = _unpacked(cache)
     if found is None:
         pytest.skip(f"needs {KERNEL} and {BUSYBOX}: set FIVEFOLD_FETCH_GUEST=1 to download them with apt-get")
@@ -92,6 +98,11 @@ def _fetch(cache: Path, place: Path) -> None:
 
 @pytest.fixture(scope="session")
 def initrd(package: Package, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file system in memory for all guests."""
+    return write_initrd(package, tmp_path_factory.mktemp("initrd"))
+
+
+def write_initrd(package: Package, place: Path) -> Path:
     """A file system in memory with a busybox and an init that says when it is up."""
     entries = [
         ("dev", 0o040755, (0, 0), b""),
@@ -102,7 +113,7 @@ def initrd(package: Package, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("init", 0o100755, (0, 0), INIT),
         ("TRAILER!!!", 0, (0, 0), b""),
     ]
-    path = tmp_path_factory.mktemp("initrd") / "initrd"
+    path = place / "initrd"
     path.write_bytes(b"".join(_newc(number, *entry) for number, entry in enumerate(entries, 1)))
     return path
 
@@ -159,17 +170,23 @@ def guest(
     request: pytest.FixtureRequest, package: Package, initrd: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveGuest]:
     """A Linux that has come up, and was stopped then."""
+    with started_guest(package, initrd, tmp_path_factory.mktemp("guest"), request.param) as found:
+        yield found
+
+
+@contextmanager
+def started_guest(package: Package, initrd: Path, place: Path, levels: int) -> Iterator[LiveGuest]:
+    """A Linux that has come up, and was stopped then; it ends with the block, and *place* with it."""
     if (reason := available("qemu")) is not None:
         pytest.skip(reason)
-    place = tmp_path_factory.mktemp("guest")
-    child, (qmp, held, test) = _boot(package, initrd, place, request.param)
+    child, (qmp, held, test) = _boot(package, initrd, place, levels)
     try:
         serial = place / "serial"
         _until(lambda: serial.exists() and READY in serial.read_bytes(), "its init", child, place)
         monitor = QmpClient(test, timeout=30)
         try:
             _stop_in_kernel(monitor)
-            yield LiveGuest(request.param, child.pid, qmp, held, monitor, place / "ram")
+            yield LiveGuest(levels, child.pid, qmp, held, monitor, place / "ram")
         finally:
             monitor.close()
     finally:
