@@ -76,6 +76,21 @@ def test_a_raw_image_without_cr3(fivefold: Run, tmp_path: Path) -> None:
     found = json.loads(done.out)
     assert (found["mode"], found["mode_known_from"]) == (None, line)
     assert found["extents"] == [{"start": "0x0000000000000000", "end": "0x0000000000003000"}]
+    assert set(found["bases"].values()) == {None} and "page_offset_base" in found["bases"]
+
+    text = fivefold("info", path, "--phys-bits", 46)
+    assert text.out.count("holds no CR3") == 1
+    assert "MAXPHYADDR       46  (given with --phys-bits)" in text.out.splitlines()
+
+
+def test_a_root_without_a_mode(fivefold: Run, tmp_path: Path) -> None:
+    """Tables that speak for neither mode: the root is still told."""
+    path = tmp_path / "raw"
+    path.write_bytes(bytes(0x3000))
+    done = fivefold("info", path, "--cr3", "0x1000", "--json")
+    found = json.loads(done.out)
+    assert (done.status, found["mode"], found["root"]) == (2, None, "0x0000000000001000")
+    assert found["root_known_from"] == "given with --cr3"
 
 
 def _refusals(tmp_path: Path, capture: Capture) -> dict[str, tuple[list[object], str]]:

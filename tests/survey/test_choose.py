@@ -84,10 +84,48 @@ def test_the_wrong_number_of_levels(five: Ram, four: Ram, sourced: Sourced, leve
     counts = "1 entries of the tables speak for five levels, 0 for four"
     if other == 4:
         counts = "0 entries of the tables speak for five levels, 4 for four"
+    against = f"the tables at 0x0000000000100000 of toy have {other} levels ({counts})"
     assert str(caught.value) == (
-        f"the tables at 0x0000000000100000 of toy have {other} levels, not {levels} as given with --levels: "
-        f"{counts}; give --levels {other}"
+        f"{against}, not {levels} as given with --levels; give --levels {other}, "
+        "or --force to read them so all the same"
     )
+    forced = choose_mode(source, PhysAddr(ROOT), Given(levels=levels, force=True))
+    assert (int(forced.value.top), forced.how, forced.against) == (levels, "given with --levels", against)
+    assert forced.evidence == f"given with --levels, but {against}"
+
+
+def test_force_changes_nothing_that_is_not_contradicted(five: Ram, sourced: Sourced) -> None:
+    found = choose_mode(sourced(five), PhysAddr(ROOT), Given(levels=5, force=True))
+    assert (found.how, found.against) == ("given with --levels", None)
+
+
+def test_another_cpu(five: Ram, four: Ram, sourced: Sourced) -> None:
+    """Root, mode and EFER are of the CPU that is asked for."""
+    below = Ram.of_size(0x1000, start=ROOT, name="toy")
+    source = sourced(below, (cpu(cr3=0x9000), cpu(cr4=0x16B0, efer=0xD00)))
+    given = Given(cpu=1)
+    assert str(choose_root(source, given)) == f"{ROOT} (CR3 of CPU 1 (test))"
+    assert choose_mode(source, PhysAddr(ROOT), given).how == "CR4.LA57=1 of CPU 1 (test)"
+    assert str(choose_nxe(source, given)) == "True (EFER of CPU 1)"
+    assert choose_nxe(source, Given()).value is None
+
+
+@pytest.mark.parametrize(
+    ("cpus", "message"),
+    [
+        ((cpu(),), "CPU 1: toy (test memory) holds the registers of 1, counted from 0; give another --cpu, or --cr3"),
+        ((), "CPU 1: toy (test memory) holds no registers; give another --cpu, or --cr3"),
+        ((cpu(), CpuState("notes")), "toy holds no CR3 of CPU 1 (notes); give --cr3 instead of --cpu"),
+        (
+            (cpu(), cpu(cr0=0x11)),
+            "CPU 1 of toy has paging off (CR0.PG=0); expected 4- or 5-level paging: give --cr3 and --levels",
+        ),
+    ],
+)
+def test_a_cpu_that_is_not_there(five: Ram, sourced: Sourced, cpus: tuple[CpuState, ...], message: str) -> None:
+    with pytest.raises(NotKnownError) as caught:
+        choose_root(sourced(five, cpus), Given(cpu=1))
+    assert str(caught.value) == message
 
 
 def test_nothing_says(sourced: Sourced) -> None:
@@ -130,6 +168,7 @@ def test_a_cpu_without_long_paging(five: Ram, sourced: Sourced, registers: dict[
         ({"levels": 3}, "3 levels of page tables; expected 4 or 5"),
         ({"phys_bits": 53}, "53 physical address bits; expected 32 to 52"),
         ({"cr4": 0x16B0, "levels": 4}, "cr4 0x16b0 means 5 levels, but 4 are given, too"),
+        ({"cpu": -1}, "CPU -1; expected a number from 0 on"),
         ({"cr3": 1 << 64}, "cr3 0x10000000000000000 does not fit in 64 bits"),
     ],
 )
@@ -148,8 +187,8 @@ def test_forged_vmcoreinfo(five: Ram, sourced: Sourced) -> None:
 def test_width_and_nxe(five: Ram, sourced: Sourced) -> None:
     assert choose_phys_bits(Given()).value is None
     assert str(choose_phys_bits(Given(phys_bits=46))) == "46 (given with --phys-bits)"
-    assert choose_nxe(sourced(five)).value is None
-    assert str(choose_nxe(sourced(five, (cpu(efer=0x500),)))) == "False (EFER of CPU 0)"
+    assert choose_nxe(sourced(five), Given()).value is None
+    assert str(choose_nxe(sourced(five, (cpu(efer=0x500),)), Given())) == "False (EFER of CPU 0)"
 
 
 def test_root_of_leaves_out_what_is_not_address() -> None:

@@ -40,6 +40,9 @@ def diff(
     other_cr3: Annotated[
         int | None, typer.Option("--other-cr3", parser=values.number, metavar="VALUE", help="The root in OTHER.")
     ] = None,
+    other_cpu: Annotated[
+        int | None, typer.Option("--other-cpu", metavar="N", help="Use the registers of this CPU in OTHER.")
+    ] = None,
     other_levels: Annotated[int | None, typer.Option(metavar="4|5", help="Levels of page tables in OTHER.")] = None,
     window: Annotated[
         range | None,
@@ -55,13 +58,13 @@ def diff(
 ) -> int:
     """Compare two address spaces: what was added, removed, changed. Status 1 when something was.
 
-    The root and levels of OTHER are its own; --cr3, --cr4 and --levels are those of SOURCE, the other options of both.
+    The root and levels of OTHER are its own: --cr3, --cr4, --cpu and --levels are of SOURCE, the other options of both.
     """
     from fivefold.survey.diff import DiffSettings
     from fivefold.survey.diff import diff as compare
 
     settings = DiffSettings(all_bits=bits is BitsChoice.all, phys=phys, relative=relative, window=window)
-    given = {**chosen.given, "cr3": other_cr3, "cr4": None, "levels": other_levels}
+    given = {**chosen.given, "cr3": other_cr3, "cr4": None, "levels": other_levels, "cpu": other_cpu}
     with chosen.open_space() as before, replace(chosen, name=other, given=given).open_space() as after:
         found = compare(before, after, settings)
         _write(found, FormatChoice.json if as_json else format)

@@ -20,7 +20,7 @@ def info(chosen: SourceChoice, as_json: JsonOption = False) -> int:
             about, refusal = About(source, chosen.space_of(source)), None
         except NotKnownError as error:
             # What is known is worth showing; the status still says that it is not enough.
-            about, refusal = About(source, None, str(error)), error
+            about, refusal = About(source, None, str(error), chosen.check_given()), error
         if as_json:
             write_document(about.to_json(), sys.stdout)
         else:

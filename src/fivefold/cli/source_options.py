@@ -64,7 +64,10 @@ class SourceChoice:
         """The address space in an opened *source*."""
         from fivefold.survey.space import Space
 
-        return Space(source, self.check_given())
+        space = Space(source, self.check_given())
+        if space.mode.against:
+            print(f"fivefold: read with {space.levels} levels by --force, but {space.mode.against}", file=sys.stderr)
+        return space
 
     def open_space(self) -> Space:
         """The address space in it; the source is closed again where that is refused."""
@@ -92,6 +95,12 @@ def choose(
         int | None, typer.Option("--cr4", parser=values.number, metavar="VALUE", help="Use this CR4: LA57 is bit 12.")
     ] = None,
     levels: Annotated[int | None, typer.Option(metavar="4|5", help="Levels of page tables.")] = None,
+    cpu: Annotated[
+        int | None, typer.Option("--cpu", metavar="N", help="Use the registers of this CPU; CPU 0 otherwise.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take --levels or --cr4 even where the tables say otherwise.")
+    ] = False,
     phys_bits: Annotated[
         int | None, typer.Option(metavar="BITS", help="Physical address width (MAXPHYADDR): wider bits are reserved.")
     ] = None,
@@ -103,7 +112,7 @@ def choose(
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long a live guest may take to answer.")] = 10.0,
 ) -> SourceChoice:
     """Collect what was said."""
-    given = {"cr3": cr3, "cr4": cr4, "levels": levels, "phys_bits": phys_bits}
+    given = {"cr3": cr3, "cr4": cr4, "levels": levels, "phys_bits": phys_bits, "cpu": cpu, "force": force}
     options = {"ram_map": ram_map, "freeze": freeze, "live_ram": live_ram.value, "timeout": timeout}
     return SourceChoice(source, given, {**options, "progress": _progress if sys.stderr.isatty() else None})
 

@@ -41,7 +41,7 @@ def walk(
             write_document(walk_json(space, paths), sys.stdout)
         else:
             sys.stdout.write(
-                f"root {space.root.value:#x} ({space.root.how}), {space.mode.value.name} ({space.mode.how})\n"
+                f"root {space.root.value:#x} ({space.root.how}), {space.mode.value.name} ({space.mode.evidence})\n"
             )
             sentences = _what_lies_there(space, [path for path in paths if not isinstance(path.end, Mapped)])
             for path in paths:

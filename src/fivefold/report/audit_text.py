@@ -21,7 +21,7 @@ def write_text(audit: Audit, out: TextIO, *, everything: bool = False) -> None:
     """A line a rule, its findings below it, a sentence at the end; *everything*: all of them, excepted ones too."""
     space = audit.space
     out.write(f"# root {hex64(space.root.value)} ({space.root.how})\n")
-    out.write(f"# {space.mode.value.name}, {space.levels} levels ({space.mode.how})\n")
+    out.write(f"# {space.mode.value.name}, {space.levels} levels ({space.mode.evidence})\n")
     out.write(f"# areas: {space.areas.how}\n# policy: {audit.policy.name}\n")
     for result in audit.results:
         out.write(f"{_verdict(result):8} {result.rule.name:25} {_summary(result)}\n")
@@ -87,6 +87,7 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         "mode": space.mode.value.name,
         "levels": space.levels,
         "mode_known_from": space.mode.how,
+        "mode_contradicted_by": space.mode.against,
         "areas_known_from": space.areas.how,
         "policy": audit.policy.name,
         "totals": {name: totals[name] for name in ("error", "warning", "note", "excepted")},

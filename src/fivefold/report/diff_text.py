@@ -23,13 +23,17 @@ def write_text(diff: Diff, out: TextIO) -> None:
     """A line for each change: ``+`` added, ``-`` removed, ``~`` changed, with both sides; then how many of each."""
     for sign, space in (("-", diff.before), ("+", diff.after)):
         root = f"root {hex64(space.root.value)} ({space.root.how})"
-        out.write(f"# {sign} {space.source.name}, {root}, {space.levels} levels\n")
+        out.write(f"# {sign} {space.source.name}, {root}, {space.levels} levels{_doubt(space)}\n")
     for change in diff.changes:
         ends = f"{hex64(change.start)}-{hex64(change.end)} {format_size(change.size):>9}"
         out.write(f"{SIGNS[change.nature]} {ends} {_sides(change)}  {change.area or ''}".rstrip() + "\n")
     for limit in diff.limits:
         out.write(f"# not compared: {limit}\n")
     out.write(sentence(diff) + "\n")
+
+
+def _doubt(space: Space) -> str:
+    return f" ({space.mode.evidence})" if space.mode.against else ""
 
 
 def _sides(change: Change) -> str:
@@ -87,6 +91,7 @@ def _space_json(space: Space) -> dict[str, Any]:
         "mode": space.mode.value.name,
         "levels": space.levels,
         "mode_known_from": space.mode.how,
+        "mode_contradicted_by": space.mode.against,
     }
 
 

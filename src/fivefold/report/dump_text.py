@@ -59,7 +59,7 @@ def finding_text(region: Region) -> str:
 def write_text(space: Space, regions: Iterable[Region], out: TextIO, *, of_leaf: bool = False) -> None:
     """Header lines that begin with ``#``, then a line for each region, ends exclusive."""
     out.write(f"# root {hex64(space.root.value)} ({space.root.how})\n")
-    out.write(f"# {space.mode.value.name}, {space.levels} levels ({space.mode.how})\n# areas: {space.areas.how}\n")
+    out.write(f"# {space.mode.value.name}, {space.levels} levels ({space.mode.evidence})\n# areas: {space.areas.how}\n")
     out.write(f"# rights: {'of the leaf entry' if of_leaf else 'effective, of the whole path'}; r w x u\n")
     for region in regions:
         out.write(_line(region, of_leaf))
@@ -113,6 +113,7 @@ def write_json(space: Space, regions: Iterable[Region], out: TextIO) -> None:
         "mode": space.mode.value.name,
         "levels": space.levels,
         "mode_known_from": space.mode.how,
+        "mode_contradicted_by": space.mode.against,
         "areas_known_from": space.areas.how,
     }
     mapped = (region_json(region) for region in findings if region.kind in (Kind.MAPPED, Kind.REPEAT))

@@ -55,7 +55,7 @@ def html_page(space: Space) -> Iterator[str]:
 
 def _facts(space: Space) -> str:
     return (
-        f"{space.mode.value.name}, {space.levels} levels ({space.mode.how}); root: {space.root.how}; "
+        f"{space.mode.value.name}, {space.levels} levels ({space.mode.evidence}); root: {space.root.how}; "
         f"areas: {space.areas.how}"
     )
 

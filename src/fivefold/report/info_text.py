@@ -23,10 +23,14 @@ def _lines(about: About) -> Iterator[tuple[str, str, str]]:
     source, facts = about.source, about.facts()
     yield "source", source.name, ""
     yield "format", source.format, _state(about)
-    yield "memory", format_size(sum(e.end - e.start for e in source.extents)), f"{len(source.extents)} extents"
+    yield (
+        "memory",
+        format_size(sum(e.end - e.start for e in source.extents)),
+        f"{len(source.extents)} extent{'s' if len(source.extents) != 1 else ''}",
+    )
     yield from (("", text, "") for text in _extents(source.extents))
     mode = facts["mode"]
-    yield "mode", f"{mode.value.name}, {int(mode.value.top)} levels" if mode.value else "not known", mode.how
+    yield "mode", f"{mode.value.name}, {int(mode.value.top)} levels" if mode.value else "not known", mode.evidence
     yield "root", _hex(facts["root"]), facts["root"].how
     yield from ((f"CPU {number}", _registers(cpu), cpu.source) for number, cpu in enumerate(source.cpus))
     yield "kernel", facts["release"].value or "not known", facts["release"].how

@@ -16,7 +16,7 @@ COLUMNS: Final = ("level", "tables", "bytes", "shared", "links", "used", "fill",
 def write_text(found: Stats, out: TextIO) -> None:
     """Tables by level, then what is mapped by page size, half, rights and area."""
     space = found.space
-    out.write(f"# root {hex64(space.root.value)} ({space.root.how}), {space.levels} levels ({space.mode.how})\n")
+    out.write(f"# root {hex64(space.root.value)} ({space.root.how}), {space.levels} levels ({space.mode.evidence})\n")
     out.write(f"{found.tables} tables take {format_size(found.table_bytes)}\n")
     out.write("level  tables     size  shared  entries used   pages\n")
     for level in found.levels:
@@ -61,6 +61,7 @@ def stats_json(found: Stats) -> dict[str, Any]:
         "mode": space.mode.value.name,
         "levels": space.levels,
         "mode_known_from": space.mode.how,
+        "mode_contradicted_by": space.mode.against,
         "tables": found.tables,
         "table_bytes": found.table_bytes,
         "by_level": [level_json(level) for level in found.levels],

@@ -66,6 +66,7 @@ def walk_json(space: Space, paths: list[Path]) -> dict[str, Any]:
         "root_known_from": space.root.how,
         "levels": space.levels,
         "mode_known_from": space.mode.how,
+        "mode_contradicted_by": space.mode.against,
         "walks": [_path_json(path, space.tables) for path in paths],
     }
 

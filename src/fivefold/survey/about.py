@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from fivefold.errors import NotKnownError
 from fivefold.memory import CpuState, Source
-from fivefold.survey.choose import root_of
+from fivefold.survey.bases import KernelBases
+from fivefold.survey.choose import Given, choose_nxe, choose_phys_bits, choose_root, root_of
 from fivefold.survey.evidence import Found
-from fivefold.survey.space import Space
+from fivefold.survey.scan_result import Kind
+from fivefold.survey.space import Space, release_of
 from fivefold.units import hex64
 
 SCHEMA: Final = "fivefold.info/1"
+_NO_SPACE: Final = "no address space to look at; the mode says why"
 _REGISTERS: Final = ("cr0", "cr2", "cr3", "cr4", "efer", "rip")
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """A source and, unless it was *refused* for that reason, its address space."""
+    """A source and, unless it was *refused* for that reason, its address space; *given* is what was said of it."""
 
     source: Source
     space: Space | None
     refused: str | None = None
+    given: Given = field(default_factory=Given)
 
     def facts(self) -> dict[str, Found[Any]]:
         """What a source may leave unsaid, by name: None with the reason where it does."""
         if self.space is None:
-            unknown: Found[Any] = Found(None, self.refused or "not asked")
-            return dict.fromkeys(("mode", "root", "phys_bits", "nxe", "release", "kasan"), unknown) | {
-                "pat_msr": self._pat()
-            }
+            return self._without_space()
         space = self.space
         return {
             "mode": space.mode,
@@ -41,13 +44,32 @@ class About:
             "pat_msr": self._pat(),
         }
 
+    def _without_space(self) -> dict[str, Found[Any]]:
+        """What is known all the same; the reason for the rest is told once, with the mode."""
+        nothing: Found[Any] = Found(None, _NO_SPACE)
+        facts = {
+            "mode": Found(None, self.refused or "not asked"),
+            "root": nothing,
+            "phys_bits": choose_phys_bits(self.given),
+            "nxe": nothing,
+            "release": release_of(self.source),
+            "kasan": nothing,
+            "pat_msr": self._pat(),
+        }
+        # Either may be what was refused.
+        with suppress(NotKnownError):
+            facts["nxe"] = choose_nxe(self.source, self.given)
+            facts["root"] = choose_root(self.source, self.given)
+        return facts
+
     def _pat(self) -> Found[int | None]:
         return Found(None, f"{self.source.format} holds no PAT MSR; memory types are shown as PWT, PCD and PAT")
 
     def _nxe(self, space: Space) -> Found[bool | None]:
         if space.nxe.value is not None:
             return space.nxe
-        guarded = int((~space.overview.executable).sum())
+        overview = space.overview
+        guarded = int((~overview.executable & (overview.kind == Kind.MAPPED)).sum())
         if guarded:
             return Found(True, f"{space.nxe.how}; {guarded} ranges are not executable, so NX bits are in use")
         return Found(None, f"{space.nxe.how}, and no NX bit is in use")
@@ -66,7 +88,7 @@ class About:
         """The schema ``fivefold.info/1``; numbers of 64 bits as hexadecimal text."""
         facts = self.facts()
         mode, root = facts["mode"], facts["root"]
-        bases = self.space.bases.named() if self.space else {}
+        bases = (self.space.bases if self.space else KernelBases.unknown(_NO_SPACE)).named()
         return {
             "schema": SCHEMA,
             "source": self.source.name,
@@ -76,6 +98,7 @@ class About:
             "mode": mode.value and mode.value.name,
             "levels": mode.value and int(mode.value.top),
             "mode_known_from": mode.how,
+            "mode_contradicted_by": mode.against,
             "root": root.value if root.value is None else hex64(root.value),
             "root_known_from": root.how,
             "cpus": [_cpu_json(cpu) for cpu in self.source.cpus],
@@ -84,7 +107,7 @@ class About:
             "kernel": {"release": facts["release"].value, "known_from": facts["release"].how},
             "bases": {name: None if base.value is None else hex64(base.value) for name, base in bases.items()},
             "bases_known_from": {name: base.how for name, base in bases.items()},
-            "areas_known_from": self.space.areas.how if self.space else root.how,
+            "areas_known_from": self.space.areas.how if self.space else _NO_SPACE,
             **{
                 name: {"value": facts[name].value, "known_from": facts[name].how}
                 for name in ("phys_bits", "nxe", "kasan", "pat_msr")

@@ -1,7 +1,7 @@
 """Which root, which number of levels, which physical width: decided with evidence, or refused.
 
-In this order: what the caller gives, the registers of CPU 0, what Linux says of itself
-(VMCOREINFO), the tables. Nothing is guessed in silence.
+In this order: what the caller gives, the registers of one CPU (the first unless another is asked for),
+what Linux says of itself (VMCOREINFO), the tables. Nothing is guessed in silence.
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ _KERNEL_WINDOW: Final = 0xFFFF_FFFF_8000_0000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What the caller says instead of the source; None asks the source. *cr3* and *cr4* are raw registers."""
+    """What the caller says instead of the source; None asks the source. *cr3* and *cr4* are raw registers.
+
+    *cpu* is the number of the CPU whose registers count, None for CPU 0. *force* goes on with *levels* or *cr4*
+    where the tables contradict them; the contradiction is then told in `Found.against`.
+    """
 
     cr3: int | None = None
     cr4: int | None = None
     levels: int | None = None
     phys_bits: int | None = None
+    cpu: int | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no CPU has, and what contradicts itself."""
@@ -38,6 +44,8 @@ class Given:
         for name, value in (("cr3", self.cr3), ("cr4", self.cr4)):
             if value is not None and not 0 <= value <= MASK64:
                 raise ValueError(f"{name} {value:#x} does not fit in 64 bits")
+        if self.cpu is not None and self.cpu < 0:
+            raise ValueError(f"CPU {self.cpu}; expected a number from 0 on")
         if self.cr4 is not None and self.levels not in (None, _levels_of(self.cr4)):
             raise ValueError(f"cr4 {self.cr4:#x} means {_levels_of(self.cr4)} levels, but {self.levels} are given, too")
 
@@ -49,6 +57,17 @@ def _levels_of(cr4: int) -> int:
 def root_of(cr3: int) -> PhysAddr:
     """The top table's address in a raw CR3, without PCID, LAM and the other bits."""
     return PhysAddr(cr3 & FRAME_BITS)
+
+
+def chosen_cpu(source: Source, given: Given) -> tuple[int, CpuState | None]:
+    """The CPU whose registers count, with its number; None without any. `NotKnownError` where *given* asks in vain."""
+    number = given.cpu or 0
+    if number < len(source.cpus):
+        return number, source.cpus[number]
+    if given.cpu is None:
+        return 0, None
+    has = f"the registers of {len(source.cpus)}, counted from 0" if source.cpus else "no registers"
+    raise NotKnownError(f"CPU {number}: {source.name} ({source.format}) holds {has}; give another --cpu, or --cr3")
 
 
 def choose_root(source: Source, given: Given) -> Found[PhysAddr]:
@@ -67,9 +86,12 @@ def choose_root(source: Source, given: Given) -> Found[PhysAddr]:
 def _root(source: Source, given: Given) -> Found[PhysAddr]:
     if given.cr3 is not None:
         return Found(root_of(given.cr3), "given with --cr3")
-    if source.cpus and source.cpus[0].cr3 is not None:
-        _check_paging(source, source.cpus[0], given)
-        return Found(root_of(source.cpus[0].cr3), f"CR3 of CPU 0 ({source.cpus[0].source})")
+    number, cpu = chosen_cpu(source, given)
+    if cpu is not None and cpu.cr3 is not None:
+        _check_paging(source, number, cpu, given)
+        return Found(root_of(cpu.cr3), f"CR3 of CPU {number} ({cpu.source})")
+    if cpu is not None and given.cpu is not None:
+        raise NotKnownError(f"{source.name} holds no CR3 of CPU {number} ({cpu.source}); give --cr3 instead of --cpu")
     from_kernel = _vmcoreinfo_root(source.vmcoreinfo)
     if from_kernel is not None:
         return Found(from_kernel, "init_top_pgt and phys_base in VMCOREINFO")
@@ -78,7 +100,7 @@ def _root(source: Source, given: Given) -> Found[PhysAddr]:
     )
 
 
-def _check_paging(source: Source, cpu: CpuState, given: Given) -> None:
+def _check_paging(source: Source, number: int, cpu: CpuState, given: Given) -> None:
     """Refuse a CPU whose CR3 is not the root of four or five levels."""
     wrong = None
     if cpu.cr0 is not None and not cpu.cr0 & Cr0.PG:
@@ -89,7 +111,7 @@ def _check_paging(source: Source, cpu: CpuState, given: Given) -> None:
         wrong = "32-bit paging (CR4.PAE=0)"
     if wrong:
         raise NotKnownError(
-            f"CPU 0 of {source.name} has {wrong}; expected 4- or 5-level paging: give --cr3 and --levels"
+            f"CPU {number} of {source.name} has {wrong}; expected 4- or 5-level paging: give --cr3 and --levels"
         )
 
 
@@ -108,23 +130,28 @@ def _vmcoreinfo_root(facts: dict[str, str]) -> PhysAddr | None:
 
 def choose_mode(source: Source, root: PhysAddr, given: Given) -> Found[PagingMode]:
     """How many levels the tree at *root* has. `NotKnownError` when nothing says, or the tables contradict *given*."""
-    known = _recorded_mode(source)
+    known = _recorded_mode(source, given)
     if given.levels is None and given.cr4 is None:
         return known or _mode_of_tables(source, root)
     levels = given.levels or _levels_of(given.cr4 or 0)
     how = "given with --levels" if given.levels else "given with --cr4"
-    if known is None or known.value is not MODES[levels]:
-        _check_against_tables(source, root, levels, how)
-        how += f"; {known.how} says {known.value.name}" if known else ""
-    return Found(MODES[levels], how)
+    if known is not None and known.value is MODES[levels]:
+        return Found(MODES[levels], how)
+    against = _tables_against(source, root, levels)
+    if against and not given.force:
+        raise NotKnownError(
+            f"{against}, not {levels} as {how}; give --levels {9 - levels}, or --force to read them so all the same"
+        )
+    how += f"; {known.how} says {known.value.name}" if known else ""
+    return Found(MODES[levels], how, against)
 
 
-def _recorded_mode(source: Source) -> Found[PagingMode] | None:
+def _recorded_mode(source: Source, given: Given) -> Found[PagingMode] | None:
     """What registers or the kernel's notes say."""
-    cpu = source.cpus[0] if source.cpus else None
+    number, cpu = chosen_cpu(source, given)
     if cpu is not None and cpu.cr4 is not None and (cpu.cr0 is None or cpu.cr0 & Cr0.PG) and cpu.cr4 & Cr4.PAE:
         levels = _levels_of(cpu.cr4)
-        return Found(MODES[levels], f"CR4.LA57={int(levels == 5)} of CPU 0 ({cpu.source})")
+        return Found(MODES[levels], f"CR4.LA57={int(levels == 5)} of CPU {number} ({cpu.source})")
     enabled = source.vmcoreinfo.get("NUMBER(pgtable_l5_enabled)")
     if enabled in ("0", "1"):
         return Found(MODES[4 + int(enabled)], f"pgtable_l5_enabled={enabled} in VMCOREINFO")
@@ -140,14 +167,12 @@ def _mode_of_tables(source: Source, root: PhysAddr) -> Found[PagingMode]:
     return Found(MODES[evidence.levels], f"the tables: {evidence}")
 
 
-def _check_against_tables(source: Source, root: PhysAddr, levels: int, how: str) -> None:
-    """Refuse *levels* where the tables say otherwise: a walk would take tables for pages, or pages for tables."""
+def _tables_against(source: Source, root: PhysAddr, levels: int) -> str | None:
+    """What the tables say against *levels*, by which a walk would take tables for pages, or pages for tables."""
     evidence = level_evidence(source.memory, root)
-    if evidence.levels not in (None, levels):
-        raise NotKnownError(
-            f"the tables at {hex64(root)} of {source.name} have {evidence.levels} levels, not {levels} as {how}: "
-            f"{evidence}; give --levels {evidence.levels}"
-        )
+    if evidence.levels in (None, levels):
+        return None
+    return f"the tables at {hex64(root)} of {source.name} have {evidence.levels} levels ({evidence})"
 
 
 def choose_phys_bits(given: Given) -> Found[int | None]:
@@ -157,9 +182,9 @@ def choose_phys_bits(given: Given) -> Found[int | None]:
     return Found(None, "no source holds CPUID; only bits reserved at every width count as malformed")
 
 
-def choose_nxe(source: Source) -> Found[bool | None]:
-    """EFER.NXE of CPU 0, or None where the source does not hold EFER."""
-    efer = source.cpus[0].efer if source.cpus else None
-    if efer is None:
+def choose_nxe(source: Source, given: Given) -> Found[bool | None]:
+    """EFER.NXE of the CPU that counts, or None where the source does not hold EFER."""
+    number, cpu = chosen_cpu(source, given)
+    if cpu is None or cpu.efer is None:
         return Found(None, f"{source.format} holds no EFER")
-    return Found(bool(efer & Efer.NXE), "EFER of CPU 0")
+    return Found(bool(cpu.efer & Efer.NXE), f"EFER of CPU {number}")

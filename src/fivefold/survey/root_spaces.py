@@ -36,10 +36,11 @@ class RootSpaces:
 
 
 def root_spaces(source: Source, given: Given) -> RootSpaces:
-    """All roots of at least medium confidence; only the one in *given* where it names a root."""
-    if given.cr3 is not None:
+    """All roots of at least medium confidence; only the one that *given* names by CR3 or CPU."""
+    if given.cr3 is not None or given.cpu is not None:
         space = Space(source, given)
-        only = Root(space.root.value, space.levels, Confidence.HIGH, (space.root.how,), 0)
+        why = (space.root.how, space.mode.evidence) if space.mode.against else (space.root.how,)
+        only = Root(space.root.value, space.levels, Confidence.HIGH, why, 0)
         return RootSpaces(source, given, (only,), 0)
     found = find_roots(source, given.levels, given.phys_bits)
     sure = tuple(root for root in found if root.confidence >= Confidence.MEDIUM)

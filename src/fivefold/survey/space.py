@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cached_property
 from types import TracebackType
 from typing import Final, Self
@@ -35,6 +36,8 @@ MAX_UNFOLDED: Final = 1 << 22
 REPEAT_ABOVE: Final = 64
 """Where that is too many, a table with fewer ranges than this still unfolds."""
 
+_GIVEN: Final = tuple(field.name for field in fields(Given))
+
 PTI_USER_BIT: Final = 1 << 12
 """Linux' page-table isolation keeps the user half's root in the page after the kernel's."""
 
@@ -59,7 +62,7 @@ class Space:
         self.root = root or choose_root(source, self.given)
         self.mode = mode or choose_mode(source, self.root.value, self.given)
         self.phys_bits: Found[int | None] = choose_phys_bits(self.given)
-        self.nxe: Found[bool | None] = choose_nxe(source)
+        self.nxe: Found[bool | None] = choose_nxe(source, self.given)
         self.tables = AddressSpace(
             source.memory, self.root.value, self.mode.value, self.cpu, self.nxe.value is not False
         )
@@ -183,10 +186,7 @@ class Space:
     @property
     def release(self) -> Found[str | None]:
         """Which Linux it is, where the source says."""
-        release = self.source.vmcoreinfo.get("OSRELEASE")
-        if release:
-            return Found(release, "OSRELEASE in VMCOREINFO")
-        return Found(None, "no VMCOREINFO in the source; the map of 6.1 is assumed")
+        return release_of(self.source)
 
     @cached_property
     def areas(self) -> AreaMap:
@@ -210,13 +210,21 @@ class Space:
         return f"<Space of {self.source.name}, root {hex64(self.root.value)}, {self.mode.value.name}>"
 
 
+def release_of(source: Source) -> Found[str | None]:
+    """Which Linux runs in *source*, where it says so."""
+    release = source.vmcoreinfo.get("OSRELEASE")
+    if release:
+        return Found(release, "OSRELEASE in VMCOREINFO")
+    return Found(None, "no VMCOREINFO in the source; the map of 6.1 is assumed")
+
+
 def open_space(spec: str, options: Options | None = None, **changes: object) -> Space:
     """Open *spec* as `fivefold.memory.open_source` does and decide which address space it is.
 
-    *changes*: ``cr3``, ``cr4``, ``levels``, ``phys_bits`` as in `Given`, all others as in
+    *changes*: ``cr3``, ``cr4``, ``levels``, ``phys_bits``, ``cpu``, ``force`` as in `Given`, all others as in
     `fivefold.memory.Options`. Raises what `open_source` does, and `NotKnownError`.
     """
-    given = Given(**{name: changes.pop(name) for name in ("cr3", "cr4", "levels", "phys_bits") if name in changes})  # type: ignore[arg-type]
+    given = Given(**{name: changes.pop(name) for name in _GIVEN if name in changes})  # type: ignore[arg-type]
     source = open_source(spec, options, **changes)
     try:
         return Space(source, given)
