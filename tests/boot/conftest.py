@@ -41,8 +41,8 @@ def boot(image: Image, monkeypatch: pytest.MonkeyPatch) -> Boot:
     ) -> Run:
         chosen = Options(**{"memory": 32 * MIB, "timeout": 20.0, **options})
 
-        def prepared(engine: str, what: Any) -> Machine:
-            machine = start(engine, what)
+        def prepared(*what: Any) -> Machine:
+            machine = start(*what)
             if before is not None:
                 before(machine)
             return machine

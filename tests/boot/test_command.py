@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from fivefold.cli.main import main
+from fivefold.machine import qemu_engine
 
 COMMAND = [sys.executable, "-c", "from fivefold.cli.main import main; main()"]
 
@@ -87,6 +89,39 @@ def test_engine_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("fivefold: the engine qemu needs qemu-system-x86_64, which is not there; ")
     assert "apt-get install" in done.stderr
+
+
+def test_an_engine_that_answers_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program of QEMU's name that sleeps, and that started another one: the time limit holds, and both are ended."""
+    unusual = f"{os.getpid()}.{time.monotonic_ns()}"
+    fake = tmp_path / "qemu-system-x86_64"
+    fake.write_text(f"#!/bin/sh\n/bin/sleep {unusual}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(qemu_engine, "LEAST_SECONDS", 0.1)
+    monkeypatch.setattr(sys, "argv", ["fivefold", "boot", "--engine", "qemu", "--timeout", "0.5"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr()) == (2, ("", "fivefold: QEMU gave no answer in 0.5 s\n"))
+    assert gone(unusual)
+
+
+def gone(word: str) -> bool:
+    """Whether no process has *word* on its command line, after a moment for those that are being killed."""
+    for _ in range(200):
+        if not any(word.encode() in command_line(process) for process in Path("/proc").glob("[0-9]*")):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def test_a_guest_that_never_stops_is_ended(tmp_path: Path) -> None:

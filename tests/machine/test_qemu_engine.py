@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import MachineError
-from fivefold.machine import CpuidOverride, Exit, Guest, MapRow, Module, Timeout, start
+from fivefold.machine import CpuidOverride, Exit, Guest, MapRow, Module, Timeout, qemu_engine, start
+from fivefold.machine.child import Child
 
 pytestmark = pytest.mark.qemu
 
@@ -110,6 +111,37 @@ def test_qemu_that_is_killed_is_an_error_with_one_line(workshop, qemu):
 
     with pytest.raises(MachineError, match=r"^QEMU (ended|is gone)[^\n]*$"):
         machine.run(10)
+
+
+SILENT = r"^QEMU gave no answer in 0.1 s$"
+
+
+def test_qemu_that_falls_silent_is_given_up_and_killed(workshop, qemu):
+    machine = qemu(workshop.assemble("1: jmp 1b").image)
+    machine._qmp._connection.timeout = 0.1
+    os.kill(machine.pid, signal.SIGSTOP)
+
+    with pytest.raises(MachineError, match=SILENT):
+        machine.run(10)
+    assert state(machine.pid) == ""
+
+
+def test_qemu_that_never_speaks_is_given_up_and_killed(workshop, qemu, monkeypatch):
+    before, pids = open_files(), []
+
+    class Stopped(Child):
+        def __init__(self, *what):
+            super().__init__(*what)
+            pids.append(self.pid)
+            os.kill(self.pid, signal.SIGSTOP)
+
+    monkeypatch.setattr(qemu_engine, "Child", Stopped)
+    monkeypatch.setattr(qemu_engine, "LEAST_SECONDS", 0.05)
+    with pytest.raises(MachineError, match=SILENT):
+        start("qemu", Guest(workshop.assemble("exit 1").image), 0.1)
+
+    assert [state(pid) for pid in pids] == [""]
+    assert open_files() == before
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Callable
 
 import pytest
 
 from fivefold.errors import MachineError, MemoryReadError
 from fivefold.memory import open_source
+from fivefold.memory.gdb_stub import GdbClient
 from fivefold.units import PhysAddr
 
 MTREE = """FlatView #0
@@ -129,3 +131,37 @@ def test_stubs_that_misbehave(serve, sent: bytes, message: str) -> None:
     with pytest.raises(MachineError) as error:
         open_source(f"gdb:{serve(script)}", freeze=True)
     assert str(error.value).endswith(message)
+
+
+def slow_packet(connection: socket.socket) -> None:
+    """Acknowledges, then one byte at a time, each in time for itself."""
+    connection.sendall(b"+$")
+    for _ in range(200):
+        connection.sendall(b"x")
+        time.sleep(0.01)
+    connection.sendall(b"#00")
+
+
+def test_the_time_limit_is_for_the_whole_answer(serve) -> None:
+    with pytest.raises(MachineError, match=r"/socket gave no whole answer in 0.2 s$"):
+        GdbClient(serve(slow_packet), timeout=0.2)
+
+
+def test_after_an_answer_that_was_given_up_none_is_trusted(serve) -> None:
+    """Answers have no number: the late one would be taken for that to the next question."""
+    requests: list[str] = []
+
+    def script(connection: socket.socket) -> None:
+        for answer in (packet(b"PacketSize=50"), b"", packet(b"00")):
+            while not (found := re.search(rb"\$([^#]*)#", connection.recv(1 << 16))):
+                pass
+            requests.append(found[1].decode())
+            connection.sendall(b"+" + answer)
+
+    client = GdbClient(serve(script), timeout=0.1)
+    with pytest.raises(MachineError, match=r"gave no answer in 0.1 s$"):
+        client.read(0x1000, 1)
+    with pytest.raises(MachineError, match=r"/socket did not answer an earlier question; connect anew$"):
+        client.read(0x2000, 1)
+    client.close()
+    assert requests == ["qSupported", "m1000,1", "D"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable
 from contextlib import closing
 
@@ -46,6 +47,7 @@ def test_answers_and_events(serve) -> None:
     assert json.loads(requests[1]) == {
         "execute": "human-monitor-command",
         "arguments": {"command-line": "info mtree -f"},
+        "id": 2,
     }
 
 
@@ -88,6 +90,56 @@ def test_silence(serve) -> None:
     with pytest.raises(MachineError) as error:
         QmpClient(path, timeout=0.05)
     assert str(error.value) == f"{path} gave no answer in 0.05 s; another client may hold the socket"
+
+
+def trickle(connection: socket.socket) -> None:
+    """One byte at a time, each in time for itself, and a whole line only after far too long."""
+    for _ in range(200):
+        connection.sendall(b"x")
+        time.sleep(0.01)
+    connection.sendall(b"\n")
+
+
+def test_the_time_limit_is_for_the_whole_answer(serve) -> None:
+    def script(connection: socket.socket) -> None:
+        server()(connection)
+        trickle(connection)
+
+    with closing(QmpClient(serve(script), timeout=0.2)) as client, pytest.raises(MachineError) as error:
+        client.ask("x")
+    assert str(error.value).endswith("/socket gave no whole answer in 0.2 s")
+
+
+def test_the_time_limit_is_for_greeting_and_negotiation(serve) -> None:
+    with pytest.raises(MachineError, match=r"gave no whole answer in 0.2 s; another client may hold the socket$"):
+        QmpClient(serve(trickle), timeout=0.2)
+
+
+def test_events_do_not_extend_the_time_limit(serve) -> None:
+    def script(connection: socket.socket) -> None:
+        server()(connection)
+        for _ in range(200):
+            connection.sendall(b'{"event": "RTC_CHANGE"}\r\n')
+            time.sleep(0.01)
+        connection.sendall(DONE)
+
+    with closing(QmpClient(serve(script), timeout=0.2)) as client, pytest.raises(MachineError) as error:
+        client.ask("x")
+    assert str(error.value).endswith("/socket gave no answer in 0.2 s")
+
+
+def test_a_late_answer_is_no_answer_to_the_next_question(serve) -> None:
+    def script(connection: socket.socket) -> None:
+        server()(connection)
+        asked = [json.loads(connection.recv(1 << 16)) for _ in range(2)]
+        for request in asked:
+            connection.sendall(json.dumps({"return": request["execute"], "id": request["id"]}).encode() + b"\n")
+
+    with closing(QmpClient(serve(script), timeout=0.1)) as client:
+        with pytest.raises(MachineError, match=r"gave no answer in 0.1 s$"):
+            client.ask("first")
+        with client.patience(5):
+            assert client.ask("second") == "second"
 
 
 def test_endless_line(serve, monkeypatch) -> None:

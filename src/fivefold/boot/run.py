@@ -39,6 +39,7 @@ _OWN_OPTION: Final = {
     "--": "--kexec",
     "hibernate=save": "--hibernate",
     "hibernate=resume": "--hibernate",
+    "smp=": "--smp",
 }
 """Words that say what the host must do too, and the option that does both."""
 ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57", "efi", "efi57")
@@ -55,7 +56,7 @@ FACTS: Final = (
 
 @dataclass(frozen=True)
 class Options:
-    """How to boot. *memory* in bytes, *timeout* in seconds for each run."""
+    """How to boot. *memory* in bytes, *timeout* in seconds for each run, and for an engine to start."""
 
     engine: str = "unicorn"
     entry: Entry = "pvh"
@@ -84,7 +85,8 @@ class Options:
             raise MachineError(f"{self.smp} CPUs; expected 1 to {MAX_CPUS}")
         if not self.timeout > 0:  # nan, too
             raise MachineError(f"a timeout of {self.timeout:g} seconds; expected more than 0")
-        if "\0" in self.cmdline or not self.cmdline.isascii():
+        given = f"{self.cmdline} {self.kexec or ''}"
+        if "\0" in given or not given.isascii():
             raise MachineError("the command line has characters that no loader passes on; expected ASCII text")
         if len(self.full_cmdline) > MOST_CMDLINE:
             raise MachineError(
@@ -92,8 +94,8 @@ class Options:
             )
         if self.hibernate and self.kexec is not None:
             raise MachineError("--hibernate and --kexec both need the loader's module; ask for one of them")
-        for word in self.cmdline.split():
-            if (option := _OWN_OPTION.get(word)) is not None:
+        for word in given.split():
+            if (option := _OWN_OPTION.get("smp=" if word.startswith("smp=") else word)) is not None:
                 raise MachineError(f"{word!r} on the command line needs more than the word; use {option}")
 
     @property
@@ -104,13 +106,10 @@ class Options:
     @property
     def full_cmdline(self) -> str:
         """The command line with the words that options stand for."""
-        words = [
-            self.cmdline,
-            f"layout={self.layout}" if self.layout != "linux" else "",
-            f"smp={self.cpus}" if self.cpus != 1 else "",
-        ]
+        smp = f"smp={self.cpus}" if self.cpus != 1 else ""
+        words = [self.cmdline, f"layout={self.layout}" if self.layout != "linux" else "", smp]
         if self.kexec is not None:
-            words += ["kexec", "--", self.kexec]
+            words += ["kexec", "--", self.kexec, smp]
         return " ".join(word for word in words if word)
 
     @property
@@ -175,7 +174,7 @@ def boot_one(cpu: str, options: Options, image: Image, explain: Explain | None =
 def hibernate(guest: Guest, options: Options, image: Image) -> Guest | Check:
     """Run *guest* until it has saved itself; the guest that resumes it on a restarted machine, or why there is none."""
     saving = replace(guest, cmdline=f"{guest.cmdline} hibernate=save".strip())
-    with start(options.engine, saving) as machine:
+    with start(options.engine, saving, options.timeout) as machine:
         event = machine.run(options.timeout)
         load, report = last_report(machine, options, image)
         words = report.words
@@ -195,7 +194,7 @@ def boot_guest(guest: Guest, options: Options, image: Image, explain: Explain | 
         resuming = hibernate(guest, options, image)
         early.append(Check("hibernate_saved", "outside", True) if isinstance(resuming, Guest) else resuming)
         guest = resuming if isinstance(resuming, Guest) else guest
-    with start(options.engine, guest) as machine:
+    with start(options.engine, guest, options.timeout) as machine:
         event = machine.run(options.timeout)
         load, report = last_report(machine, options, image)
         checks = [completed(event, report), *early, *report.checks]

@@ -24,6 +24,9 @@ EXIT_PORT: Final = 0xF4
 SERIAL_PORT: Final = 0x3F8
 """The first serial port; everything a guest writes here is `Machine.output`."""
 
+START_SECONDS: Final = 30.0
+"""How long an engine may take to start unless told otherwise; start-up under load is slow."""
+
 PAGE_FAULT: Final = 14
 _NAMES: Final = {
     0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
+_LAST_WORDS: Final = 1 << 16
 # Looked up here and not between fork and exec, where nothing may be allocated or locked.
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -27,16 +29,22 @@ class Child:
                 os._exit(1)
 
         self._errors: bytes | None = None
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=fds,
-            # Ctrl-C at the terminal is ours to handle: it must not reach the child.
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+        # Not a pipe: that fills up when nobody reads, and stays open for as long as anyone holds its other end.
+        self._stderr = os.memfd_create("fivefold-stderr")
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                pass_fds=fds,
+                # Ctrl-C at the terminal is ours to handle: it must not reach the child.
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        except BaseException:  # Ctrl-C too must leave no open file
+            os.close(self._stderr)
+            raise
 
     @property
     def pid(self) -> int:
@@ -44,8 +52,13 @@ class Child:
         return self._process.pid
 
     def end(self) -> bytes:
-        """Kill it if it runs, wait for it, and return what it wrote to stderr. May be called again."""
+        """Kill it and what it started, wait for it, and return what it wrote to stderr last. May be called again."""
         if self._errors is None:
-            self._process.kill()
-            _, self._errors = self._process.communicate()
+            # It leads a group of its own. Nobody has waited for it yet, so that the number is still its own.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+            written = os.fstat(self._stderr).st_size
+            self._errors = os.pread(self._stderr, _LAST_WORDS, max(0, written - _LAST_WORDS))
+            os.close(self._stderr)
         return self._errors

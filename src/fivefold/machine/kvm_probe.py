@@ -26,7 +26,7 @@ _PROGRAM: Final = bytes((0xB0, _CODE, 0xE6, 0xF4, 0xFA, 0xF4, 0xEB, 0xFD))
 def probe() -> str | None:
     """None if a guest ran to its end, else why not. Takes up to `PROBE_SECONDS`, once in a process."""
     try:
-        with QemuMachine(Guest(_image(), cpu="la48", memory=16 * MIB), "kvm") as machine:
+        with QemuMachine(Guest(_image(), cpu="la48", memory=16 * MIB), "kvm", PROBE_SECONDS) as machine:
             event = machine.run(PROBE_SECONDS)
     except MachineError as error:
         return f"the engine kvm does not work here: {error}"

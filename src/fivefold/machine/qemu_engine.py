@@ -27,6 +27,7 @@ from fivefold.errors import MachineError
 from fivefold.machine.base import (
     EFI_ENTRIES,
     EXIT_PORT,
+    START_SECONDS,
     Event,
     Exit,
     Guest,
@@ -39,9 +40,11 @@ from fivefold.machine.child import Child
 from fivefold.machine.elf import load_segments, pvh_entry
 from fivefold.machine.mapped_ram import MappedRam
 from fivefold.machine.memory_map import PC_SPLIT, split_extents
+from fivefold.machine.qemu_monitor import QemuMonitor
 from fivefold.machine.qemu_text import is_halted, last_story, parse_registers
-from fivefold.machine.qmp_client import QmpClient
 from fivefold.memory import PhysMemory
+from fivefold.memory.connection import ConnectionLostError
+from fivefold.memory.qmp_client import QmpClient
 from fivefold.units import format_size
 
 PROGRAM: Final = "qemu-system-x86_64"
@@ -53,6 +56,10 @@ CPU_MODELS: Final = {
     # Under KVM -cpu host and max may fail where virtualisation is nested; qemu64 starts.
     "kvm": {"la57": "qemu64,+la57,enforce", "la48": "qemu64"},
 }
+LEAST_SECONDS: Final = 2.0
+"""How long QEMU may take to answer, however short a time limit is: under load a start takes as long, and a limit
+that is meant for the guest should end the guest."""
+
 _RFLAGS_IF: Final = 1 << 9
 _POLL: Final = 0.02
 """Seconds between two looks at whether the guest has halted."""
@@ -68,8 +75,11 @@ class QemuMachine:
     It belongs to the thread that made it: the child is killed when that thread ends.
     """
 
-    def __init__(self, guest: Guest, accelerator: str = "tcg") -> None:
-        """Start QEMU, paused before the first instruction; `MachineError` if it cannot be."""
+    def __init__(self, guest: Guest, accelerator: str = "tcg", timeout: float = START_SECONDS) -> None:
+        """Start QEMU, paused before the first instruction; `MachineError` if it cannot be, or not in *timeout* seconds.
+
+        Later, too, it gets that long for each answer, but never less than `LEAST_SECONDS`.
+        """
         self.name = "qemu" if accelerator == "tcg" else accelerator
         self.guest = guest
         self._accelerator = accelerator
@@ -81,12 +91,12 @@ class QemuMachine:
         self._cpu: Cpu | None = None
         size = _check(guest, self.name)
         try:
-            self._start(guest, size)
-        except BaseException:
+            self._start(guest, size, max(timeout, LEAST_SECONDS))
+        except BaseException:  # Ctrl-C too must leave no process
             self.close()
             raise
 
-    def _start(self, guest: Guest, size: int) -> None:
+    def _start(self, guest: Guest, size: int, timeout: float) -> None:
         ram = self._memfd("fivefold-ram")
         self._map_ram(ram, size, guest.poison)
         image = self._memfd("fivefold-image")
@@ -116,20 +126,18 @@ class QemuMachine:
         for theirs in (monitor, exit_port):
             theirs.close()
         os.close(log)
-        self._greet()
-
-    def _greet(self) -> None:
-        self._qmp = QmpClient(self._monitor)
         try:
-            self._qmp.greet()
+            self._qmp = QemuMonitor(self._monitor, timeout)
         except MachineError as error:
-            raise self._died(error) from error
+            raise self._failed(error) from error
 
-    def _died(self, error: MachineError) -> MachineError:
-        """*error*, with what QEMU itself said last. It is killed if it has not ended."""
+    def _failed(self, error: MachineError) -> MachineError:
+        """*error*, or with what words QEMU ended if it is gone. It is killed if it is not."""
         words = self._child.end().decode(errors="replace").strip().splitlines()
-        if not words:
+        if not isinstance(error, ConnectionLostError):
             return error
+        if not words:
+            return MachineError("QEMU ended without a word")
         if words[-1].endswith(_NO_FEATURES):
             return MachineError(f"this host's KVM cannot give a guest the CPU {self.guest.cpu}")
         return MachineError(f"QEMU ended: {words[-1].removeprefix(PROGRAM + ': ')}")
@@ -171,12 +179,12 @@ class QemuMachine:
 
     def all_registers(self) -> tuple[Registers, ...]:
         """The registers of every CPU, the first CPU's first."""
-        numbers = sorted(cpu["cpu-index"] for cpu in self._qmp.execute("query-cpus-fast"))
-        return tuple(parse_registers(self._qmp.monitor("info registers", number)) for number in numbers)
+        numbers = sorted(cpu["cpu-index"] for cpu in self._qmp.ask("query-cpus-fast"))
+        return tuple(parse_registers(self._qmp.monitor("info registers", cpu_index=number)) for number in numbers)
 
     def inject_nmi(self) -> None:
         """Raise an NMI on every CPU, as a front panel's button does; firmware must have let it through."""
-        self._qmp.execute("inject-nmi")
+        self._qmp.ask("inject-nmi")
 
     def debug(self, device: str) -> None:
         """Let a debugger in by *device*, as QEMU's ``-gdb`` spells it; `MachineError` if QEMU cannot."""
@@ -191,12 +199,12 @@ class QemuMachine:
         if limit is not None:
             raise MachineError("QEMU does not count instructions; give a time limit only")
         try:
-            self._qmp.execute("cont")
+            self._qmp.ask("cont")
             event = self._wait(time.monotonic() + timeout, timeout)
-            self._qmp.execute("stop")
+            self._qmp.ask("stop")
             self._drain()
         except MachineError as error:
-            raise self._died(error) from error
+            raise self._failed(error) from error
         # A guest that halts right after its exit code has been seen halted first, perhaps.
         return self._exit_event() or event
 
@@ -299,7 +307,7 @@ class _FeatureWords:
     """CPUID answered from the feature words of QEMU's CPU object."""
 
     def __init__(self, qmp: QmpClient) -> None:
-        self._path = qmp.execute("query-cpus-fast")[0]["qom-path"]
+        self._path = qmp.ask("query-cpus-fast")[0]["qom-path"]
         self._qmp = qmp
         self._words: dict[tuple[int, int], dict[str, int]] = {}
         for word in self._get("feature-words"):
@@ -307,7 +315,7 @@ class _FeatureWords:
             self._words.setdefault(key, {})[word["cpuid-register"]] = word["features"]
 
     def _get(self, name: str) -> Any:
-        return self._qmp.execute("qom-get", path=self._path, property=name)
+        return self._qmp.ask("qom-get", path=self._path, property=name)
 
     def read(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """EAX, EBX, ECX, EDX: feature bits, maximum leaves, vendor and physical width; the rest is 0."""

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from fivefold.errors import MachineError
-from fivefold.machine.base import Guest, Machine
+from fivefold.machine.base import START_SECONDS, Guest, Machine
 
 
 class _Engine(NamedTuple):
     available: Callable[[], str | None]
-    start: Callable[[Guest], Machine]
+    start: Callable[[Guest, float], Machine]
 
 
 def engines() -> tuple[str, ...]:
@@ -30,12 +30,15 @@ def available(engine: str) -> str | None:
     return _find(engine).available()
 
 
-def start(engine: str, guest: Guest) -> Machine:
-    """Load *guest* into *engine*; use the result in a ``with``. Raises `MachineError`."""
+def start(engine: str, guest: Guest, timeout: float = START_SECONDS) -> Machine:
+    """Load *guest* into *engine*; use the result in a ``with``. Raises `MachineError`.
+
+    *timeout* in seconds is for an engine that is a program of its own, and may not answer.
+    """
     found = _find(engine)
     if (reason := found.available()) is not None:
         raise MachineError(reason)
-    return found.start(guest)
+    return found.start(guest, timeout)
 
 
 def _find(engine: str) -> _Engine:
@@ -55,7 +58,7 @@ def _unicorn_available() -> str | None:
     return None
 
 
-def _start_unicorn(guest: Guest) -> Machine:
+def _start_unicorn(guest: Guest, timeout: float) -> Machine:
     from fivefold.machine.unicorn_engine import UnicornMachine
 
     return UnicornMachine(guest)
@@ -67,10 +70,10 @@ def _qemu_available() -> str | None:
     return None if shutil.which(PROGRAM) else f"the engine qemu needs {PROGRAM}, which is not there; {INSTALL}"
 
 
-def _start_qemu(guest: Guest) -> Machine:
+def _start_qemu(guest: Guest, timeout: float) -> Machine:
     from fivefold.machine.qemu_engine import QemuMachine
 
-    return QemuMachine(guest)
+    return QemuMachine(guest, timeout=timeout)
 
 
 def _kvm_available() -> str | None:
@@ -84,10 +87,10 @@ def _kvm_available() -> str | None:
     return probe()
 
 
-def _start_kvm(guest: Guest) -> Machine:
+def _start_kvm(guest: Guest, timeout: float) -> Machine:
     from fivefold.machine.qemu_engine import QemuMachine
 
-    return QemuMachine(guest, "kvm")
+    return QemuMachine(guest, "kvm", timeout)
 
 
 _KVM: Final = "/dev/kvm"

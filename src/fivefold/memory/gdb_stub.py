@@ -7,15 +7,15 @@ and lets it go on when the client detaches, so attaching needs the caller's cons
 
 from __future__ import annotations
 
-import socket
+import contextlib
 from collections.abc import Iterator
 from typing import Final
 
 from fivefold.errors import FivefoldError, FormatError, MachineError, MemoryReadError
 from fivefold.memory.banked import MAX_COPY, PagedMemory
 from fivefold.memory.base import Extent
+from fivefold.memory.connection import Connection, connect
 from fivefold.memory.mtree import ram_ranges
-from fivefold.memory.qmp_client import connect
 from fivefold.memory.raw_image import parse_ram_map
 from fivefold.memory.registers import CpuState, parse_info_registers
 from fivefold.memory.source import Source
@@ -24,21 +24,23 @@ from fivefold.units import MIB
 MAX_PACKET: Final = 1 << 16
 MAX_MONITOR_TEXT: Final = 16 * MIB
 _TRIES: Final = 3
+_SHORT: Final = 1.0
+"""Seconds that a stub which did not answer once gets to hear that we leave."""
 
 
 class GdbClient:
     """One connection to a stub: packets with checksums and acknowledgements, nothing else."""
 
     def __init__(self, address: str, *, timeout: float = 10.0) -> None:
-        """Connect to HOST:PORT or a Unix socket's path; *timeout* in seconds for each packet."""
+        """Connect to HOST:PORT or a Unix socket's path; *timeout* in seconds for each answer."""
         self.address = address
-        self._timeout = timeout
-        self._buffer = b""
-        self._socket: socket.socket = connect(address, timeout, "a gdb stub")
+        stream = connect(address, timeout, "a gdb stub")
+        self._connection = Connection(stream, address, timeout, "is the stub still there?")
+        self._gave_up = False
         try:
             self.packet_size = self._packet_size(self.ask("qSupported"))
         except (FivefoldError, OSError):
-            self._socket.close()
+            self._connection.close()
             raise
 
     @staticmethod
@@ -54,24 +56,35 @@ class GdbClient:
 
     def ask(self, request: str) -> str:
         """The answer to *request*; empty when the stub does not know it. `MachineError` when it is silent."""
-        self._send(request)
-        return self._receive()
+        with self._in_turn():
+            self._send(request)
+            return self._receive()
 
     def monitor(self, line: str) -> str | None:
         """What the stub's monitor prints for *line*, None when it has no monitor."""
-        self._send(f"qRcmd,{line.encode().hex()}")
-        text: list[bytes] = []
-        size = 0
-        while True:
-            answer = self._receive()
-            if answer == "OK":
-                return b"".join(text).decode("utf-8", "replace")
+        with self._in_turn():
+            self._send(f"qRcmd,{line.encode().hex()}")
+            return self._printed(line)
+
+    def _printed(self, line: str) -> str | None:
+        text = bytearray()
+        while (answer := self._receive()) != "OK":
             if not answer.startswith("O"):
                 return None
-            text.append(self._unhex(answer[1:]))
-            size += len(text[-1])
-            if size > MAX_MONITOR_TEXT:
+            text += self._unhex(answer[1:])
+            if len(text) > MAX_MONITOR_TEXT:
                 raise MachineError(f"{self.address} prints without end for {line!r}")
+        return text.decode("utf-8", "replace")
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Give the answer its time. Answers have no number: after one that was given up, none can be trusted."""
+        if self._gave_up:
+            raise MachineError(f"{self.address} did not answer an earlier question; connect anew")
+        self._gave_up = True
+        self._connection.begin()
+        yield
+        self._gave_up = False
 
     def read(self, address: int, size: int) -> bytes:
         """Exactly *size* bytes at *address*, or `MemoryReadError` when the stub refuses."""
@@ -91,12 +104,17 @@ class GdbClient:
 
     def close(self) -> None:
         """Detach, so that the guest goes on, and disconnect."""
+        if self._gave_up:
+            self._connection.timeout = min(self._connection.timeout, _SHORT)
         try:
-            self.ask("D")
+            # Sent even out of turn: only that the stub reads it counts.
+            self._connection.begin()
+            self._send("D")
+            self._receive()
         except FivefoldError:
             pass  # the stub is gone already
         finally:
-            self._socket.close()
+            self._connection.close()
 
     def _unhex(self, text: str) -> bytes:
         try:
@@ -107,10 +125,7 @@ class GdbClient:
     def _send(self, body: str) -> None:
         packet = f"${body}#{sum(body.encode()) & 0xFF:02x}".encode()
         for _ in range(_TRIES):
-            try:
-                self._socket.sendall(packet)
-            except OSError as error:
-                raise MachineError(f"{self.address} went away: {error.strerror or error}") from error
+            self._connection.send(packet)
             if self._acknowledgement() == b"+":
                 return
         raise MachineError(f"{self.address} refuses the packet {body[:40]!r}")
@@ -129,24 +144,19 @@ class GdbClient:
             while self._byte() != b"$":
                 pass
             body, intact = self._until_checksum()
-            self._acknowledge(intact)
+            self._connection.send(b"+" if intact else b"-")
             if intact:
                 return "".join(self._expanded(body))
         raise MachineError(f"{self.address} sends packets with wrong checksums")
 
-    def _acknowledge(self, intact: bool) -> None:
-        try:
-            self._socket.sendall(b"+" if intact else b"-")
-        except OSError as error:
-            raise MachineError(f"{self.address} went away: {error.strerror or error}") from error
-
     def _until_checksum(self) -> tuple[bytes, bool]:
-        while (end := self._buffer.find(b"#")) < 0 or len(self._buffer) < end + 3:
-            if len(self._buffer) > 2 * MAX_PACKET:
+        buffer = self._connection.buffer
+        while (end := buffer.find(b"#")) < 0 or len(buffer) < end + 3:
+            if len(buffer) > 2 * MAX_PACKET:
                 raise MachineError(f"{self.address} sends a packet of more than {2 * MAX_PACKET} bytes")
-            self._buffer += self._more()
-        body, checksum = self._buffer[:end], self._buffer[end + 1 : end + 3].lower()
-        self._buffer = self._buffer[end + 3 :]
+            self._connection.receive()
+        body = self._connection.take(end)
+        checksum = self._connection.take(3)[1:].lower()
         return body, checksum == b"%02x" % (sum(body) & 0xFF)
 
     @staticmethod
@@ -166,21 +176,9 @@ class GdbClient:
                 at += 1
 
     def _byte(self) -> bytes:
-        if not self._buffer:
-            self._buffer = self._more()
-        byte, self._buffer = self._buffer[:1], self._buffer[1:]
-        return byte
-
-    def _more(self) -> bytes:
-        try:
-            part = self._socket.recv(1 << 16)
-        except TimeoutError as error:
-            raise MachineError(f"{self.address} gave no answer in {self._timeout:g} s") from error
-        except OSError as error:
-            raise MachineError(f"{self.address} went away: {error.strerror}") from error
-        if not part:
-            raise MachineError(f"{self.address} closed the connection in the middle; is the stub still there?")
-        return part
+        if not self._connection.buffer:
+            self._connection.receive()
+        return self._connection.take(1)
 
 
 def attach_gdb(

@@ -11,7 +11,7 @@ from fivefold.errors import FivefoldError, MachineError
 from fivefold.memory import live_ram
 from fivefold.memory.banked import MAX_COPY, BankedMemory, PagedMemory
 from fivefold.memory.mtree import RamRange, ram_ranges
-from fivefold.memory.qmp_client import QmpClient, QmpError
+from fivefold.memory.qmp_client import QmpClient
 from fivefold.memory.registers import parse_info_registers
 from fivefold.memory.source import Progress, Source
 
@@ -99,7 +99,7 @@ class _Attachment(NamedTuple):
         for each in WAYS[1:] if way == "auto" else (way,):
             try:
                 memory, remarks = self._by(each)
-            except (MachineError, QmpError) as error:
+            except MachineError as error:
                 refusals.append(f"{each}: {error}")
                 continue
             return each, memory, remarks
