@@ -16,6 +16,7 @@ import pytest
 from fivefold.arch import LA48, LA57, Level, PagingMode
 from fivefold.memory import Bank, CpuState, Ram, Source
 from fivefold.survey import roots
+from fivefold.survey.about import About
 from fivefold.survey.roots import Confidence, find_roots
 from fivefold.survey.space import Space
 from fivefold.survey.table_pages import TablePages
@@ -94,6 +95,20 @@ def test_a_register_names_a_root_whatever_it_holds(built: Callable[..., Ram], so
     assert [(root.root, root.levels, root.cpus) for root in found] == [(ROOT, 4, (1,)), (0x38_0000, 5, (0,))]
     assert found[0].reasons[0] == "CR3 of CPU 1"
     assert [root.levels for root in find_roots(sourced(ram, cpus), levels=5)] == [5]
+
+
+def test_a_cpu_without_paging_names_no_root(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
+    """A guest may run on fewer CPUs than it has: the others keep what their reset left in CR3."""
+    paging = CpuState("test", cr0=0x8005_0033, cr3=ROOT, cr4=0x20)
+    idle = [
+        CpuState("test", cr0=0x6000_0010, cr3=0x38_0000, cr4=0),
+        CpuState("test", cr0=0x8000_0011, cr3=0x38_0000, cr4=0x20, efer=0x100),
+        CpuState("test", cr0=0x8000_0011, cr3=0x38_0000, cr4=0x10),
+        CpuState("test"),
+    ]
+    source = sourced(built(LA48, [IMAGE]), (paging, *idle))
+    assert [(root.root, root.cpus) for root in find_roots(source)] == [(ROOT, (0,))]
+    assert About(source, Space(source)).roots() == {ROOT: "CR3 of CPU 0"}
 
 
 def test_two_processes_share_a_kernel(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:

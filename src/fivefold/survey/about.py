@@ -9,7 +9,7 @@ from typing import Any, Final
 from fivefold.errors import NotKnownError
 from fivefold.memory import CpuState, Source
 from fivefold.survey.bases import KernelBases
-from fivefold.survey.choose import Given, choose_nxe, choose_phys_bits, choose_root, root_of
+from fivefold.survey.choose import Given, choose_nxe, choose_phys_bits, choose_root, roots_in_registers
 from fivefold.survey.evidence import Found
 from fivefold.survey.scan_result import Kind
 from fivefold.survey.space import Space, release_of
@@ -76,10 +76,9 @@ class About:
 
     def roots(self) -> dict[int, str]:
         """The roots that registers name or the caller gave, with where each is from."""
-        found: dict[int, str] = {}
-        for number, cpu in enumerate(self.source.cpus):
-            if cpu.cr3 is not None:
-                found.setdefault(root_of(cpu.cr3), f"CR3 of CPU {number}")
+        found: dict[int, str] = {
+            root: f"CR3 of CPU {numbers[0]}" for root, numbers in roots_in_registers(self.source).items()
+        }
         if self.space is not None:
             found.setdefault(self.space.root.value, self.space.root.how)
         return found

@@ -102,17 +102,34 @@ def _root(source: Source, given: Given) -> Found[PhysAddr]:
 
 def _check_paging(source: Source, number: int, cpu: CpuState, given: Given) -> None:
     """Refuse a CPU whose CR3 is not the root of four or five levels."""
-    wrong = None
-    if cpu.cr0 is not None and not cpu.cr0 & Cr0.PG:
-        wrong = "paging off (CR0.PG=0)"
-    elif cpu.efer is not None and not cpu.efer & Efer.LMA:
-        wrong = "32-bit or PAE paging (EFER.LMA=0)"
-    elif given.cr4 is None and cpu.cr4 is not None and not cpu.cr4 & Cr4.PAE:
-        wrong = "32-bit paging (CR4.PAE=0)"
+    wrong = why_no_root(cpu, cr4_given=given.cr4 is not None)
     if wrong:
         raise NotKnownError(
             f"CPU {number} of {source.name} has {wrong}; expected 4- or 5-level paging: give --cr3 and --levels"
         )
+
+
+def why_no_root(cpu: CpuState, *, cr4_given: bool = False) -> str | None:
+    """Why the CR3 of *cpu* leads to no tree of four or five levels, as in a CPU that was never started; else None."""
+    if cpu.cr3 is None:
+        return "no CR3"
+    if cpu.cr0 is not None and not cpu.cr0 & Cr0.PG:
+        return "paging off (CR0.PG=0)"
+    if cpu.efer is not None and not cpu.efer & Efer.LMA:
+        return "32-bit or PAE paging (EFER.LMA=0)"
+    if not cr4_given and cpu.cr4 is not None and not cpu.cr4 & Cr4.PAE:
+        return "32-bit paging (CR4.PAE=0)"
+    return None
+
+
+def roots_in_registers(source: Source) -> dict[PhysAddr, tuple[int, ...]]:
+    """The top tables that CPUs have loaded, each with the numbers of those CPUs."""
+    found: dict[PhysAddr, tuple[int, ...]] = {}
+    for number, cpu in enumerate(source.cpus):
+        if cpu.cr3 is not None and why_no_root(cpu) is None:
+            root = root_of(cpu.cr3)
+            found[root] = (*found.get(root, ()), number)
+    return found
 
 
 def _vmcoreinfo_root(facts: dict[str, str]) -> PhysAddr | None:

@@ -18,7 +18,7 @@ from fivefold.arch import FRAME_BITS, AddressSpace, Flag, Level, Mapped, TableRe
 from fivefold.errors import MemoryReadError
 from fivefold.memory import Source
 from fivefold.survey.bases import KERNEL_WINDOW
-from fivefold.survey.choose import MODES, root_of
+from fivefold.survey.choose import MODES, roots_in_registers
 from fivefold.survey.level_evidence import level_evidence
 from fivefold.survey.space import PTI_USER_BIT
 from fivefold.survey.table_pages import Indices, TablePages
@@ -85,7 +85,7 @@ def find_roots(source: Source, levels: int | None = None, phys_bits: int | None 
 
     *levels* keeps roots of 4 or 5 levels. *phys_bits* is MAXPHYADDR where it is known.
     """
-    in_registers = _registers(source)
+    in_registers = roots_in_registers(source)
     pages = TablePages(source.memory.banks(), phys_bits or 48)
     found = _candidates(source.memory, pages)
     _add_registers(source, pages, found, in_registers)
@@ -96,16 +96,6 @@ def find_roots(source: Source, levels: int | None = None, phys_bits: int | None 
     roots = [_describe(code, c, groups, in_registers.get(c.root, ()), five) for c in found.values()]
     kept = [root for root in roots if levels in (None, root.levels)]
     return sorted(kept, key=lambda root: (-root.confidence, root.root))
-
-
-def _registers(source: Source) -> dict[PhysAddr, tuple[int, ...]]:
-    """The CPUs whose CR3 leads to each root."""
-    found: dict[PhysAddr, tuple[int, ...]] = {}
-    for number, cpu in enumerate(source.cpus):
-        if cpu.cr3 is not None:
-            root = root_of(cpu.cr3)
-            found[root] = (*found.get(root, ()), number)
-    return found
 
 
 def _candidates(memory: TableReader, pages: TablePages) -> dict[PhysAddr, _Candidate]:
@@ -150,14 +140,14 @@ def _below(pages: TablePages, roots: Indices, top: Level) -> Indices:
 
 
 def _add_registers(
-    source: Source, pages: TablePages, found: dict[PhysAddr, _Candidate], roots: Iterable[PhysAddr]
+    source: Source, pages: TablePages, found: dict[PhysAddr, _Candidate], roots: Mapping[PhysAddr, tuple[int, ...]]
 ) -> None:
     """What a register names is a root, whatever its tables look like."""
-    for root in roots:
+    for root, cpus in roots.items():
         entries = pages.entries_at(root)
         if root in found or entries is None:
             continue
-        cr4 = next((cpu.cr4 for cpu in source.cpus if cpu.cr3 is not None and root_of(cpu.cr3) == root), None)
+        cr4 = source.cpus[cpus[0]].cr4
         levels = 5 if cr4 is not None and cr4 >> 12 & 1 else 4
         found[root] = _Candidate(root, levels, entries)
 
