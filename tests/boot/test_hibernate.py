@@ -9,7 +9,7 @@ import pytest
 
 from fivefold.boot import Image, Options, Run
 from fivefold.boot import run as boot_run
-from fivefold.machine import Guest, Module
+from fivefold.machine import Guest, MapRow, Module
 from fivefold.units import MIB
 
 Boot = Callable[..., Run]
@@ -21,6 +21,14 @@ def test_comes_back_in_the_same_mode(passes: Boot, cpu: str, cmdline: str) -> No
     run = passes(cpu, cmdline=cmdline, hibernate=True)
     assert run.mode == ("la57" if (cpu, cmdline) == ("la57", "") else "la48")
     assert {"hibernate_saved", "hibernate_resumed"} <= {check.name for check in run.checks}
+
+
+@pytest.mark.qemu
+def test_comes_back_with_all_cpus(passes: Boot) -> None:
+    """A restarted machine's other CPUs run what the resuming kernel gave them; the one that comes back starts them."""
+    run = passes("la57", engine="qemu", smp=2, hibernate=True)
+    assert run.mode == "la57"
+    assert {"hibernate_resumed", "smp_back_after_resume"} <= {check.name for check in run.checks}
 
 
 @pytest.fixture(scope="module")
@@ -62,5 +70,26 @@ def test_refused_before_anything_is_overwritten(
     given: dict[str, Any] = {"modules": (Module(change(saved)),), "cmdline": f"{cmdline} hibernate=resume".strip()}
     run = boot("la57", cmdline=cmdline, guest=given)
     assert f"hibernate: {message}\n" in run.output
+    (failed,) = failures(run)
+    assert failed.startswith("guest hibernate_resumed: ")
+
+
+@pytest.mark.qemu
+def test_other_mode_on_a_machine_that_nobody_here_wrote(
+    boot: Boot, failures: Callable[[Run], list[str]], saved: bytes
+) -> None:
+    given: dict[str, Any] = {"modules": (Module(saved),), "cmdline": "no5lvl hibernate=resume"}
+    run = boot("la57", cmdline="no5lvl", guest=given, engine="qemu")
+    assert "hibernate: the image uses another number of page-table levels\n" in run.output
+    (failed,) = failures(run)
+    assert failed.startswith("guest hibernate_resumed: ")
+
+
+def test_a_machine_with_other_memory(boot: Boot, failures: Callable[[Run], list[str]], saved: bytes) -> None:
+    """Where a saved page lay, the restarted machine has a hole: to write there would lose it."""
+    rows = (MapRow(0, 0x9_FC00), MapRow(2 * MIB, 32 * MIB))
+    given: dict[str, Any] = {"modules": (Module(saved),), "cmdline": "hibernate=resume", "memory": rows}
+    run = boot("la57", guest=given)
+    assert "hibernate: the image has pages where this machine has no memory\n" in run.output
     (failed,) = failures(run)
     assert failed.startswith("guest hibernate_resumed: ")

@@ -7,20 +7,37 @@ from typing import Any
 
 import pytest
 
-from fivefold.boot import Image, Run
-from fivefold.machine import Module
+from fivefold.boot import Image, Options, Run
+from fivefold.errors import MachineError
+from fivefold.machine import Machine, Module
+from fivefold.machine.qemu_engine import QemuMachine
 
 Boot = Callable[..., Run]
 ARRIVED = {"kexec_arrived", "kexec_first_kernel", "kexec_first_mode"}
 
 
-@pytest.mark.parametrize(
+PAIRS = pytest.mark.parametrize(
     ("first", "then", "mode"),
     [("", "", "la57"), ("", "no5lvl", "la48"), ("no5lvl", "", "la57"), ("no5lvl", "no5lvl", "la48")],
     ids=["5 to 5", "5 to 4", "4 to 5", "4 to 4"],
 )
+
+
+@PAIRS
 def test_all_four_pairs_of_modes(passes: Boot, first: str, then: str, mode: str) -> None:
-    run = passes("la57", cmdline=first, kexec=then)
+    arrives(passes("la57", cmdline=first, kexec=then), first, mode)
+
+
+@pytest.mark.qemu
+@PAIRS
+def test_all_four_pairs_of_modes_and_all_cpus(passes: Boot, first: str, then: str, mode: str) -> None:
+    """On a machine that models the change of mode itself; both kernels use both CPUs."""
+    run = passes("la57", cmdline=first, kexec=then, engine="qemu", smp=2)
+    arrives(run, first, mode)
+    assert {check.name for check in run.checks} >= {"smp_all_arrived", "smp_same_root", "smp_shoot_down_seen"}
+
+
+def arrives(run: Run, first: str, mode: str) -> None:
     assert run.mode == mode
     assert {check.name for check in run.checks if check.by == "outside"} >= ARRIVED
     assert run.facts["entered_levels"] == (4 if first else 5), "it is entered in the mode that was on"
@@ -51,8 +68,60 @@ def test_rs_13_or_go_down_to_four_first(passes: Boot, image: Image) -> None:
     assert (run.mode, run.facts["entered_levels"]) == ("la48", 4)
 
 
+@pytest.mark.qemu
+def test_rs_13_down_through_the_low_pages_where_other_cpus_started(passes: Boot, image: Image) -> None:
+    """The way down and the other CPUs' trampoline use the same low memory, one after the other."""
+    module = {"modules": (Module(four_level_only(image)),)}
+    run = passes("la57", engine="qemu", smp=2, cmdline="kexec_down", kexec="no5lvl", guest=module)
+    assert (run.mode, run.facts["entered_levels"]) == ("la48", 4)
+
+
+@pytest.fixture
+def last_command(boot: Boot) -> Callable[..., str]:
+    """What the first CPU told the others last, when a second kernel has run to its end that knows of no others."""
+
+    def run(given: Image | None = None) -> str:
+        kept: list[str] = []
+
+        def watch(machine: Machine) -> None:
+            assert isinstance(machine, QemuMachine)
+            close = machine.close
+
+            def look_and_close() -> None:
+                kept.extend(machine._qmp.monitor("info lapic 0").splitlines())
+                close()
+
+            machine.close = look_and_close  # type: ignore[method-assign]
+
+        guest = {"cmdline": "smp=2 kexec -- no5lvl"}
+        done = boot("la57", engine="qemu", smp=2, kexec="no5lvl", guest=guest, given=given, before=watch)
+        assert done.mode == "la48"
+        return next(line.split()[1] for line in kept if line.startswith("ICR\t"))
+
+    return run
+
+
+@pytest.mark.qemu
+def test_other_cpus_are_let_go_before_the_next_kernel(
+    last_command: Callable[..., str], wrong_image: Callable[..., Image]
+) -> None:
+    """INIT, to all others: one that is only halted keeps the first kernel's tables and stack, and an NMI wakes it.
+
+    QEMU's TCG keeps INIT pending until something else wakes a halted CPU, so what is seen is that it was sent.
+    """
+    assert last_command() == "0x000c4500"
+    wrong = wrong_image("kexec.py", ("    smp.release_cpus()\n", ""), parts=("la57",))
+    assert last_command(wrong) == "0x000c40f0", "the shoot-down of a page"
+
+
 def test_four_levels_start_it_as_it_is(passes: Boot, image: Image) -> None:
     assert passes("la48", kexec="", guest={"modules": (Module(four_level_only(image)),)}).mode == "la48"
+
+
+@pytest.mark.parametrize("word", ["kexec", "--", "hibernate=save", "hibernate=resume"])
+def test_what_the_second_kernel_cannot_be_told(word: str) -> None:
+    with pytest.raises(MachineError, match=f"^'{word}' on the command line needs more than the word; use --"):
+        Options(kexec=f"no5lvl {word}")
 
 
 @pytest.mark.parametrize(

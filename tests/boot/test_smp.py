@@ -77,6 +77,12 @@ def test_impossible_counts(count: int) -> None:
         Options(smp=count)
 
 
+@pytest.mark.parametrize("given", [{"cmdline": "smp=2"}, {"kexec": "no5lvl smp=2"}])
+def test_a_count_that_the_machine_does_not_know_of(given: dict[str, str]) -> None:
+    with pytest.raises(MachineError, match=r"^'smp=2' on the command line needs more than the word; use --smp$"):
+        Options(**given)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("word", ["smp=0", "smp=65", "smp=two", "smp="])
 def test_the_kernel_refuses_what_is_no_count(boot: Boot, word: str) -> None:
     run = boot("la48", guest={"cmdline": word})

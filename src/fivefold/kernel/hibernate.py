@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import memblock, phys, report, start_info
+from fivefold.kernel import memblock, phys, report, smp, start_info
 from fivefold.kernel.cpu import CR4_LA57, CR4_PAE, CR4_PGE, write_cr4
 from fivefold.kernel.direct_map import map_memory
 from fivefold.kernel.mapping import map_page, map_range
@@ -231,6 +231,7 @@ def go_back(at: u64, count: u64, largest: u64) -> u64:
         store64(to + 16 * i + 8, at + load64(at + HEADER_DATA) + PAGE_SIZE * i)
     store64(to + 16 * count, 0)
     saved = load64(at + HEADER_CONTEXT)
+    smp.release_cpus()
     hibernate_jump(root, VirtAddr(code), to, VirtAddr(symbol("hibernate_return")), saved, load64(at + HEADER_ROOT))
     return OK
 

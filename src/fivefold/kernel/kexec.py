@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import ident_map, memblock, params, report, start_info
+from fivefold.kernel import ident_map, memblock, params, report, smp, start_info
 from fivefold.kernel.cpu import CR4_LA57
 from fivefold.kernel.pgtable import FRAME_MASK, l5_column
 from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
@@ -222,6 +222,7 @@ def start(old: PhysAddr, top: VirtAddr, cmdline: VirtAddr, largest: u64) -> u64:
         return NO_MEMORY
     entry = PhysAddr(place + load64(image + ELF_ENTRY) - first)
     ident_map.add_kernel_half(phys_to_virt(root), top)
+    smp.release_cpus()
     if down:
         kexec_jump_down(root, entry, info, prepare_trampoline(root, entry))
     kexec_jump(root, entry, info)

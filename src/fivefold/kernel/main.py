@@ -29,6 +29,7 @@ from fivefold.kernel import (
     process_checks,
     report,
     smp,
+    smp_checks,
     start_info,
     syscall,
     traps,
@@ -66,9 +67,9 @@ def start_kernel(table: VirtAddr) -> None:
     efi.check_runtime(top, PhysAddr(info))
     handover_checks.check_handover(top, largest_page(cmdline()))
     mode_switch.check_switch()
-    smp.check_cpus(top)
+    smp_checks.check_cpus(top)
     faults.commit(top, cmdline())
-    sleep_or_wake()
+    sleep_or_wake(top)
     dump_own_tables(top)
     report_result()
     if params.has_word(cmdline(), "kexec"):
@@ -76,11 +77,13 @@ def start_kernel(table: VirtAddr) -> None:
     report.stop(report.EXIT_PASSED if report.get_word(report.W_FAILED) == 0 else report.EXIT_FAILED)
 
 
-def sleep_or_wake() -> None:
+def sleep_or_wake(top: VirtAddr) -> None:
     """Save this kernel, or go back to one that was saved, if the command line says so."""
     outcome = u64(hibernate.OK)
     if params.has_value(cmdline(), "hibernate=", "save"):
         outcome = hibernate.save()
+        if outcome == hibernate.OK:
+            smp_checks.check_return(top)
     elif params.has_value(cmdline(), "hibernate=", "resume"):
         outcome = hibernate.resume(PhysAddr(info), largest_page(cmdline()))
     else:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import cpu, free, kernel_map, memblock, params, report, traps
-from fivefold.kernel.checks import equals
-from fivefold.kernel.layout import FIXADDR_TOP
+from fivefold.kernel import apic, cpu, free, kernel_map, memblock, params, report, traps
 from fivefold.kernel.mapping import map_page
 from fivefold.kernel.pgtable import (
     KERNEL_RW,
@@ -32,7 +30,6 @@ from fivefold.metal.lang import (
     atomic_add64,
     buffer,
     copy64,
-    cpuid,
     extern,
     fill64,
     invlpg,
@@ -59,31 +56,7 @@ LOW_LIMIT: Final = 0x9F000
 LOW_PAGES: Final = 2
 """The trampoline's code, and its root."""
 
-APIC: Final = FIXADDR_TOP - 3 * PAGE_SIZE
-"""Where the fixmap shows the local APIC (Intel SDM volume 3, "Local APIC Registers")."""
-APIC_UNCACHED: Final = 0x18
-"""PWT and PCD: device registers are not cached."""
-APIC_EOI: Final = 0xB0
-APIC_SPURIOUS: Final = 0xF0
-APIC_COMMAND: Final = 0x300
-APIC_COMMAND_HIGH: Final = 0x310
-APIC_ENABLED: Final = 0x100
-APIC_SENDING: Final = 1 << 12
-ALL_OTHERS: Final = 0xC_4000
-"""Destination shorthand "all excluding self", level assert, edge triggered."""
-INIT: Final = 0x500
-STARTUP: Final = 0x600
 SHOOT_DOWN_VECTOR: Final = 0xF0
-SPURIOUS_VECTOR: Final = 0xFF
-
-MSR_APIC_BASE: Final = 0x1B
-X2APIC: Final = 1 << 10
-CPUID_APIC: Final = 1 << 9
-
-AFTER_INIT: Final = 1 << 25
-BETWEEN_STARTUPS: Final = 1 << 21
-PATIENCE: Final = 1 << 34
-"""Ticks of the time-stamp counter: some 10 ms, some 1 ms, and several seconds."""
 
 AREA_SIZE: Final = 0x8000
 AREA_TSS: Final = 0x80
@@ -104,10 +77,6 @@ READ: Final = 1
 MAP: Final = 2
 STOP: Final = 3
 
-MARK: Final = 0x5A5A_534D_5000_A5A5
-OTHER_MARK: Final = 0x5A5A_534D_5001_A5A5
-ABSENT: Final = traps.PROBE_FAULTED | traps.PAGE_FAULT << 32
-
 place: u64 = 0
 """Physical address of the two low pages; 0 when there are none."""
 wanted: u64 = 1
@@ -118,7 +87,6 @@ shared: Final = buffer(24)
 ARRIVED: Final = 0
 FORGOTTEN: Final = 8
 ADDRESS: Final = 16
-seen: Final = buffer(8)
 
 
 def choose_place() -> None:
@@ -140,67 +108,46 @@ def read_option(cmdline: VirtAddr) -> None:
         report.panic("smp= on the command line needs a number of CPUs from 1 to 64")
 
 
-def check_cpus(top: VirtAddr) -> None:
-    """Start the other CPUs and check that they live in the same address space; they are halted at the end."""
-    if wanted == 1:
-        return
-    start_cpus(top)
-    check_arrival()
-    if online() != 0:
-        check_mappings(top)
-        check_shoot_down(top)
-    for i in range(online()):
-        send(i, STOP, VirtAddr(0), PhysAddr(0))
-
-
 # -- starting ------------------------------------------------------------------------------
 
 
 @noinline
 def start_cpus(top: VirtAddr) -> None:
-    """Bring up all other CPUs, and wait for as many as are expected."""
+    """Bring up all other CPUs, and wait for as many as are expected; once more after a machine was restarted."""
     global kernel_root
-    map_apic(top)
     others = wanted - 1
-    memory = memblock.allocate(others * AREA_SIZE, PAGE_SIZE)
-    if memory == 0 or place == 0:
-        report.panic("no memory for the other CPUs")
-    take_areas(phys_to_virt(memory), others)
+    if areas == 0:
+        apic.map_apic(top)
+        take_areas(others)
+    else:
+        apic.turn_on()
     put_trampoline(top)
     store64(symbol("ap_expected"), others)
+    store64(symbol("ap_taken"), 0)
+    store64(shared + ARRIVED, 0)
     kernel_root = entry_frame(read_cr3())
     store64(symbol("ap_handler"), address_of(secondary_main))
     store64(symbol("ipi_handler"), address_of(interrupt))
     traps.set_gate(SHOOT_DOWN_VECTOR, VirtAddr(symbol("ipi_shoot_down")), 0)
-    traps.set_gate(SPURIOUS_VECTOR, VirtAddr(symbol("ipi_spurious")), 0)
-    tell_others(INIT)
-    wait_ticks(AFTER_INIT)
-    tell_others(STARTUP | place >> 12)
-    wait_ticks(BETWEEN_STARTUPS)
-    tell_others(STARTUP | place >> 12)
+    traps.set_gate(apic.SPURIOUS_VECTOR, VirtAddr(symbol("ipi_spurious")), 0)
+    apic.tell_others(apic.INIT)
+    apic.wait_ticks(apic.AFTER_INIT)
+    apic.tell_others(apic.STARTUP | place >> 12)
+    apic.wait_ticks(apic.BETWEEN_STARTUPS)
+    apic.tell_others(apic.STARTUP | place >> 12)
     began = rdtsc()
-    while online() + refused() < others and rdtsc() - began < PATIENCE:
+    while online() + refused() < others and rdtsc() - began < apic.PATIENCE:
         pause()
     drop_trampoline()
 
 
-@noinline
-def map_apic(top: VirtAddr) -> None:
-    """Show the local APIC in the fixmap, and turn it on."""
-    if cpuid(1, 0, cpu.EDX) & CPUID_APIC == 0:
-        report.panic("smp= on the command line, but this CPU has no local APIC")
-    base = rdmsr(MSR_APIC_BASE)
-    if base & X2APIC != 0:
-        report.panic("the local APIC is in x2APIC mode, which is not driven here")
-    if not map_page(top, VirtAddr(APIC), entry_frame(base), KERNEL_RW | APIC_UNCACHED):
-        report.panic("no memory to map the local APIC")
-    store32(APIC + APIC_SPURIOUS, APIC_ENABLED | SPURIOUS_VECTOR)
-
-
-def take_areas(start: VirtAddr, count: u64) -> None:
-    """Give *count* CPUs their areas from *start* on."""
+def take_areas(count: u64) -> None:
+    """Give *count* CPUs their areas, and see that the trampoline has its place."""
     global areas
-    areas = start
+    memory = memblock.allocate(count * AREA_SIZE, PAGE_SIZE)
+    if memory == 0 or place == 0:
+        report.panic("no memory for the other CPUs")
+    areas = phys_to_virt(memory)
     fill64(areas, 0, count * AREA_SIZE // 8)
     store64(symbol("ap_areas"), areas)
     store64(symbol("ap_area_size"), AREA_SIZE)
@@ -255,22 +202,6 @@ def online() -> u64:
     return load64(shared + ARRIVED)
 
 
-@noinline
-def wait_ticks(ticks: u64) -> None:
-    """Do nothing for a while."""
-    began = rdtsc()
-    while rdtsc() - began < ticks:
-        pause()
-
-
-@noinline
-def tell_others(what: u64) -> None:
-    """Send an interprocessor interrupt to all other CPUs, once the one before has left."""
-    while load32(APIC + APIC_COMMAND) & APIC_SENDING != 0:
-        pause()
-    store32(APIC + APIC_COMMAND, ALL_OTHERS | what)
-
-
 # -- on the other CPUs -----------------------------------------------------------------------
 
 
@@ -285,7 +216,7 @@ def secondary_main(number: u64) -> None:
     store64(area + AREA_CR3, read_cr3())
     store64(area + AREA_CR4, read_cr4())
     store64(area + AREA_EFER, rdmsr(cpu.MSR_EFER))
-    store32(APIC + APIC_SPURIOUS, APIC_ENABLED | SPURIOUS_VECTOR)
+    apic.turn_on()
     atomic_add64(shared + ARRIVED, 1)
     sti()
     while answer(area):
@@ -335,7 +266,7 @@ def interrupt(vector: u64) -> None:
     if vector == SHOOT_DOWN_VECTOR:
         invlpg(load64(shared + ADDRESS))
         atomic_add64(shared + FORGOTTEN, 1)
-        store32(APIC + APIC_EOI, 0)
+        apic.end_interrupt()
 
 
 # -- what the first asks of the others -----------------------------------------------------------
@@ -350,7 +281,7 @@ def send(number: u64, command: u64, va: VirtAddr, frame: PhysAddr) -> u64:
     store64(area + AREA_COMMAND, command)
     began = rdtsc()
     while load64(area + AREA_COMMAND) != IDLE:
-        if rdtsc() - began >= PATIENCE:
+        if rdtsc() - began >= apic.PATIENCE:
             return NO_ANSWER
         pause()
     return load64(area + AREA_ANSWER)
@@ -366,79 +297,27 @@ def shoot_down(top: VirtAddr, va: VirtAddr) -> u64:
     invlpg(va)
     store64(shared + ADDRESS, va)
     store64(shared + FORGOTTEN, 0)
-    tell_others(SHOOT_DOWN_VECTOR)
+    apic.tell_others(SHOOT_DOWN_VECTOR)
     began = rdtsc()
-    while load64(shared + FORGOTTEN) != online() and rdtsc() - began < PATIENCE:
+    while load64(shared + FORGOTTEN) != online() and rdtsc() - began < apic.PATIENCE:
         pause()
     return load64(shared + FORGOTTEN)
 
 
 @noinline
-def check_arrival() -> None:
-    """All are there, in one mode, on one root; a CPU without the mode of the first was refused."""
-    equals("smp_all_arrived", online() + 1, wanted)
-    equals("smp_none_refused", refused(), 0)
-    if refused() != 0:
-        report.put_line("fivefold: CPUs refused that lack the paging mode of the first:", refused())
-    modes = u64(0)
-    roots = u64(0)
+def stop_cpus() -> None:
+    """Halt all others; they take no more interrupts, and their stacks and tables stay theirs."""
     for i in range(online()):
-        area = areas + AREA_SIZE * i
-        modes += u64((load64(area + AREA_CR4) ^ read_cr4()) & cpu.CR4_LA57 != 0)
-        modes += u64(load64(area + AREA_EFER) != rdmsr(cpu.MSR_EFER))
-        roots += u64(load64(area + AREA_CR3) != read_cr3())
-    equals("smp_same_mode", modes, 0)
-    equals("smp_same_root", roots, 0)
+        send(i, STOP, VirtAddr(0), PhysAddr(0))
 
 
-@noinline
-def check_mappings(top: VirtAddr) -> None:
-    """What one CPU maps, each of the others reads, whoever it was."""
-    first = memblock.allocate_page()
-    second = memblock.allocate_page()
-    store64(phys_to_virt(first), MARK)
-    store64(phys_to_virt(second), OTHER_MARK)
-    mapped = map_page(top, test_page(0), first, KERNEL_RW)
-    report.check("smp_mapping_seen", mapped and all_read(test_page(0), MARK), u64(mapped), 1)
-    done = send(0, MAP, test_page(1), second)
-    equals("smp_mapping_by_another", done, 1)
-    found = traps.probe_read(test_page(1), VirtAddr(seen))
-    ours = found == traps.PROBE_OK and load64(seen) == OTHER_MARK
-    report.check("smp_mapping_by_another_seen", ours and all_read(test_page(1), OTHER_MARK), found, 0)
+def release_cpus() -> None:
+    """Before another kernel takes the machine: let go of the memory in which the others are halted.
 
-
-def test_page(i: u64) -> VirtAddr:
-    """Where the vmalloc area has room after its first pages."""
-    return kernel_map.vmalloc_page(kernel_map.VMALLOC_PAGES + i)
-
-
-@noinline
-def all_read(va: VirtAddr, value: u64) -> bool:
-    """Whether every other CPU reads *value* at *va*."""
-    same = True
-    for i in range(online()):
-        same = send(i, READ, va, PhysAddr(0)) == traps.PROBE_OK and same
-        same = load64(areas + AREA_SIZE * i + AREA_VALUE) == value and same
-    return same
-
-
-@noinline
-def check_shoot_down(top: VirtAddr) -> None:
-    """All have read the pages and may remember them; once they are removed, nobody does."""
-    first = entry_frame(load64(pte_of(top, test_page(0))))
-    equals("smp_shoot_down_acknowledged", shoot_down(top, test_page(0)), online())
-    equals("smp_shoot_down_seen", how_many_miss(test_page(0)), online())
-    memblock.free_page(first)
-    second = entry_frame(load64(pte_of(top, test_page(1))))
-    shoot_down(top, test_page(1))
-    equals("smp_shoot_down_of_anothers_page", how_many_miss(test_page(1)), online())
-    memblock.free_page(second)
-
-
-@noinline
-def how_many_miss(va: VirtAddr) -> u64:
-    """How many other CPUs fault when they read *va*."""
-    missing = u64(0)
-    for i in range(online()):
-        missing += u64(send(i, READ, va, PhysAddr(0)) == ABSENT)
-    return missing
+    INIT makes each wait for a startup, with nothing of ours in use, and not even an NMI wakes it (Intel SDM volume 3,
+    "Multiple-Processor (MP) Initialization"). One that was refused waits in the low pages, which are the next
+    kernel's too.
+    """
+    if wanted != 1:
+        apic.tell_others(apic.INIT)
+        apic.wait_ticks(apic.AFTER_INIT)

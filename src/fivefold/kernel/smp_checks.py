@@ -1,0 +1,125 @@
+"""Checks of the other CPUs: all there, in one mode, on one root; all see what one maps, none what one removed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fivefold.kernel import cpu, kernel_map, memblock, report, smp, traps
+from fivefold.kernel.checks import equals
+from fivefold.kernel.mapping import map_page
+from fivefold.kernel.pgtable import KERNEL_RW, entry_frame
+from fivefold.kernel.phys import phys_to_virt
+from fivefold.kernel.smp import (
+    AREA_CR3,
+    AREA_CR4,
+    AREA_EFER,
+    AREA_SIZE,
+    AREA_VALUE,
+    MAP,
+    READ,
+    online,
+    pte_of,
+    refused,
+    send,
+    shoot_down,
+    start_cpus,
+    stop_cpus,
+)
+from fivefold.metal.lang import buffer, load64, noinline, rdmsr, read_cr3, read_cr4, store64, u64
+from fivefold.units import PhysAddr, VirtAddr
+
+MARK: Final = 0x5A5A_534D_5000_A5A5
+OTHER_MARK: Final = 0x5A5A_534D_5001_A5A5
+ABSENT: Final = traps.PROBE_FAULTED | traps.PAGE_FAULT << 32
+seen: Final = buffer(8)
+
+
+def check_cpus(top: VirtAddr) -> None:
+    """Start the other CPUs and check that they live in the same address space; they are halted at the end."""
+    if smp.wanted == 1:
+        return
+    start_cpus(top)
+    check_arrival()
+    if online() != 0:
+        check_mappings(top)
+        check_shoot_down(top)
+    stop_cpus()
+
+
+def check_return(top: VirtAddr) -> None:
+    """A kernel that was saved comes back to a machine that was restarted: its other CPUs come back, too."""
+    if smp.wanted != 1:
+        start_cpus(top)
+        equals("smp_back_after_resume", online() + 1, smp.wanted)
+        stop_cpus()
+
+
+@noinline
+def check_arrival() -> None:
+    """As many as asked for have come, in one mode, on one root; a CPU without the mode of the first was refused."""
+    equals("smp_all_arrived", online() + 1, smp.wanted)
+    equals("smp_none_refused", refused(), 0)
+    if refused() != 0:
+        report.put_line("fivefold: CPUs refused that lack the paging mode of the first:", refused())
+    modes = u64(0)
+    roots = u64(0)
+    for i in range(online()):
+        area = smp.areas + AREA_SIZE * i
+        modes += u64((load64(area + AREA_CR4) ^ read_cr4()) & cpu.CR4_LA57 != 0)
+        modes += u64(load64(area + AREA_EFER) != rdmsr(cpu.MSR_EFER))
+        roots += u64(load64(area + AREA_CR3) != read_cr3())
+    equals("smp_same_mode", modes, 0)
+    equals("smp_same_root", roots, 0)
+
+
+@noinline
+def check_mappings(top: VirtAddr) -> None:
+    """What one CPU maps, each of the others reads, whoever it was."""
+    first = memblock.allocate_page()
+    second = memblock.allocate_page()
+    store64(phys_to_virt(first), MARK)
+    store64(phys_to_virt(second), OTHER_MARK)
+    mapped = map_page(top, test_page(0), first, KERNEL_RW)
+    report.check("smp_mapping_seen", mapped and all_read(test_page(0), MARK), u64(mapped), 1)
+    done = send(0, MAP, test_page(1), second)
+    equals("smp_mapping_by_another", done, 1)
+    found = traps.probe_read(test_page(1), VirtAddr(seen))
+    ours = found == traps.PROBE_OK and load64(seen) == OTHER_MARK
+    report.check("smp_mapping_by_another_seen", ours and all_read(test_page(1), OTHER_MARK), found, 0)
+
+
+def test_page(i: u64) -> VirtAddr:
+    """Where the vmalloc area has room after its first pages."""
+    return kernel_map.vmalloc_page(kernel_map.VMALLOC_PAGES + i)
+
+
+@noinline
+def all_read(va: VirtAddr, value: u64) -> bool:
+    """Whether every other CPU reads *value* at *va*."""
+    same = True
+    for i in range(online()):
+        same = send(i, READ, va, PhysAddr(0)) == traps.PROBE_OK and same
+        same = load64(smp.areas + AREA_SIZE * i + AREA_VALUE) == value and same
+    return same
+
+
+@noinline
+def check_shoot_down(top: VirtAddr) -> None:
+    """All have read the pages and may remember them; once they are removed, nobody does."""
+    first = entry_frame(load64(pte_of(top, test_page(0))))
+    equals("smp_shoot_down_acknowledged", shoot_down(top, test_page(0)), online())
+    equals("smp_shoot_down_seen", how_many_miss(test_page(0)), online())
+    memblock.free_page(first)
+    second = entry_frame(load64(pte_of(top, test_page(1))))
+    shoot_down(top, test_page(1))
+    equals("smp_shoot_down_of_anothers_page", how_many_miss(test_page(1)), online())
+    memblock.free_page(second)
+
+
+@noinline
+def how_many_miss(va: VirtAddr) -> u64:
+    """How many other CPUs fault when they read *va*."""
+    missing = u64(0)
+    for i in range(online()):
+        missing += u64(send(i, READ, va, PhysAddr(0)) == ABSENT)
+    return missing
