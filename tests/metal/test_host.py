@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -303,7 +305,9 @@ def test_result_of_an_edited_compiler_is_not_kept(make_module, monkeypatch, tmp_
 
 EXTENTS = Program(
     ("fivefold.metal.extents",),
-    roots=tuple(f"fivefold.metal.extents.{name}" for name in ("phys_to_page", "phys_to_virt", "frame_index")),
+    roots=tuple(
+        f"fivefold.metal.extents.{name}" for name in ("phys_to_page", "any_page", "phys_to_virt", "frame_index")
+    ),
 )
 BANKS = """
 # start   size    pages that can be seen
@@ -328,10 +332,11 @@ def test_extents_show_whole_pages_and_nothing_else(load):
             start, data = next((s, d) for s, d in banks if s <= pa < s + len(d))
             data[pa - start] = pa * 7 & 0xFF
             assert instance.read(instance.call("extents.phys_to_page", pa), 1)[0] == pa * 7 & 0xFF
+            assert instance.call("extents.any_page", pa) == instance.call("extents.phys_to_page", pa)
             assert instance.call("extents.frame_index", pa) == index + (pa - low) // 4096
         index += (high + 1 - low) // 4096
     for pa in (0x1FFF, 0x4000, 0x7FFF, 0xC000, 0x100000, 0x200FFF, 0x202000, 0x8000 + (1 << 52), (1 << 64) - 1):
-        assert instance.call("extents.phys_to_page", pa) == 0
+        assert instance.call("extents.phys_to_page", pa) == instance.call("extents.any_page", pa) == 0
         assert instance.call("extents.frame_index", pa) == extents.NO_FRAME
     assert instance.get("extents.frames") == index
     extents.check_misses(instance)
@@ -340,8 +345,30 @@ def test_extents_show_whole_pages_and_nothing_else(load):
     with pytest.raises(MemoryReadError, match=r"the attached memory has no memory at 0x0000000000004008"):
         extents.check_misses(instance)
     attached.detach()
-    assert instance.call("extents.phys_to_page", 0x8000) == 0
+    assert instance.call("extents.phys_to_page", 0x8000) == instance.call("extents.any_page", 0x8000) == 0
     banks[0][1].append(0)
+
+
+@pytest.mark.parametrize("width", [22, 28, 40, 52, 64], ids="up to 2^{}".format)
+@pytest.mark.parametrize("load", [plain.load, host.load])
+def test_any_number_of_extents_anywhere(load, width):
+    """Near each other and far apart, so that chunks have one extent, several, a part of one, and none."""
+    dice = random.Random(width)
+    frames = sorted({dice.getrandbits(width - 12) for _ in range(40)} | {dice.getrandbits(10) for _ in range(40)})
+    banks = {frame << 12: bytearray(4096 * dice.randint(1, min(6, after - frame))) for frame, after in pairwise(frames)}
+    instance = load(EXTENTS)
+    attached = extents.attach(instance, list(banks.items()))
+    for _ in range(300):
+        pa = (dice.choice(frames) << 12) + dice.randint(-8192, 6 * 4096) & (1 << 64) - 1
+        start, data = max((bank for bank in banks.items() if bank[0] <= pa), default=(0, b""))
+        inside = pa - start < len(data)
+        if inside:
+            data[pa - start] = marked = dice.randint(1, 255)
+        for lookup in ("phys_to_page", "any_page"):
+            found = instance.call(f"extents.{lookup}", pa)
+            assert (found != 0) == inside
+            assert not inside or instance.read(found, 1)[0] == marked
+    attached.detach()
 
 
 def test_extents_may_not_overlap():

@@ -10,6 +10,7 @@ A subset module, but for `attach`, which gives an instance its extents.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +22,9 @@ from fivefold.units import PhysAddr, VirtAddr, hex64
 
 _PAGE: Final = 4096
 _RECORD: Final = 32
+_CHUNKS: Final = 1024
+_MIXED: Final = 0xFFFF_FFFF_FFFF_FFFF
+"""Not in one extent; a delta that is the same by chance is searched for, and found."""
 NO_FRAME: Final = 0xFFFF_FFFF_FFFF_FFFF
 """What `frame_index` returns outside all extents."""
 
@@ -29,6 +33,20 @@ table: u64 = 0
 
 count: u64 = 0
 """Number of records."""
+
+base: u64 = 0
+"""Physical start of the first extent."""
+
+chunks: u64 = 0
+"""Native address of the guide to the records: memory from `base` on is cut into chunks of equal size, each with two
+words. One is how many extents start at or before its start, so that a search has next to nothing to do; the other the
+delta of the extent that has all of it, or `_MIXED`. Behind the last chunk are the words of the end."""
+
+chunk_count: u64 = 0
+"""Number of chunks: 0 where there is no memory at all."""
+
+chunk_shift: u64 = 12
+"""Binary logarithm of a chunk's size."""
 
 frames: u64 = 0
 """Pages in all extents together: one more than the highest `frame_index`."""
@@ -48,22 +66,54 @@ STRAY: Final = buffer(8192, align=4096)
 """What `phys_to_virt` points at for such an address: two pages, for accesses that cross into a second."""
 
 
-@cold
-def select(page: u64) -> bool:
-    """Make the extent that holds the page at physical *page* the last one; false if there is none."""
-    global last_start, last_limit, last_delta, last_index
-    low = 0
-    high = count
+@inline
+def record_of(page: u64) -> u64:
+    """Return the record of the extent that holds the page at physical *page*, or 0."""
+    chunk = (page - base) >> chunk_shift
+    if chunk >= chunk_count:
+        return 0
+    low = load64(chunks + 16 * chunk)
+    high = load64(chunks + 16 * chunk + 16)
     while low < high:
         middle = (low + high) >> 1
         if load64(table + 32 * middle) <= page:
             low = middle + 1
         else:
             high = middle
-    if low == 0:
-        return False
-    record = table + 32 * (low - 1)
-    if page - load64(record) >= load64(record + 8):
+    # The first extent starts at `base`, so there is one at or before this page.
+    record = table + 32 * low - 32
+    if page - load64(record) < load64(record + 8):
+        return record
+    return 0
+
+
+@inline
+def any_page(pa: PhysAddr) -> u64:
+    """As `phys_to_page`, for addresses that have nothing to do with each other: no extent is tried first."""
+    chunk = (pa - base) >> chunk_shift
+    if chunk >= chunk_count:
+        return 0
+    delta = load64(chunks + 16 * chunk + 8)
+    if delta != _MIXED:
+        return pa + delta
+    return searched_page(pa)
+
+
+@cold
+def searched_page(pa: PhysAddr) -> u64:
+    """`any_page` in a chunk that no extent has alone."""
+    record = record_of(pa - (pa & 4095))
+    if record == 0:
+        return 0
+    return pa + load64(record + 16)
+
+
+@cold
+def select(page: u64) -> bool:
+    """Make the extent that holds the page at physical *page* the last one; false if there is none."""
+    global last_start, last_limit, last_delta, last_index
+    record = record_of(page)
+    if record == 0:
         return False
     last_start = load64(record)
     last_limit = load64(record + 8)
@@ -154,13 +204,35 @@ def attach(instance: Instance, banks: Sequence[tuple[int, Any]]) -> Attachment:
             records += struct.pack("<4Q", first, size - 4095, delta, index)
             index += size // _PAGE
     if records:
-        addresses.append(instance.map(records))
+        addresses += [instance.map(_guide(instance, records, seen)), instance.map(records)]
+    else:
+        instance.set(f"{__name__}.chunk_count", 0)
     for name in ("last_start", "last_limit", "last_delta", "last_index", "misses", "first_miss"):
         instance.set(f"{__name__}.{name}", 0)
     instance.set(f"{__name__}.table", addresses[-1] if records else 0)
+    instance.set(f"{__name__}.chunks", addresses[-2] if records else 0)
     instance.set(f"{__name__}.count", len(records) // _RECORD)
     instance.set(f"{__name__}.frames", index)
     return Attachment(instance, tuple(addresses))
+
+
+def _guide(instance: Instance, records: bytes | bytearray, end: int) -> bytearray:
+    """The words of the chunks, with `base`, `chunk_shift` and `chunk_count` set; *end* is that of all memory."""
+    extents = list(struct.iter_unpack("<4Q", records))
+    starts = [start for start, *_ in extents]
+    base = starts[0]
+    shift = max(12, ((end - base - 1) // _CHUNKS).bit_length())
+    instance.set(f"{__name__}.base", base)
+    instance.set(f"{__name__}.chunk_shift", shift)
+    instance.set(f"{__name__}.chunk_count", _CHUNKS)
+    guide = bytearray()
+    for chunk in range(_CHUNKS + 1):
+        first = base + (chunk << shift)
+        low = bisect_right(starts, first)
+        start, limit, delta, _ = extents[low - 1]
+        whole = first + (1 << shift) <= start + limit + _PAGE - 1
+        guide += struct.pack("<2Q", low, delta if whole else _MIXED)
+    return guide
 
 
 def check_misses(instance: Instance) -> None:

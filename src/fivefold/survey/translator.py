@@ -142,5 +142,5 @@ def program(levels: int) -> Program:
             "fivefold.kernel.pgtable.pgdir_shift": 48 if five else 39,
             "fivefold.kernel.pgtable.ptrs_per_p4d": 512 if five else 1,
         },
-        replace={"fivefold.kernel.tables.phys_table": "fivefold.metal.extents.phys_to_page"},
+        replace={"fivefold.kernel.tables.phys_table": "fivefold.metal.extents.any_page"},
     )
