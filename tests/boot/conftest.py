@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -16,6 +17,18 @@ from fivefold.machine import Machine, start
 from fivefold.units import MIB, PhysAddr
 
 Boot = Callable[..., Run]
+
+
+@pytest.fixture(scope="session")
+def absent() -> Callable[[str], NoReturn]:
+    """Skip a test for something that is not installed; fail it in CI, where all is."""
+
+    def say(reason: str) -> NoReturn:
+        if os.environ.get("FIVEFOLD_REQUIRE_QEMU"):
+            pytest.fail(f"required here: {reason}", pytrace=False)
+        pytest.skip(reason)
+
+    return say
 
 
 @pytest.fixture(scope="session")

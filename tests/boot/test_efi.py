@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -12,7 +13,8 @@ from fivefold.boot import Image, Options, Run
 from fivefold.boot import boot as boot_all
 from fivefold.boot.efi_image import efi_file
 from fivefold.errors import ImageError, MachineError
-from fivefold.machine import qemu_engine
+from fivefold.machine import firmware as machine_firmware
+from fivefold.machine.firmware import FIRMWARE, Firmware
 from fivefold.units import MIB
 
 Boot = Callable[..., Run]
@@ -24,12 +26,17 @@ GUEST_CHECKS = {
 OUTSIDE_CHECKS = {"efi_window", "efi_lower_half_empty", "efi_shares_kernel"}
 
 
-@pytest.fixture
-def with_firmware() -> None:
+@pytest.fixture(params=["one file", "two files"])
+def packaged(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, absent: Callable[[str], NoReturn]
+) -> None:
+    """OVMF as distributions have it, with its variables in it or beside it: that first which the test asks for."""
+    ordered = sorted(FIRMWARE, key=lambda found: (found.variables is None) != (request.param == "one file"))
+    monkeypatch.setattr(machine_firmware, "FIRMWARE", ordered)
     try:
-        qemu_engine.firmware()
+        machine_firmware.firmware()
     except MachineError as error:
-        pytest.skip(str(error))
+        absent(str(error))
 
 
 def names(run: Run, by: str) -> set[str]:
@@ -37,10 +44,14 @@ def names(run: Run, by: str) -> set[str]:
 
 
 @pytest.mark.qemu
-@pytest.mark.usefixtures("with_firmware")
+@pytest.mark.usefixtures("packaged")
 @pytest.mark.parametrize(
-    ("cpu", "entry", "cmdline", "mode"),
-    [("la57", "efi", "kaslr=7 kasan", "la57"), ("la57", "efi57", "no5lvl", "la48")],
+    ("cpu", "entry", "cmdline", "mode", "packaged"),
+    [
+        ("la57", "efi", "kaslr=7 kasan", "la57", "one file"),
+        ("la57", "efi57", "no5lvl", "la48", "two files"),
+    ],
+    indirect=["packaged"],
 )
 def test_under_firmware(passes: Boot, cpu: str, entry: str, cmdline: str, mode: str) -> None:
     run = passes(cpu, engine="qemu", entry=entry, cmdline=cmdline, memory=256 * MIB, timeout=90.0)
@@ -89,10 +100,10 @@ def test_unicorn_has_no_firmware(boot: Boot) -> None:
         boot("la57", entry="efi")
 
 
-def test_firmware_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(qemu_engine, "FIRMWARE", (str(tmp_path / "none.fd"),))
+def test_firmware_that_is_not_there(boot: Boot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine_firmware, "FIRMWARE", (Firmware(tmp_path / "none.fd"),))
     with pytest.raises(MachineError, match=r"^the entry efi needs the firmware OVMF, .* apt-get install ovmf$"):
-        qemu_engine.firmware()
+        boot("la57", engine="qemu", entry="efi")
 
 
 def test_five_levels_need_a_cpu_that_has_them() -> None:

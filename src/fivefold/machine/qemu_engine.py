@@ -18,7 +18,6 @@ import os
 import selectors
 import socket
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -38,6 +37,7 @@ from fivefold.machine.base import (
 )
 from fivefold.machine.child import Child
 from fivefold.machine.elf import load_segments, pvh_entry
+from fivefold.machine.firmware import firmware, firmware_arguments
 from fivefold.machine.mapped_ram import MappedRam
 from fivefold.machine.memory_map import PC_SPLIT, split_extents
 from fivefold.machine.qemu_monitor import QemuMonitor
@@ -49,8 +49,6 @@ from fivefold.units import format_size
 
 PROGRAM: Final = "qemu-system-x86_64"
 INSTALL: Final = "install it with: apt-get install qemu-system-x86"
-FIRMWARE: Final = ("/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd", "/usr/share/edk2/ovmf/OVMF.fd")
-INSTALL_FIRMWARE: Final = "install it with: apt-get install ovmf"
 CPU_MODELS: Final = {
     "tcg": {"la57": "max", "la48": "max,la57=off"},
     # Under KVM -cpu host and max may fail where virtualisation is nested; qemu64 starts.
@@ -116,6 +114,9 @@ class QemuMachine:
             fds.append(self._memfd("fivefold-module"))
             _write_all(fds[-1], module.data)
             command += ["-initrd", f"/proc/self/fd/{fds[-1]}"]
+        if guest.entry in EFI_ENTRIES:
+            fds.append(self._memfd("fivefold-variables"))
+            command += firmware_arguments(firmware(), fds[-1])
         passed = [monitor.fileno(), exit_port.fileno(), *fds]
         try:
             self._child = Child(command, passed)
@@ -353,14 +354,6 @@ def _check(guest: Guest, name: str) -> int:
     return guest.memory
 
 
-def firmware() -> str:
-    """OVMF's file; `MachineError` where it is not installed. QEMU hands it the application as it would a kernel."""
-    for path in FIRMWARE:
-        if Path(path).exists():
-            return path
-    raise MachineError(f"the entry efi needs the firmware OVMF, which is not at {FIRMWARE[0]}; {INSTALL_FIRMWARE}")
-
-
 def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) -> list[str]:
     cpu = CPU_MODELS[accelerator].get(guest.cpu, guest.cpu)
     return [
@@ -372,7 +365,6 @@ def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) ->
         *("-M", f"pc,memory-backend=ram,max-ram-below-4g={PC_SPLIT}"),
         *("-object", f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{ram},share=on"),
         *("-action", "reboot=shutdown,shutdown=pause"),
-        *(("-bios", firmware()) if guest.entry in EFI_ENTRIES else ()),
         *("-kernel", f"/proc/self/fd/{image}", "-append", guest.cmdline),
     ]
 
