@@ -30,6 +30,8 @@ MODES: Final = {
 """The two copies of the kernel: the prefix of their symbols, and the mode that is bound in them."""
 ASSEMBLY: Final = ("entry.S", "window.S", "smp.S", "hibernate.S", "efi_call.S")
 """The boot code's assembly, in this order: the first defines the macros."""
+FOR_32_BITS: Final = ("startup_32", "take_multiboot2")
+"""Functions that the assembly calls in 32-bit code, there with ``_blob`` behind their names."""
 
 _GROUPS: Final = (
     Group(".head", (".head",)),
@@ -100,15 +102,16 @@ def boot_object(kernel: str = KERNEL) -> bytes:
 
 
 def _code_for_32_bits(kernel: str) -> str:
-    """`startup32.py` for i386 as bytes in the assembly, since one object has one machine."""
+    """What runs in 32-bit code, compiled for i386, as bytes in the assembly, since one object has one machine."""
     from fivefold.metal.elf import read_object
     from fivefold.metal.objects import compile_object
 
-    found = read_object(compile_object(Program((f"{kernel}.startup32",)), arch="i386"), "startup32")
+    program = Program((f"{kernel}.startup32", f"{kernel}.multiboot2"))
+    found = read_object(compile_object(program, arch="i386"), "startup32")
     text = next(section for section in found.sections if section.name == ".text")
-    start = next(symbol.value for symbol in found.symbols if symbol.name == "startup_32")
     rows = "\n".join(f".byte {','.join(map(str, text.data[i : i + 16]))}" for i in range(0, len(text.data), 16))
-    return f'\n.section .head, "ax", @progbits\n.p2align 4\nblob_32:\n{rows}\n.set startup_32_blob, blob_32 + {start}\n'
+    starts = "".join(f".set {s.name}_blob, blob_32 + {s.value}\n" for s in found.symbols if s.name in FOR_32_BITS)
+    return f'\n.section .head, "ax", @progbits\n.p2align 4\nblob_32:\n{rows}\n{starts}'
 
 
 def _assembly(kernel: str, name: str) -> str:

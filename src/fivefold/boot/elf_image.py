@@ -1,8 +1,8 @@
 """The ELF file of our image: written once at its default place, then placed anywhere by patching.
 
-Three kinds of bytes depend on where the image is loaded: the physical addresses of the
-segments, the ELF entry, and the 32-bit entry in the PVH note. The code itself finds out
-where it is. A symbol table goes along, for debuggers and for those who look in from outside.
+Four kinds of bytes depend on where the image is loaded: the physical addresses of the
+segments, the ELF entry, the 32-bit entry in the PVH note, and the multiboot2 header. The code
+itself finds out where it is. A symbol table goes along, for debuggers and for those who look in from outside.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from fivefold.boot.multiboot2 import HEADER_SIZE, Extent, multiboot2_header
 from fivefold.errors import ImageError
 from fivefold.units import MIB, PhysAddr, VirtAddr, hex64
 
@@ -34,7 +35,10 @@ _OWN_NOTE_HEAD: Final = struct.pack("<III", 9, 4, 1) + b"Fivefold\0\0\0\0"
 CAN_BE_ENTERED_WITH_FIVE_LEVELS: Final = 1
 """What our note says to a kernel that would start this one (`kernel/kexec.py`)."""
 _PAGE: Final = 4096
-_NEEDED: Final = ("_text", "_rodata", "_data", "_end", "pvh_entry", "entry_64", "startup.table", "stack_guard")
+_NEEDED: Final = (
+    "_text", "_rodata", "_data", "_end", "pvh_entry", "entry_64", "startup.table", "stack_guard",
+    "multiboot2_header",
+)  # fmt: skip
 _MOST_MEMORY: Final = 1 << 30
 
 
@@ -85,11 +89,19 @@ class Image:
         """
         check_load_address(load)
         entry_at = self.physical(entry, load)
-        segments = [_segment(part, part.start - self.link_address + load) for part in self.parts]
+        parts = _with_header(self.parts, self.symbol("multiboot2_header"), self._header(load))
+        segments = [_segment(part, part.start - self.link_address + load) for part in parts]
         # A 32-bit entry above 4 GiB cannot be used, and the note has no room for it: 0 stands for none.
         note = _NOTE_HEAD + struct.pack("<I", entry_at if entry_at < HIGHEST_32BIT_END else 0)
         note += _OWN_NOTE_HEAD + struct.pack("<I", CAN_BE_ENTERED_WITH_FIVE_LEVELS)
         return _write(segments, note, self.symbols, self.physical("entry_64", load))
+
+    def _header(self, load: int) -> bytes:
+        """The multiboot2 header for *load*, where a loader is to put the file's bytes as they are."""
+        last = self.parts[-1]
+        data_end = last.start + len(last.data) - self.link_address + load
+        extent = Extent(self.physical("multiboot2_header", load), load, data_end, load + self.size)
+        return multiboot2_header(extent, self.physical("multiboot2_entry", load))
 
 
 def check_load_address(load: int) -> None:
@@ -100,6 +112,13 @@ def check_load_address(load: int) -> None:
         raise ImageError(f"load address {hex64(load)} is below the lowest that is possible, 0x200000")
     if load >> 52:
         raise ImageError(f"load address {hex64(load)} is beyond 52 physical address bits")
+
+
+def _with_header(parts: tuple[Part, ...], at: int, header: bytes) -> tuple[Part, ...]:
+    """The parts with *header* at virtual *at*, which is in the first."""
+    first, offset = parts[0], at - parts[0].start
+    data = first.data[:offset] + header + first.data[offset + len(header) :]
+    return (first._replace(data=data), *parts[1:])
 
 
 class _Segment(NamedTuple):
@@ -171,6 +190,7 @@ def parse(data: bytes) -> Image:
     if missing or symbols["_text"] != parts[0].start:
         raise ImageError(f"not an image of ours: no symbol {missing[0] if missing else '_text at its start'}")
     check_load_address(load)
+    parts = _with_header(parts, symbols["multiboot2_header"], bytes(HEADER_SIZE))
     return Image(VirtAddr(symbols["_text"]), parts, symbols, load)
 
 

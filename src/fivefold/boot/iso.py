@@ -1,4 +1,7 @@
-"""A bootable ISO image: GRUB for UEFI, as the distribution has it, which starts our EFI application."""
+"""A bootable ISO image: the distribution's GRUB, which starts our EFI application under UEFI, our ELF file under BIOS.
+
+One file for both: `grub-mkrescue` puts a loader for every kind of firmware that GRUB is installed for into the image.
+"""
 
 from __future__ import annotations
 
@@ -14,40 +17,49 @@ NEEDED: Final = {
     "grub-mkrescue": "grub-common", "xorriso": "xorriso", "mformat": "mtools",
 }  # fmt: skip
 """Programs, and the Debian packages that have them; `grub-mkrescue` calls the others."""
-GRUB_MODULES: Final = "/usr/lib/grub/x86_64-efi"
-MODULES_PACKAGE: Final = "grub-efi-amd64-bin"
+GRUB: Final = "/usr/lib/grub"
+PLATFORMS: Final = {"x86_64-efi": "grub-efi-amd64-bin", "i386-pc": "grub-pc-bin"}
+"""Folders of `GRUB` that have its modules for UEFI and for BIOS, and the Debian packages that have them."""
 _TIMEOUT: Final = 120
 _APPLICATION: Final = "/fivefold/fivefold.efi"
+_KERNEL: Final = "/fivefold/fivefold.elf"
 _MENU: Final = """set timeout=0
 set default=0
 menuentry "Fivefold" {{
-    chainloader {application} {cmdline}
+    if [ "$grub_platform" = efi ]; then
+        chainloader {application} {cmdline}
+    else
+        multiboot2 {kernel} {cmdline}
+    fi
     boot
 }}
 """
 _QUOTED: Final = frozenset("'\"\\${};|&<>#\n")
 
 
-def iso_file(application: bytes, cmdline: str = "") -> bytes:
-    """The ISO that starts *application* with *cmdline* under UEFI. `ImageError` if what makes it is not installed."""
+def iso_file(application: bytes, kernel: bytes, cmdline: str = "") -> bytes:
+    """The ISO that starts *application* under UEFI and the ELF file *kernel* under BIOS, with *cmdline*.
+
+    `ImageError` if what makes it is not installed: one that starts under one of the two only would be found out late.
+    """
     if bad := sorted(_QUOTED & set(cmdline)):
         raise ImageError(f"GRUB's menu cannot hold {bad[0]!r} in a command line")
     missing = [package for program, package in NEEDED.items() if shutil.which(program) is None]
-    if not Path(GRUB_MODULES).is_dir():
-        missing.append(MODULES_PACKAGE)
+    missing += [package for folder, package in PLATFORMS.items() if not (Path(GRUB) / folder).is_dir()]
     if missing:
         raise ImageError(f"an ISO image needs GRUB's tools; install them with: apt-get install {' '.join(missing)}")
     with tempfile.TemporaryDirectory(prefix="fivefold-iso-") as folder:
-        return _make(Path(folder), application, cmdline)
+        return _make(Path(folder), application, kernel, cmdline)
 
 
-def _make(folder: Path, application: bytes, cmdline: str) -> bytes:
+def _make(folder: Path, application: bytes, kernel: bytes, cmdline: str) -> bytes:
     tree, out = folder / "tree", folder / "out.iso"
-    (tree / "fivefold").mkdir(parents=True)
-    (tree / "boot" / "grub").mkdir(parents=True)
-    (tree / _APPLICATION.lstrip("/")).write_bytes(application)
-    (tree / "boot" / "grub" / "grub.cfg").write_text(_MENU.format(application=_APPLICATION, cmdline=cmdline))
-    command = ["grub-mkrescue", "-d", GRUB_MODULES, "-o", str(out), str(tree)]
+    menu = _MENU.format(application=_APPLICATION, kernel=_KERNEL, cmdline=cmdline)
+    for name, data in ((_APPLICATION, application), (_KERNEL, kernel), ("/boot/grub/grub.cfg", menu.encode())):
+        path = tree / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    command = ["grub-mkrescue", "-o", str(out), str(tree)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

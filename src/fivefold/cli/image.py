@@ -33,7 +33,8 @@ def image(
     format: Annotated[
         FormatChoice,
         typer.Option(
-            help="ELF with a PVH note: `qemu-system-x86_64 -kernel` starts it. EFI application. ISO: GRUB for UEFI."
+            help="ELF with a PVH note and a multiboot2 header, for `qemu-system-x86_64 -kernel` and for GRUB. "
+            "EFI application. ISO: GRUB for UEFI and BIOS."
         ),
     ] = FormatChoice.elf,
     load_address: Annotated[
@@ -58,7 +59,7 @@ def image(
         if entry is not EntryChoice.pvh:
             raise MachineError(f"an EFI application is entered by the firmware, not by {entry.value}")
         data = efi_file(built, load)
-        data = iso_file(data, cmdline) if format is FormatChoice.iso else data
+        data = iso_file(data, built.place(load), cmdline) if format is FormatChoice.iso else data
     else:
         data = built.place(load, "pvh_entry" if entry is EntryChoice.pvh else f"stub_{entry.value}")
     write_file(output, data)

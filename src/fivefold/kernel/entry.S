@@ -33,11 +33,7 @@ _text:
 # ---- 32-bit entry: protected mode, flat segments, no paging. EBX: start information. ----
 # There is no stack yet. The four bytes of the magic number serve as one, to learn where we are.
         .code32
-        .globl  pvh_entry
-        .hidden pvh_entry
-pvh_entry:
-        xorl    %esi, %esi                      # ESI: 0 for the mode that is decided here
-entry_32:
+        .macro  find_image                      # EBP: where `_text` is, ESP: our stack
         cli
         cld
         movl    (%ebx), %eax
@@ -47,6 +43,14 @@ entry_32:
         movl    %eax, (%ebx)
         subl    $(1b - _text), %ebp
         leal    (boot_stack_top - _text)(%ebp), %esp
+        .endm
+        .globl  pvh_entry
+        .hidden pvh_entry
+pvh_entry:
+        xorl    %esi, %esi                      # ESI: 0 for the mode that is decided here
+entry_32:
+        find_image
+with_stack:
         pushl   $0                              # i386 C calling convention, 64-bit arguments
         pushl   %esi
         pushl   $0
@@ -105,6 +109,33 @@ stub_long48:
 stub_long57:
         movl    $5, %esi
         jmp     entry_32
+
+# ---- The same, for multiboot2 loaders. EAX: their magic number, EBX: their information, which is made PVH's. ----
+        .globl  multiboot2_entry
+        .hidden multiboot2_entry
+multiboot2_entry:
+        cmpl    $0x36d76289, %eax
+        jne     2f                              # nothing says what EBX is: there is nobody to complain to
+        find_image
+        .irp    bound, _end, _text, multiboot2_info
+        leal    (\bound - _text)(%ebp), %eax
+        pushl   $0
+        pushl   %eax
+        .endr
+        pushl   $0
+        pushl   %ebx
+        call    take_multiboot2_blob            # start information, or what `startup.py` says is wrong with it
+        addl    $32, %esp
+        leal    (multiboot2_info - _text)(%ebp), %ebx
+        xorl    %esi, %esi
+        jmp     with_stack
+2:      hlt
+        jmp     2b
+        .p2align 3
+        .globl  multiboot2_header
+        .hidden multiboot2_header
+multiboot2_header:
+        .fill   128, 1, 0                       # written by who places the image (boot/multiboot2.py)
 
         .p2align 4
 head_gdt:
@@ -674,6 +705,8 @@ boot_tables:
         .globl  boot_tables_end
         .hidden boot_tables_end
 boot_tables_end:
+multiboot2_info:
+        .fill   0x5000, 1, 0                    # multiboot2.INFO_SIZE
 trap_stack:
         .fill   16384, 1, 0
         .globl  trap_stack_top

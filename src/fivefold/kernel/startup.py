@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import early, phys, report, start_info
+from fivefold.kernel import early, multiboot2, phys, report, start_info
 from fivefold.kernel.cpu import CR0_WP, CR4_LA57, EFER_NXE, MSR_EFER, write_cr0, write_msr
 from fivefold.kernel.detect import cpu_has_nx, reason_for_mode, wants_five_levels
 from fivefold.kernel.pgtable import (
@@ -25,6 +25,7 @@ from fivefold.kernel.pgtable import (
     PSE,
     RW,
     USER,
+    levels,
     max_physmem_bits,
     pgtable_levels_of,
     set_mode,
@@ -66,6 +67,18 @@ def die(text: str) -> None:
     report.stop(report.EXIT_PANIC)
 
 
+def die_without_start_info(info: PhysAddr) -> None:
+    """Say what the loader did not hand over, and stop; `multiboot2.py` has noted what such a loader did wrong."""
+    outcome = u64(0) if info == 0 else start_info.field32(info, 0)
+    if outcome == multiboot2.BAD_PLACE:
+        die("multiboot2's information has a size or place that cannot be")
+    if outcome == multiboot2.BAD_TAG:
+        die("multiboot2's information has a tag that does not fit, or no end")
+    if outcome == multiboot2.NO_MAP:
+        die("multiboot2's information has no memory map")
+    die("no start information; expected PVH's structure with a memory map")
+
+
 @export
 def switch_mode(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
     """Prepare a change of mode: the address of the trampoline's two pages, or 0 if the wanted mode is active.
@@ -73,7 +86,7 @@ def switch_mode(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
     Low half of the first page: the root that the trampoline loads. Second page: its code.
     """
     if not start_info.is_valid(info):
-        die("no start information; expected PVH's structure with a memory map")
+        die_without_start_info(info)
     five_levels = wants_five_levels(reason_for_mode(start_info.field64(info, start_info.OFFSET_CMDLINE)))
     if five_levels == (read_cr4() & CR4_LA57 != 0):
         return 0
@@ -176,7 +189,7 @@ def startup_64(info: PhysAddr, load: PhysAddr, image_end: PhysAddr, entered_leve
     """Build the early tables; return their root. Long mode is on, in the mode that stays."""
     set_mode(read_cr4() & CR4_LA57 != 0)
     if not start_info.is_valid(info):
-        die("no start information; expected PVH's structure with a memory map")
+        die_without_start_info(info)
     if load & (PMD_SIZE - 1) != 0:
         die("the load address is not aligned to 2 MiB")
     if load >> max_physmem_bits() != 0:
@@ -206,6 +219,9 @@ def start_report(info: PhysAddr, load: PhysAddr, image_end: PhysAddr, entered_le
     """Leave for the kernel proper what only this code knows."""
     cmdline = start_info.field64(info, start_info.OFFSET_CMDLINE)
     report.begin(VirtAddr(table))
+    report.put("fivefold: ")
+    report.put_decimal(levels())
+    report.put_line(" levels of page tables, image at", load)
     report.set_word(report.W_REASON, reason_for_mode(cmdline))
     report.set_word(report.W_ENTERED_LEVELS, entered_levels)
     report.set_word(report.W_LOAD_ADDRESS, load)
