@@ -8,7 +8,8 @@ from importlib import import_module
 
 import pytest
 
-from fivefold.cli.main import COMMANDS, main
+from fivefold.cli.commands import COMMANDS
+from fivefold.cli.main import main
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -55,3 +56,46 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+INTERRUPT = """
+import atexit, os, signal, sys
+
+class Wrapped:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGINT)
+
+class Finder:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "{at}":
+            os.kill(os.getpid(), signal.SIGINT)
+        if name + " in a class" == "{at}":
+            type("Owner", (), dict(member=Wrapped()))
+
+sys.meta_path.insert(0, Finder)
+if "{at}" == "exit":
+    atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv = ["fivefold", "boot", "--memory", "1"]
+from fivefold.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "at", ["typer", "fivefold.cli.boot", "fivefold.boot", "fivefold.boot in a class", "fivefold.machine", "exit"]
+)
+def test_ctrl_c_is_status_130_without_a_traceback(at: str) -> None:
+    """While the command line is built, in a command, where Python makes another error of it, and at the end."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPT.format(at=at)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "")
+    said = done.stderr.strip()
+    assert said.startswith("fivefold: too little memory: ") if at == "exit" else said == ""
+
+
+def test_ctrl_c_stays_ignored_where_it_was() -> None:
+    """As behind `nohup`, or in the background of a script."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + INTERRUPT.format(at="fivefold.boot")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fivefold: too little memory")

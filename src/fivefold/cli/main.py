@@ -1,119 +1,69 @@
-"""The command line: every command is parse, one call of the library, one renderer, an exit status.
+"""Where the command line starts, with Ctrl-C in hand before anything heavy is imported.
 
-0: all is well. 1: a check failed. 2: it could not be done, with one line on stderr.
+Ctrl-C is status 130 and no traceback from the moment that `main` runs. Python's own start comes before, out of reach.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
-from importlib import import_module
-from pathlib import Path
-from typing import Any, Final
 
-import typer
-from typer.core import TyperGroup
-
-from fivefold.errors import FivefoldError
-
-COULD_NOT: Final = 2
-INTERRUPTED: Final = 130
-
-COMMANDS: Final = {
-    "boot": "Boot one image with five levels and with four, check both",
-    "image": "Write the bootable image",
-    "info": "What a guest is: format, memory, mode, root, kernel, bases",
-    "walk": "Every entry that the CPU reads for an address",
-    "dump": "What is mapped, with which effective rights",
-    "roots": "Page-table roots in a memory, without registers",
-    "audit": "What breaks W^X, isolation and the architecture's rules",
-    "diff": "What differs between two address spaces",
-    "find": "Who maps a frame, or bytes, under all roots",
-    "stats": "What page tables take and map",
-    "layout": "What a kernel puts where, and what an address is",
-    "view": "An address space as one page of HTML",
-    "explain": "Why a fault happened, and how it became a triple fault",
-}
-"""Commands with their line of help. Each is a function of its name, in a module of its name."""
-
-
-class _Commands(TyperGroup):
-    """Builds only the command that is asked for: help and start-up cost the same however many there are."""
-
-    def list_commands(self, ctx: object) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: object, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
-            return None
-        one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        one.command(cmd_name)(getattr(import_module(f"fivefold.cli.{cmd_name}"), cmd_name))
-        return typer.main.get_command(one)
-
-    def format_commands(self, ctx: object, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
-app = typer.Typer(
-    name="fivefold",
-    cls=_Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-@app.callback()
-def fivefold() -> None:
-    """x86-64 paging with four and five levels, chosen at boot."""
+INTERRUPTED = 130
+"""128 and the number of SIGINT, as shells have it."""
 
 
 def main() -> None:
-    """Run the command line; errors that the package raises on purpose become one line and status 2."""
-    _open_what_is_closed()
+    """Run the command line and exit with its status."""
+    interrupt = _Interrupt()
     try:
-        status = app(standalone_mode=False)
-    except BrokenPipeError:
-        status = 0  # a reader that went away, such as `head`, is no error
-    except FivefoldError as error:
-        status = _refuse(str(error))
-    except OSError as error:
-        status = _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except typer.Abort:
-        status = INTERRUPTED
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    except Exception as error:  # click's usage errors; typer does not export their class
-        if not hasattr(error, "format_message"):
+        sys.exit(_status(interrupt))
+    finally:
+        interrupt.give_back()
+
+
+def _status(interrupt: _Interrupt) -> int:
+    interrupt.end_at_once()
+    from fivefold.cli.commands import run
+
+    interrupt.unwind()
+    try:
+        status = run()
+    except BaseException:  # Ctrl-C while a class is made comes out as another error
+        if not interrupt.happened:
             raise
-        message = error.format_message()
-        if message.startswith("Usage:"):  # no command was given: this is the whole help
-            print(message)
-            status = COULD_NOT
-        else:
-            status = _refuse(message)
-    sys.exit(_flushed(status if isinstance(status, int) else 0))
-
-
-def _open_what_is_closed() -> None:
-    """Let what is printed to a stream that the shell closed (``>&-``) go nowhere."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for as long as the process
-
-
-def _refuse(message: str) -> int:
-    print(f"fivefold: {' '.join(message.split())}", file=sys.stderr)
-    return COULD_NOT
-
-
-def _flushed(status: int) -> int:
-    """Write out what is left, and return *status*; where the reader went away there is nobody to tell."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return status if isinstance(error, BrokenPipeError) else _refuse(f"standard output: {error.strerror}")
+        status = INTERRUPTED
+    interrupt.end_at_once()
     return status
+
+
+class _Interrupt:
+    """What SIGINT does: nothing of ours where it is ignored, as behind ``nohup``, or somebody else's."""
+
+    def __init__(self) -> None:
+        self.happened = False
+        self._ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            # While Python takes itself down, there is nothing left to unwind.
+            atexit.register(self.end_at_once)
+
+    def end_at_once(self) -> None:
+        """From now on there is nothing that would have to be put back."""
+        self._set(lambda *_: os._exit(INTERRUPTED))
+
+    def unwind(self) -> None:
+        """From now on guests have to be let go on, files removed, and processes ended."""
+        self._set(self._raise)
+
+    def give_back(self) -> None:
+        """Let Python have SIGINT again."""
+        self._set(signal.default_int_handler)
+
+    def _raise(self, *_: object) -> None:
+        self.happened = True
+        raise KeyboardInterrupt
+
+    def _set(self, handler: signal._HANDLER) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, handler)
