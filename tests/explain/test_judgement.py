@@ -63,6 +63,14 @@ c3                  ret                                         read:8000:8 fetc
 0f0b                ud2
 cc                  int3
 c9                  leave                                       read:9000:8
+0f1103              movups xmmword ptr [rbx], xmm0              write:2000:16
+660fd603            movq qword ptr [rbx], xmm0                  write:2000:8
+0fc70b              cmpxchg8b qword ptr [rbx]                   write:2000:8
+dd1b                fstp qword ptr [rbx]                        write:2000:8
+0fae03              fxsave [rbx]                                write:2000:512
+0fae23              xsave ptr [rbx]                             write:2000:576
+0fab03              bts dword ptr [rbx], eax                    write:2220:4
+480fa313            bt qword ptr [rbx], rdx                     read:2000:8
 """
 
 

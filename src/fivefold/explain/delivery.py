@@ -76,8 +76,13 @@ def gate_address(here: Situation, vector: int) -> int | None:
     return None if idt is None else idt.base + GATE_SIZE * vector & MASK64
 
 
-def replay(here: Situation, vector: int, software: bool = False) -> Route:
-    """Deliver *vector* in the state *here*, on the stack that RSP names."""
+def replay(here: Situation, vector: int, software: bool = False, pushes_code: bool | None = None) -> Route:
+    """Deliver *vector* in the state *here*, on the stack that RSP names.
+
+    *pushes_code* says whether there is an error code; by default that follows from the vector.
+    """
+    if pushes_code is None:
+        pushes_code = vector in HAS_ERROR_CODE and not software
     route = Route(vector, gate_address(here, vector))
     idt = here.registers.idt
     if idt is None:
@@ -92,7 +97,7 @@ def replay(here: Situation, vector: int, software: bool = False) -> Route:
     route = replace(route, handler=gate.offset, ist=gate.ist)
     if (obstacle := _unusable(here, vector, gate, software)) is not None:
         return replace(route, obstacle=obstacle)
-    return _enter(here, route, gate, software)
+    return _enter(here, route, gate, 6 if pushes_code else 5)
 
 
 def _beyond_limit(vector: int, limit: int) -> Obstacle:
@@ -176,13 +181,13 @@ def _bad_segment(here: Situation, name: str, selector: int) -> Obstacle | None:
     return None
 
 
-def _enter(here: Situation, route: Route, gate: Gate, software: bool) -> Route:
-    """The stack, the frame on it, and the handler's first byte."""
+def _enter(here: Situation, route: Route, gate: Gate, words: int) -> Route:
+    """The stack, the frame of *words* on it, and the handler's first byte."""
     mode = here.mode
     assert mode is not None  # there is a space
     if not mode.is_canonical(gate.offset):
-        what = f"the handler of {vector_name(route.vector)} at {hex64(gate.offset)} is not canonical"
-        return replace(route, obstacle=Obstacle("handler-not-mapped", what, int(Vector.GP), gate.offset))
+        what = f"the gate of {vector_name(route.vector)} leads to {hex64(gate.offset)}, which is not canonical"
+        return replace(route, obstacle=Obstacle("idt-entry", what, int(Vector.GP)))
     top, trouble = _stack_top(here, gate)
     if isinstance(trouble, Obstacle):
         return replace(route, obstacle=trouble)
@@ -190,7 +195,6 @@ def _enter(here: Situation, route: Route, gate: Gate, software: bool) -> Route:
         return replace(route, missing=trouble)
     route = replace(route, top=top)
     kernel = here.with_state(replace(here.state, cpl=0))
-    words = 6 if route.vector in HAS_ERROR_CODE and not software else 5
     for number in range(1, words + 1):
         ruling = rule_on(kernel, top - 8 * number & MASK64, PUSH)
         if isinstance(ruling, Refusal | Outside):

@@ -71,7 +71,8 @@ def _by_use(here: Situation, strike: Strike, instruction: Instruction, trace: Tr
         ruling = rule_on(here, use.va, use.how)
         if not isinstance(ruling, Refusal) or ruling.rule != "non-canonical":
             continue
-        sentence = f"{instruction.text}: {_spelled(use)} {hex64(use.va)} was refused: the address is not canonical"
+        reach = "the address" if ruling.va == use.va else f"it reaches {hex64(ruling.va)}, which"
+        sentence = f"{instruction.text}: {_spelled(use)} {hex64(use.va)} was refused: {reach} is not canonical"
         remarks: tuple[str, ...] = ()
         if ruling.vector != strike.vector:
             remarks = (
@@ -175,7 +176,7 @@ def _by_registers(here: Situation, strike: Strike, trace: Trace) -> Finding:
             "non-canonical", sentence, "likely", here, va, remarks=("the kernel's report names the address",)
         )
     rsp = here.registers.rsp
-    if strike.vector == Vector.SS or (rsp is not None and here.mode is not None and not here.mode.is_canonical(rsp)):
+    if strike.vector == Vector.SS or (rsp is not None and _bad_stack_address(here, rsp) is not None):
         return _by_stack(here)
     if (finding := _by_control(here)) is not None:
         return finding
@@ -184,12 +185,17 @@ def _by_registers(here: Situation, strike: Strike, trace: Trace) -> Finding:
 
 def _by_stack(here: Situation) -> Finding:
     rsp = here.registers.rsp
-    if rsp is not None and here.mode is not None and not here.mode.is_canonical(rsp - 8 & MASK64):
-        sentence = (
-            f"RSP is {hex64(rsp)}: an access to the stack there is not canonical{in_other_mode(here, rsp - 8 & MASK64)}"
-        )
-        return Finding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
+    va = None if rsp is None else _bad_stack_address(here, rsp)
+    if rsp is not None and va is not None:
+        sentence = f"RSP is {hex64(rsp)}: an access to the stack there is not canonical{in_other_mode(here, va)}"
+        return Finding("non-canonical", sentence, "likely", here, va)
     return Finding("stack", "an access to the stack failed; nothing shows which", "guess", here)
+
+
+def _bad_stack_address(here: Situation, rsp: int) -> int | None:
+    """What a push or else a pop at *rsp* touches, if that is not canonical."""
+    mode = here.mode
+    return None if mode is None else next((va for va in (rsp - 8 & MASK64, rsp) if not mode.is_canonical(va)), None)
 
 
 def _by_control(here: Situation) -> Finding | None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from fivefold.arch import FETCH, Access, Kind, Vector
-from fivefold.explain.delivery import GATE_SIZE, Obstacle, Route, gate_address, replay
+from fivefold.arch import FETCH, HAS_ERROR_CODE, Access, Kind, Vector
+from fivefold.explain.delivery import GATE_SIZE, SYSTEM, Obstacle, Route, gate_address, replay
 from fivefold.explain.error_codes import kind_of, rule_from_code
 from fivefold.explain.finding import Confidence, Finding
 from fivefold.explain.page_fault import FRAME_WORDS
+from fivefold.explain.reserved import with_reserved
 from fivefold.explain.ruling import Refusal, RuleName, describe_entry, rule_on
 from fivefold.explain.situation import Situation
 from fivefold.explain.trace import Strike
@@ -23,10 +24,20 @@ SELECTOR_FAULTS: Final = frozenset({Vector.GP, Vector.SS, Vector.NP, Vector.TS})
 """Exceptions that a bad descriptor, selector or address raises; their error code names the selector."""
 
 
-def explain_delivery(here: Situation, before: Strike, strike: Strike) -> Finding:
+def explain_delivery(here: Situation, before: Strike, strike: Strike, dialect: str = "") -> Finding:
     """Why the delivery of *before* (or of the double fault it became) ended in *strike*."""
+    inferred: tuple[str, ...] = ()
+    if strike.vector == Vector.PF and strike.cr2 is not None:
+        here, inferred = with_reserved(here, strike.cr2, SYSTEM, strike.error_code, dialect)
+    finding = _explain(here, before, strike)
+    return replace(finding, remarks=(*finding.remarks, *inferred))
+
+
+def _explain(here: Situation, before: Strike, strike: Strike) -> Finding:
     vector = strike.during if strike.during is not None else before.vector
-    route = replay(here, vector, before.software and vector == before.vector)
+    is_first = vector == before.vector
+    pushes_code = before.has_error_code if is_first else vector in HAS_ERROR_CODE
+    route = replay(here, vector, before.software and is_first, pushes_code)
     obstacle = route.obstacle
     if obstacle is not None and not obstacle.in_handler and _fits(obstacle, strike):
         return _of_obstacle(here, obstacle, strike)
@@ -114,6 +125,10 @@ def _other_in_delivery(here: Situation, vector: int, strike: Strike, route: Rout
         sentence = f"the gate of {name}, or its code segment, is not present"
         return Finding("idt-entry", sentence, "likely", here)
     rsp, mode = here.registers.rsp, here.mode
+    gate = gate_address(here, vector)
+    if gate is not None and mode is not None and not mode.is_canonical(gate) and strike.vector == Vector.GP:
+        sentence = f"the gate of {name} at {hex64(gate)} could not be read: the address is not canonical"
+        return Finding("idt-not-mapped", sentence, "certain", here, gate, SYSTEM)
     if (
         rsp is not None
         and mode is not None

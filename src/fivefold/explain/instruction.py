@@ -22,6 +22,13 @@ _FRAMES: Final = {"iretq": 5, "iretd": 3, "retfq": 2, "retf": 2}
 _NO_ACCESS: Final = frozenset(
     {"lea", "nop", "invlpg", "prefetchw", "prefetcht0", "prefetcht1", "prefetcht2", "prefetchnta"}
 )
+_STORES: Final = ("mov", "vmov", "pextr", "vpextr", "extractps", "vextract", "fst", "fist", "fnst", "stmxcsr", "ins")
+"""What stores to a first operand in memory; capstone 5 has many of these as reads."""
+_EXCHANGES: Final = frozenset({"cmpxchg", "cmpxchg8b", "cmpxchg16b"})
+_BIT_STRINGS: Final = frozenset({"bt", "bts", "btr", "btc"})
+_AREAS: Final = {"fxsave": 512, "fxsave64": 512, "fxrstor": 512, "fxrstor64": 512, "fnsave": 108, "frstor": 108}
+"""Sizes that capstone does not know. The XSAVE area has at least its legacy part and header."""
+_XSAVE_AREA: Final = 576
 _ON_PURPOSE: Final = frozenset({"int3", "int1", "int", "into", "ud2", "ud1", "ud0"})
 _CONTROL: Final = {"cr0": Register.CR0, "cr3": Register.CR3, "cr4": Register.CR4}
 _TABLES: Final = {"lgdt": Register.GDTR, "lidt": Register.IDTR}
@@ -103,7 +110,7 @@ class _Reader:
         """The accesses, reads before writes before what a branch fetches."""
         if self._name in _NO_ACCESS or self._is_idle_string():
             return
-        found = [use for operand in self._raw.operands for use in self._operand(operand)]
+        found = [use for number, operand in enumerate(self._raw.operands) for use in self._operand(operand, number)]
         yield from sorted(found, key=lambda use: use.how.kind is Kind.WRITE)
         yield from self._stack()
         if (target := self._target()) is not None:
@@ -137,19 +144,31 @@ class _Reader:
 
     # -- operands ------------------------------------------------------------------------
 
-    def _operand(self, operand: Any) -> Iterator[Use]:
-        from capstone import CS_AC_READ, CS_AC_WRITE
+    def _operand(self, operand: Any, number: int) -> Iterator[Use]:
+        from capstone import CS_AC_WRITE
         from capstone.x86 import X86_OP_MEM
 
         if operand.type != X86_OP_MEM or (va := self._address(operand)) is None:
             return
-        stack = self._is_on_stack(operand)
-        size = max(1, operand.size)
-        access = operand.access or CS_AC_READ
-        for flag, kind in ((CS_AC_READ, Kind.READ), (CS_AC_WRITE, Kind.WRITE)):
-            # A read-modify-write is refused as a write.
-            if access & flag and not (kind is Kind.READ and access & CS_AC_WRITE):
-                yield Use(va, Access(kind, size, stack=stack), self._spelled(operand))
+        stores = self._name in _EXCHANGES or (not number and self._name.startswith(_STORES))
+        # A read-modify-write is refused as a write.
+        kind = Kind.WRITE if stores or operand.access & CS_AC_WRITE else Kind.READ
+        if self._name in _BIT_STRINGS and (bit := self._bit_offset(operand.size)):
+            va = va + bit & MASK64
+        yield Use(va, Access(kind, self._size(operand), stack=self._is_on_stack(operand)), self._spelled(operand))
+
+    def _size(self, operand: Any) -> int:
+        if self._name.startswith(("xsave", "xrstor")):
+            return _XSAVE_AREA
+        return _AREAS.get(self._name) or max(1, int(operand.size))
+
+    def _bit_offset(self, size: int) -> int:
+        """How far from its operand a bit test in memory goes: by the whole words in the register's signed number."""
+        value = self._number(self._register_name(self._raw.operands[1]))
+        if value is None:
+            return 0
+        signed = value - (value >> 8 * size - 1 << 8 * size)
+        return signed // (8 * size) * size
 
     def _address(self, operand: Any) -> int | None:
         memory = operand.mem

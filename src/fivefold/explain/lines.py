@@ -22,6 +22,7 @@ MARK: Final = re.compile(
     rb"(?P<check>check_exception old:)"
     rb"|(?P<struck>\bv=[0-9a-f]{2} e=[0-9a-f]+ i=)"
     rb"|(?P<triple>Triple fault)"
+    rb"|(?P<interrupt>Servicing hardware INT=)"
     rb"|(?P<events>triple fault: #)"
     rb"|(?P<reset>CPU Reset \(CPU)"
     rb"|(?P<smm>SMM: (?:enter|after))"
@@ -34,8 +35,8 @@ MARK: Final = re.compile(
 )
 
 _HINT: Final = re.compile(
-    rb"check_exception|v=[0-9a-f]{2} e|riple fault|CPU |SMM: |KVM|kvm run|BUG: |Oops|PANIC|fault|segment: |opcode: "
-    rb"|error: |overflow|exception\(|AX ?=|CPU#"
+    rb"check_exception|v=[0-9a-f]{2} e|riple fault|Servicing|CPU |SMM: |KVM|kvm run|BUG: |Oops|PANIC|fault"
+    rb"|segment: |opcode: |error: |overflow|exception\(|AX ?=|CPU#"
 )
 """Every line that `MARK` finds something in has one of these. Each begins with a letter and there are no
 groups: that is what lets the engine skip quickly, and most lines of a large log are skipped."""

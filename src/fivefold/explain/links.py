@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
-from fivefold.arch import HAS_ERROR_CODE, Escalation, Vector, escalate
+from fivefold.arch import Escalation, Vector, escalate
 from fivefold.explain.trace import Strike
+
+_MOVED: Final = frozenset({"rip", "rsp", "rflags", "cpl"})
+"""What a delivery changes."""
 
 
 def link(first: Strike, struck: Strike) -> Strike | None:
@@ -14,17 +18,30 @@ def link(first: Strike, struck: Strike) -> Strike | None:
     An interrupt, an ``int n`` or a benign exception is forgotten when another one strikes while it
     is delivered; neither RIP nor RSP has moved then. And an exception struck at the first
     instruction of a handler if the stack pointer is just below that of the interrupted code: five
-    words, or six with an error code, pushed from a multiple of 16 down. Out of ring 3 the
-    stack is another one; there a fetch that fails at its own address right after counts.
+    words, or six with an error code, pushed from a multiple of 16 down. Out of ring 3, and with an
+    IST, the stack is another one; there a fetch that fails at its own address counts, if it came right
+    after or no other register has changed.
     """
     if first.rsp is None or struck.rsp is None:
         return None
     if (struck.rip, struck.rsp) == (first.rip, first.rsp):
-        is_benign = first.software or escalate(first.vector, Vector.PF) is Escalation.SERIAL
+        is_benign = first.software or first.external or escalate(first.vector, Vector.PF) is Escalation.SERIAL
         return replace(struck, during=first.vector) if is_benign else None
     if struck.rip == first.rip or struck.cpl not in (0, None):
         return None
-    frame = 48 if first.vector in HAS_ERROR_CODE and not first.software else 40
+    frame = 48 if first.has_error_code else 40
     top = first.last_rsp if first.last_rsp is not None else first.rsp
-    is_next = struck.rsp == (top & ~15) - frame or (first.cpl == 3 and struck.cr2 == struck.rip)
+    is_next = struck.rsp == (top & ~15) - frame
+    if struck.cr2 == struck.rip:
+        is_next = is_next or first.cpl == 3 or _nothing_ran(first, struck, frame)
     return replace(struck, linked=True) if is_next else None
+
+
+def _nothing_ran(first: Strike, struck: Strike, frame: int) -> bool:
+    """Whether every general register is as it was, and RSP where an aligned stack has just taken a frame."""
+    if first.cpu is None or struck.cpu is None or (struck.rsp or 0) + frame & 15:
+        return False
+    before, after = (
+        {name: value for name, value in cpu.general.items() if name not in _MOVED} for cpu in (first.cpu, struck.cpu)
+    )
+    return len(before) > 8 and before == after

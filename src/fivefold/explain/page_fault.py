@@ -9,22 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fivefold.arch import Access, Cr4, Efer, Entry, Flag, Kind, Level, PageFault, Step, slot_of
+from fivefold.arch import FETCH, Access, Cr4, Entry, Flag, Kind, PageFault, Step, slot_of
 from fivefold.errors import MemoryReadError
 from fivefold.explain.depth import wrong_depth
 from fivefold.explain.error_codes import kind_of, rule_from_code
 from fivefold.explain.finding import Confidence, Finding, instruction_at
-from fivefold.explain.instruction import Instruction, Use
+from fivefold.explain.impossible import impossible
+from fivefold.explain.instruction import LONGEST, Instruction, Use
+from fivefold.explain.reserved import with_reserved
 from fivefold.explain.ruling import Granted, Outside, Refusal, RuleName, Ruling, describe_entry, rule_on
 from fivefold.explain.situation import Situation
 from fivefold.explain.trace import Strike, Trace
 from fivefold.units import MASK64, PhysAddr, hex64
 
 FRAME_WORDS: Final = 6
-_MIN_PHYS_BITS: Final = 32
-_QEMU_PHYS_BITS: Final = 40
-_FAR_BIT: Final = 40
-"""A terabyte: above that, and without memory there, an address is taken for a malformed one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +54,13 @@ class _Question:
 def explain_page_fault(here: Situation, strike: Strike, trace: Trace) -> Finding:
     """Find the rule behind a #PF that struck outside of any delivery."""
     va = strike.cr2
-    if (impossible := _impossible(here)) is not None:
-        return impossible
+    if (finding := impossible(here)) is not None:
+        return finding
     if va is None:
         return Finding("unknown", "a page fault whose address the source does not give", "guess", here)
     instruction = instruction_at(here, strike, trace.code)
     question = _question(_with_printed(here, strike, va), strike, va, instruction)
-    here, remarks = _with_reserved(question, trace)
+    here, remarks = with_reserved(question.here, va, question.how, question.code, trace.dialect)
     question = replace(question, here=here)
     ruling = rule_on(here, va, question.how)
     if ruling is None or (isinstance(ruling, Outside) and isinstance(here.memory, _Printed)):
@@ -70,31 +68,14 @@ def explain_page_fault(here: Situation, strike: Strike, trace: Trace) -> Finding
     return _by_tables(question, ruling, trace, remarks)
 
 
-def _impossible(here: Situation) -> Finding | None:
-    """A state that no CPU can be in: something refused was let through, by an emulator."""
-    state = here.state
-    if here.registers.cr4 is None or not state.efer & Efer.LMA or state.cr4_has(Cr4.PAE):
-        return None
-    sentence = (
-        f"the CPU is in long mode with CR4.PAE=0 (CR4 {state.cr4:#x}, EFER {state.efer:#x}): a write to CR4 that a CPU "
-        "refuses with #GP(0) went through"
-    )
-    remark = "QEMU's TCG does not refuse to clear CR4.PAE in long mode; what follows is no walk that a CPU makes"
-    return Finding("mode-change-refused", sentence, "likely", here, remarks=(remark,))
-
-
 def _question(here: Situation, strike: Strike, va: int, instruction: Instruction | None) -> _Question:
     code = strike.error_code
-    use = _use_of(instruction, va) or _push_below(here, strike, va, code)
-    kind: Kind | None
-    if code is not None:
-        kind = kind_of(here, code, va, strike.rip)
-    elif use is not None:
+    kind = None if code is None else kind_of(here, code, va, strike.rip)
+    if kind is None and _is_fetch(here, strike, va, instruction):
+        kind = Kind.FETCH
+    use = _use_of(instruction, va, kind) or _push_below(here, strike, va, kind)
+    if kind is None and use is not None:
         kind = use.how.kind
-    else:
-        kind = Kind.FETCH if va == strike.rip else None
-    if use is not None and kind is not use.how.kind:
-        use = None
     by_user = code is not None and bool(code & PageFault.U)
     if by_user and here.state.cpl != 3:
         here = here.with_state(replace(here.state, cpl=3))
@@ -102,88 +83,34 @@ def _question(here: Situation, strike: Strike, va: int, instruction: Instruction
     return _Question(here, va, kind, use, instruction, implicit, code)
 
 
-def _use_of(instruction: Instruction | None, va: int) -> Use | None:
-    """The part of *instruction* that touches *va*."""
+def _is_fetch(here: Situation, strike: Strike, va: int, instruction: Instruction | None) -> bool:
+    """Whether *va* is in the bytes at RIP, and it was these that could not be had; for faults without error code.
+
+    An instruction may also read or write next to itself; then its own bytes may be fetched.
+    """
+    rip = strike.rip
+    if rip is None or not 0 <= va - rip < LONGEST:
+        return False
+    if va == rip and (instruction is None or _use_of(instruction, va, None) is None):
+        return True
+    return not isinstance(rule_on(here, va, FETCH), Granted | None)
+
+
+def _use_of(instruction: Instruction | None, va: int, kind: Kind | None) -> Use | None:
+    """The part of *instruction* that touches *va* in the way that is known, if any is."""
     uses = instruction.uses if instruction else ()
-    return next((use for use in uses if use.va <= va < use.va + use.how.size), None)
+    return next((use for use in uses if use.va <= va < use.va + use.how.size and kind in (None, use.how.kind)), None)
 
 
-def _push_below(here: Situation, strike: Strike, va: int, code: int | None) -> Use | None:
+def _push_below(here: Situation, strike: Strike, va: int, kind: Kind | None) -> Use | None:
     """A push, where CR2 is just below RSP and nothing shows the instruction."""
     rsp = strike.rsp if strike.rsp is not None else here.registers.rsp
-    if rsp is None or (code is not None and not code & PageFault.W):
+    if rsp is None or kind not in (None, Kind.WRITE):
         return None
     below = rsp - va & MASK64
     if not 0 < below <= 8 * FRAME_WORDS:
         return None
     return Use(va, Access(Kind.WRITE, 8, stack=True), f"a push to RSP - {below}")
-
-
-def _with_reserved(question: _Question, trace: Trace) -> tuple[Situation, tuple[str, ...]]:
-    """Infer what makes a bit reserved, where the source says that one was and the tables alone do not.
-
-    The physical width is in no log: the highest address bit on the path must be past it. A page
-    fault without an error code, on a page that the tables allow but that lies where there
-    is no memory, is taken for one too.
-    """
-    here = question.here
-    if "phys_bits" not in here.assumed:
-        return here, ()
-    ruling = rule_on(here, question.va, question.how)
-    if not isinstance(ruling, Granted | Outside):
-        return here, ()
-    if question.code is not None:
-        reported = bool(question.code & PageFault.RSVD)
-        return _narrowed(here, ruling.steps, trace, "RSVD is reported") if reported else (here, ())
-    # Sparse cores have holes everywhere; only an address out of all proportion is evidence.
-    far = isinstance(ruling, Granted) and ruling.verdict.pa >> _FAR_BIT and not _has_memory(here, ruling.verdict.pa)
-    if not far:
-        return here, ()
-    why = "the page lies where there is no memory, and yet the access faulted"
-    return _narrowed(here, ruling.steps, trace, why)
-
-
-def _narrowed(here: Situation, steps: tuple[Step, ...], trace: Trace, why: str) -> tuple[Situation, tuple[str, ...]]:
-    """The CPU with a physical width, or other feature, that makes some entry of *steps* malformed."""
-    if not steps:
-        return here, ()
-    step = max(steps, key=lambda step: _top_bit(step.entry))
-    bit = _top_bit(step.entry)
-    if bit >= _MIN_PHYS_BITS:
-        width = min(bit, _QEMU_PHYS_BITS) if trace.dialect == "QEMU log" else bit
-        reason = (
-            f"MAXPHYADDR of at most {bit} is inferred: {why}, and the highest address bit on the path "
-            f"is bit {bit} of the {describe_entry(step)}"
-        )
-        if width == _QEMU_PHYS_BITS:
-            reason += "; QEMU's own default is 40"
-        return here.with_phys_bits(width, reason), (reason,)
-    return _without_feature(here, steps, why)
-
-
-def _without_feature(here: Situation, steps: tuple[Step, ...], why: str) -> tuple[Situation, tuple[str, ...]]:
-    """Bits that are reserved only where something is off or missing: XD without NXE, 1 GiB pages."""
-    if "efer" in here.assumed and any(step.entry.raw & Flag.NX for step in steps):
-        reason = f"EFER.NXE=0 is inferred: {why}, and XD is set on the path"
-        state = replace(here.state, efer=here.state.efer & ~int(Efer.NXE))
-        return here.with_state(state), (reason,)
-    if any(step.entry.level is Level.PDPT and step.entry.is_leaf for step in steps):
-        reason = f"a CPU without 1 GiB pages is inferred: {why}, and PS is set in the PDPT entry"
-        return replace(here, cpu=replace(here.cpu, gib_pages=False)), (reason,)
-    return here, (f"{why}, and no entry on the path has a bit that is known to be reserved",)
-
-
-def _has_memory(here: Situation, pa: int) -> bool:
-    assert here.memory is not None  # somebody walked it
-    try:
-        here.memory.read(PhysAddr(pa), 1)
-    except MemoryReadError:
-        return False
-    return True
-
-
-def _top_bit(entry: Entry) -> int:
-    return (entry.raw & ((1 << 52) - 1) & ~0xFFF).bit_length() - 1
 
 
 def _with_printed(here: Situation, strike: Strike, va: int) -> Situation:
@@ -319,6 +246,8 @@ def _granted(question: _Question, ruling: Granted, remarks: tuple[str, ...]) -> 
         )
         sentence = f"{question.spelled()} {hex64(question.va)} was refused: {reported.reason}"
         return _finding(question, reported.rule, sentence, "likely", None, ruling.steps, False, remarks)
+    if question.code is None and (finding := _hidden(question, ruling, remarks)) is not None:
+        return finding
     if question.code is not None:
         leaf = ruling.steps[-1]
         key = leaf.entry.key
@@ -328,6 +257,33 @@ def _granted(question: _Question, ruling: Granted, remarks: tuple[str, ...]) -> 
         return _finding(question, "protection-key", sentence, "certain", leaf, ruling.steps, True, remarks)
     sentence = f"{question.spelled()} {hex64(question.va)} faulted, though the tables allow it as they are now"
     return _finding(question, "unknown", sentence, "guess", None, ruling.steps, None, remarks)
+
+
+def _hidden(question: _Question, ruling: Granted, remarks: tuple[str, ...]) -> Finding | None:
+    """A rule that turns on what the source does not hold, where the tables as such allow the access."""
+    here, leaf = question.here, ruling.steps[-1]
+    spelled = f"{question.spelled()} {hex64(question.va)} faulted, though the tables allow it"
+    if here.state.cr4_has(Cr4.PKE) and leaf.rights.user and leaf.entry.key:
+        sentence = f"{spelled}: perhaps PKRU, which is not known, denies key {leaf.entry.key}"
+        remarks += (f"CR4.PKE is set, and key {leaf.entry.key} is that of the {describe_entry(leaf)}",)
+        return _finding(question, "protection-key", sentence, "guess", leaf, ruling.steps, None, remarks)
+    marked = next((step for step in ruling.steps if step.entry.raw & Flag.NX), None)
+    if "efer" in here.assumed and marked is not None and question.kind is not Kind.FETCH and not _uses_nx(here):
+        sentence = f"{spelled}: perhaps EFER.NXE is clear, and bit 63 reserved"
+        remarks += (f"XD is set in the {describe_entry(marked)}, and nowhere on the way to code and stack",)
+        return _finding(question, "reserved-bit", sentence, "guess", marked, ruling.steps, None, remarks)
+    return None
+
+
+def _uses_nx(here: Situation) -> bool:
+    """Whether something that must have worked has XD set on its way: then EFER.NXE is set."""
+    registers = here.registers
+    used = [registers.rip, registers.rsp, *(t.base for t in (registers.idt, registers.gdt) if t and t.limit)]
+    for va in filter(None, used):
+        ruling = rule_on(here, va, Access(Kind.READ, 1, implicit=True))
+        if isinstance(ruling, Granted) and any(step.entry.raw & Flag.NX for step in ruling.steps):
+            return True
+    return False
 
 
 def _outside(question: _Question, ruling: Outside, remarks: tuple[str, ...]) -> Finding:
@@ -376,4 +332,8 @@ def _by_code(question: _Question, remarks: tuple[str, ...]) -> Finding:
         )
     sentence = f"{spelled} was refused: {reported.reason}"
     confidence: Confidence = "certain" if reported.certain else "likely"
+    if reported.rule in ("not-present", "reserved-bit"):
+        # So says the CPU, of the entry that it read; whether that was in a table is another question.
+        confidence = "likely"
+        remarks = (*remarks, "without memory a root of the wrong depth and a missing table look just like that")
     return _finding(question, reported.rule, sentence, confidence, None, (), None, remarks)

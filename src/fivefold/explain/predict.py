@@ -10,10 +10,12 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import FETCH, HAS_ERROR_CODE, READ, Escalation, Vector, escalate
-from fivefold.explain.delivery import replay
+from fivefold.explain.delivery import SYSTEM, replay
 from fivefold.explain.finding import instruction_at
 from fivefold.explain.general_fault import explain_write
-from fivefold.explain.instruction import Instruction
+from fivefold.explain.impossible import impossible
+from fivefold.explain.instruction import LONGEST, Instruction
+from fivefold.explain.reserved import with_reserved
 from fivefold.explain.ruling import Granted, Outside, Refusal, Ruling, rule_on
 from fivefold.explain.situation import Given, Situation
 from fivefold.explain.trace import Code, Outcome, Strike
@@ -44,24 +46,34 @@ def first_strike(here: Situation, code: Code | None = None) -> Strike | None:
     """The exception that the instruction at RIP raises, None if it raises none or cannot be told."""
     registers = here.registers
     rip = registers.rip
-    if rip is None or here.mode is None:
+    if rip is None:
         return None
     plain = Strike(0, rip=rip, rsp=registers.rsp, cpl=here.state.cpl, cpu=registers)
+    if impossible(here):
+        return replace(plain, vector=int(Vector.PF), cr2=registers.cr2)
+    if here.mode is None:
+        return None
     if strike := _of_ruling(plain, rule_on(here, rip, FETCH)):
         return strike
     instruction = instruction_at(here, plain, code)
     if instruction is None:
         return _by_cr2(here, plain)
+    if strike := _of_ruling(plain, rule_on(here, rip, replace(FETCH, size=instruction.size))):
+        return strike
     return _of_instruction(here, plain, instruction)
 
 
 def _by_cr2(here: Situation, plain: Strike) -> Strike | None:
-    """The last page fault, where memory does not hold the code: a kernel address that is still not mapped.
+    """The last page fault, where memory does not hold the code: its fetch, or a kernel address still not mapped.
 
     CR2 alone proves little: a healthy guest has the address of some fault of a process in it.
     """
-    cr2 = here.registers.cr2
-    if cr2 is None or not cr2 >> 63:
+    cr2, rip = here.registers.cr2, here.registers.rip
+    if cr2 is None or rip is None:
+        return None
+    if cr2 == rip or (rip < cr2 < rip + LONGEST and not cr2 & 0xFFF):
+        return replace(plain, vector=int(Vector.PF), cr2=cr2)
+    if not cr2 >> 63:
         return None
     ruling = rule_on(here, cr2, READ)
     absent = isinstance(ruling, Refusal) and ruling.rule == "not-present"
@@ -76,7 +88,8 @@ def _of_instruction(here: Situation, plain: Strike, instruction: Instruction) ->
         vector = int(operand, 0) if name == "int" else int(_SOFTWARE[name])
         return replace(plain, vector=vector, software=True)
     for use in instruction.uses:
-        if strike := _of_ruling(plain, rule_on(here, use.va, use.how)):
+        seen, _ = with_reserved(here, use.va, use.how, None)
+        if strike := _of_ruling(plain, rule_on(seen, use.va, use.how)):
             return strike
     cr2 = here.registers.cr2
     if cr2 and any(use.va == cr2 for use in instruction.uses):
@@ -99,6 +112,9 @@ def _of_ruling(plain: Strike, ruling: Ruling | None) -> Strike | None:
 def follow(here: Situation, first: Strike) -> tuple[tuple[Strike, ...], Outcome]:
     """*first* and what its delivery leads to, as far as memory shows it."""
     strikes = [first]
+    if (cr2 := here.registers.cr2) is not None:
+        # The last page fault of a failed delivery may have been one of the gate, the stack or the handler.
+        here, _ = with_reserved(here, cr2, SYSTEM, None)
     vector, software = first.vector, first.software
     while len(strikes) <= _MOST:
         route = replay(here, vector, software)
@@ -108,9 +124,9 @@ def follow(here: Situation, first: Strike) -> tuple[tuple[Strike, ...], Outcome]
         if obstacle.in_handler:
             strikes.append(_fetch_fault(strikes[-1], route.handler, vector, software))
             return tuple(strikes), "unknown"
-        cr2 = obstacle.va if obstacle.vector == Vector.PF else None
+        va = obstacle.va if obstacle.vector == Vector.PF else None
         strikes.append(
-            Strike(obstacle.vector, vector, cr2=cr2, rip=first.rip, rsp=first.rsp, cpl=first.cpl, cpu=first.cpu)
+            Strike(obstacle.vector, vector, cr2=va, rip=first.rip, rsp=first.rsp, cpl=first.cpl, cpu=first.cpu)
         )
         step = escalate(None if software else vector, obstacle.vector)
         if step is Escalation.TRIPLE:

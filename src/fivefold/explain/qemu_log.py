@@ -3,8 +3,9 @@
 QEMU's TCG prints, for an exception that it found: ``check_exception old: A new B``, where A is the
 vector being delivered or 0xffffffff; then, for what it delivers (B, or 8 where the two make a
 double fault): ``v=… e=… i=… cpl=… IP=… pc=… SP=… CR2=…`` and the registers; or ``Triple fault``.
-So of an exception that escalates the log has neither error code nor CR2. Hardware interrupts and
-``int n`` have a ``v=`` line only. Older QEMU and patched ones print no ``v=`` line.
+So of an exception that escalates the log has neither error code nor CR2. Hardware interrupts
+(``Servicing hardware INT=…`` before it) and ``int n`` have a ``v=`` line only. Older QEMU and patched ones
+print no ``v=`` line, and none prints one in real mode.
 
 Source: QEMU, ``target/i386/tcg/excp_helper.c`` and ``seg_helper.c``, 2.9 to 9.
 """
@@ -28,6 +29,7 @@ _STRUCK: Final = re.compile(
     r"\bv=([0-9a-f]{2}) e=([0-9a-f]{1,8}) i=([01]) cpl=([0-3]) IP=[0-9a-f]+:([0-9a-f]{1,16}) pc=[0-9a-f]+ "
     r"SP=[0-9a-f]+:([0-9a-f]{1,16})(?: CR2=([0-9a-f]{1,16}))?"
 )
+_SERVICED: Final = re.compile(r"Servicing hardware INT=0x([0-9a-f]{2})")
 _EXTRA: Final = re.compile(r"extra data\[(\d)\]: *(?:0x)?([0-9a-f]{1,16})\b")
 _SUBERROR: Final = re.compile(r"Suberror: (\d+)")
 
@@ -72,6 +74,7 @@ class QemuLog:
         self._chains: deque[_Chain] = deque(maxlen=_KEPT)
         self._first: list[_Chain] = []
         self._pending: tuple[int, Block] | None = None
+        self._serviced: int | None = None
         self._registers: Block | None = None
         self._after: Block | None = None
         self._kvm: Block | None = None
@@ -85,6 +88,9 @@ class QemuLog:
             self._check(block)
         elif block.kind == "struck":
             self._struck(block)
+        elif block.kind == "interrupt":
+            match = _SERVICED.search(block.head)
+            self._serviced = int(match[1], 16) if match else None
         elif block.kind == "triple":
             self._triple()
         elif block.kind == "kvm":
@@ -146,8 +152,10 @@ class QemuLog:
             return
         vector = int(match[1], 16)
         pending, self._pending = self._pending, None
-        strike = _delivered(match, block.number)
-        if pending is None and self._completes(strike, block):
+        serviced, self._serviced = self._serviced, None
+        external = vector == serviced and pending is None
+        strike = _delivered(match, block.number, external)
+        if pending is None and not external and self._completes(strike, block):
             return
         self.total += pending is None
         if pending is not None and pending[0] != vector:
@@ -253,20 +261,22 @@ class QemuLog:
         )
 
 
-def _delivered(match: re.Match[str], line: int) -> Strike:
-    """What a `v=` line says."""
+def _delivered(match: re.Match[str], line: int, external: bool) -> Strike:
+    """What a `v=` line says. It does not tell an interrupt on a low vector from the exception of that number."""
     vector = int(match[1], 16)
     software = match[3] == "1"
+    raised = not software and not external
     return Strike(
         vector,
         None,
-        int(match[2], 16) if vector in HAS_ERROR_CODE and not software else None,
-        _number(match[7]) if vector == Vector.PF and not software else None,
+        int(match[2], 16) if vector in HAS_ERROR_CODE and raised else None,
+        _number(match[7]) if vector == Vector.PF and raised else None,
         int(match[5], 16),
         int(match[6], 16),
         int(match[4]),
         software,
         line=line,
+        external=external,
     )
 
 
@@ -318,6 +328,10 @@ def _outcome(chain: _Chain) -> Outcome:
     return "double-fault" if len(chain.strikes) > 1 or chain.doubled else "handled"
 
 
+def _is_fault(strike: Strike) -> bool:
+    return strike.vector < 32 and not strike.software and not strike.external
+
+
 def _story(chains: list[_Chain]) -> list[_Chain]:
     """The chain that matters, with those before it that led straight to it.
 
@@ -327,11 +341,11 @@ def _story(chains: list[_Chain]) -> list[_Chain]:
     end = len(chains) - 1
     if not chains[end].tripled:
         escalated = [i for i, chain in enumerate(chains) if len(chain.strikes) > 1]
-        faults = [i for i, chain in enumerate(chains) if chain.strikes[0].vector < 32 and not chain.strikes[0].software]
+        faults = [i for i, chain in enumerate(chains) if _is_fault(chain.strikes[0])]
         end = (escalated or faults or [end])[-1]
     start = end
     while start and len(chains[start - 1].strikes) == 1:
-        linked = link(chains[start - 1].strikes[0], chains[start].strikes[0])
+        linked = link(chains[start - 1].read()[0], chains[start].read()[0])
         if linked is None:
             break
         chains[start].strikes[0] = linked

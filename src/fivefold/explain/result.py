@@ -11,7 +11,6 @@ from fivefold.explain.finding import Confidence, Finding
 from fivefold.explain.places import Place
 from fivefold.explain.ruling import MANUAL, RuleName
 from fivefold.explain.trace import Outcome, Strike
-from fivefold.machine.base import vector_name
 from fivefold.units import hex64
 
 SCHEMA: Final = "fivefold.explain/1"
@@ -47,7 +46,7 @@ class Told:
     @property
     def name(self) -> str:
         """The manual's mnemonic."""
-        return vector_name(self.strike.vector)
+        return self.strike.name
 
     @property
     def address(self) -> int | None:

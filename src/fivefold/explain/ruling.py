@@ -152,10 +152,13 @@ def _by_form(here: Situation, va: int, how: Access) -> Refusal | None:
     mode = here.mode
     assert mode is not None  # the caller asked
     plain = va if how.kind is Kind.FETCH else untagged(VirtAddr(va), here.state, mode)
-    if mode.is_canonical(plain) and mode.is_canonical(plain + how.size - 1 & MASK64):
+    last = plain + how.size - 1 & MASK64
+    if mode.is_canonical(plain) and mode.is_canonical(last):
         return None
+    # An access that begins well runs into the gap at its start.
+    first = mode.gap.start if mode.is_canonical(plain) else plain
     vector = 12 if how.stack and how.kind is not Kind.FETCH else 13
-    return Refusal("non-canonical", plain, how, None, (), vector, 0)
+    return Refusal("non-canonical", first, how, None, (), vector, 0)
 
 
 def _refusal(fault: Fault, how: Access) -> Refusal:

@@ -21,6 +21,10 @@ from fivefold.memory import CpuState
 from fivefold.units import hex64
 
 _FRAME: Final = "the stack pointer is just below that of the interrupted code, by the frame of the delivery"
+_LOW_INTERRUPT: Final = (
+    "; vectors below 32 belong to the CPU's exceptions: the interrupt controller still has the base that the firmware "
+    "gave it"
+)
 _BENIGN: Final = frozenset({Vector.DE, Vector.DB, Vector.NMI, Vector.BP, Vector.OF, Vector.BR, Vector.UD, Vector.NM})
 
 
@@ -44,13 +48,13 @@ class Story:
             before = self.told[-1] if self.told else None
             strike = self._with_cr2(strike, index == len(strikes) - 1)
             if strike.during is not None and before is not None:
-                finding = explain_delivery(here, before.strike, strike)
+                finding = explain_delivery(here, before.strike, strike, self.trace.dialect)
             elif strike.during is not None:
                 finding = _cut_off(here, strike)
             else:
                 finding = self._first(here, strike)
             if strike.linked and before is not None:
-                finding = _in_handler(finding, vector_name(before.strike.vector), _FRAME)
+                finding = _in_handler(finding, before.strike.name, _FRAME)
             elif strike.during is None and (names := _handled_there(finding)):
                 finding = _in_handler(finding, names, "the IDT's gates name this address as the handler", "likely")
             self.told.append(self._told(strike, finding))
@@ -82,7 +86,7 @@ class Story:
         return replace(strike, cr2=cpu.cr2) if cpu is not None else strike
 
     def _first(self, here: Situation, strike: Strike) -> Finding:
-        if strike.software or strike.vector >= 32 or strike.vector in _BENIGN:
+        if strike.software or strike.external or strike.vector >= 32 or strike.vector in _BENIGN:
             return _legitimate(here, strike, self.trace)
         if strike.vector == Vector.PF:
             return explain_page_fault(here, strike, self.trace)
@@ -107,7 +111,7 @@ class Story:
 
 def _delivery(strike: Strike, after: Told | None, trace: Trace) -> str | None:
     """What became of an exception, in one sentence; why is the next exception's own sentence."""
-    name = vector_name(strike.vector)
+    name = strike.name
     if after is None:
         if trace.outcome == "triple-fault" and strike.during is not None:
             return "a triple fault: the CPU shuts down"
@@ -117,15 +121,19 @@ def _delivery(strike: Strike, after: Told | None, trace: Trace) -> str | None:
     during = after.strike.during
     if during is None:
         return f"the handler of {name} ran"
-    step = escalate(during, after.strike.vector) if after.strike.vector != Vector.DF else Escalation.SERIAL
-    if step is Escalation.DOUBLE:
-        return f"{vector_name(during)} could not be delivered: a double fault (#DF) takes its place"
-    return f"{vector_name(during)} could not be delivered"
+    delivered = name if during == strike.vector else vector_name(during)
+    can_double = not strike.external and after.strike.vector != Vector.DF
+    if can_double and escalate(during, after.strike.vector) is Escalation.DOUBLE:
+        return f"{delivered} could not be delivered: a double fault (#DF) takes its place"
+    return f"{delivered} could not be delivered"
 
 
 def _legitimate(here: Situation, strike: Strike, trace: Trace) -> Finding:
     instruction = instruction_at(here, strike, trace.code)
-    name = vector_name(strike.vector)
+    name = strike.name
+    if strike.external:
+        low = _LOW_INTERRUPT if strike.vector < 32 else ""
+        return Finding("unknown", f"{name}, from outside{low}", "certain", here, legitimate=True)
     if strike.software or (instruction is not None and instruction.on_purpose):
         how = f"by {instruction.text}" if instruction else "by an instruction for it"
         sentence = f"{name} was raised on purpose, {how}"
@@ -161,6 +169,10 @@ def _in_handler(finding: Finding, name: str, remark: str, confidence: Confidence
     """A fetch that failed at the first instruction of the handler of *name*, as *remark* says."""
     if finding.how is None or finding.how.kind is not Kind.FETCH:
         return finding
+    if finding.rule == "non-canonical" and finding.va is not None:
+        # A CPU looks at the address before it leaves the interrupted code; QEMU finds out by going there.
+        sentence = f"the gate of {name} leads to {hex64(finding.va)}, which is not canonical"
+        return replace(finding, rule="idt-entry", sentence=sentence, va=None, how=None)
     sentence = f"the handler of {name} could not be fetched: {finding.sentence}"
     return replace(
         finding,

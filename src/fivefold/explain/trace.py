@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from fivefold.arch import HAS_ERROR_CODE
+from fivefold.machine.base import vector_name
 from fivefold.memory import CpuState
 
 Outcome = Literal["handled", "double-fault", "triple-fault", "oops", "emulation-failure", "reset", "unknown"]
@@ -56,6 +58,18 @@ class Strike:
     last_rsp: int | None = None
     linked: bool = False
     """Struck at the first instruction of the handler of the one before."""
+    external: bool = False
+    """An interrupt from outside, whatever its vector: the firmware leaves the timer on vector 8."""
+
+    @property
+    def name(self) -> str:
+        """The manual's mnemonic, or the number of an interrupt."""
+        return f"interrupt {self.vector:#x}" if self.external else vector_name(self.vector)
+
+    @property
+    def has_error_code(self) -> bool:
+        """Whether its delivery pushes an error code."""
+        return self.vector in HAS_ERROR_CODE and not (self.software or self.external)
 
 
 @dataclass(frozen=True, slots=True)
