@@ -83,6 +83,7 @@ def test_csv(fivefold: Run, capture: Capture) -> None:
         "phys": "0x000000001a800000",
         "area": "kernel_image",
         "repeats": "",
+        "strides": "",
     }
 
 

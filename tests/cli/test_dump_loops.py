@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 
 TABLE = 0x67
+LOOP = [
+    "2 entries lead to a table above, the first behind 0x0000000040000000",
+    "tables are met at two levels, 3 times, the first behind 0x0000000040000000",
+]
+"""A table that leads to itself stands at two levels, and so does what it leads to."""
 
 
 @pytest.fixture
@@ -36,7 +41,43 @@ def test_a_loop_is_a_finding(fivefold: Callable[..., Any], looped: Path) -> None
     assert done.status == 1
     assert findings[0]["what"] == "cycle"
     assert findings[0]["start"] == "0x0000000040000000"
-    assert "entries lead to a table above them, the first behind 0x0000000040000000" in done.err
+    assert done.err == "".join(f"fivefold: {sentence}\n" for sentence in LOOP)
+
+
+def test_stats_tell_a_loop(fivefold: Callable[..., Any], looped: Path) -> None:
+    """In text, in JSON, on stderr and by the status, as dump does."""
+    text = fivefold("stats", looped, "--cr3", "0x1000", "--levels", "4")
+    told = json.loads(fivefold("stats", looped, "--cr3", "0x1000", "--levels", "4", "--json").out)
+
+    assert (text.status, text.err) == (1, "".join(f"fivefold: {sentence}\n" for sentence in LOOP))
+    assert text.out.splitlines()[-2:] == [f"!! {sentence}" for sentence in LOOP]
+    assert (told["cycles"], told["tables_at_two_levels"], told["findings"]) == (2, 3, LOOP)
+
+
+def _with(path: Path, at: int, value: int) -> Path:
+    image = bytearray(path.read_bytes())
+    image[at : at + 8] = value.to_bytes(8, "little")
+    path.write_bytes(image)
+    return path
+
+
+def test_stats_tell_what_is_wrong_by_level(fivefold: Callable[..., Any], looped: Path) -> None:
+    path = _with(_with(_with(looped, 0x2008, 0), 0x1008, 0x2080 | TABLE), 0x3008, 0x99_F000 | TABLE)
+    done = fivefold("stats", path, "--cr3", "0x1000", "--levels", "4")
+    assert done.status == 1
+    assert done.out.splitlines()[-2:] == [
+        "!! PML4 tables: 1 malformed entries",
+        "!! PT tables: 1 not in memory",
+    ]
+
+
+def test_stats_tell_a_table_at_two_levels(fivefold: Callable[..., Any], looped: Path) -> None:
+    """The PT of one place is the PD of another."""
+    done = fivefold("stats", _with(looped, 0x2008, 0x4000 | TABLE), "--cr3", "0x1000", "--levels", "4")
+    assert (done.status, done.err) == (
+        1,
+        "fivefold: tables are met at two levels, once, the first behind 0x0000000040000000\n",
+    )
 
 
 def test_a_tree_without_one_has_no_finding(fivefold: Callable[..., Any], looped: Path) -> None:

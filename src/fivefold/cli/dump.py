@@ -73,7 +73,7 @@ def dump(
 ) -> int:
     """Print what is mapped: addresses, page size, effective rights, physical addresses, names of areas.
 
-    Status 1 when entries are malformed or tables are not in memory.
+    Status 1 when entries are malformed, tables are not in memory, or lead back to themselves or to two levels.
     """
     asked = FormatChoice.json if as_json else format
     part = _part(window, user, kernel)
@@ -121,12 +121,14 @@ def _regions(
 ) -> Iterator[Region]:
     from fivefold.arch import TooManyRuns
     from fivefold.errors import FivefoldError
+    from fivefold.survey.repeats import regions_with_repeats
 
     is_text = asked is FormatChoice.text
     exact = (bits or (BitsChoice.few if is_text else BitsChoice.all)) is BitsChoice.all
-    repeat_above = SHORT if is_text and not unfold else None
     try:
-        return space.regions(part, all_bits=exact, contiguous=phys, repeat_above=repeat_above)
+        if is_text:
+            return space.regions(part, all_bits=exact, contiguous=phys, repeat_above=None if unfold else SHORT)
+        return regions_with_repeats(space, part, all_bits=exact, contiguous=phys)
     except TooManyRuns as error:
         raise FivefoldError(f"{error}; expected --range for a part of them") from error
 
@@ -146,7 +148,7 @@ def _write(space: Space, asked: FormatChoice, regions: Iterator[Region], leaf: b
     else:
         write_text(space, findings, sys.stdout, of_leaf=leaf)
     sentences = [findings.sentence()] if findings.kept else []
-    sentences += [found["message"] for found in loop_findings(space)]
+    sentences += [found["message"] for found in loop_findings(space.overview.counts)]
     for sentence in sentences:
         print(f"fivefold: {sentence}", file=sys.stderr)
     return int(bool(sentences))

@@ -25,9 +25,12 @@ def stats(
     format: Annotated[FormatChoice, typer.Option(help="How to print it.")] = FormatChoice.text,
     as_json: JsonOption = False,
 ) -> int:
-    """Tell how much memory page tables take, how full they are, and how much is mapped as what."""
+    """Tell how much memory page tables take, how full they are, and how much is mapped as what.
+
+    Status 1 when entries are malformed, tables are not in memory, or lead back to themselves or to two levels.
+    """
     from fivefold.report.json_text import write_document
-    from fivefold.report.stats_text import stats_json, write_csv, write_text
+    from fivefold.report.stats_text import sentences, stats_json, write_csv, write_text
     from fivefold.survey.stats import stats as count
 
     with chosen.open_space() as space:
@@ -38,4 +41,7 @@ def stats(
             write_csv(found, sys.stdout)
         else:
             write_text(found, sys.stdout)
-    return 0
+        wrong = sentences(found)
+        for sentence in wrong:
+            print(f"fivefold: {sentence}", file=sys.stderr)
+    return int(bool(wrong))

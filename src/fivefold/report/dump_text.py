@@ -8,7 +8,7 @@ from typing import Any, Final, TextIO
 
 from fivefold.report.json_text import hex_or_null, write_stream
 from fivefold.survey.regions import Region, spell
-from fivefold.survey.scan_result import Kind
+from fivefold.survey.scan_result import Kind, ScanCounts
 from fivefold.survey.space import Space
 from fivefold.units import format_size, hex64
 
@@ -27,6 +27,7 @@ COLUMNS: Final = (
     "phys",
     "area",
     "repeats",
+    "strides",
 )
 
 
@@ -98,6 +99,7 @@ def write_csv(regions: Iterable[Region], out: TextIO) -> None:
                 hex_or_null(region.phys) or "",
                 region.area or "",
                 region.repeats or "",
+                " ".join(f"{stride.times}x{stride.bytes:#x}" for stride in region.strides),
             )
         )
 
@@ -116,49 +118,35 @@ def write_json(space: Space, regions: Iterable[Region], out: TextIO) -> None:
         "mode_contradicted_by": space.mode.against,
         "areas_known_from": space.areas.how,
     }
-    mapped = (region_json(region) for region in findings if region.kind in (Kind.MAPPED, Kind.REPEAT))
+    mapped = (region_json(region) for region in findings if region.kind is Kind.MAPPED)
     write_stream(head, "regions", mapped, out, _tail(space, findings))
 
 
 def _tail(space: Space, findings: Findings) -> Iterator[tuple[str, Any]]:
-    yield "findings", [*(finding_json(region) for region in findings.kept), *loop_findings(space)]
+    yield "findings", [*(finding_json(region) for region in findings.kept), *loop_findings(space.overview.counts)]
 
 
-def loop_findings(space: Space) -> list[dict[str, Any]]:
-    """What is wrong with how tables lead to each other, over the whole space: each kind once, with its first address.
+def loop_findings(counts: ScanCounts) -> list[dict[str, Any]]:
+    """What is wrong with how tables lead to each other: each kind once, with its first address.
 
     A table that leads back to one above it is walked once, and its ranges are told where it is met.
     """
-    counts = space.overview.counts
     found: list[dict[str, Any]] = []
     if counts.cycles:
-        text = f"{counts.cycles} entries lead to a table above them, the first behind {hex64(counts.first_cycle)}"
+        what = "entry leads" if counts.cycles == 1 else "entries lead"
+        text = f"{counts.cycles} {what} to a table above, the first behind {hex64(counts.first_cycle)}"
         found.append({"what": "cycle", "start": hex64(counts.first_cycle), "count": counts.cycles, "message": text})
     if counts.mixed_levels:
         first = hex64(counts.first_mixed)
-        text = f"tables are met at two levels, {counts.mixed_levels} times, the first behind {first}"
+        times = "once" if counts.mixed_levels == 1 else f"{counts.mixed_levels} times"
+        text = f"tables are met at two levels, {times}, the first behind {first}"
         found.append({"what": "table at two levels", "start": first, "count": counts.mixed_levels, "message": text})
     return found
 
 
 def region_json(region: Region) -> dict[str, Any]:
-    """One region; ``repeats`` only where a shared table is told again instead of unfolded: how often in a row."""
-    if region.kind is Kind.REPEAT:
-        return {
-            "start": hex64(region.start),
-            "end": hex64(region.end),
-            "size": region.size,
-            "page": None,
-            "leaf": None,
-            "effective": None,
-            "flags": [],
-            "phys": None,
-            "area": region.area,
-            "repeats": region.repeats,
-            "table": hex_or_null(region.phys),
-            "level": int(region.level),
-        }
-    return {
+    """One region that is mapped; ``repeats`` and ``strides`` only where it stands for several places."""
+    told = {
         "start": hex64(region.start),
         "end": hex64(region.end),
         "size": region.size,
@@ -169,6 +157,9 @@ def region_json(region: Region) -> dict[str, Any]:
         "phys": hex_or_null(region.phys),
         "area": region.area,
     }
+    if region.repeats:
+        told |= {"repeats": region.repeats, "strides": [stride._asdict() for stride in region.strides]}
+    return told
 
 
 def finding_json(region: Region) -> dict[str, Any]:

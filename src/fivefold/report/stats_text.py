@@ -6,6 +6,7 @@ import csv
 from dataclasses import asdict
 from typing import Any, Final, TextIO
 
+from fivefold.report.dump_text import loop_findings
 from fivefold.survey.stats import LevelStats, Stats
 from fivefold.units import format_size, hex64
 
@@ -22,7 +23,7 @@ def write_text(found: Stats, out: TextIO) -> None:
     for level in found.levels:
         out.write(
             f"{level.level.name:5} {level.tables:7} {format_size(level.bytes):>8} {level.shared:7} "
-            f"{level.used:7} {level.fill:5.1%} {level.leaves:7}{_wrong(level)}\n"
+            f"{level.used:7} {level.fill:5.1%} {level.leaves:7}\n"
         )
     mapped = found.mapped
     for name, sizes in (
@@ -39,15 +40,22 @@ def write_text(found: Stats, out: TextIO) -> None:
     out.write(f"memory behind it     {format_size(found.physical)}, ")
     out.write(f"of which at two addresses or more {format_size(found.mapped_twice)}\n")
     out.write(f"shared tables met again {found.counts.replays} times\n")
+    for sentence in sentences(found):
+        out.write(f"!! {sentence}\n")
 
 
-def _wrong(level: LevelStats) -> str:
+def sentences(found: Stats) -> list[str]:
+    """What is wrong with the tables, by level and then as a whole: the findings that set the status."""
+    wrong = [f"{level.level.name} tables: {told}" for level in found.levels if (told := _told(level))]
+    return wrong + [loop["message"] for loop in loop_findings(found.counts)]
+
+
+def _told(level: LevelStats) -> str:
     wrong = [
-        f"{level.malformed} malformed" if level.malformed else "",
-        f"{level.missing} missing" if level.missing else "",
+        f"{level.malformed} malformed entries" if level.malformed else "",
+        f"{level.missing} not in memory" if level.missing else "",
     ]
-    told = ", ".join(filter(None, wrong))
-    return f"  !! {told}" if told else ""
+    return ", ".join(filter(None, wrong))
 
 
 def stats_json(found: Stats) -> dict[str, Any]:
@@ -72,6 +80,8 @@ def stats_json(found: Stats) -> dict[str, Any]:
         "mapped_twice": found.mapped_twice,
         "shared_met_again": found.counts.replays,
         "cycles": found.counts.cycles,
+        "tables_at_two_levels": found.counts.mixed_levels,
+        "findings": sentences(found),
         "areas_known_from": space.areas.how,
     }
 

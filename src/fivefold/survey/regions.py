@@ -30,12 +30,23 @@ _SOFTWARE: Final = (9, 10, 11, *range(52, 59))
 _RIGHTS: Final = tuple(Rights(bool(word & 1), bool(word & 2), bool(word & 4)) for word in range(8))
 
 
+class Stride(NamedTuple):
+    """How a region repeats: *times* places in all, each *bytes* after the one before."""
+
+    times: int
+    bytes: int
+
+
 class Region(NamedTuple):
     """A run of equal leaves, or of what stands in their place; *end* is exclusive, 2**64 for the last.
 
     *leaf* is what the leaf entry says, *effective* what all entries on the path allow. *flags*: the
     leaf's bits that were asked for. *phys* is None where physical memory does not follow on. Of what is not
-    mapped, *level* and *phys* are those of `Kind`. *repeats* is 0 unless the kind is `Kind.REPEAT`.
+    mapped, *level* and *phys* are those of `Kind`.
+
+    *repeats*: how many places in a row a table of `Kind.REPEAT` is mapped at, or how many this stands for, itself
+    included, where it lies behind such a table; else 0. *strides* say where those are, the closest together first:
+    each stride repeats all that the ones before it give.
     """
 
     start: VirtAddr
@@ -48,6 +59,7 @@ class Region(NamedTuple):
     phys: PhysAddr | None
     area: str | None = None
     repeats: int = 0
+    strides: tuple[Stride, ...] = ()
 
     @property
     def size(self) -> int:
