@@ -1,0 +1,73 @@
+"""What the kernel's command line can say. What cannot be meant is refused before a machine is started.
+
+The kernel refuses the same with a message of its own (`kernel/params.py`): not every loader is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from fivefold.errors import MachineError
+from fivefold.kernel.detect import MAX_CMDLINE
+
+MOST: Final = MAX_CMDLINE - 1
+"""Characters that the kernel reads."""
+LAYOUTS: Final = ("linux", "proposal")
+FLAGS: Final = ("no5lvl", "kaslr", "nokaslr", "kasan", "kexec_down")
+"""Words that stand alone."""
+NUMBERS: Final = ("kaslr", "previous", "previous_end")
+"""What takes a number below 2^64, decimal or with 0x."""
+CHOICES: Final = {"pages": ("4k", "2m", "1g"), "layout": LAYOUTS}
+OWN_OPTION: Final = {
+    "kexec": "--kexec",
+    "--": "--kexec",
+    "hibernate": "--hibernate",
+    "smp": "--smp",
+}
+"""Words that say what the host must do too, and the option that does both."""
+
+
+def check_given(text: str) -> None:
+    """Refuse with `MachineError` what a user cannot ask for: words that contradict each other, or say nothing."""
+    if "\0" in text or not text.isascii():
+        raise MachineError("the command line has characters that no loader passes on; expected ASCII text")
+    seen: dict[str, str] = {}
+    for word in text.split():
+        name, equals, value = word.partition("=")
+        if (option := OWN_OPTION.get(name)) is not None:
+            raise MachineError(f"{word!r} on the command line needs more than the word; use {option}")
+        problem = _problem(name, value if equals else None)
+        if problem:
+            raise MachineError(f"{word!r} on the command line: {problem}")
+        if equals and seen.setdefault(name, word) != word:
+            raise MachineError(f"{seen[name]!r} and {word!r} are both on the command line")
+        seen.setdefault(name, word)
+    if "nokaslr" in seen and "kaslr" in seen:
+        raise MachineError(f"{seen['kaslr']!r} and 'nokaslr' are both on the command line")
+
+
+def _problem(name: str, value: str | None) -> str:
+    """Why an option cannot be given like this, "" if it can. A name that the kernel does not know is passed on."""
+    if name in CHOICES and value not in CHOICES[name]:
+        return f"expected {name}={_either(CHOICES[name])}"
+    if name in NUMBERS and (value is not None or name not in FLAGS) and not _is_number(value or ""):
+        return f"expected {name}= and a number below 2^64"
+    if name in FLAGS and name not in NUMBERS and value is not None:
+        return f"{name} takes no value"
+    return ""
+
+
+def _either(values: Iterable[str]) -> str:
+    *most, last = values
+    return f"{', '.join(most)} or {last}"
+
+
+def _is_number(value: str) -> bool:
+    """Whether the kernel reads *value* as a number: no sign, no underscore, no octal."""
+    lower = value.lower()
+    base = 16 if lower.startswith("0x") else 10
+    digits = lower[2:] if base == 16 else lower
+    if not digits or any(digit not in "0123456789abcdef"[:base] for digit in digits):
+        return False
+    return int(digits, base) < 1 << 64
