@@ -21,6 +21,7 @@ from fivefold.arch import (
     Fault,
     Mapped,
     Region,
+    TooManyRuns,
     Vector,
     distinct_tables,
     translate,
@@ -43,13 +44,20 @@ EMPTY_IN_THIS_KERNEL: Final = ("efi_runtime", "vsyscall")
 
 
 def judge(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds]) -> list[Check]:
-    """All checks from outside. *words* and *areas* are what the guest claims; they are compared, not believed."""
+    """All checks from outside. *words* and *areas* are what the guest claims; they are compared, not believed.
+
+    Tables that cannot be read, or that have no end, end the checks: with one more, which has failed.
+    """
+    if seen.state.mode is None:
+        return [_check("mode_from_registers", f"the CPU is in {seen.state.paging.value}")]
+    done: list[Check] = []
     try:
-        if seen.state.mode is None:
-            return [_check("mode_from_registers", f"the CPU is in {seen.state.paging.value}")]
-        return list(_checks(seen, words, areas))
+        done.extend(_checks(seen, words, areas))
     except MemoryReadError as error:
-        return [_check("tables_readable", str(error))]
+        done.append(_check("tables_readable", str(error)))
+    except TooManyRuns as error:
+        done.append(_check("tables_bounded", str(error)))
+    return done
 
 
 def _check(name: str, problem: str) -> Check:
