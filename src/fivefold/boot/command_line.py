@@ -42,9 +42,9 @@ def check_given(text: str) -> None:
             raise MachineError(f"{word!r} on the command line: {problem}")
         if equals and seen.setdefault(name, word) != word:
             raise MachineError(f"{seen[name]!r} and {word!r} are both on the command line")
-        seen.setdefault(name, word)
-    if "nokaslr" in seen and "kaslr" in seen:
-        raise MachineError(f"{seen['kaslr']!r} and 'nokaslr' are both on the command line")
+    drawn = next((word for word in text.split() if word.partition("=")[0] == "kaslr"), None)
+    if drawn is not None and "nokaslr" in text.split():
+        raise MachineError(f"{drawn!r} and 'nokaslr' are both on the command line")
 
 
 def _problem(name: str, value: str | None) -> str:
