@@ -28,7 +28,7 @@ WORDS = [
 
 
 def prepared(code: Any, package: str, text: str) -> tuple[Any, int]:
-    names = ("has_word", "is_number_at", "number_at", "after_end_mark")
+    names = ("has_word", "is_number_at", "number_at", "after_end_mark", "contradicts")
     helpers = code(LA48, *(f"params.{name}" for name in names), package=package, extents=[(0x1000, 0x4000)])
     helpers.ram.write(0x1000, text.encode().ljust(0x2000, b"\0"))
     return helpers, helpers.window + 0x1000
@@ -78,3 +78,23 @@ def test_what_follows_the_end_mark_is_for_the_next_kernel(code: Any) -> None:
     rest = helpers.call("params.after_end_mark", at)
     assert helpers.plain.read(rest, 9).rstrip(b"\0") == b" kaslr=7"
     assert prepared(code, KERNEL, "kexec --kaslr")[0].call("params.after_end_mark", at) == 0
+
+
+TWICE = [
+    ("pages=4k pages=2m", 1),
+    ("pages=4k a pages=4k b pages=2m", 1),
+    ("pages=2 pages=2m", 1),
+    ("pages=2m pages=2", 1),
+    ("pages= pages=2m", 1),
+    ("pages=4k pages=4k", 0),
+    ("pages=4k\txpages=2m", 0),
+    ("pages=4k -- pages=2m", 0),
+    ("pages=4k", 0),
+    ("", 0),
+]
+
+
+@pytest.mark.parametrize(("text", "want"), TWICE)
+def test_an_option_with_two_values(code: Any, text: str, want: int) -> None:
+    helpers, at = prepared(code, KERNEL, text)
+    assert helpers.call("params.contradicts", at, "pages=") == want

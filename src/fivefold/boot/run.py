@@ -9,6 +9,7 @@ from typing import Final
 
 from fivefold.arch import AddressSpace, ControlState, Mapped, translate
 from fivefold.boot.build import build_image
+from fivefold.boot.command_line import LAYOUTS, MOST, check_given
 from fivefold.boot.cpus import cpu_checks
 from fivefold.boot.efi_image import efi_file
 from fivefold.boot.efi_space import efi_checks
@@ -20,7 +21,7 @@ from fivefold.boot.judge import judge
 from fivefold.boot.moved import moved_areas
 from fivefold.boot.result import BootReport, Check, Run, Skipped
 from fivefold.errors import LayoutError, MachineError, MemoryReadError
-from fivefold.kernel.detect import MAX_CMDLINE, REASON_TEXT
+from fivefold.kernel.detect import REASON_TEXT
 from fivefold.kernel.report import EXIT_FAILED, EXIT_PASSED
 from fivefold.kernel.smp import MAX_CPUS
 from fivefold.layout import image_areas
@@ -33,18 +34,8 @@ Explain = Callable[[Event, Machine], str]
 """Tells why a run ended as it did, while the machine can still be looked at."""
 
 CPUS: Final = ("la57", "la48")
-MOST_CMDLINE: Final = MAX_CMDLINE - 1
-_OWN_OPTION: Final = {
-    "kexec": "--kexec",
-    "--": "--kexec",
-    "hibernate=save": "--hibernate",
-    "hibernate=resume": "--hibernate",
-    "smp=": "--smp",
-}
-"""Words that say what the host must do too, and the option that does both."""
 ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57", "efi", "efi57")
 SINGLE_CPU_ENGINES: Final = ("unicorn",)
-LAYOUTS: Final = ("linux", "proposal")
 VARIABLES: Final = (
     "pgdir_shift", "ptrs_per_p4d", "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base",
 )  # fmt: skip
@@ -85,18 +76,12 @@ class Options:
             raise MachineError(f"{self.smp} CPUs; expected 1 to {MAX_CPUS}")
         if not self.timeout > 0:  # nan, too
             raise MachineError(f"a timeout of {self.timeout:g} seconds; expected more than 0")
-        given = f"{self.cmdline} {self.kexec or ''}"
-        if "\0" in given or not given.isascii():
-            raise MachineError("the command line has characters that no loader passes on; expected ASCII text")
-        if len(self.full_cmdline) > MOST_CMDLINE:
-            raise MachineError(
-                f"a command line of {len(self.full_cmdline)} characters; the kernel reads {MOST_CMDLINE} at most"
-            )
+        check_given(f"{self.cmdline} {self._layout_word}")
+        check_given(self.kexec or "")
+        if (length := len(self.full_cmdline)) > MOST:
+            raise MachineError(f"a command line of {length} characters; the kernel reads {MOST} at most")
         if self.hibernate and self.kexec is not None:
             raise MachineError("--hibernate and --kexec both need the loader's module; ask for one of them")
-        for word in given.split():
-            if (option := _OWN_OPTION.get("smp=" if word.startswith("smp=") else word)) is not None:
-                raise MachineError(f"{word!r} on the command line needs more than the word; use {option}")
 
     @property
     def cpus(self) -> int:
@@ -107,10 +92,14 @@ class Options:
     def full_cmdline(self) -> str:
         """The command line with the words that options stand for."""
         smp = f"smp={self.cpus}" if self.cpus != 1 else ""
-        words = [self.cmdline, f"layout={self.layout}" if self.layout != "linux" else "", smp]
+        words = [self.cmdline, self._layout_word, smp]
         if self.kexec is not None:
             words += ["kexec", "--", self.kexec, smp]
         return " ".join(word for word in words if word)
+
+    @property
+    def _layout_word(self) -> str:
+        return f"layout={self.layout}" if self.layout != "linux" else ""
 
     @property
     def randomised(self) -> bool:

@@ -120,6 +120,21 @@ def number_at(at: u64) -> u64:
     return value
 
 
+@noinline
+def contradicts(cmdline: VirtAddr, name: str) -> bool:
+    """Whether the option *name* (which ends in ``=``) is given twice, with two values."""
+    first = find_option(cmdline, name)
+    again = first if first == ABSENT else find_option(VirtAddr(first), name)
+    while again != ABSENT:
+        i = u64(0)
+        while load8(first + i) == load8(again + i) and not separates(load8(again + i)):
+            i += 1
+        if not separates(load8(first + i)) or not separates(load8(again + i)):
+            return True
+        again = find_option(VirtAddr(again), name)
+    return False
+
+
 def check_words(cmdline: VirtAddr) -> None:
     """Refuse a value that an option does not have, a seed that is no number, and words that contradict each other."""
     seed = find_option(cmdline, "kaslr=")
@@ -127,6 +142,9 @@ def check_words(cmdline: VirtAddr) -> None:
         report.panic("kaslr= on the command line needs a number below 2^64")
     if has_word(cmdline, "nokaslr") and (seed != ABSENT or has_word(cmdline, "kaslr")):
         report.panic("kaslr and nokaslr are both on the command line")
+    twice = contradicts(cmdline, "kaslr=") or contradicts(cmdline, "pages=") or contradicts(cmdline, "layout=")
+    if twice or contradicts(cmdline, "hibernate=") or contradicts(cmdline, "smp="):
+        report.panic("an option is on the command line twice, with two values")
     if find_option(cmdline, "hibernate=") != ABSENT:
         if not has_value(cmdline, "hibernate=", "save") and not has_value(cmdline, "hibernate=", "resume"):
             report.panic("hibernate= on the command line takes save or resume")
