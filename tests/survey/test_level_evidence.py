@@ -49,6 +49,21 @@ def test_pages_that_are_page_tables_do_not_outweigh_the_others(built: Callable[.
     assert level_evidence(built(LA48, pages), ROOT).levels == 4
 
 
+@pytest.mark.parametrize("flags", [0x67 | 1 << 63, 0x163, 0x25], ids=["NX", "G", "read-only"])
+@pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
+def test_a_leaf_is_known_by_the_rights_that_it_keeps_back(
+    built: Callable[..., Ram], mode: PagingMode, flags: int
+) -> None:
+    """With all of memory there, four levels may map nothing but pages that could be tables: their own, or data."""
+    tables = [(0x4000_0000 + 0x1000 * n, 0x10_0000 + 0x1000 * n | flags, Level.PT) for n in range(5)]
+    data = [(0x4000_0000 + 0x1000 * n, 0x20_0000 + 0x1000 * n | flags, Level.PT) for n in range(8, 16)]
+    other = [(0x4001_0000, 0x30_0000 | flags, Level.PT)]
+    ram = built(mode, tables + data + other)
+    for _, raw, _ in data:
+        ram.write(PhysAddr(raw & 0xFFF_F000), (0x5000_0000_0021).to_bytes(8, "little") * 512)
+    assert level_evidence(ram, ROOT).levels == int(mode.top)
+
+
 @pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
 def test_tables_that_map_themselves_have_no_say(built: Callable[..., Ram], mode: PagingMode) -> None:
     """A slot of the root leads back to it, as in Windows; with four levels a walk through it ends one too high."""
@@ -80,6 +95,9 @@ def test_looks_like_table() -> None:
     assert looks_like_table([0, 0, 0x1067])
     assert not looks_like_table([0] * 512)
     assert not looks_like_table([0x1067, 0x6F74_7365_7420_6101])
+    assert not looks_like_table([0x1067, 0x7])
+    assert not looks_like_table([0x1067, 1])
+    assert looks_like_table([0x1067, 0x63])
 
 
 def test_a_root_that_is_not_there() -> None:

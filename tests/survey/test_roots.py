@@ -111,6 +111,20 @@ def test_a_cpu_without_paging_names_no_root(built: Callable[..., Ram], sourced: 
     assert About(source, Space(source)).roots() == {ROOT: "CR3 of CPU 0"}
 
 
+def test_tables_that_seem_to_have_a_level_more_than_the_cpus_walk(
+    built: Callable[..., Ram], sourced: Callable[..., Source]
+) -> None:
+    """Pages that hold what tables do, mapped without NX and G, lengthen every chain by a step."""
+    data = [(0x40_0000 + 0x1000 * n, 0x20_0000 + 0x1000 * n | 0x67, Level.PT) for n in range(512)]
+    ram = built(LA48, data)
+    for _, raw, _ in data:
+        ram.write(PhysAddr(raw & 0xFFF_F000), (0x30_0021).to_bytes(8, "little") * 512)
+    cpus = (CpuState("test", cr0=0x8005_0033, cr3=ROOT, cr4=0x20), CpuState("test", cr0=0x10, cr3=0x38_0000))
+    assert [(root.root, root.levels) for root in find_roots(sourced(ram, cpus))] == [(ROOT, 4)]
+    assert [(root.root, root.levels) for root in find_roots(sourced(ram))] == [(ROOT, 5)]
+    assert [(root.root, root.levels) for root in find_roots(sourced(ram, cpus), levels=5)] == [(ROOT, 5)]
+
+
 def test_two_processes_share_a_kernel(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
     ram = built(LA48, [IMAGE, USER])
     ram.write(PhysAddr(0x3F_0000 + 511 * 8), ram.read(PhysAddr(ROOT + 511 * 8), 8))

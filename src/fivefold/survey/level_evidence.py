@@ -3,6 +3,10 @@
 Nothing in a table says how high it stands. But four steps down from a root the two
 readings part: with four levels the entries there map pages, with five they
 point on to tables or map 2 MiB pages. Both leave traces that chance does not.
+Where all of memory is there, a page of data may look like a table, and the direct map of a
+small kernel maps tables as pages. So the entry is asked, too: rights are kept back in leaves, and an
+entry that points on is seldom marked as not executable, global or read-only. Linux' ESPfix stacks
+have such tables, so this alone says nothing.
 A table that was met before, as in Windows' map of the tables by themselves, is
 one step further down than it says, so it has no say.
 """
@@ -15,13 +19,16 @@ from itertools import islice
 from struct import Struct
 from typing import Final
 
-from fivefold.arch import ENTRIES, FRAME_BITS, TABLE_SIZE, TableReader
+from fivefold.arch import ENTRIES, FRAME_BITS, TABLE_SIZE, Flag, TableReader
 from fivefold.errors import MemoryReadError
 from fivefold.units import GIB, MIB, PhysAddr
 
 _TABLE: Final = Struct("<512Q")
 _P: Final = 1
+_RW: Final = int(Flag.RW)
+_A: Final = int(Flag.A)
 _PS: Final = 1 << 7
+_OF_LEAVES: Final = int(Flag.G | Flag.NX)
 _UNLIKELY: Final = 0xF << 48
 """Address bits that no guest seen so far uses, though wide CPUs have them."""
 
@@ -103,10 +110,12 @@ def _weigh_last(memory: TableReader, raw: int) -> LevelEvidence:
     """What an entry says that maps a page of four levels, or is a PD entry of five."""
     if raw & _PS:
         return FOUR if raw & FRAME_BITS & 2 * MIB - 1 & ~0x1FFF else FIVE
-    return FIVE if looks_like_table(_read(memory, raw & FRAME_BITS)) else FOUR
+    if not looks_like_table(_read(memory, raw & FRAME_BITS)):
+        return FOUR
+    return NEITHER if raw & _OF_LEAVES or not raw & _RW else FIVE
 
 
 def looks_like_table(entries: Iterable[int]) -> bool:
-    """Whether some are present and none holds an address that is out of the question."""
+    """Whether some are present and none is out of the question: by its address, or as a small odd number."""
     present = [raw for raw in islice(entries, ENTRIES) if raw & _P]
-    return bool(present) and not any(raw & _UNLIKELY for raw in present)
+    return bool(present) and not any(raw & _UNLIKELY or (raw < TABLE_SIZE and not raw & _A) for raw in present)

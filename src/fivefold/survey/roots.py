@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from fivefold.arch import FRAME_BITS, AddressSpace, Flag, Level, Mapped, TableReader, translate
+from fivefold.arch import FRAME_BITS, AddressSpace, Cr4, Flag, Level, Mapped, TableReader, translate
 from fivefold.errors import MemoryReadError
 from fivefold.memory import Source
 from fivefold.survey.bases import KERNEL_WINDOW
@@ -87,7 +87,7 @@ def find_roots(source: Source, levels: int | None = None, phys_bits: int | None 
     """
     in_registers = roots_in_registers(source)
     pages = TablePages(source.memory.banks(), phys_bits or 48)
-    found = _candidates(source.memory, pages)
+    found = _candidates(source.memory, pages, _may_have_five(source, in_registers) or levels == 5)
     _add_registers(source, pages, found, in_registers)
     _pair_up(found)
     groups = _groups(found.values())
@@ -98,9 +98,16 @@ def find_roots(source: Source, levels: int | None = None, phys_bits: int | None 
     return sorted(kept, key=lambda root: (-root.confidence, root.root))
 
 
-def _candidates(memory: TableReader, pages: TablePages) -> dict[PhysAddr, _Candidate]:
+def _may_have_five(source: Source, in_registers: Mapping[PhysAddr, tuple[int, ...]]) -> bool:
+    """Whether roots may have five levels: not where every CPU that has a root walks four."""
+    known = [source.cpus[numbers[0]].cr4 for numbers in in_registers.values()]
+    return not known or any(cr4 is None or cr4 & Cr4.LA57 for cr4 in known)
+
+
+def _candidates(memory: TableReader, pages: TablePages, may_have_five: bool) -> dict[PhysAddr, _Candidate]:
     """Tables that could be roots and that no other root has below it."""
-    five = _really_five(memory, pages, np.flatnonzero(pages.of_level[Level.PML5]))
+    fit = np.flatnonzero(pages.of_level[Level.PML5]) if may_have_five else np.empty(0, np.intp)
+    five = _really_five(memory, pages, fit)
     five = np.setdiff1d(five, _below(pages, five, Level.PML5))
     four = np.setdiff1d(np.flatnonzero(pages.of_level[Level.PML4]), five)
     four = np.setdiff1d(four, _below(pages, five, Level.PML5))
@@ -148,7 +155,7 @@ def _add_registers(
         if root in found or entries is None:
             continue
         cr4 = source.cpus[cpus[0]].cr4
-        levels = 5 if cr4 is not None and cr4 >> 12 & 1 else 4
+        levels = 5 if cr4 is not None and cr4 & Cr4.LA57 else 4
         found[root] = _Candidate(root, levels, entries)
 
 
