@@ -126,6 +126,27 @@ def test_a_map_with_too_many_rows_is_said(boot: Boot) -> None:
     assert "panic: the memory map has too many ranges" in run.output
 
 
+def neighbours(count: int) -> tuple[MapRow, ...]:
+    """A map with *count* rows more than it needs: each page its own row."""
+    pages = [24 * MIB + 0x1000 * i for i in range(count)]
+    return (MapRow(0, 0x9_F000), MapRow(MIB, 24 * MIB), *(MapRow(at, at + 0x1000) for at in pages))
+
+
+def test_thousands_of_rows_are_refused(boot: Boot) -> None:
+    """The last of them may take back what the first gave, so to read a part would be to use memory that is not ours."""
+    run = boot("la48", guest={"memory": neighbours(3000)})
+    assert not run.ok
+    assert "panic: the memory map has more than 512 rows: what the rest takes back would be used" in run.output
+
+
+def test_a_map_that_cannot_be_handed_on_is_not(passes: Boot, boot: Boot) -> None:
+    """500 rows that are neighbours are no trouble, but for the copy that the next kernel gets."""
+    assert passes("la57", guest={"memory": neighbours(500)}).facts["ram_bytes"] == 0x9_F000 + 23 * MIB + 500 * 0x1000
+    run = boot("la57", kexec="", guest={"memory": neighbours(200)})
+    assert not run.ok
+    assert "kexec: the memory map has too many rows to hand on" in run.output
+
+
 def test_no_start_information_is_said(boot: Boot) -> None:
     def erase(machine: Machine) -> None:
         machine.memory.write(PhysAddr(machine.registers().rbx), bytes(4))

@@ -66,10 +66,15 @@ NOT_AN_IMAGE: Final = 2
 CUT_SHORT: Final = 3
 CANNOT_FIVE_LEVELS: Final = 4
 NO_MEMORY: Final = 5
+MAP_TOO_LONG: Final = 6
 
 first: u64 = 0
 end: u64 = 0
 """Physical addresses that the image asks for, of its first and after its last byte of memory."""
+
+
+has_whole_map: bool = True
+"""Whether what was kept of the loader's memory map is all of it: a lost row may be one that takes memory back."""
 
 
 @extern
@@ -208,6 +213,8 @@ def start(old: PhysAddr, top: VirtAddr, cmdline: VirtAddr, largest: u64) -> u64:
     """Start the first module that *old* lists; return why it cannot be. Nothing is changed before all is ready."""
     if start_info.field32(old, start_info.OFFSET_MODULES) == 0:
         return NO_MODULE
+    if not has_whole_map:
+        return MAP_TOO_LONG
     module = PhysAddr(start_info.field64(old, start_info.OFFSET_MODULE_LIST))
     image = phys_to_virt(PhysAddr(start_info.field64(module, 0)))
     outcome = check_image(image, start_info.field64(module, 8))

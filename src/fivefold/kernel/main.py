@@ -101,6 +101,8 @@ def hand_over(top: VirtAddr) -> None:
         report.put("kexec: the image cannot be entered with five levels; kexec_down goes down to four first\n")
     elif outcome == kexec.NO_MODULE:
         report.put("kexec: the loader gave no module to start\n")
+    elif outcome == kexec.MAP_TOO_LONG:
+        report.put("kexec: the memory map has too many rows to hand on\n")
     elif outcome == kexec.NO_MEMORY:
         report.put("kexec: no memory for the next kernel\n")
     else:
@@ -169,6 +171,9 @@ def take_memory() -> None:
     """Read the memory map, refuse what the mode has no room for, reserve what is in use."""
     global info
     given = PhysAddr(info)
+    if start_info.field32(given, start_info.OFFSET_MEMORY_COUNT) > start_info.MAX_MAP_ENTRIES:
+        report.panic("the memory map has more than 512 rows: what the rest takes back would be used")
+    kexec.has_whole_map = start_info.map_count(given) <= start_info.COPY_ROWS
     start_info.add_memory(given)
     cut = cut_memory(cpu_phys_bits())
     if cut != 0:
