@@ -128,7 +128,7 @@ class QemuMachine:
             theirs.close()
         os.close(log)
         try:
-            self._qmp = QemuMonitor(self._monitor, timeout)
+            self._qmp = QemuMonitor(self._monitor, timeout, (self._exit_port, self._log_pipe), self._drain)
         except MachineError as error:
             raise self._failed(error) from error
 
@@ -248,13 +248,11 @@ class QemuMachine:
         return None if registers.rflags & _RFLAGS_IF else Halted(registers.rip)
 
     def _drain(self) -> None:
-        """Take in exit codes and the log."""
+        """Take in exit codes and the log, as much as a pipe holds: a guest may write faster than we read."""
         with contextlib.suppress(BlockingIOError):
-            while part := self._exit_port.recv(_CHUNK):
-                self._exit += part
+            self._exit += self._exit_port.recv(_CHUNK)
         with contextlib.suppress(BlockingIOError):
-            while part := os.read(self._log_pipe, _CHUNK):
-                self._log += part
+            self._log += os.read(self._log_pipe, _CHUNK)
         del self._log[:-_LOG_KEPT]
 
     # -- starting ------------------------------------------------------------------------

@@ -41,10 +41,15 @@ class Connection:
         """Start the time for the next answer, and for the question that is sent before it."""
         self._deadline = time.monotonic() + self.timeout
 
+    @property
+    def left(self) -> float:
+        """Seconds that are left for the answer; negative when its time is over."""
+        return self._deadline - time.monotonic()
+
     def send(self, data: bytes) -> None:
         """Send all of *data*; `MachineError` when nobody takes it in time, `ConnectionLostError` if nobody is there."""
         try:
-            self._stream.settimeout(self._left())
+            self._limit()
             self._stream.sendall(data)
         except TimeoutError as error:
             raise MachineError(f"{self.name} takes no question for {self.timeout:g} s") from error
@@ -54,7 +59,7 @@ class Connection:
     def receive(self) -> None:
         """Wait until more has arrived in `buffer`; raises as `send`."""
         try:
-            self._stream.settimeout(self._left())
+            self._limit()
             part = self._stream.recv(_PIECE)
         except TimeoutError as error:
             whole = "whole " if self.buffer else ""
@@ -71,12 +76,10 @@ class Connection:
         del self.buffer[:size]
         return taken
 
-    def _left(self) -> float:
-        """Seconds until the deadline; a socket's timeout of 0 would mean not to wait at all."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
+    def _limit(self) -> None:
+        if (left := self.left) <= 0:  # a socket's timeout of 0 would mean not to wait at all
             raise TimeoutError
-        return left
+        self._stream.settimeout(left)
 
     @property
     def peer_pid(self) -> int | None:

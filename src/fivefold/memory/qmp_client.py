@@ -90,6 +90,10 @@ class QmpClient:
     def _note_event(self, event: dict[str, Any]) -> None:
         """Called with what arrives unasked; here it concerns nobody."""
 
+    def _receive(self) -> None:
+        """Wait for more of an answer."""
+        self._connection.receive()
+
     def _answer(self, command: str, arguments: dict[str, object]) -> Any:
         self._asked += 1
         request = {"execute": command, **({"arguments": arguments} if arguments else {}), "id": self._asked}
@@ -122,6 +126,6 @@ class QmpClient:
             self._searched = len(buffer)
             if len(buffer) > MAX_ANSWER:
                 raise MachineError(f"{self.address} sent more than {MAX_ANSWER} bytes without a line's end")
-            self._connection.receive()
+            self._receive()
         self._searched = 0
         return self._connection.take(end + 1).rstrip(b"\r\n")
