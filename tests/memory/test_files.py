@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import FormatError, MachineError
-from fivefold.memory import open_file
+from fivefold.memory import Options, open_file
 from fivefold.memory.files import SMALL, FileBytes
 from fivefold.units import PhysAddr
 
@@ -24,10 +24,41 @@ def test_no_file_with_bytes(tmp_path: Path) -> None:
     empty, fifo = tmp_path / "empty", tmp_path / "fifo"
     empty.touch()
     os.mkfifo(fifo)
-    for path, what in ((empty, "is empty"), (fifo, "is not a regular file"), (tmp_path, "is not a regular file")):
+    for path, what in (
+        (empty, "is empty"),
+        (fifo, "is a pipe, which cannot be read here and there"),
+        (tmp_path, "is a directory"),
+        (Path("/dev/zero"), "is a device"),
+    ):
         with pytest.raises(FormatError) as error:
             FileBytes.open(path)
-        assert str(error.value) == f"{path} {what}"
+        assert str(error.value) == (
+            f"{path} {what}; expected a file that holds memory, or qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT"
+        )
+
+
+def test_what_is_written_of_a_sparse_file(tmp_path: Path) -> None:
+    """Wherever the file system cuts: all bytes that are not zero are in it, and a terabyte of nothing is not."""
+    path, places = tmp_path / "sparse", (0x12345, 1 << 30, (1 << 40) - 1)
+    with path.open("wb") as out:
+        out.truncate(1 << 40)
+        for place in places:
+            out.seek(place)
+            out.write(b"x")
+    with open_file(str(path), Options(ram_map="4K-1T=0,1T-1025G=1023G")) as source:
+        written = source.memory.written()
+        assert source.memory.extents == [(0x1000, 1025 << 30)]
+        assert sum(run.end - run.start for run in written) < 1 << 28
+        for place in (0x12345 + 0x1000, (1 << 30) + 0x1000, (1025 << 30) - 1):
+            assert any(run.start <= place < run.end for run in written)
+            assert source.memory.read(PhysAddr(place), 1) == b"x"
+
+
+def test_all_of_a_small_file_counts_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(bytes(0x3000))
+    with open_file(str(path)) as source:
+        assert source.memory.written() == source.extents
 
 
 def test_past_the_end(tmp_path: Path) -> None:

@@ -51,6 +51,10 @@ class SourceMemory(PhysReader, Protocol):
         """All memory as buffers, read-only; valid until `close`."""
         ...
 
+    def written(self) -> list[Extent]:
+        """The parts of `extents` that may hold anything but zeros; more may be told than need be."""
+        ...
+
     def when_closed(self, action: Callable[[], None], /) -> None:
         """Have *action* run by `close`, before what was registered earlier."""
         ...
@@ -92,7 +96,7 @@ class BankedMemory(_Closing):
     """Memory that lies in buffers of this process: a mapped file, guest RAM that is shared.
 
     *on_close* is called once; *check* before every access, to raise where the buffers' file
-    is no longer what it was.
+    is no longer what it was; *written* says which parts may be anything but zeros.
 
     >>> ram = BankedMemory([Bank(0x1000, memoryview(b"abcd")), Bank(0x1004, memoryview(b"efgh"))], "demo")
     >>> ram.read(PhysAddr(0x1002), 4)
@@ -108,6 +112,7 @@ class BankedMemory(_Closing):
         *,
         on_close: Callable[[], None] | None = None,
         check: Callable[[], None] | None = None,
+        written: Callable[[], list[Extent]] | None = None,
     ) -> None:
         """*banks* in any order; `ValueError` when two overlap."""
         super().__init__(on_close)
@@ -118,6 +123,7 @@ class BankedMemory(_Closing):
                 raise ValueError(f"banks overlap at {high.start:#x}")
         self._starts = [bank.start for bank in self._banks]
         self._check = check or (lambda: None)
+        self._written = written
 
     @property
     def extents(self) -> list[Extent]:
@@ -128,6 +134,11 @@ class BankedMemory(_Closing):
         """The buffers themselves."""
         self._check()
         return list(self._banks)
+
+    def written(self) -> list[Extent]:
+        """What is on disk of a sparse file, else all there is."""
+        self._check()
+        return self.extents if self._written is None else self._written()
 
     def read(self, pa: PhysAddr, size: int, /) -> bytes:
         """Exactly *size* bytes, which may lie in several banks that touch."""
@@ -180,6 +191,10 @@ class PagedMemory(_Closing):
     def extents(self) -> list[Extent]:
         """Runs that can be read, ascending."""
         return list(self._extents)
+
+    def written(self) -> list[Extent]:
+        """All there is."""
+        return self.extents
 
     def read(self, pa: PhysAddr, size: int, /) -> bytes:
         """Exactly *size* bytes inside one extent, or `MemoryReadError`."""

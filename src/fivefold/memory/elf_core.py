@@ -11,7 +11,7 @@ import struct
 from typing import Final, NamedTuple
 
 from fivefold.errors import FormatError
-from fivefold.memory.banked import Bank, BankedMemory
+from fivefold.memory.file_memory import file_memory
 from fivefold.memory.files import FileBytes
 from fivefold.memory.notes import MAX_NOTE_BYTES, Note, cpus_of, split_notes, vmcoreinfo_of
 from fivefold.memory.source import Source
@@ -55,9 +55,8 @@ def read_elf_core(file: FileBytes) -> Source:
     spans = [_span(file, index, segment) for index, segment in enumerate(segments) if segment.kind == _PT_LOAD]
     pieces = without_overlap(spans)
     notes = _notes(file, segments)
-    banks = [Bank(piece.start, file.view(piece.offset, piece.end - piece.start)) for piece in pieces]
     return Source(
-        memory=BankedMemory(banks, file.name, on_close=file.close, check=file.check_alive),
+        memory=file_memory(file, pieces),
         format="ELF core",
         cpus=cpus_of(notes, file.name),
         vmcoreinfo=vmcoreinfo_of(notes),

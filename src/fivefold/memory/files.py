@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -14,6 +16,11 @@ from fivefold.units import MIB
 
 SMALL: Final = 16 * MIB
 """Files up to this size are read: they cannot be cut under us, and reading is faster than mapping."""
+
+EXPECTED: Final = "expected a file that holds memory, or qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT"
+
+MAX_RUNS: Final = 1 << 16
+"""So many runs of a sparse file are told apart."""
 
 
 class ByteSource(Protocol):
@@ -58,9 +65,9 @@ class FileBytes:
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise FormatError(f"{name} is not a regular file")
+                raise FormatError(f"{name} is {_kind(status.st_mode)}; {EXPECTED}")
             if status.st_size == 0:
-                raise FormatError(f"{name} is empty")
+                raise FormatError(f"{name} is empty; {EXPECTED}")
             if status.st_size <= SMALL:
                 data = cls._read_all(fd, status.st_size)
                 os.close(fd)
@@ -100,6 +107,26 @@ class FileBytes:
         self.check_alive()
         return self._view[offset : offset + size]
 
+    def written(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Runs of the bytes *start* to *end* that are on disk, ascending; a sparse file's holes read as zeros.
+
+        All of them in one run where nobody knows, and from the `MAX_RUNS`th run on.
+        """
+        for _ in range(MAX_RUNS if self._fd >= 0 else 0):
+            try:
+                start = os.lseek(self._fd, start, os.SEEK_DATA)
+                hole = os.lseek(self._fd, start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end of the file
+                    return
+                break
+            if start >= end:
+                return
+            yield start, min(hole, end)
+            start = hole
+        if start < end:
+            yield start, end
+
     def close(self) -> None:
         """Let go of the file. A view that is still held keeps its mapping, and nothing else, alive."""
         if self._fd >= 0:
@@ -116,6 +143,19 @@ class FileBytes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_KINDS: Final = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe, which cannot be read here and there",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a disk",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def _kind(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "not a regular file")
 
 
 def short_name(path: str) -> str:

@@ -6,7 +6,7 @@ import struct
 from typing import Final
 
 from fivefold.errors import FormatError
-from fivefold.memory.banked import Bank, BankedMemory
+from fivefold.memory.file_memory import file_memory
 from fivefold.memory.files import FileBytes
 from fivefold.memory.source import Source
 from fivefold.memory.spans import MAX_SPANS, Span, without_overlap
@@ -30,9 +30,8 @@ def read_lime(file: FileBytes) -> Source:
     pieces = without_overlap(spans)
     if sum(s.end - s.start for s in pieces) != sum(s.end - s.start for s in spans):
         raise FormatError(f"{file.name}: ranges overlap in physical memory, expected each byte once")
-    banks = [Bank(piece.start, file.view(piece.offset, piece.end - piece.start)) for piece in pieces]
     return Source(
-        memory=BankedMemory(banks, file.name, on_close=file.close, check=file.check_alive),
+        memory=file_memory(file, pieces),
         format="LiME",
         notes=("LiME holds no registers: give the root and the number of levels",),
     )

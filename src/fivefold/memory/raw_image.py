@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from fivefold.errors import FormatError
-from fivefold.memory.banked import Bank, BankedMemory
+from fivefold.memory.file_memory import file_memory
 from fivefold.memory.files import FileBytes
 from fivefold.memory.source import Source
 from fivefold.memory.spans import MAX_SPANS, Span
@@ -58,6 +58,5 @@ def read_raw(file: FileBytes, ram_map: str | None = None) -> Source:
                 f"{file.name}: RAM map puts {span.start:#x}-{span.end:#x} at file offset {span.offset:#x}, "
                 f"the file ends at {file.size:#x}"
             )
-    banks = [Bank(span.start, file.view(span.offset, span.end - span.start)) for span in spans]
-    memory = BankedMemory(banks, file.name, on_close=file.close, check=file.check_alive)
+    memory = file_memory(file, spans)
     return Source(memory=memory, format="raw image", notes=notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -10,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from fivefold.arch import ENTRIES, Level, Rights, TooManyRuns
-from fivefold.memory import SourceMemory
+from fivefold.memory import Extent, SourceMemory
 from fivefold.survey.frame_sets import Leaves
 from fivefold.survey.regions import PAGE_NAMES
 from fivefold.survey.scan import MAX_RANGES
@@ -155,13 +156,35 @@ class _Finder:
             )
 
 
+def _worth_searching(memory: SourceMemory, pattern: bytes) -> list[Extent]:
+    """Where *pattern* can stand: around what is written, as far as its own zeros reach out of it."""
+    if not any(pattern):
+        return memory.extents
+    over = len(pattern) - 1
+    wide = [Extent(run.start - over, run.end + over) for run in memory.written()]
+    found: list[Extent] = []
+    for extent in memory.extents:
+        for run in wide[bisect_left(wide, extent.start, key=lambda run: run.end) :]:
+            if run.start >= extent.end:
+                break
+            low, high = max(run.start, extent.start), min(run.end, extent.end)
+            if found and low <= found[-1].end and found[-1].start >= extent.start:
+                found[-1] = Extent(found[-1].start, max(high, found[-1].end))
+            elif low < high:
+                found.append(Extent(low, high))
+    return found
+
+
 def search_memory(memory: SourceMemory, pattern: bytes, limit: int) -> list[PhysAddr]:
-    """The first *limit* physical addresses at which *pattern* stands, overlapping ones too; holes part memory."""
+    """The first *limit* physical addresses at which *pattern* stands, overlapping ones too; holes part memory.
+
+    Where a file is sparse nothing but zeros is looked for.
+    """
     if not pattern:
         raise ValueError("nothing to search for; expected one byte or more")
     found: list[PhysAddr] = []
     expression = re.compile(b"(?=" + re.escape(pattern) + b")", re.DOTALL)
-    for extent in memory.extents:
+    for extent in _worth_searching(memory, pattern):
         for at in range(extent.start, extent.end, SEARCH_STEP):
             # The last bytes of a step are the beginning of what may end in the next.
             size = min(SEARCH_STEP + len(pattern) - 1, extent.end - at)

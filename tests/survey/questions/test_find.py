@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fivefold.arch import LA48, Level, Mapped, Rights, translate
-from fivefold.memory import Bank, BankedMemory, open_source
+from fivefold.memory import Bank, BankedMemory, Extent, open_source
 from fivefold.survey.choose import Given
 from fivefold.survey.find import SEARCH_STEP, find_mappings, search_memory
 from fivefold.survey.root_spaces import root_spaces
@@ -130,6 +130,19 @@ def test_search_over_banks_and_steps() -> None:
     assert search_memory(memory, b"cc", 1) == [PhysAddr(0x1000 + len(one) - 1)]
     with pytest.raises(ValueError, match=r"^nothing to search for; expected one byte or more$"):
         search_memory(memory, b"", 1)
+
+
+def test_search_where_most_is_not_written() -> None:
+    """What is not written reads as zeros, and those of a pattern may lie there; extents end a search all the same."""
+    data = bytearray(0x100)
+    data[0x40:0x44] = b"ab\0\0"
+    data[0xFF] = 0x61
+    banks = [Bank(0x1000, memoryview(data)), Bank(0x1200, memoryview(data))]
+    parts = [Extent(0x1040, 0x1042), Extent(0x10FF, 0x1100), Extent(0x1240, 0x1242), Extent(0x12FF, 0x1300)]
+    memory = BankedMemory(banks, "test", written=lambda: parts)
+    for pattern in (b"ab", b"\0\0\0ab", b"ab\0\0\0", b"\0a", b"a\0", b"\0\0", b"b" + bytes(0x70), b"b" + bytes(0xF0)):
+        assert search_memory(memory, pattern, 999) == search_memory(BankedMemory(banks, "test"), pattern, 999)
+    assert search_memory(memory, b"ab", 9) == [0x1040, 0x1240]
 
 
 def test_memory_with_a_hole_is_not_joined() -> None:
