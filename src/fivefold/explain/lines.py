@@ -28,7 +28,8 @@ MARK: Final = re.compile(
     rb"|(?P<smm>SMM: (?:enter|after))"
     rb"|(?P<kvm>KVM internal error|KVM: entry failed|kvm run failed)"
     rb"|(?P<oops>BUG: |Oops: |Oops\[|PANIC: |general protection fault|double fault: |stack segment: "
-    rb"|invalid opcode: |divide error: |segfault at |unable to handle kernel|kernel stack overflow)"
+    rb"|invalid opcode: |divide error: |segfault at |unable to handle kernel|kernel stack overflow"
+    rb"|Corrupted page table at|traps: |: [0-9a-f]{4} \[#\d+\])"
     rb"|(?P<bochs>exception\(\): 3rd|exception\(0x[0-9a-f]+\): |page fault for address )"
     rb"|(?P<registers>(?:^|[^A-Za-z0-9])[RE]AX ?= ?[0-9a-f]{8})"
     rb"|(?P<cpu>^CPU#\d+)"
@@ -36,7 +37,8 @@ MARK: Final = re.compile(
 
 _HINT: Final = re.compile(
     rb"check_exception|v=[0-9a-f]{2} e|riple fault|Servicing|CPU |SMM: |KVM|kvm run|BUG: |Oops|PANIC|fault"
-    rb"|segment: |opcode: |error: |overflow|exception\(|AX ?=|CPU#"
+    rb"|segment: |opcode: |error: |table|traps: |int3: |present: |check: |TSS: |exception: |overflow"
+    rb"|exception\(|AX ?=|CPU#"
 )
 """Every line that `MARK` finds something in has one of these. Each begins with a letter and there are no
 groups: that is what lets the engine skip quickly, and most lines of a large log are skipped."""

@@ -1,8 +1,8 @@
 """What Linux prints when the kernel faults: oops, panic of early boot, double fault, segfault lines.
 
-Formats of 4.12 to 6.12: ``arch/x86/mm/fault.c`` (show_fault_oops, dump_pagetable, show_signal_msg),
-``arch/x86/kernel/traps.c``, ``dumpstack.c``, ``process_64.c`` (__show_regs) and
-``arch/x86/mm/extable.c`` (early_fixup_exception).
+Formats of 4.12 to 6.12: ``arch/x86/mm/fault.c`` (show_fault_oops, dump_pagetable, pgtable_bad, show_signal_msg),
+``arch/x86/kernel/traps.c`` (show_signal, handle_stack_overflow), ``dumpstack.c``, ``process_64.c``
+(__show_regs) and ``arch/x86/mm/extable.c`` (early_fixup_exception).
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from fivefold.arch import Vector
+from fivefold.arch import HAS_ERROR_CODE, Vector
 from fivefold.explain.lines import Block
 from fivefold.explain.register_text import parse_code, parse_registers
 from fivefold.explain.trace import Outcome, Strike, Trace
 
 _ADDRESS: Final = re.compile(
     r"(?:page fault for address|paging request at|NULL pointer dereference(?:, address)?|"
-    r"NULL pointer dereference at)[: ]+(?:0x)?([0-9a-f]{1,16})\b"
+    r"NULL pointer dereference at|Corrupted page table at address)[: ]+(?:0x)?([0-9a-f]{1,16})\b"
 )
 _ERROR: Final = re.compile(r"#PF: error_code\((?:0x)?([0-9a-f]{1,8})\)")
-_OOPS: Final = re.compile(r"Oops(?:\[#\d+\])?:? (?:[A-Za-z ,-]*: )?([0-9a-f]{4,8}) \[#\d+\]")
+_OOPS: Final = re.compile(r": ([0-9a-f]{4,8}) \[#\d+\]")
+_GUARD: Final = re.compile(r"stack guard page was hit at (?:0x)?([0-9a-f]{16})")
+_TRAPS: Final = re.compile(
+    r"traps: .*\[\d+\] (?:trap )?([a-z0-9 ]+?) ip:([0-9a-f]{1,16}) sp:([0-9a-f]{1,16}) error:([0-9a-f]{1,8})"
+)
 _EARLY: Final = re.compile(
     r"PANIC: early exception (?:0x)?([0-9a-f]{1,2}) (?:rip|IP) [0-9a-f]+:([0-9a-f]{1,16}) "
     r"error ([0-9a-f]{1,8}) cr2 (?:0x)?([0-9a-f]{1,16})"
@@ -29,7 +33,10 @@ _SEGFAULT: Final = re.compile(
     r"segfault at ([0-9a-f]{1,16}) ip (?:0x)?([0-9a-f]{1,16}) sp (?:0x)?([0-9a-f]{1,16}) error ([0-9a-f]{1,8})"
 )
 _NAMED: Final = re.compile(
-    r"(general protection fault|double fault|stack segment|invalid opcode|divide error|kernel stack overflow)"
+    r"(general protection|double fault|stack segment|invalid opcode|divide error|kernel stack overflow|int3"
+    r"|alignment check|invalid TSS|segment not present|simd exception|control protection)(?: fault)?\b[^\n]*?"
+    r"(?:: [0-9a-f]{4} \[#\d+\]|, error_code: |non-canonical|$)",
+    re.MULTILINE,
 )
 _CODE_OF: Final = re.compile(r"(?:general protection fault|stack segment)[^\[\n]*?: ([0-9a-f]{4}) \[#\d+\]")
 _NON_CANONICAL: Final = re.compile(r"non-canonical address 0x([0-9a-f]{1,16})")
@@ -37,7 +44,13 @@ _RIP: Final = re.compile(r"\b(?:RIP|IP): ([0-9a-f]{4}):(?:\[<([0-9a-f]{8,16})>\]
 _ENTRIES: Final = re.compile(r"\bPGD ([0-9a-f]{1,16})((?: (?:P4D|PUD|PMD|PTE) [0-9a-f]{1,16})*)")
 _RELEASE: Final = re.compile(r"(?:Not tainted|Tainted: [A-Z ]+) +(\d+\.\d+\S*)")
 _VECTORS: Final = {
-    "general protection fault": Vector.GP,
+    "general protection": Vector.GP,
+    "int3": Vector.BP,
+    "alignment check": Vector.AC,
+    "invalid TSS": Vector.TS,
+    "segment not present": Vector.NP,
+    "simd exception": Vector.XM,
+    "control protection": Vector.CP,
     "double fault": Vector.DF,
     "stack segment": Vector.SS,
     "invalid opcode": Vector.UD,
@@ -72,7 +85,8 @@ class LinuxText:
         if match := _NON_CANONICAL.search(text):
             remarks.append(f"the kernel itself names the non-canonical address 0x{match[1]}")
         release = _RELEASE.search(text)
-        outcome: Outcome = "handled" if _SEGFAULT.search(text) else "oops"
+        is_process = _SEGFAULT.search(text) or _TRAPS.search(text)
+        outcome: Outcome = "handled" if is_process else "oops"
         return Trace(
             self._source,
             "Linux oops",
@@ -95,6 +109,10 @@ def _strike(text: str) -> Strike | None:
     if match := _SEGFAULT.search(text):
         cr2, rip, rsp, code = (int(number, 16) for number in match.groups())
         return Strike(int(Vector.PF), None, code, cr2, rip, rsp, 3, code=parse_code(text))
+    if match := _TRAPS.search(text):
+        return _user_trap(match, text)
+    if match := _GUARD.search(text):
+        return _overflow(int(match[1], 16), text)
     address = _ADDRESS.search(text)
     named = _NAMED.search(text)
     if address is None and named is None:
@@ -112,6 +130,25 @@ def _strike(text: str) -> Strike | None:
         code=parse_code(text),
         entries=_entries(text),
     )
+
+
+def _user_trap(match: re.Match[str], text: str) -> Strike | None:
+    """A process was ended by an exception that is no page fault."""
+    vector = _VECTORS.get(match[1].removesuffix(" fault"))
+    if vector is None:
+        return None
+    rip, rsp, code = (int(number, 16) for number in match.groups()[1:])
+    error_code = code if vector in HAS_ERROR_CODE else None
+    return Strike(int(vector), None, error_code, None, rip, rsp, 3, vector == Vector.BP, code=parse_code(text))
+
+
+def _overflow(va: int, text: str) -> Strike:
+    """A kernel stack ran into its guard page; what is printed as the error code is that of the double fault."""
+    cpu = parse_registers(text, "oops")
+    return Strike(
+        int(Vector.PF), cr2=va, rip=_rip(text), rsp=cpu.rsp if cpu else None, cpl=0, cpu=cpu, code=parse_code(text),
+        guard=True,
+    )  # fmt: skip
 
 
 def _error_code(text: str, vector: int) -> int | None:

@@ -36,6 +36,7 @@ class _Question:
     instruction: Instruction | None
     implicit: bool
     code: int | None
+    guard: bool
 
     @property
     def how(self) -> Access:
@@ -80,7 +81,7 @@ def _question(here: Situation, strike: Strike, va: int, instruction: Instruction
     if by_user and here.state.cpl != 3:
         here = here.with_state(replace(here.state, cpl=3))
     implicit = code is not None and not by_user and here.state.cpl == 3
-    return _Question(here, va, kind, use, instruction, implicit, code)
+    return _Question(here, va, kind, use, instruction, implicit, code, strike.guard)
 
 
 def _is_fetch(here: Situation, strike: Strike, va: int, instruction: Instruction | None) -> bool:
@@ -317,6 +318,11 @@ def _outside(question: _Question, ruling: Outside, remarks: tuple[str, ...]) -> 
 
 def _by_code(question: _Question, remarks: tuple[str, ...]) -> Finding:
     spelled = f"{question.spelled()} {hex64(question.va)}"
+    if question.guard:
+        sentence = (
+            f"{spelled} was refused: the kernel says that a guard page below a stack is there, which is not mapped"
+        )
+        return _finding(question, "not-present", sentence, "likely", None, (), None, remarks)
     if question.code is None:
         if question.use is not None and question.use.how.stack and question.use.how.kind is Kind.WRITE:
             sentence = f"{spelled} failed; without memory or error code nothing tells which rule refused it"

@@ -14,7 +14,7 @@ from fivefold.memory import CpuState, Segment
 
 _NAMED: Final = re.compile(
     r"(?<![A-Za-z0-9])(R[A-D]X|R[SD]I|R[BS]P|R0?[89]|R1[0-5]|RIP|RFL|E[A-D]X|E[SD]I|E[BS]P|EIP|EFL|EFLAGS"
-    r"|CR[0234]|EFER)\s*[:=]\s*(?:[0-9a-f]{4}:)?(?:0x)?([0-9a-f]{8,16})(?![0-9a-f])"
+    r"|CR[0234]|EFER|PKRU)\s*[:=]\s*(?:[0-9a-f]{4}:)?(?:0x)?([0-9a-f]{8,16})(?![0-9a-f])"
 )
 _SEGMENT: Final = re.compile(
     r"(?<![A-Za-z])(CS|DS|ES|FS|GS|SS|LDT|TR)\s*=\s*([0-9a-f]{4}) ([0-9a-f]{8,16}) ([0-9a-f]{8}) ([0-9a-f]{8})"

@@ -119,7 +119,7 @@ def situation(
         rflags=registers.general.get("rflags", 2),
         cpl=_cpl(registers, cpl, given),
         cs_long=cs is None or bool(cs.flags & _L_BIT),
-        pkru=given.pkru or 0,
+        pkru=registers.general.get("pkru", 0) if given.pkru is None else given.pkru,
     )
     cpu = GENEROUS if bits is None else replace(GENEROUS, phys_bits=bits)
     return Situation(registers, state, cpu, memory, assumed, known)

@@ -18,7 +18,7 @@ from fivefold.explain.situation import Given, Situation, situation
 from fivefold.explain.trace import Strike, Trace
 from fivefold.machine.base import vector_name
 from fivefold.memory import CpuState
-from fivefold.units import hex64
+from fivefold.units import MASK64, hex64
 
 _FRAME: Final = "the stack pointer is just below that of the interrupted code, by the frame of the delivery"
 _LOW_INTERRUPT: Final = (
@@ -149,6 +149,9 @@ def _double_fault(here: Situation, strike: Strike) -> Finding:
     """A double fault with nothing before it: what led to it is not in the source, CR2 may tell."""
     cr2, rsp = here.registers.cr2, here.registers.rsp
     sentence = "a double fault; the exceptions that led to it are not in the source"
+    if rsp is not None and here.mode is not None and not here.mode.is_canonical(rsp - 8 & MASK64):
+        sentence += f". RSP is {hex64(rsp)}, which is not canonical: no frame can be pushed there"
+        return Finding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
     if cr2 is not None and rsp is not None and 0 < rsp - cr2 <= 8 * FRAME_WORDS + 4096:
         sentence += f". CR2 is {rsp - cr2} bytes below RSP: the stack ran out"
         fault = replace(strike, vector=int(Vector.PF), error_code=None, cr2=cr2)
