@@ -59,6 +59,8 @@ REFUSED = [
     (["--memory", "1"], "too little memory: the image ends at 0x"),
     (["--memory", "32M1"], "Invalid value for '--memory': … '32M1' is not a size; expected a number and"),
     (["--memory", "2P"], "RAM up to 0x0008000040000000 does not fit the 40 physical address bits of la57"),
+    (["--engine", "unicorn", "--smp", "2"], "the engine unicorn has one CPU, not 2; use qemu"),
+    (["--engine", "unicorn", "--entry", "efi57"], "the engine unicorn has no firmware for the entry efi57; use qemu"),
     (["--timeout", "0"], "a timeout of 0 seconds; expected more than 0"),
     (["--timeout", "nan"], "a timeout of nan seconds; expected more than 0"),
     (["/dev/zero"], "/dev/zero is no image: it has more than 64M"),
@@ -89,6 +91,25 @@ def test_engine_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("fivefold: the engine qemu needs qemu-system-x86_64, which is not there; ")
     assert "apt-get install" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["--smp", "2"], "unicorn has one CPU, not 2"),
+        (["--entry", "efi"], "unicorn has no firmware for the entry efi"),
+    ],
+)
+def test_an_engine_that_was_chosen_and_is_not_there(
+    args: list[str], reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who asked for no engine is told why it must be this one."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["fivefold", "boot", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"fivefold: {reason}, and the engine qemu needs qemu-system-x86_64, ")
 
 
 def test_an_engine_that_answers_nothing(

@@ -97,7 +97,7 @@ def test_load_address_that_cannot_be(image: Image) -> None:
 
 def test_unicorn_has_no_firmware(boot: Boot) -> None:
     with pytest.raises(MachineError, match=r"^the engine unicorn has no firmware for the entry efi; use qemu$"):
-        boot("la57", entry="efi")
+        boot("la57", engine="unicorn", entry="efi")
 
 
 def test_firmware_that_is_not_there(boot: Boot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

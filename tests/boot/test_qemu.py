@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from fivefold.boot import Image, Options, Run
 from fivefold.boot import boot as boot_all
 from fivefold.boot.run import LAYOUTS
 from fivefold.errors import MachineError
+from fivefold.report.boot_text import print_boot
 from fivefold.units import GIB, MIB, format_size
 
 PLAIN_ENTRIES = ("pvh", "long48", "long57")
@@ -62,6 +66,32 @@ def test_load_addresses(passes: Boot, load: int) -> None:
 def test_a_place_above_4_gib_is_refused(boot: Boot) -> None:
     with pytest.raises(MachineError, match="qemu loads below 4 GiB only, not at 0x0000000140000000; use unicorn"):
         boot("la57", engine="qemu", entry="long48", load_address=5 * GIB, memory=8 * GIB)
+
+
+def test_what_unicorn_cannot_do_goes_to_qemu_and_says_so(image: Image) -> None:
+    report = boot_all(("la57",), Options(smp=2, memory=32 * MIB), image)
+    text = Console(file=StringIO(), width=160)
+    print_boot(report, text)
+    assert report.ok
+    assert [(run["engine"], run["engine_reason"]) for run in report.to_json()["runs"]] == [
+        ("qemu", "unicorn has one CPU, not 2")
+    ]
+    assert re.search(r"^engine +qemu: unicorn has one CPU, not 2 *$", text.file.getvalue(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("options", "engine"),
+    [
+        (Options(), "unicorn"),
+        (Options(entry="long57", hibernate=True), "unicorn"),
+        (Options(entry="efi57"), "qemu"),
+        (Options(engine="kvm", entry="efi"), "kvm"),
+        (Options(engine="unicorn", smp=2), "unicorn"),
+    ],
+)
+def test_the_engine_that_is_chosen(options: Options, engine: str) -> None:
+    assert options.runs_on == engine
+    assert bool(options.engine_reason) == (options.engine is None and engine == "qemu")
 
 
 def test_long57_is_skipped_on_the_cpu_without_la57(image: Image) -> None:

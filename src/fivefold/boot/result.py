@@ -55,6 +55,8 @@ class Run:
     output: str = field(repr=False, default="")
     story: str = field(repr=False, default="")
     """Why the guest did not come to its end, where somebody was asked."""
+    engine_reason: str = ""
+    """Why this engine was chosen, where none was named and it is not the usual one."""
 
     @property
     def ok(self) -> bool:
@@ -67,6 +69,7 @@ class Run:
         return {
             "cpu": self.cpu,
             "engine": self.engine,
+            **({"engine_reason": self.engine_reason} if self.engine_reason else {}),
             "entry": self.entry,
             "mode": self.mode,
             "levels": self.levels,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -25,8 +25,9 @@ from fivefold.kernel.detect import REASON_TEXT
 from fivefold.kernel.report import EXIT_FAILED, EXIT_PASSED
 from fivefold.kernel.smp import MAX_CPUS
 from fivefold.layout import image_areas
-from fivefold.machine import Event, Exit, Guest, Halted, Machine, Module, start
+from fivefold.machine import Event, Exit, Guest, Halted, Machine, Module, available, start
 from fivefold.machine.base import EFI_ENTRIES, Entry, Registers
+from fivefold.machine.unicorn_limits import unicorn_lacks
 from fivefold.units import GIB, MIB, PhysAddr, format_size, hex64
 
 DEFAULT_MEMORY: Final = 512 * MIB
@@ -35,7 +36,6 @@ Explain = Callable[[Event, Machine], str]
 
 CPUS: Final = ("la57", "la48")
 ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57", "efi", "efi57")
-SINGLE_CPU_ENGINES: Final = ("unicorn",)
 VARIABLES: Final = (
     "pgdir_shift", "ptrs_per_p4d", "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base",
 )  # fmt: skip
@@ -49,7 +49,8 @@ FACTS: Final = (
 class Options:
     """How to boot. *memory* in bytes, *timeout* in seconds for each run, and for an engine to start."""
 
-    engine: str = "unicorn"
+    engine: str | None = None
+    """What runs the machine; None for Unicorn, and for QEMU where Unicorn cannot."""
     entry: Entry = "pvh"
     layout: str = "linux"
     memory: int = DEFAULT_MEMORY
@@ -62,7 +63,7 @@ class Options:
     hibernate: bool = False
     """Save the kernel, restart the machine, resume it, and judge that."""
     smp: int = 1
-    """How many CPUs; an engine that has one only runs with one, and says so."""
+    """How many CPUs."""
 
     def __post_init__(self) -> None:
         """Refuse what no machine could do, with `ImageError` or `MachineError`."""
@@ -84,14 +85,19 @@ class Options:
             raise MachineError("--hibernate and --kexec both need the loader's module; ask for one of them")
 
     @property
-    def cpus(self) -> int:
-        """How many CPUs the machine has: those asked for, where the engine can have more than one."""
-        return 1 if self.engine in SINGLE_CPU_ENGINES else self.smp
+    def engine_reason(self) -> str:
+        """Why it is not Unicorn, where no engine was named; "" if it is, or one was."""
+        return "" if self.engine else unicorn_lacks(self.entry, self.smp) or ""
+
+    @property
+    def runs_on(self) -> str:
+        """The engine: the one that was named, or the one that was chosen."""
+        return self.engine or ("qemu" if self.engine_reason else "unicorn")
 
     @property
     def full_cmdline(self) -> str:
         """The command line with the words that options stand for."""
-        smp = f"smp={self.cpus}" if self.cpus != 1 else ""
+        smp = f"smp={self.smp}" if self.smp != 1 else ""
         words = [self.cmdline, self._layout_word, smp]
         if self.kexec is not None:
             words += ["kexec", "--", self.kexec, smp]
@@ -132,6 +138,8 @@ def boot(
     Raises `MachineError` if nothing is left to run, or an engine cannot do what was asked.
     """
     options = options or Options()
+    if options.engine_reason and (missing := available(options.runs_on)) is not None:
+        raise MachineError(f"{options.engine_reason}, and {missing}")
     say("building the image")
     image = image or build_image()
     options = replace(options, load_address=options.load_address or image.load_address)
@@ -141,12 +149,12 @@ def boot(
         if options.entry in ("long57", "efi57") and cpu == "la48":
             skipped.append(Skipped(cpu, "a CPU without LA57 cannot be entered with five levels"))
             continue
-        say(f"booting on {options.engine}, {cpu}")
+        say(f"booting on {options.runs_on}, {cpu}")
         try:
             runs.append(boot_one(cpu, options, image, explain))
         except MachineError as error:
             # Which CPUs there are depends on the host only under KVM; elsewhere the call is at fault.
-            if options.engine != "kvm" or len(cpus) == 1:
+            if options.runs_on != "kvm" or len(cpus) == 1:
                 raise
             skipped.append(Skipped(cpu, str(error)))
     say("")
@@ -163,7 +171,7 @@ def boot_one(cpu: str, options: Options, image: Image, explain: Explain | None =
 def hibernate(guest: Guest, options: Options, image: Image) -> Guest | Check:
     """Run *guest* until it has saved itself; the guest that resumes it on a restarted machine, or why there is none."""
     saving = replace(guest, cmdline=f"{guest.cmdline} hibernate=save".strip())
-    with start(options.engine, saving, options.timeout) as machine:
+    with start(options.runs_on, saving, options.timeout) as machine:
         event = machine.run(options.timeout)
         load, report = last_report(machine, options, image)
         words = report.words
@@ -183,7 +191,7 @@ def boot_guest(guest: Guest, options: Options, image: Image, explain: Explain | 
         resuming = hibernate(guest, options, image)
         early.append(Check("hibernate_saved", "outside", True) if isinstance(resuming, Guest) else resuming)
         guest = resuming if isinstance(resuming, Guest) else guest
-    with start(options.engine, guest, options.timeout) as machine:
+    with start(options.runs_on, guest, options.timeout) as machine:
         event = machine.run(options.timeout)
         load, report = last_report(machine, options, image)
         checks = [completed(event, report), *early, *report.checks]
@@ -193,14 +201,15 @@ def boot_guest(guest: Guest, options: Options, image: Image, explain: Explain | 
         if report.is_done and options.kexec is None:
             levels = expected_levels(machine.cpu.la57, options.cmdline)
             now, words = machine.registers(), report.words
-            checks += switch_checks(options.entry, levels, words, now, machine.memory, options.cpus > 1)
+            checks += switch_checks(options.entry, levels, words, now, machine.memory, options.smp > 1)
         if options.kexec is not None:
             checks += handed_over(machine, options, image, report)
         instructions, output = machine.instructions, machine.output.decode(errors="replace")
     words = report.words
     return Run(
         cpu=guest.cpu,
-        engine=options.engine,
+        engine=options.runs_on,
+        engine_reason=options.engine_reason,
         entry=options.entry,
         mode={4: "la48", 5: "la57"}.get(words.get("levels", 0)),
         levels=words.get("levels") or None,
@@ -210,7 +219,7 @@ def boot_guest(guest: Guest, options: Options, image: Image, explain: Explain | 
         variables={name: words.get(name, 0) for name in VARIABLES} if words else {},
         facts={name: words.get(name, 0) for name in FACTS} if words else {},
         checks=tuple(checks),
-        skipped=(*report.skipped, *left_out(options)),
+        skipped=report.skipped,
         instructions=instructions,
         seconds=time.perf_counter() - began,
         output=output,
@@ -261,12 +270,6 @@ def handed_over(machine: Machine, options: Options, image: Image, report: GuestR
     ]
 
 
-def left_out(options: Options) -> Iterator[Skipped]:
-    """What was asked for and the engine cannot do."""
-    if options.smp != options.cpus:
-        yield Skipped("smp", f"the engine {options.engine} has one CPU")
-
-
 def from_outside(machine: Machine, options: Options, image: Image, report: GuestReport) -> list[Check]:
     """The checks from outside; random bases that break the rules leave nothing to hold the rest against."""
     try:
@@ -276,8 +279,8 @@ def from_outside(machine: Machine, options: Options, image: Image, report: Guest
     checks = judge(seen, report.words, report.areas)
     if options.entry in EFI_ENTRIES:
         checks += efi_checks(seen, report.words)
-    if options.cpus > 1:
-        checks += cpu_checks(machine.all_registers(), options.cpus)
+    if options.smp > 1:
+        checks += cpu_checks(machine.all_registers(), options.smp)
     return [*checks, Check("kaslr_bases", "outside", True)] if options.randomised else checks
 
 
@@ -291,14 +294,14 @@ def make_guest(cpu: str, options: Options, image: Image) -> Guest:
         )
     if options.entry == "pvh" and end > HIGHEST_32BIT_END:
         raise MachineError(f"load address {hex64(load)} is above 4 GiB, where the 32-bit entry pvh cannot be")
-    if options.engine != "unicorn" and load < 4 * GIB and end > 3 * GIB:  # Unicorn's own loader knows its map
+    if options.runs_on != "unicorn" and load < 4 * GIB and end > 3 * GIB:  # Unicorn's own loader knows its map
         raise MachineError(f"the image needs {hex64(load)} to {hex64(end)}, where there is no RAM: devices are there")
     entry: Entry = options.entry
     if entry in EFI_ENTRIES:
         return efi_guest(cpu, options, image, load)
-    if options.engine != "unicorn" and options.entry != "pvh":
+    if options.runs_on != "unicorn" and options.entry != "pvh":
         if end > HIGHEST_32BIT_END:
-            raise MachineError(f"{options.engine} loads below 4 GiB only, not at {hex64(load)}; use unicorn")
+            raise MachineError(f"{options.runs_on} loads below 4 GiB only, not at {hex64(load)}; use unicorn")
         # Its loader enters in 32-bit code only: a stub in the image turns paging on and goes on to the 64-bit entry.
         entry = "pvh"
     symbol = "pvh_entry" if entry == options.entry else f"stub_{options.entry}"
@@ -311,7 +314,7 @@ def make_guest(cpu: str, options: Options, image: Image) -> Guest:
         cmdline=options.full_cmdline,
         sites=image.sites(load),
         modules=() if options.kexec is None else (Module(image.place(load)),),
-        cpus=options.cpus,
+        cpus=options.smp,
     )
 
 
@@ -325,7 +328,7 @@ def efi_guest(cpu: str, options: Options, image: Image, load: int) -> Guest:
         cpu=cpu,
         memory=options.memory,
         cmdline=options.full_cmdline,
-        cpus=options.cpus,
+        cpus=options.smp,
     )
 
 

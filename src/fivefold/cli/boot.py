@@ -55,7 +55,9 @@ def boot(
         Path | None, typer.Argument(help="An image written by `fivefold image`; by default the built-in one.")
     ] = None,
     cpu: Annotated[CpuChoice, typer.Option(help="CPU with LA57, without, or both.")] = CpuChoice.both,
-    engine: Annotated[EngineChoice, typer.Option(help="What runs the machine.")] = EngineChoice.unicorn,
+    engine: Annotated[
+        EngineChoice | None, typer.Option(help="What runs the machine. [default: unicorn; qemu where unicorn cannot]")
+    ] = None,
     entry: Annotated[
         EntryChoice, typer.Option(help="32-bit entry, 64-bit with paging on in that depth, or UEFI.")
     ] = EntryChoice.pvh,
@@ -72,7 +74,7 @@ def boot(
         str | None,
         typer.Option(metavar="CMDLINE", help="Then start a second kernel with this command line, and judge that."),
     ] = None,
-    smp: Annotated[int, typer.Option(metavar="N", help="CPUs of the machine; more than one on QEMU only.")] = 1,
+    smp: Annotated[int, typer.Option(metavar="N", help="CPUs of the machine; more than one needs QEMU.")] = 1,
     hibernate: Annotated[
         bool, typer.Option("--hibernate", help="Save the kernel, restart the machine, resume it, and judge that.")
     ] = False,
@@ -85,7 +87,7 @@ def boot(
     from fivefold.boot import boot as run_boot
 
     options = Options(
-        engine.value,
+        engine.value if engine else None,
         entry.value,
         layout.value,
         memory,

@@ -19,7 +19,6 @@ from typing import Final, Self
 from fivefold.arch import FETCH, Cpu, Vector
 from fivefold.errors import MachineError
 from fivefold.machine.base import (
-    EFI_ENTRIES,
     PAGE_FAULT,
     Event,
     ExceptionRecord,
@@ -64,6 +63,7 @@ from fivefold.machine.unicorn_core import (
     UnicornCore,
     features,
 )
+from fivefold.machine.unicorn_limits import unicorn_lacks
 from fivefold.machine.vcpu import (
     BIG,
     FLAT_CODE32,
@@ -112,10 +112,8 @@ class UnicornMachine:
             raise
 
     def _start(self, guest: Guest) -> None:
-        if guest.cpus != 1:
-            raise MachineError(f"the engine unicorn has one CPU, not {guest.cpus}")
-        if guest.entry in EFI_ENTRIES:
-            raise MachineError("the engine unicorn has no firmware for the entry efi; use qemu")
+        if (reason := unicorn_lacks(guest.entry, guest.cpus)) is not None:
+            raise MachineError(f"the engine {reason}; use qemu")
         self.cpu: Cpu = features(guest.cpu, guest.cpuid)
         rows = memory_map(guest.memory)
         top = max(row.end for row in rows if row.kind == 1)

@@ -92,7 +92,7 @@ def _instructions(run: Run) -> str:
 
 
 _ROWS: Final[tuple[tuple[str, Callable[[Run], str]], ...]] = (
-    ("engine", lambda run: run.engine),
+    ("engine", lambda run: f"{run.engine}: {run.engine_reason}" if run.engine_reason else run.engine),
     ("entry", _entered),
     ("mode chosen", _mode),
     ("levels", lambda run: str(run.levels or "-")),
