@@ -44,6 +44,6 @@ def _replace(path: Path, data: bytes) -> None:
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)
         Path(name).replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too must leave no half of a file
         Path(name).unlink(missing_ok=True)
         raise

@@ -32,58 +32,24 @@ from fivefold.machine.base import (
 )
 from fivefold.machine.decode import decode, interrupt_length
 from fivefold.machine.delivery import Trap, deliver, has_error_code
-from fivefold.machine.handover import CODE_SELECTOR, DATA_SELECTOR, Handover
 from fivefold.machine.instruction_hook import LOW_END
-from fivefold.machine.loader import Placement, load
+from fivefold.machine.loader import load
 from fivefold.machine.mapped_ram import Bus, MappedRam
 from fivefold.machine.memory_map import memory_map, ram_extents
-from fivefold.machine.police import (
-    Linear,
-    Refusal,
-    is_refused,
-    page_fault_code,
-)
+from fivefold.machine.police import Linear, Refusal, is_refused, page_fault_code
 from fivefold.machine.ports import Ports
-from fivefold.machine.unicorn_core import (
-    CR0_LONG,
-    CS,
-    DS,
-    EFER_LMA,
-    EFER_LME,
-    ES,
-    FS,
-    GPR_NAMES,
-    GS,
-    MSR_EFER,
-    MSR_FMASK,
-    MSR_LSTAR,
-    MSR_STAR,
-    SS,
-    TR,
-    UnicornCore,
-    features,
-)
+from fivefold.machine.unicorn_core import GPR_NAMES, MSR_FMASK, MSR_LSTAR, MSR_STAR, UnicornCore, features
 from fivefold.machine.unicorn_limits import unicorn_lacks
-from fivefold.machine.vcpu import (
-    BIG,
-    FLAT_CODE32,
-    FLAT_CODE64,
-    FLAT_DATA,
-    PRESENT,
-    RFLAGS_IF,
-    RFLAGS_RF,
-    Segment,
-    Vcpu,
-)
+from fivefold.machine.unicorn_start import enter, map_memory, poison
+from fivefold.machine.vcpu import BIG, FLAT_CODE64, FLAT_DATA, RFLAGS_IF, RFLAGS_RF, Segment, Vcpu
 from fivefold.memory import PhysMemory
-from fivefold.units import GIB, MASK64, PhysAddr, format_size, hex64
+from fivefold.units import MASK64, PhysAddr, hex64
 
 _EFER_SCE: Final = 1 << 0
 _LONGEST_INSTRUCTION: Final = 15
 _SLICE: Final = 1_000_000
 """Instructions between two looks at the clock and at signals such as Ctrl-C."""
 
-_POISON_LIMIT: Final = GIB
 _HISTORY: Final = 64
 
 
@@ -107,7 +73,7 @@ class UnicornMachine:
         self._stale = False
         try:
             self._start(guest)
-        except BaseException:
+        except BaseException:  # Ctrl-C too must leave no mapping of the guest's size
             self.close()
             raise
 
@@ -122,15 +88,12 @@ class UnicornMachine:
                 f"RAM up to {hex64(top)} does not fit the {self.cpu.phys_bits} physical address bits of {guest.cpu}"
             )
         self._ram = MappedRam.anonymous(ram_extents(rows), self.name)
-        _poison(self._ram, guest.poison)
+        poison(self._ram, guest.poison)
         placement = load(guest, rows, self._ram, self.cpu)
         self._core = UnicornCore(guest.cpu, guest.cpuid)
-        self._map_memory(1 << self.cpu.phys_bits)
+        map_memory(self._core, self._ram, 1 << self.cpu.phys_bits)
         self._add_hooks()
-        if placement.handover is None:
-            self._start_protected(placement)
-        else:
-            self._start_long(placement, placement.handover)
+        enter(self._core, placement)
 
     # -- what can be asked ---------------------------------------------------------------
 
@@ -361,47 +324,6 @@ class UnicornMachine:
         """Memory as the processor sees it, for what is done in its stead."""
         return Bus(self._known_ram)
 
-    # -- starting ------------------------------------------------------------------------
-
-    def _map_memory(self, end: int) -> None:
-        """RAM where it is; everywhere else up to *end* a bus on which nobody answers."""
-        at = 0
-        for extent, pointer in self._known_ram.pointers():
-            if at < extent.start:
-                self._engine.map_empty_bus(at, extent.start - at)
-            self._engine.map_ram(extent.start, extent.end - extent.start, pointer)
-            at = extent.end
-        if at < end:
-            self._engine.map_empty_bus(at, end - at)
-
-    def _start_protected(self, placement: Placement) -> None:
-        """The PVH start: 32-bit protected mode, no paging, flat segments, EBX = start information."""
-        engine = self._engine
-        engine.leave_long_mode()
-        code, data = Segment.from_descriptor(0x08, FLAT_CODE32), Segment.from_descriptor(0x10, FLAT_DATA)
-        # A busy 32-bit TSS at 0, as the ABI promises; no GDT, because it promises none.
-        task = Segment(0, 0, 0x67, 0x0B00 | PRESENT)
-        segments = {ES: data, CS: code, SS: data, DS: data, FS: data, GS: data, TR: task}
-        engine.load_segments(segments, cpl=0, long_mode=False)
-        engine.write("rbx", placement.start_info)
-        engine.write("rip", placement.entry)
-
-    def _start_long(self, placement: Placement, handover: Handover) -> None:
-        """The 64-bit start of `fivefold.machine.handover`: RSI = start information."""
-        engine = self._engine
-        engine.set_msr(MSR_EFER, EFER_LME | EFER_LMA)
-        engine.write("cr4", handover.cr4)
-        engine.write("cr3", handover.root)
-        engine.write("cr0", CR0_LONG)
-        engine.set_gdt(handover.gdt)
-        code = Segment.from_descriptor(CODE_SELECTOR, FLAT_CODE64)
-        data = Segment.from_descriptor(DATA_SELECTOR, FLAT_DATA)
-        segments = {ES: data, CS: code, SS: data, DS: data, FS: data, GS: data}
-        engine.load_segments(segments, cpl=0, long_mode=True)
-        engine.write("rsi", placement.start_info)
-        engine.write("rsp", handover.stack)
-        engine.write("rip", placement.entry)
-
     # -- the end -------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -433,12 +355,3 @@ class _LiveMemory:
     def write(self, pa: PhysAddr, data: bytes, /) -> None:
         self._machine._known_ram.write(pa, data)
         self._machine._stale = True
-
-
-def _poison(ram: MappedRam, byte: int | None) -> None:
-    if byte is None:
-        return
-    size = sum(extent.end - extent.start for extent in ram.extents)
-    if size > _POISON_LIMIT:
-        raise MachineError(f"poisoning touches all RAM; expected at most {format_size(_POISON_LIMIT)}")
-    ram.fill(byte)
