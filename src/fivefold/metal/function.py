@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from fivefold.metal.blocks import Blocks
 from fivefold.metal.tree import (
     AsNumber,
     Assign,
@@ -66,7 +67,7 @@ def convention(signature: Signature, target: Target) -> str:
     return "preserve_mostcc " if signature.mark == "cold" and target.arch == "x86_64" else ""
 
 
-class FunctionWriter:
+class FunctionWriter(Blocks):
     """Writes one function; implements `words.Writer`."""
 
     def __init__(
@@ -77,16 +78,13 @@ class FunctionWriter:
         signatures: dict[str, Signature],
         inner_name: Callable[[str], str],
     ) -> None:
+        super().__init__()
         self.target = target
         self._unit = unit
         self._tables = tables
         self._signatures = signatures
         self._inner_name = inner_name
-        self._lines: list[str] = []
         self._slots: list[str] = []
-        self._count = 0
-        self._block = "entry"
-        self._open = True
         self._loops: list[tuple[str, str]] = []
         self._returns = Kind.NONE
 
@@ -102,22 +100,6 @@ class FunctionWriter:
             self._end("ret void" if self._returns is Kind.NONE else "unreachable")
         return ["entry:", *self._slots, *self._lines]
 
-    def emit(self, instruction: str) -> str:
-        """Append an instruction that has a result; return the name of it."""
-        self._count += 1
-        self.do(f"%t{self._count} = {instruction}")
-        return f"%t{self._count}"
-
-    def do(self, instruction: str) -> None:
-        """Append an instruction; after the end of a block that opens one that nothing enters."""
-        if not self._open:
-            self._start(self._label("dead"))
-        self._lines.append(f"  {instruction}")
-
-    def pointer(self, address: str) -> str:
-        """Turn an i64 into a pointer; in 32-bit code the upper half falls off."""
-        return self.emit(f"inttoptr i64 {address} to ptr")
-
     def _entering(self, value: str, kind: Kind) -> str:
         return self.emit(f"icmp ne i64 {value}, 0") if kind is Kind.BOOL else value
 
@@ -126,29 +108,6 @@ class FunctionWriter:
 
     def _set_local(self, name: str, kind: Kind, value: str) -> None:
         self.do(f'store {_type(kind)} {value}, ptr %"v.{name}"')
-
-    # Blocks
-
-    def _label(self, what: str) -> str:
-        self._count += 1
-        return f"{what}{self._count}"
-
-    def _start(self, label: str) -> None:
-        self._lines.append(f"{label}:")
-        self._block, self._open = label, True
-
-    def _end(self, instruction: str) -> None:
-        if self._open:
-            self._lines.append(f"  {instruction}")
-        self._open = False
-
-    def _jump(self, label: str) -> None:
-        self._end(f"br label %{label}")
-
-    def _branch(self, test: str, yes: str, no: str) -> None:
-        if not self._open:
-            self._start(self._label("dead"))
-        self._end(f"br i1 {test}, label %{yes}, label %{no}")
 
     # Statements
 
@@ -359,12 +318,6 @@ class FunctionWriter:
         self._jump(after)
         self._start(after)
         return self.emit(f"phi i1 {', '.join(edges)}")
-
-    def _current(self) -> str:
-        """Return the label of the open block, opening one where no path leads."""
-        if not self._open:
-            self._start(self._label("dead"))
-        return self._block
 
     def _choice(self, node: Choice) -> str:
         yes, no, after = (self._label(what) for what in ("yes", "no", "chosen"))
