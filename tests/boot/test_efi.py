@@ -22,8 +22,10 @@ Boot = Callable[..., Run]
 GUEST_CHECKS = {
     "efi_handoff", "efi_runtime_regions", "efi_set_virtual_address_map", "efi_identity_gone", "efi_own_top_page",
     "efi_shared_in_step", "efi_get_time", "efi_get_time_plausible", "efi_window_not_in_kernel",
+    "efi_write_or_execute", "efi_next_variable", "efi_get_variable_size", "efi_get_variable", "efi_get_variable_length",
+    "efi_get_variable_attributes", "efi_get_variable_not_found",
 }  # fmt: skip
-OUTSIDE_CHECKS = {"efi_window", "efi_lower_half_empty", "efi_shares_kernel"}
+OUTSIDE_CHECKS = {"efi_window", "efi_window_write_or_execute", "efi_lower_half_empty", "efi_shares_kernel"}
 
 
 @pytest.fixture(params=["one file", "two files"])

@@ -105,11 +105,14 @@ def test_two_maps_and_many_modules(code: Any) -> None:
     assert [row[:3] for row in rows_of(helpers)] == PC
 
 
-def test_more_rows_than_there_is_room_for_are_cut(code: Any) -> None:
+def test_more_rows_than_there_is_room_for_are_counted(code: Any) -> None:
+    """The kernel stops then: what is lost may be a row that takes memory back."""
     many = [(0x1000 * i, 0x1000, RAM) for i in range(1, 700)]
     answer, helpers = taken(code, information(memory_map(many), END))
     assert answer == DONE
-    assert [row[:3] for row in rows_of(helpers)] == many[: kernel_start_info.MAX_MAP_ENTRIES]
+    *_, at, count = head(helpers)
+    kept = struct.iter_unpack("<QQII", helpers.ram.read(at, 24 * kernel_start_info.MAX_MAP_ENTRIES))
+    assert (count, [row[:3] for row in kept]) == (699, many[: kernel_start_info.MAX_MAP_ENTRIES])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,7 @@ REFUSED = [
     ("half a row", information(tag(6, struct.pack("<IIQQQQ", 24, 0, 0, 4096, 1, 0)), END), BAD_TAG),
     ("map without a head", information(tag(6, b"1234"), END), BAD_TAG),
     ("module that ends before it starts", information(tag(3, struct.pack("<II", 0x2000, 0x1000)), MAP, END), BAD_TAG),
-    ("module without an end", information(tag(3, struct.pack("<I", 0x2000)), MAP, END), BAD_TAG),
+    ("module without an end", information(tag(3, struct.pack("<I", 0)), MAP, END), BAD_TAG),
 ]  # fmt: skip
 
 
@@ -174,6 +177,14 @@ def test_at_the_end_of_what_32_bits_reach(code: Any) -> None:
         helpers = code(None, "multiboot2", extents=[(0xFFFF_F000, 0x1_0000_1000), (IMAGE, 0x32_0000)], window=0)
         helpers.ram.write(at, data)
         assert helpers.call("multiboot2.take_multiboot2", at, OUT, IMAGE, IMAGE_END) == answer
+
+
+@pytest.mark.parametrize("kind", [1, 3, 6, 9], ids=["command line", "module", "map", "other"])
+def test_a_tag_beyond_the_end_is_not_read(code: Any, kind: int) -> None:
+    data = information(MAP, tag(kind, struct.pack("<II", 24, 0), size=0x1000))
+    helpers = code(None, "multiboot2", extents=[(0x20_0000 - len(data), 0x20_0000), (IMAGE, 0x32_0000)], window=0)
+    helpers.ram.write(0x20_0000 - len(data), data)
+    assert helpers.call("multiboot2.take_multiboot2", 0x20_0000 - len(data), OUT, IMAGE, IMAGE_END) == BAD_TAG
 
 
 @settings(max_examples=60)

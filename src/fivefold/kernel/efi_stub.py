@@ -16,6 +16,7 @@ from fivefold.kernel.pgtable import FRAME_MASK, TABLE
 from fivefold.kernel.start_info import (
     MAGIC,
     MAP_ENTRY_SIZE,
+    MAX_MAP_ENTRIES,
     OFFSET_CMDLINE,
     OFFSET_MEMORY_COUNT,
     OFFSET_MEMORY_MAP,
@@ -82,19 +83,35 @@ EFI_MAGIC: Final = int.from_bytes(b"FF-EFI\0\1", "little")
 HANDOFF_INFO: Final = 0
 HANDOFF_MODULE: Final = 0x40
 HANDOFF_ROWS: Final = 0x100
-HANDOFF_CMDLINE: Final = 0x3000
+HANDOFF_CMDLINE: Final = 0x3200
 HANDOFF_EFI: Final = 0x4000
 HANDOFF_MAP: Final = 0x4080
+HANDOFF_ATTRIBUTES: Final = 0xC000
 HANDOFF_SIZE: Final = 0x10000
-MAX_ROWS: Final = (HANDOFF_CMDLINE - HANDOFF_ROWS) // MAP_ENTRY_SIZE
+MAP_ROOM: Final = HANDOFF_ATTRIBUTES - HANDOFF_MAP
+ATTRIBUTES_ROOM: Final = HANDOFF_SIZE - HANDOFF_ATTRIBUTES
 MAX_CMDLINE: Final = 2048
 """What the kernel is handed, in one run of pages: start information, one module, rows, command line; the module's
-content is the firmware's own: system table, size of the map and of a descriptor, its version, and the map."""
+content is the firmware's own: system table, size of the map and of a descriptor, its version, the map, and its table
+of memory attributes with the size of that, 0 without one."""
 
 EFI_SYSTEM_TABLE: Final = 8
 EFI_MAP_SIZE: Final = 16
 EFI_DESCRIPTOR_SIZE: Final = 24
 EFI_DESCRIPTOR_VERSION: Final = 32
+EFI_ATTRIBUTES_SIZE: Final = 40
+
+DESCRIPTOR_SIZE: Final = 40
+"""The least that a memory descriptor has; firmware's may be larger."""
+MOST_PAGES: Final = (1 << 52) - 1
+SYSTEM_TABLE_COUNT: Final = 104
+SYSTEM_TABLES: Final = 112
+MOST_TABLES: Final = 256
+ATTRIBUTES_GUID: Final = (0x469F_26EB_DCFA_911D, 0x2012_46DC_B738_20A2)
+"""EFI_MEMORY_ATTRIBUTES_TABLE_GUID, as two numbers."""
+ATTRIBUTES_HEAD: Final = 16
+NEWEST_ATTRIBUTES: Final = 2
+"""Version of the table of memory attributes."""
 
 TRIES: Final = 8
 PAGE_SIZE: Final = 4096
@@ -151,8 +168,9 @@ def efi_main(handle: u64, system: u64) -> u64:
     take_cmdline(boot, handle, handoff)
     report.put_line("fivefold: EFI application, image at", place)
     if not leave_boot_services(boot, handle, handoff):
-        report.put("fivefold: the firmware does not let go of its boot services\n")
+        report.put("fivefold: the firmware does not let go of its boot services, or its memory map is none\n")
         return LOAD_ERROR
+    take_attributes(handoff, system)
     write_start_info(handoff, system)
     efi_jump(place + load64(symbol("efi_words") + WORD_ENTRY), handoff)
     return LOAD_ERROR
@@ -209,7 +227,7 @@ def leave_boot_services(boot: u64, handle: u64, handoff: u64) -> bool:
     """Take the memory map and leave; again if the map has changed in between, as its key says."""
     efi = handoff + HANDOFF_EFI
     for _attempt in range(TRIES):
-        store64(efi + EFI_MAP_SIZE, HANDOFF_SIZE - HANDOFF_MAP)
+        store64(efi + EFI_MAP_SIZE, MAP_ROOM)
         status = efi_call(
             load64(boot + GET_MEMORY_MAP),
             efi + EFI_MAP_SIZE,
@@ -218,12 +236,43 @@ def leave_boot_services(boot: u64, handle: u64, handoff: u64) -> bool:
             efi + EFI_DESCRIPTOR_SIZE,
             efi + EFI_DESCRIPTOR_VERSION,
         )
-        if status & ERROR != 0:
+        if status & ERROR != 0 or not is_map_sound(efi):
             return False
         status = efi_call(load64(boot + EXIT_BOOT_SERVICES), handle, load64(map_key), 0, 0, 0)
         if status & ERROR == 0:
             return True
     return False
+
+
+def is_map_sound(efi: u64) -> bool:
+    """Whether the map has descriptors of a size that can be, and fits the room that the firmware was given."""
+    each = load64(efi + EFI_DESCRIPTOR_SIZE)
+    return each >= DESCRIPTOR_SIZE and each & 7 == 0 and load64(efi + EFI_MAP_SIZE) <= MAP_ROOM
+
+
+@noinline
+def take_attributes(handoff: u64, system: u64) -> None:
+    """Copy the firmware's table of memory attributes, which lies in memory that is free from now on.
+
+    One of an unknown version, or that says it is larger than the room for it, is left out, as if there were none.
+    """
+    for i in range(min(load64(system + SYSTEM_TABLE_COUNT), MOST_TABLES)):
+        row = load64(system + SYSTEM_TABLES) + 24 * i
+        if load64(row) == ATTRIBUTES_GUID[0] and load64(row + 8) == ATTRIBUTES_GUID[1]:
+            table = load64(row + 16)
+            size = attributes_size(table)
+            copy64(handoff + HANDOFF_ATTRIBUTES, table, size // 8)
+            store64(handoff + HANDOFF_EFI + EFI_ATTRIBUTES_SIZE, size)
+
+
+def attributes_size(table: u64) -> u64:
+    """Bytes of a table of memory attributes; 0 for one that cannot be used."""
+    version = load32(table)
+    each = load32(table + 8)
+    if version == 0 or version > NEWEST_ATTRIBUTES or each < DESCRIPTOR_SIZE or each & 7 != 0:
+        return 0
+    size = ATTRIBUTES_HEAD + load32(table + 4) * each
+    return size if size <= ATTRIBUTES_ROOM else u64(0)
 
 
 @noinline
@@ -244,26 +293,35 @@ def write_start_info(handoff: u64, system: u64) -> None:
 
 @noinline
 def write_rows(handoff: u64) -> u64:
-    """Turn the firmware's map into PVH's, with neighbours of one kind joined; return the number of rows."""
+    """Turn the firmware's map into PVH's, with neighbours of one kind joined; return the number of rows.
+
+    Those that there is no room for are counted only: a count like that has the kernel stop.
+    """
     efi = handoff + HANDOFF_EFI
     count = u64(0)
     at = u64(0)
-    while at < load64(efi + EFI_MAP_SIZE):
+    while at + DESCRIPTOR_SIZE <= load64(efi + EFI_MAP_SIZE):
         entry = handoff + HANDOFF_MAP + at
         start = load64(entry + 8)
-        size = load64(entry + 24) * PAGE_SIZE
+        size = min(load64(entry + 24), MOST_PAGES) * PAGE_SIZE
         kind = pvh_type(load32(entry))
         last = handoff + HANDOFF_ROWS + MAP_ENTRY_SIZE * (count - 1)
-        if count != 0 and load64(last) + load64(last + 8) == start and load32(last + 16) == kind:
+        if count != 0 and count <= MAX_MAP_ENTRIES and follows(last, start, size) and load32(last + 16) == kind:
             store64(last + 8, load64(last + 8) + size)
-        elif count < MAX_ROWS:
-            row = last + MAP_ENTRY_SIZE
-            store64(row, start)
-            store64(row + 8, size)
-            store32(row + 16, kind)
+        else:
+            if count < MAX_MAP_ENTRIES:
+                row = last + MAP_ENTRY_SIZE
+                store64(row, start)
+                store64(row + 8, size)
+                store32(row + 16, kind)
             count += 1
         at += load64(efi + EFI_DESCRIPTOR_SIZE)
     return count
+
+
+def follows(row: u64, start: u64, size: u64) -> bool:
+    """Whether *size* bytes at *start* lie right behind a row, and neither wraps."""
+    return load64(row) <= start and load64(row) + load64(row + 8) == start and start + size >= start
 
 
 def pvh_type(kind: u64) -> u64:

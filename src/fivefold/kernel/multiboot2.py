@@ -111,7 +111,10 @@ def take_module(tag: u64, size: u64, out: u64) -> bool:
 
 
 def take_rows(tag: u64, size: u64, out: u64) -> bool:
-    """Add the rows of a map, as many as there is room for; False if they do not fill the tag. Their types are PVH's."""
+    """Add the rows of a map, whose types are PVH's; False if they do not fill the tag.
+
+    More than there is room for are counted only: a count like that has the kernel stop.
+    """
     if size < MAP_ROWS:
         return False
     each = load32(tag + HEAD)
@@ -124,7 +127,7 @@ def take_rows(tag: u64, size: u64, out: u64) -> bool:
             to = out + INFO_ROWS + start_info.MAP_ENTRY_SIZE * count
             copy64(to, row, 2)
             store64(to + start_info.MAP_TYPE, load32(row + start_info.MAP_TYPE))
-            count += 1
+        count += 1
         row += each
     store32(out + start_info.OFFSET_MEMORY_COUNT, count)
     return row == tag + size

@@ -38,9 +38,9 @@ WORDS: Final = (
     "ram_bytes", "ram_end", "cut_bytes", "direct_4k", "direct_2m", "direct_1g", "tables", "scan_ranges",
     "scan_bytes", "scan_tables", "scan_writable_executable", "scan_records", "scan_record_size", "previous",
     "kexec_outcome", "hibernate_at", "hibernate_size", "user_root", "user_tables", "efi_root", "efi_tables",
-    "handover_root", "handover_tables", "hibernate_sample", "fast_returns", "safe_returns", "syscall_stays",
-    "nmis", "panic_vector", "panic_error", "panic_rip", "panic_address", "panic_text", "areas", "checks",
-    "failed",
+    "efi_attributes", "handover_root", "handover_tables", "hibernate_sample", "fast_returns", "safe_returns",
+    "syscall_stays", "nmis", "panic_vector", "panic_error", "panic_rip", "panic_address", "panic_text", "areas",
+    "checks", "failed",
 )  # fmt: skip
 """Names of the words from the start of the table, in order."""
 
@@ -108,6 +108,8 @@ W_USER_ROOT: Final = WORDS.index("user_root")
 W_USER_TABLES: Final = WORDS.index("user_tables")
 W_EFI_ROOT: Final = WORDS.index("efi_root")
 W_EFI_TABLES: Final = WORDS.index("efi_tables")
+W_EFI_ATTRIBUTES: Final = WORDS.index("efi_attributes")
+"""Rows of the firmware's table of memory attributes, if the window is as they say."""
 W_FAST_RETURNS: Final = WORDS.index("fast_returns")
 W_SAFE_RETURNS: Final = WORDS.index("safe_returns")
 W_SYSCALL_STAYS: Final = WORDS.index("syscall_stays")
