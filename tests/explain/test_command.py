@@ -142,6 +142,9 @@ def test_an_address_alone(run: Run) -> None:
         (("nowhere.log",), "cannot read nowhere.log: No such file or directory"),
         (("--cr2", "0xwhat"), "'0xwhat' is not a number; expected hexadecimal such as 0xffffffff80000000"),
         (("--levels", "3"), "Invalid value for '--levels'"),
+        (("--vector", "300"), "Invalid value for '--vector'"),
+        (("--cr2", "-5"), "'-5' is no 64-bit number"),
+        (("-a", "123456789012345678901"), "'123456789012345678901' is no 64-bit number"),
     ],
 )
 def test_bad_input(run: Run, arguments: tuple[str, ...], message: str) -> None:

@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import sys
-from typing import Annotated
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+
+if TYPE_CHECKING:
+    from fivefold.explain import Explanation
+
+_PANEL: Final = "Plain numbers"
+_REGISTERS: Final = ("error_code", "cr0", "cr2", "cr3", "cr4", "efer", "rip", "rsp", "rflags", "pkru")
+_RANGES: Final = {"vector": (0, 255), "cpl": (0, 3), "phys_bits": (32, 52), "levels": (4, 5)}
+_HELP: Final = {"vector": "The exception.", "levels": "Levels of page tables."}
 
 
 def _number(text: str) -> int:
     """A number as registers are written: 0x… or bare hexadecimal digits."""
     try:
-        return int(text.replace("_", ""), 16)
+        value = int(text.replace("_", ""), 16)
     except ValueError as error:
         raise typer.BadParameter(
             f"{text!r} is not a number; expected hexadecimal such as 0xffffffff80000000"
         ) from error
+    if not 0 <= value < 1 << 64:
+        raise typer.BadParameter(f"{text!r} is no 64-bit number")
+    return value
 
 
-_REGISTER = {"parser": _number, "metavar": "HEX", "rich_help_panel": "Plain numbers"}
+def _options() -> Iterator[inspect.Parameter]:
+    """The options for what a caller may say instead of a log: the fields of `fivefold.explain.Given`."""
+    options: dict[str, Any] = {
+        name: typer.Option(parser=_number, metavar="HEX", rich_help_panel=_PANEL) for name in _REGISTERS
+    }
+    for name, (least, most) in _RANGES.items():
+        options[name] = typer.Option(min=least, max=most, help=_HELP.get(name), rich_help_panel=_PANEL)
+    for name, option in options.items():
+        annotation = Annotated[int | None, option]
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
+def _with_numbers(command: Callable[..., int]) -> Callable[..., int]:
+    """Give *command* an option for each plain number; it gets them as one mapping, its first argument."""
+    numbers = list(_options())
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    shown = [*(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own), *numbers]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> int:
+        said = {parameter.name: values.pop(parameter.name) for parameter in numbers}
+        return command(said, **values)
+
+    # What reads the signature is to see the spliced one, and not the wrapped command's.
+    del run.__wrapped__
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return run
+
+
+@_with_numbers
 def explain(
+    numbers: Mapping[str, int | None],
     log: Annotated[
         str | None,
         typer.Argument(
@@ -46,20 +89,6 @@ def explain(
         list[str] | None,
         typer.Option(metavar="CHANGE", help="Ask again under a change: user, write, cpl=0, cr0.wp=0, mode=la48, …"),
     ] = None,
-    vector: Annotated[int | None, typer.Option(help="The exception.", rich_help_panel="Plain numbers")] = None,
-    error_code: Annotated[int | None, typer.Option(**_REGISTER)] = None,
-    cr0: Annotated[int | None, typer.Option(**_REGISTER)] = None,
-    cr2: Annotated[int | None, typer.Option(**_REGISTER)] = None,
-    cr3: Annotated[int | None, typer.Option(**_REGISTER)] = None,
-    cr4: Annotated[int | None, typer.Option(**_REGISTER)] = None,
-    efer: Annotated[int | None, typer.Option(**_REGISTER)] = None,
-    rip: Annotated[int | None, typer.Option(**_REGISTER)] = None,
-    rsp: Annotated[int | None, typer.Option(**_REGISTER)] = None,
-    rflags: Annotated[int | None, typer.Option(**_REGISTER)] = None,
-    cpl: Annotated[int | None, typer.Option(min=0, max=3, rich_help_panel="Plain numbers")] = None,
-    pkru: Annotated[int | None, typer.Option(**_REGISTER)] = None,
-    phys_bits: Annotated[int | None, typer.Option(min=32, max=52, rich_help_panel="Plain numbers")] = None,
-    levels: Annotated[int | None, typer.Option(min=4, max=5, rich_help_panel="Plain numbers")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every entry of every walk.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the schema fivefold.explain/1.")] = False,
 ) -> int:
@@ -67,26 +96,10 @@ def explain(
 
     Exit status 0 when the story is told, whatever it says; 2 when there is none to tell.
     """
-    from fivefold.errors import FormatError
-    from fivefold.explain import Given
-    from fivefold.explain import explain as run_explain
-    from fivefold.memory import open_source
-
-    given = Given(
-        vector=vector, error_code=error_code, cr0=cr0, cr2=cr2, cr3=cr3, cr4=cr4, efer=efer, rip=rip, rsp=rsp,
-        rflags=rflags, cpl=cpl, pkru=pkru, phys_bits=phys_bits, levels=levels,
-    )  # fmt: skip
-    if log is None and memory is None and not given and not address:
-        raise FormatError("nothing to explain: expected a log, a source of memory, or numbers such as --cr2")
-    source = None
     try:
-        source = open_source(memory, ram_map=ram_map) if memory is not None else None
-        explanation = run_explain(log, source, given=given, addresses=address or (), what_if=what_if or ())
+        explanation = _tell(numbers, log, memory, ram_map, address or [], what_if or [])
     except ValueError as error:  # a change or a source's name that makes no sense
         raise typer.BadParameter(str(error)) from error
-    finally:
-        if source is not None:
-            source.close()
     if as_json:
         json.dump(explanation.to_json(), sys.stdout, indent=2)
         print()
@@ -96,3 +109,26 @@ def explain(
 
         print_explanation(explanation, ReportConsole(highlight=False), verbose)
     return 0
+
+
+def _tell(
+    numbers: Mapping[str, int | None],
+    log: str | None,
+    memory: str | None,
+    ram_map: str | None,
+    addresses: list[int],
+    what_if: list[str],
+) -> Explanation:
+    """The one call; the source of memory is opened here, for its map of RAM, and closed again."""
+    from contextlib import nullcontext
+
+    from fivefold.errors import FormatError
+    from fivefold.explain import Given
+    from fivefold.explain import explain as run_explain
+    from fivefold.memory import open_source
+
+    given = Given(**numbers)
+    if log is None and memory is None and not given and not addresses:
+        raise FormatError("nothing to explain: expected a log, a source of memory, or numbers such as --cr2")
+    with open_source(memory, ram_map=ram_map) if memory is not None else nullcontext() as source:
+        return run_explain(log, source, given=given, addresses=addresses, what_if=what_if)

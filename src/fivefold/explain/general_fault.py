@@ -60,7 +60,7 @@ def explain_write(here: Situation, write: ControlWrite) -> Refused | None:
 
 def _bad_rip(here: Situation, strike: Strike) -> Finding | None:
     rip = strike.rip if strike.rip is not None else here.registers.rip
-    if rip is None or here.mode is None or here.mode.is_canonical(rip):
+    if rip is None or _narrowest(here).is_canonical(rip):
         return None
     sentence = f"an instruction fetch from {hex64(rip)} was refused: the address is not canonical"
     return _non_canonical(here, rip, FETCH, sentence, None, None, ())
@@ -215,14 +215,20 @@ def _by_control(here: Situation) -> Finding | None:
     return None
 
 
+def _narrowest(here: Situation) -> PagingMode:
+    """The mode; where it is not known, five levels: what is not canonical there is not canonical at all."""
+    return here.mode or LA57
+
+
 def _by_pointer(here: Situation) -> Finding:
     """A register that holds an address which is not canonical; one next to the edge looks most like a pointer."""
-    mode = here.mode
-    if mode is None:
-        return Finding("unknown", "a general protection fault; neither mode nor instruction is known", "guess", here)
+    mode = _narrowest(here)
     found = [(name, value) for name, value in _values(here) if not mode.is_canonical(value)]
     if not found:
+        known = any(True for _ in _values(here))
         sentence = "a general protection fault, and no register holds an address that is not canonical"
+        if not known:
+            sentence = "a general protection fault; neither the instruction nor the registers are known"
         return Finding("unknown", sentence, "guess", here)
     found.sort(key=lambda item: _distance(mode, item[1]))
     name, value = found[0]

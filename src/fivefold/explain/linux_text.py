@@ -108,7 +108,10 @@ def _strike(text: str) -> Strike | None:
         return Strike(vector, None, code, cr2 if is_fault else None, rip, cpl=0, cpu=parse_registers(text, "panic"))
     if match := _SEGFAULT.search(text):
         cr2, rip, rsp, code = (int(number, 16) for number in match.groups())
-        return Strike(int(Vector.PF), None, code, cr2, rip, rsp, 3, code=parse_code(text))
+        cpu = parse_registers(text, "segfault")
+        return Strike(
+            int(Vector.PF), None, code, cr2, rip, rsp, 3, cpu=cpu, code=parse_code(text), disguised=_is_disguised(cr2)
+        )
     if match := _TRAPS.search(text):
         return _user_trap(match, text)
     if match := _GUARD.search(text):
@@ -139,12 +142,24 @@ def _user_trap(match: re.Match[str], text: str) -> Strike | None:
         return None
     rip, rsp, code = (int(number, 16) for number in match.groups()[1:])
     error_code = code if vector in HAS_ERROR_CODE else None
-    return Strike(int(vector), None, error_code, None, rip, rsp, 3, vector == Vector.BP, code=parse_code(text))
+    cpu = parse_registers(text, "trap")
+    return Strike(int(vector), None, error_code, None, rip, rsp, 3, vector == Vector.BP, cpu=cpu, code=parse_code(text))
+
+
+def _is_disguised(va: int) -> bool:
+    """Whether Linux sets P in what it reports of a process, so as not to tell how the kernel's half is mapped.
+
+    It does from TASK_SIZE_MAX on, a page below the end of the user half of the mode.
+    """
+    return any(end - 0x1000 <= va < end for end in (1 << 47, 1 << 56)) or va >= 1 << 56
 
 
 def _overflow(va: int, text: str) -> Strike:
     """A kernel stack ran into its guard page; what is printed as the error code is that of the double fault."""
     cpu = parse_registers(text, "oops")
+    if cpu is not None and cpu.cr2 is not None:
+        # Kernels since 4.15 print the address hashed; CR2 below has it.
+        va = cpu.cr2
     return Strike(
         int(Vector.PF), cr2=va, rip=_rip(text), rsp=cpu.rsp if cpu else None, cpl=0, cpu=cpu, code=parse_code(text),
         guard=True,

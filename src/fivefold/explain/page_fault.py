@@ -37,6 +37,7 @@ class _Question:
     implicit: bool
     code: int | None
     guard: bool
+    disguised: bool
 
     @property
     def how(self) -> Access:
@@ -81,7 +82,7 @@ def _question(here: Situation, strike: Strike, va: int, instruction: Instruction
     if by_user and here.state.cpl != 3:
         here = here.with_state(replace(here.state, cpl=3))
     implicit = code is not None and not by_user and here.state.cpl == 3
-    return _Question(here, va, kind, use, instruction, implicit, code, strike.guard)
+    return _Question(here, va, kind, use, instruction, implicit, code, strike.guard, strike.disguised)
 
 
 def _is_fetch(here: Situation, strike: Strike, va: int, instruction: Instruction | None) -> bool:
@@ -330,6 +331,10 @@ def _by_code(question: _Question, remarks: tuple[str, ...]) -> Finding:
         sentence = f"{spelled} failed; without memory or error code nothing tells why"
         return _finding(question, "unknown", sentence, "guess", None, (), None, remarks)
     reported = rule_from_code(question.here, question.code, question.va, question.how)
+    if question.disguised and question.code & PageFault.P:
+        sentence = f"{spelled} was refused: the address is not the user's"
+        remarks = (*remarks, "Linux sets P in what it reports of such an address, so it may not be mapped at all")
+        return _finding(question, "user-supervisor", sentence, "guess", None, (), None, remarks)
     if reported.rule == "reserved-bit" and not question.code & PageFault.P:
         remarks = (
             *remarks,

@@ -58,6 +58,8 @@ class Strike:
     last_rsp: int | None = None
     linked: bool = False
     """Struck at the first instruction of the handler of the one before."""
+    disguised: bool = False
+    """P in the error code is the kernel's own doing."""
     guard: bool = False
     """The kernel itself says that it was a guard page below a stack."""
     external: bool = False
