@@ -21,7 +21,7 @@ from fivefold.survey.space import Space, open_space
 
 TESTS: Final = Path(__file__).parents[1] / "tests"
 GUESTS: Final = TESTS / "data" / "guests"
-CAPTURES: Final = ("debian-la48-nokaslr-6G-pc", "plain-la48-kaslr", "plain-la57-kaslr")
+CAPTURES: Final = ("debian-la48-nokaslr-6G-pc", "plain-la48-kaslr", "plain-la57-kaslr", "kasan-la48-kaslr")
 DUMP_SECONDS: Final = 60
 PAGE: Final = 4096
 KERNEL_IMAGE: Final = 0xFFFF_FFFF_8000_0000

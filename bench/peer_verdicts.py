@@ -24,17 +24,26 @@ def joined(ranges: Iterable[tuple[int, int]]) -> Spans:
     return found
 
 
-def only_in(these: Spans, others: Spans) -> int:
-    """How many bytes *these* have and *others* do not."""
-    common, at = 0, 0
+def without(these: Spans, others: Spans) -> Spans:
+    """What *these* have and *others* do not."""
+    left, at = [], 0
     for start, end in these:
         while at < len(others) and others[at][1] <= start:
             at += 1
         which = at
         while which < len(others) and others[which][0] < end:
-            common += min(end, others[which][1]) - max(start, others[which][0])
+            if others[which][0] > start:
+                left.append((start, others[which][0]))
+            start = max(start, others[which][1])
             which += 1
-    return sum(end - start for start, end in these) - common
+        if start < end:
+            left.append((start, end))
+    return left
+
+
+def total(spans: Spans) -> int:
+    """How many bytes they are."""
+    return sum(end - start for start, end in spans)
 
 
 def unsigned(ranges: Iterable[Sequence[int]], va_bits: int) -> Spans:
@@ -43,18 +52,17 @@ def unsigned(ranges: Iterable[Sequence[int]], va_bits: int) -> Spans:
     return joined((start & low, (end - 1 & low) + 1) for start, end in ranges)
 
 
-def split(result: ScanResult, ram: list[range], va_bits: int) -> tuple[Spans, Spans]:
-    """What is mapped to RAM, and all that is mapped; the scan broke at physical jumps."""
-    start, phys = result.start.astype(object), result.phys.astype(object)
-    last = phys + (result.last.astype(object) - start)
-    in_ram: list[tuple[int, int]] = []
+def past_ram(result: ScanResult, ram: list[range], va_bits: int) -> Spans:
+    """What is mapped to anything but RAM; the scan broke at physical jumps."""
+    start, first = result.start.astype(object), result.phys.astype(object)
+    end = first + result.size.astype(object)
+    inside: list[tuple[int, int]] = []
     for part in ram:
-        first, end = np.maximum(phys, part.start), np.minimum(last + 1, part.stop)
-        hit = (first < end).astype(bool)
-        begin = (start + (first - phys))[hit]
-        in_ram += zip(begin, begin + (end - first)[hit], strict=True)
-    everything = zip(start, start + (last - phys) + 1, strict=True)
-    return unsigned(in_ram, va_bits), unsigned(everything, va_bits)
+        low, high = np.maximum(first, part.start), np.minimum(end, part.stop)
+        hit = (low < high).astype(bool)
+        begin = (start + (low - first))[hit]
+        inside += zip(begin, begin + (high - low)[hit], strict=True)
+    return without(unsigned(zip(start, start + (end - first), strict=True), va_bits), unsigned(inside, va_bits))
 
 
 @dataclass(frozen=True)
@@ -72,11 +80,11 @@ class Truth:
 
 def list_verdict(ranges: Spans, truth: Truth) -> tuple[bool, str]:
     """Whether a list of ranges is right, and how it differs. Leaving out what is not RAM is told, but not wrong."""
-    misses, invents = only_in(truth.ram, ranges), only_in(ranges, truth.mapped)
-    left_out = only_in(truth.mapped, ranges) - misses
+    misses, invents = total(without(truth.ram, ranges)), total(without(ranges, truth.mapped))
+    left_out = total(without(truth.mapped, ranges)) - misses
     differs = [f"misses {size(misses)}"] * bool(misses) + [f"invents {size(invents)}"] * bool(invents)
     if differs:
-        return False, "WRONG: " + ", ".join(differs) + f", of {size(sum(b - a for a, b in truth.ram))}"
+        return False, "WRONG: " + ", ".join(differs) + f", of {size(total(truth.ram))}"
     return True, f"right, without {size(left_out)} that is not RAM" if left_out else "right"
 
 

@@ -35,18 +35,21 @@ from clock import VARIABLE
 from fivefold.arch import Mapped
 from fivefold.report.tlb_text import write_leaves
 from fivefold.survey.leaves import Leaves as LeafReader
+from fivefold.survey.scan import leaves_of
 from fivefold.survey.scan_result import Contiguity, Flags, Kind, ScanResult, Words, expand_leaves
 from fivefold.survey.space import Space
 from fivefold.survey.translator import translator_of
 from fivefold.units import MASK64, MIB, VirtAddr
 from measure import Claim, Row, duration, tell
-from peer_images import CAPTURES, Image, Leaves, NoGuestError, captured, leaves_in, live
-from peer_verdicts import Truth, answer_verdict, list_verdict, split, unsigned
+from peer_images import CAPTURES, Image, NoGuestError, captured, leaves_in, live
+from peer_verdicts import Truth, answer_verdict, list_verdict, past_ram, unsigned, without
 
 HERE: Final = Path(__file__).parent
 MAPPED: Final = 16_000
 OTHERS: Final = 4_000
 SECONDS: Final = 300
+MANY: Final = 1 << 22
+"""Leaves that are not listed one by one."""
 QUESTIONS: Final = {"ranges": "list", "phys": "translate", "words": "read"}
 FIVE_LEVELS: Final = "NUMBER(pgtable_l5_enabled)="
 
@@ -80,7 +83,7 @@ def ours(space: Space, asked: Asked, rounds: int) -> Answers:
         inside = found.mapped & (found.phys >> np.uint64(3) < np.uint64(len(words)))
         return words[np.where(inside, found.phys >> np.uint64(3), np.uint64(0))], inside
 
-    scans, scan_seconds = timed(lambda: space.scan(contiguity=Contiguity.BREAK), rounds)
+    scans, scan_seconds = timed(lambda: space.scan(contiguity=Contiguity.IGNORE), rounds)
     found, batch_seconds = timed(lambda: translator.batch(addresses), rounds)
     values, read_seconds = timed(read, rounds)
     return Answers(
@@ -146,23 +149,33 @@ def sampled(space: Space) -> list[int]:
     return [space.mode.value.sign_extend(va) & MASK64 for va in chosen.tolist()]
 
 
-def judged_by(image: Image, space: Space) -> tuple[str, Leaves]:
-    """Who says what is mapped, and every leaf: QEMU, or where its listing was not kept, code that is not the scan."""
-    if image.leaves is not None:
-        return "QEMU's info tlb", image.leaves
-    lines = io.StringIO()
-    write_leaves(LeafReader(space.tables).tables(range(1 << 64)), lines)
-    return "our lister of single leaves", leaves_in(lines.getvalue())
+def judged_by(image: Image, space: Space) -> str:
+    """Who says what is mapped: QEMU, or where its listing was not kept, code that is not the scan.
+
+    `SystemExit` where we list other leaves; where there are too many to list, if we count another number of them.
+    """
+    reader = LeafReader(space.tables)
+    if (count := reader.count()) > MANY:
+        judge, same = "our counter of leaves", count == leaves_of(space.scan(contiguity=Contiguity.IGNORE))
+    else:
+        lines = io.StringIO()
+        write_leaves(reader.tables(range(1 << 64)), lines)
+        judge = "our lister of single leaves" if image.leaves is None else "QEMU's info tlb"
+        mine = expand_leaves(space.scan(contiguity=Contiguity.BREAK))
+        pairs = set(zip(mine["start"].tolist(), mine["phys"].tolist(), strict=True))
+        same = pairs == (image.leaves or leaves_in(lines.getvalue()))
+    if not same:
+        raise SystemExit(f"{image.name}: we list other leaves than {judge}")
+    return f"{judge} ({count:,} leaves)"
 
 
 def truth_of(image: Image, space: Space, addresses: list[int]) -> tuple[Truth, Asked]:
     """What is so, and what is to be asked; `SystemExit` where the judge does not list the leaves that we do."""
-    result = space.scan(contiguity=Contiguity.BREAK)
-    judge, leaves = judged_by(image, space)
-    mine = expand_leaves(result)
-    if set(zip(mine["start"].tolist(), mine["phys"].tolist(), strict=True)) != leaves:
-        raise SystemExit(f"{image.name}: we list other leaves than {judge}")
-    ram, mapped = split(result, image.ram, space.mode.value.va_bits)
+    judge, va_bits = judged_by(image, space), space.mode.value.va_bits
+    mapped = unsigned(ranges_of(space.scan(contiguity=Contiguity.IGNORE)), va_bits)
+    # A shared table once more: nobody shares tables of what is not RAM.
+    pieces = space.scan(contiguity=Contiguity.BREAK, repeat_above=64)
+    ram = without(mapped, past_ram(replace(pieces, rows=pieces.rows[pieces.kind == Kind.MAPPED]), image.ram, va_bits))
     phys = walked(space, addresses)
     memory = np.memmap(image.raw, "<u8", "r")
     not_ram = {pa for pa in phys if pa is not None and not any(pa in part for part in image.ram)}
@@ -176,10 +189,12 @@ def truth_of(image: Image, space: Space, addresses: list[int]) -> tuple[Truth, A
 
 def ask(python: str, script: str, request: Path, rounds: int) -> Answers:
     """A peer's answers, with the times of *rounds* processes, or why there are none, on one line."""
-    made = [asked_once(python, script, request) for _ in range(rounds)]
+    made: list[Answers] = []
+    for _ in range(rounds):
+        made.append(asked_once(python, script, request))
+        if made[-1].refused:
+            return made[-1]
     kept = made[-1]
-    if any(one.refused for one in made):
-        return kept
     return replace(kept, seconds={asked: [t for one in made for t in one.seconds[asked]] for asked in kept.seconds})
 
 
