@@ -116,6 +116,7 @@ def _refusals(tmp_path: Path, capture: Capture) -> dict[str, tuple[list[object],
         "wrong levels": ([capture("plain-la48-kaslr"), "--levels", "5"], "give --levels 4"),
         "wrong levels by cr4": ([capture("plain-la57-kaslr"), "--cr4", "0x20"], "give --levels 5"),
         "no root there": ([capture("plain-la48-kaslr"), "--cr3", "0x5000"], "expected the top-level table there"),
+        "no time": ([capture("plain-la48-kaslr"), "--timeout", "nan"], "more than 0 and up to 86400"),
         "no map": ([capture("plain-la48-kaslr"), "--ram-map", "x"], "expected START-END or START-END=OFFSET"),
     }
 
@@ -136,6 +137,7 @@ def _refusals(tmp_path: Path, capture: Capture) -> dict[str, tuple[list[object],
         "wrong levels",
         "wrong levels by cr4",
         "no root there",
+        "no time",
         "no map",
     ],
 )

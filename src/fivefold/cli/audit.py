@@ -27,10 +27,13 @@ class FormatChoice(StrEnum):
 
 
 def pat_value(text: str) -> int:
-    """A PAT MSR: a number, ``linux`` or ``reset``."""
-    from fivefold.survey.alias_checks import PATS
+    """A PAT MSR: a number that it can hold, ``linux`` or ``reset``."""
+    from fivefold.survey.alias_checks import PATS, is_pat
 
-    return PATS[text] if text in PATS else values.number(text)
+    value = PATS[text] if text in PATS else values.number(text)
+    if not is_pat(value):
+        raise typer.BadParameter(f"{text!r} is no PAT MSR; expected eight bytes, each of 0, 1, 4, 5, 6, 7")
+    return value
 
 
 @on_source

@@ -138,7 +138,7 @@ def _chosen(regions: Iterator[Region], rights: RightsFilter | None) -> Iterator[
 
 
 def _write(space: Space, asked: FormatChoice, regions: Iterator[Region], leaf: bool) -> int:
-    from fivefold.report.dump_text import Findings, loop_findings, write_csv, write_json, write_text
+    from fivefold.report.dump_text import Findings, loops_of, write_csv, write_json, write_text
 
     findings = Findings(regions)
     if asked is FormatChoice.json:
@@ -148,7 +148,7 @@ def _write(space: Space, asked: FormatChoice, regions: Iterator[Region], leaf: b
     else:
         write_text(space, findings, sys.stdout, of_leaf=leaf)
     sentences = [findings.sentence()] if findings.kept else []
-    sentences += [found["message"] for found in loop_findings(space.overview.counts)]
+    sentences += [found["message"] for found in loops_of(space)]
     for sentence in sentences:
         print(f"fivefold: {sentence}", file=sys.stderr)
     return int(bool(sentences))

@@ -6,6 +6,7 @@ its own arguments and options come after SOURCE and before the common options.
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import os
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -109,7 +110,9 @@ def choose(
     ] = None,
     freeze: Annotated[bool, typer.Option("--freeze", help="Stop a live guest while it is read.")] = False,
     live_ram: Annotated[LiveRamChoice, typer.Option(help="How to read a live QEMU's memory.")] = LiveRamChoice.auto,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long a live guest may take to answer.")] = 10.0,
+    timeout: Annotated[
+        float, typer.Option(parser=values.seconds, metavar="SECONDS", help="How long a live guest may take to answer.")
+    ] = 10.0,
 ) -> SourceChoice:
     """Collect what was said."""
     given = {"cr3": cr3, "cr4": cr4, "levels": levels, "phys_bits": phys_bits, "cpu": cpu, "force": force}
@@ -123,6 +126,29 @@ def _progress(done: int, total: int | None) -> None:
     print(f"\r\033[Kread {done >> 20}{of_all} MiB{end}", end="", file=sys.stderr, flush=True)
 
 
+def printing(command: Callable[[], int]) -> int:
+    """Run *command*, which prints. A reader that goes away is no failure; a full disk is one, and named."""
+    try:
+        return command()
+    except BrokenPipeError:
+        # A reader such as `head` has what it wanted.
+        _print_to_nobody()
+        return 0
+    except OSError as error:
+        if error.filename is not None or error.errno not in _CANNOT_PRINT:
+            raise
+        _print_to_nobody()
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _print_to_nobody() -> None:
+    """Let what is left in buffers go nowhere, so that it is not told twice that it could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_CANNOT_PRINT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
 def on_source(command: Callable[..., int]) -> Callable[..., int]:
     """Give *command* SOURCE and the common options in place of its first parameter."""
     common = list(inspect.signature(choose, eval_str=True).parameters.values())
@@ -132,12 +158,7 @@ def on_source(command: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(command)
     def run(**given: Any) -> int:
         chosen = choose(**{parameter.name: given.pop(parameter.name) for parameter in common})
-        try:
-            return command(chosen, **given)
-        except BrokenPipeError:
-            # A reader that went away, such as `head`, has what it wanted. Nobody is left to flush to.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        return printing(lambda: command(chosen, **given))
 
     # What reads the signature is to see the spliced one, and not the wrapped command's.
     del run.__wrapped__

@@ -31,6 +31,17 @@ def number(text: str) -> int:
         raise typer.BadParameter(f"{text!r} is not a number; expected one such as 0xffff888000000000") from error
 
 
+def seconds(text: str) -> float:
+    """A time to wait, up to a day."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 86400:
+        raise typer.BadParameter(f"{text!r} is no time to wait; expected seconds, more than 0 and up to 86400")
+    return value
+
+
 def window(text: str) -> range:
     """A range of addresses, such as 0x1000-0x2000, 0x1000+4K or, to the end, 0xffff800000000000-."""
     start, dash, end = text.partition("-")

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, TextIO
 
+from fivefold.arch import TooManyRuns
 from fivefold.report.json_text import hex_or_null, write_stream
 from fivefold.survey.regions import Region, spell
 from fivefold.survey.scan_result import Kind, ScanCounts
@@ -123,7 +124,16 @@ def write_json(space: Space, regions: Iterable[Region], out: TextIO) -> None:
 
 
 def _tail(space: Space, findings: Findings) -> Iterator[tuple[str, Any]]:
-    yield "findings", [*(finding_json(region) for region in findings.kept), *loop_findings(space.overview.counts)]
+    yield "findings", [*(finding_json(region) for region in findings.kept), *loops_of(space)]
+
+
+def loops_of(space: Space) -> list[dict[str, Any]]:
+    """`loop_findings` of the whole of *space*, or that it is too much to look at: a part of it may well be told."""
+    try:
+        return loop_findings(space.overview.counts)
+    except TooManyRuns as error:
+        text = f"tables that lead back to themselves were not looked for: {error}"
+        return [{"what": "not looked at", "start": hex64(0), "count": 0, "message": text}]
 
 
 def loop_findings(counts: ScanCounts) -> list[dict[str, Any]]:

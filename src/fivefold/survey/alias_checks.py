@@ -102,4 +102,10 @@ class MemoryTypes:
 LINUX_PAT: Final = 0x0407_0506_0007_0106
 """What Linux programs since 4.2 (``memtype.c``): WB, WC, UC-, UC, WB, WP, UC-, WT."""
 
+
+def is_pat(value: int) -> bool:
+    """Whether the PAT MSR can hold *value*: WRMSR refuses all else. Source: Intel SDM, "IA32_PAT MSR"."""
+    return 0 <= value < 1 << 64 and all(byte in set(MemoryType) for byte in value.to_bytes(8, "little"))
+
+
 PATS: Final = {"reset": PAT_RESET, "linux": LINUX_PAT}
