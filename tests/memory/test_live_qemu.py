@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import socket
 import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -159,6 +161,34 @@ def test_a_guest_that_dies_while_it_is_read(start: Start, tmp_path: Path) -> Non
         process.wait()
         with pytest.raises(Exception, match=r"\(process \d+ gone or memory unplugged\) has no memory at"):
             source.memory.read(PhysAddr(PATTERN_AT), 8)
+
+
+def dying_qemu(answers: Sequence[object]) -> Callable[[socket.socket], None]:
+    """A server that gives *answers* and, asked once more, hangs up."""
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(b'{"QMP": {}}\n')
+        for answer in ({}, *answers):
+            asked = json.loads(connection.recv(1 << 16))
+            connection.sendall(json.dumps({"return": answer, "id": asked["id"]}).encode() + b"\n")
+        connection.recv(1 << 16)
+
+    return script
+
+
+MTREE = """FlatView #0
+ AS "memory", root: system
+  0000000000001000-0000000000002fff (prio 0, ram): pc.ram @0000000000001000
+"""
+
+
+@pytest.mark.parametrize("answers", [(), ({"running": False},), ({"running": False}, "", MTREE)], ids=len)
+def test_a_qemu_that_goes_away_is_told_once(serve, answers: Sequence[object]) -> None:
+    """Wherever it happens: no other way to its memory is tried."""
+    path = serve(dying_qemu(answers))
+    with pytest.raises(MachineError) as error:
+        open_source(f"qmp:{path}")
+    assert str(error.value) == f"{path} closed the connection in the middle; is QEMU still running?"
 
 
 def test_a_process_without_a_socket() -> None:

@@ -16,7 +16,11 @@ from fivefold.errors import MachineError
 _PIECE: Final = 1 << 16
 
 
-class ConnectionLostError(MachineError):
+class NoAnswerError(MachineError):
+    """The program at the other end did not answer, or not all of it in time: asking it for less is no use."""
+
+
+class ConnectionLostError(NoAnswerError):
     """The program at the other end went away."""
 
 
@@ -47,12 +51,12 @@ class Connection:
         return self._deadline - time.monotonic()
 
     def send(self, data: bytes) -> None:
-        """Send all of *data*; `MachineError` when nobody takes it in time, `ConnectionLostError` if nobody is there."""
+        """Send all of *data*; `NoAnswerError` if nobody takes it in time, `ConnectionLostError` if nobody is there."""
         try:
             self._limit()
             self._stream.sendall(data)
         except TimeoutError as error:
-            raise MachineError(f"{self.name} takes no question for {self.timeout:g} s") from error
+            raise NoAnswerError(f"{self.name} takes no question for {self.timeout:g} s") from error
         except OSError as error:
             raise ConnectionLostError(f"{self.name} went away: {error.strerror or error}") from error
 
@@ -63,7 +67,7 @@ class Connection:
             part = self._stream.recv(_PIECE)
         except TimeoutError as error:
             whole = "whole " if self.buffer else ""
-            raise MachineError(f"{self.name} gave no {whole}answer in {self.timeout:g} s{self.if_silent}") from error
+            raise NoAnswerError(f"{self.name} gave no {whole}answer in {self.timeout:g} s{self.if_silent}") from error
         except OSError as error:
             raise ConnectionLostError(f"{self.name} went away: {error.strerror or error}") from error
         if not part:

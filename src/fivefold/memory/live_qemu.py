@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from fivefold.errors import FivefoldError, MachineError
 from fivefold.memory import live_ram
 from fivefold.memory.banked import MAX_COPY, BankedMemory, PagedMemory
+from fivefold.memory.connection import NoAnswerError
 from fivefold.memory.mtree import RamRange, ram_ranges
 from fivefold.memory.qmp_client import QmpClient
 from fivefold.memory.registers import parse_info_registers
@@ -94,11 +95,16 @@ class _Attachment(NamedTuple):
     progress: Progress | None
 
     def memory(self, way: str) -> tuple[str, BankedMemory | PagedMemory, tuple[str, ...]]:
-        """RAM by *way*, or by the first that works; `MachineError` with all reasons when none does."""
+        """RAM by *way*, or by the first that works; `MachineError` with all reasons when none does.
+
+        A QEMU that falls silent or goes away ends the search: it would do so for every way.
+        """
         refusals = []
         for each in WAYS[1:] if way == "auto" else (way,):
             try:
                 memory, remarks = self._by(each)
+            except NoAnswerError:
+                raise
             except MachineError as error:
                 refusals.append(f"{each}: {error}")
                 continue
