@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from fivefold.errors import MachineError
-from fivefold.memory import Source, open_source
+from fivefold.memory import Source, gdb_stub, live_qemu, open_source
 from fivefold.memory.live_qemu import _qmp_addresses, qmp_address_of
 from fivefold.memory.qmp_client import QmpClient
 from fivefold.units import MIB, PhysAddr
@@ -108,6 +109,23 @@ def test_a_running_guest_is_stopped_only_when_asked(start: Start, tmp_path: Path
     with open_source(spec, freeze=True) as source:
         assert not source.torn
         assert not running(tmp_path / "watch")
+    assert running(tmp_path / "watch")
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(("way", "module"), [("qmp", live_qemu), ("gdb", gdb_stub)])
+def test_ctrl_c_while_attaching_lets_the_guest_go_on(
+    start: Start, tmp_path: Path, way: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(*PRIVATE)
+
+    def interrupted(*_: object) -> None:
+        assert not running(tmp_path / "watch")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "parse_info_registers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_source(f"{way}:{tmp_path / way}", freeze=True)
     assert running(tmp_path / "watch")
 
 

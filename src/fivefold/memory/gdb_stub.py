@@ -206,7 +206,7 @@ def attach_gdb(
             raise MachineError(f"{address} has no physical-memory mode; expected QEMU 4.1 or newer behind it")
         extents = mapped or _extents(client)
         cpus = _cpus(client)
-    except (FivefoldError, OSError):
+    except BaseException:  # Ctrl-C too must let the guest go on
         client.close()
         raise
     memory = PagedMemory(extents, client.read, f"gdb:{address}", on_close=client.close, max_copy=max_copy)

@@ -49,7 +49,7 @@ def attach_qmp(
         ranges = ram_ranges(client.monitor("info mtree -f"))
         at = _Attachment(client, ranges, pid or client.peer_pid, f"qmp:{address}", max_copy, progress)
         way, memory, remarks = at.memory(ram)
-    except (FivefoldError, OSError):
+    except BaseException:  # Ctrl-C too must let the guest go on
         guest.leave()
         raise
     memory.when_closed(guest.leave)
