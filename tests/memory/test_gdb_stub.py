@@ -165,3 +165,17 @@ def test_after_an_answer_that_was_given_up_none_is_trusted(serve) -> None:
         client.read(0x2000, 1)
     client.close()
     assert requests == ["qSupported", "m1000,1", "D"]
+
+
+def test_a_stub_that_is_given_up_at_once_is_left(serve) -> None:
+    """Its guest stands still since the connection was made."""
+    requests: list[str] = []
+
+    def script(connection: socket.socket) -> None:
+        for _ in range(2):
+            requests.append(connection.recv(1 << 16).decode())
+        connection.sendall(b"+" + packet(b"OK"))
+
+    with pytest.raises(MachineError, match=r"gave no answer in 0.1 s$"):
+        GdbClient(serve(script), timeout=0.1)
+    assert requests == ["$qSupported#37", "$D#44"]

@@ -39,8 +39,8 @@ class GdbClient:
         self._gave_up = False
         try:
             self.packet_size = self._packet_size(self.ask("qSupported"))
-        except (FivefoldError, OSError):
-            self._connection.close()
+        except BaseException:  # the guest stands still since we connected; Ctrl-C too must let it go on
+            self.close()
             raise
 
     @staticmethod

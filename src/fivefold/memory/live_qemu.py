@@ -70,8 +70,8 @@ class _Guest:
         return bool(self._client.ask("query-status").get("running"))
 
     def freeze(self) -> None:
+        self._frozen = True  # first: to let a guest go on that runs does no harm
         self._client.ask("stop")
-        self._frozen = True
 
     def leave(self) -> None:
         try:
