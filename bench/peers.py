@@ -42,7 +42,7 @@ from fivefold.survey.translator import translator_of
 from fivefold.units import MASK64, MIB, VirtAddr
 from measure import Claim, Row, duration, tell
 from peer_images import CAPTURES, Image, NoGuestError, captured, leaves_in, live
-from peer_verdicts import Truth, answer_verdict, list_verdict, past_ram, unsigned, without
+from peer_verdicts import Spans, Truth, answer_verdict, list_verdict, past_ram, unsigned, without
 
 HERE: Final = Path(__file__).parent
 MAPPED: Final = 16_000
@@ -149,14 +149,15 @@ def sampled(space: Space) -> list[int]:
     return [space.mode.value.sign_extend(va) & MASK64 for va in chosen.tolist()]
 
 
-def judged_by(image: Image, space: Space) -> str:
-    """Who says what is mapped: QEMU, or where its listing was not kept, code that is not the scan.
+def judged(image: Image, space: Space) -> tuple[str, Spans]:
+    """Who says what is mapped, and what it is: QEMU, or where its listing was not kept, code that is not the scan.
 
     `SystemExit` where we list other leaves; where there are too many to list, if we count another number of them.
     """
     reader = LeafReader(space.tables)
     if (count := reader.count()) > MANY:
-        judge, same = "our counter of leaves", count == leaves_of(space.scan(contiguity=Contiguity.IGNORE))
+        result = space.scan(contiguity=Contiguity.IGNORE)
+        judge, same, ranges = "our counter of leaves", count == leaves_of(result), ranges_of(result)
     else:
         lines = io.StringIO()
         write_leaves(reader.tables(range(1 << 64)), lines)
@@ -164,15 +165,16 @@ def judged_by(image: Image, space: Space) -> str:
         mine = expand_leaves(space.scan(contiguity=Contiguity.BREAK))
         pairs = set(zip(mine["start"].tolist(), mine["phys"].tolist(), strict=True))
         same = pairs == (image.leaves or leaves_in(lines.getvalue()))
+        ends = mine["start"] + (np.uint64(1) << np.uint64(3) + np.uint64(9) * mine["level"]) - np.uint64(1)
+        ranges = [(start, end + 1) for start, end in zip(mine["start"].tolist(), ends.tolist(), strict=True)]
     if not same:
         raise SystemExit(f"{image.name}: we list other leaves than {judge}")
-    return f"{judge} ({count:,} leaves)"
+    return f"{judge} ({count:,} leaves)", unsigned(ranges, space.mode.value.va_bits)
 
 
 def truth_of(image: Image, space: Space, addresses: list[int]) -> tuple[Truth, Asked]:
     """What is so, and what is to be asked; `SystemExit` where the judge does not list the leaves that we do."""
-    judge, va_bits = judged_by(image, space), space.mode.value.va_bits
-    mapped = unsigned(ranges_of(space.scan(contiguity=Contiguity.IGNORE)), va_bits)
+    (judge, mapped), va_bits = judged(image, space), space.mode.value.va_bits
     # A shared table once more: nobody shares tables of what is not RAM.
     pieces = space.scan(contiguity=Contiguity.BREAK, repeat_above=64)
     ram = without(mapped, past_ram(replace(pieces, rows=pieces.rows[pieces.kind == Kind.MAPPED]), image.ram, va_bits))
@@ -243,7 +245,7 @@ def compared(image: Image, python: str, place: Path, rounds: int) -> tuple[Rows,
         truth, asked = truth_of(image, space, sampled(space))
         found = answers_of(image, space, asked, python, place, rounds)
         va_bits = space.mode.value.va_bits
-    judged = {name: verdicts(answers, truth, va_bits) for name, answers in found.items()}
+    told_of = {name: verdicts(answers, truth, va_bits) for name, answers in found.items()}
     right: Rows = {f"{image.name}: judges": truth.judges}
     times: Rows = {}
     for name, answers in found.items():
@@ -252,10 +254,10 @@ def compared(image: Image, python: str, place: Path, rounds: int) -> tuple[Rows,
         if answers.refused:
             right[who] = f"not compared because {answers.refused}"
         else:
-            told = [f"{QUESTIONS[q]} {text}" for q, (_, text) in judged[name].items()]
+            told = [f"{QUESTIONS[q]} {text}" for q, (_, text) in told_of[name].items()]
             right[who] = "; ".join(told) + (f"  ({answers.note})" if answers.note else "")
-            times[who] = "; ".join(time_of(q, answers, found["fivefold"], asked) for q in judged[name])
-    wrong = sum(not ok for name in ("fivefold", "fivefold, one by one") for ok, _ in judged[name].values())
+            times[who] = "; ".join(time_of(q, answers, found["fivefold"], asked) for q in told_of[name])
+    wrong = sum(not ok for name in ("fivefold", "fivefold, one by one") for ok, _ in told_of[name].values())
     return right, times, wrong
 
 
