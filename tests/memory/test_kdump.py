@@ -62,16 +62,54 @@ def test_ranks_over_a_large_bitmap(make, saved) -> None:
             assert struct.unpack("<Q", source.memory.read(PhysAddr(number * 4096), 8)) == (number,)
 
 
-@pytest.mark.parametrize(("flags", "package"), [(2, "python-lzo"), (4, "python-snappy"), (0x20, "zstandard")])
-def test_optional_packages(make, saved, flags: int, package: str) -> None:
+PACKERS = {
+    2: ("lzo", "python-lzo", lambda lzo, page: lzo.compress(page, 1, False)),
+    4: ("snappy", "python-snappy", lambda snappy, page: snappy.compress(page)),
+    0x20: ("zstandard", "zstandard", lambda zstandard, page: zstandard.compress(page)),
+}
+"""By the flag of a page: the module, the package that has it, and how makedumpfile packs."""
+
+
+@pytest.mark.parametrize("flags", PACKERS)
+def test_pages_packed_by_optional_packages(make, saved, flags: int) -> None:
+    name, _, pack = PACKERS[flags]
+    module = pytest.importorskip(name)
+    noise = random.Random(7).randbytes(2048) + bytes(2048)
+    pages = {**PAGES, 41: noise}
+    with open_source(saved(make.kdump(pages, pack=lambda page: pack(module, page), flags=flags))) as source:
+        for number, page in pages.items():
+            assert source.memory.read(PhysAddr(number * 4096), 4096) == page
+
+
+@pytest.mark.parametrize("flags", PACKERS)
+def test_optional_packages(make, saved, flags: int) -> None:
     """Broken data where the package is installed, its name where it is not."""
-    module = {"python-lzo": "lzo", "python-snappy": "snappy"}.get(package, package)
-    installed = importlib.util.find_spec(module) is not None
+    name, package, _ = PACKERS[flags]
+    installed = importlib.util.find_spec(name) is not None
     wanted = FormatError if installed else MachineError
     with open_source(saved(make.kdump(PAGES, flags=flags))) as source, pytest.raises(wanted) as error:
         source.memory.read(PhysAddr(0x3000), 8)
     want = f"page 0x3 has broken {package} data" if installed else f"packed with {package}: pip install {package}"
     assert want in str(error.value)
+
+
+@pytest.mark.parametrize("size", [4095, 4097, 1 << 20])
+@pytest.mark.parametrize("flags", PACKERS)
+def test_pages_that_unpack_to_another_size(make, saved, flags: int, size: int) -> None:
+    name, _, pack = PACKERS[flags]
+    module = pytest.importorskip(name)
+    forged = make.kdump({3: PAGES[3]}, pack=lambda page: pack(module, bytes(size)), flags=flags)
+    with open_source(saved(forged)) as source, pytest.raises(FormatError, match=r"page 0x3 "):
+        source.memory.read(PhysAddr(0x3000), 8)
+
+
+def test_a_zstd_page_that_claims_to_be_huge(make, saved) -> None:
+    """The size in front is not allocated on its word."""
+    pytest.importorskip("zstandard")
+    frame = b"\x28\xb5\x2f\xfd\xe0" + (1 << 46).to_bytes(8, "little") + b"\x01\x00\x00"
+    forged, message = make.kdump({3: PAGES[3]}, pack=lambda page: frame, flags=0x20), "claims 70368744177664 bytes"
+    with open_source(saved(forged)) as source, pytest.raises(FormatError, match=message):
+        source.memory.read(PhysAddr(0x3000), 8)
 
 
 def patched(data: bytes, at: int, form: str, value: int) -> bytes:

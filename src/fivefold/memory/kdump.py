@@ -233,6 +233,10 @@ def _unsnappy(packed: bytes) -> bytes:
 
 def _unzstd(packed: bytes) -> bytes:
     zstandard = importlib.import_module("zstandard")
+    # The size in front is allocated as well, whatever the limit says; not every frame has one.
+    claimed = zstandard.frame_content_size(packed)
+    if claimed > PAGE:
+        raise ValueError(f"claims {claimed} bytes, expected {PAGE}")
     return bytes(zstandard.ZstdDecompressor().decompress(packed, max_output_size=PAGE))
 
 
