@@ -238,7 +238,7 @@ def _shadow(seen: Evidence, area: Area) -> str:
         return f"the shadow ends at {hex64(at)}, expected {hex64(area.end)}"
     frames: set[int] = set()
     for ram in seen.ram:
-        for pa in (ram.start, ram.end - PAGE):
+        for pa in sorted({ram.start, ram.end - PAGE}):
             va = to_shadow(seen.area("direct_map").start + pa)
             verdict = seen.try_access(va, WRITE)
             if isinstance(verdict, Fault):
