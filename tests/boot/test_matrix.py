@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from fivefold.boot import Run
+from fivefold.arch import Cr4
+from fivefold.boot import Image, Run
 from fivefold.boot.run import LAYOUTS, VARIABLES
 from fivefold.layout import image_areas
-from fivefold.machine import MapRow
+from fivefold.machine import Machine, MapRow
+from fivefold.machine.unicorn_engine import UnicornMachine
 from fivefold.units import GIB, MIB
 
 PLAIN_ENTRIES = ("pvh", "long48", "long57")
@@ -105,3 +107,30 @@ def test_rs_15_no_low_memory_but_what_is_needed(passes: Boot) -> None:
     rows = (MapRow(0x1_0000, 0x8_0000), MapRow(MIB, 32 * MIB))
     run = passes("la57", entry="long48", guest={"memory": rows})
     assert run.mode == "la57"
+
+
+def test_rs_43_machine_check_enable_is_kept(boot: Boot, wrong_image: Callable[..., Image]) -> None:
+    """A TDX guest that clears it takes an exception nobody expects: neither the change of mode nor the kernel does."""
+
+    def is_kept(given: Image | None = None) -> bool:
+        at_end: list[int] = []
+
+        def prepare(machine: Machine) -> None:
+            assert isinstance(machine, UnicornMachine)
+            machine._engine.write("cr4", machine.registers().cr4 | Cr4.MCE)
+            close = machine.close
+
+            def look_and_close() -> None:
+                at_end.append(machine.registers().cr4)
+                close()
+
+            machine.close = look_and_close  # type: ignore[method-assign]
+
+        assert boot("la57", entry="long48", given=given, before=prepare).mode == "la57"
+        return bool(at_end[0] & Cr4.MCE)
+
+    assert is_kept()
+    wrong = wrong_image(
+        "cpu.py", ("CR4_KEPT: Final = CR4_LA57 | CR4_MCE", "CR4_KEPT: Final = CR4_LA57"), parts=("la57",)
+    )
+    assert not is_kept(wrong)

@@ -19,6 +19,7 @@ EDX: Final = 3
 CR0_WP: Final = 1 << 16
 CR0_PG: Final = 1 << 31
 CR4_PAE: Final = 1 << 5
+CR4_MCE: Final = 1 << 6
 CR4_PGE: Final = 1 << 7
 CR4_LA57: Final = 1 << 12
 CR4_SMEP: Final = 1 << 20
@@ -31,6 +32,9 @@ EFER_SCE: Final = 1 << 0
 EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
 EFER_NXE: Final = 1 << 11
+CR4_KEPT: Final = CR4_LA57 | CR4_MCE
+"""What stays as it was found: LA57, since paging is on; MCE, which a guest of some hypervisors cannot clear (Intel TDX
+Module Base Architecture Specification, "CR4")."""
 
 
 @extern

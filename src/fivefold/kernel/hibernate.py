@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel import memblock, phys, report, smp, start_info
-from fivefold.kernel.cpu import CR4_LA57, CR4_PAE, CR4_PGE, write_cr4
+from fivefold.kernel.cpu import CR4_KEPT, CR4_PAE, CR4_PGE, write_cr4
 from fivefold.kernel.direct_map import map_memory
 from fivefold.kernel.mapping import map_page, map_range
 from fivefold.kernel.pgtable import ACCESSED, DIRTY, FRAME_MASK, KERNEL_RW, PMD_LEVEL, PMD_SIZE, PRESENT, RW, levels
@@ -143,7 +143,7 @@ def save() -> u64:
         return NO_MEMORY
     sleeps += 1
     if hibernate_context(VirtAddr(context)) != 0:
-        write_cr4(CR4_PAE | CR4_PGE | read_cr4() & CR4_LA57)
+        write_cr4(CR4_PAE | CR4_PGE | read_cr4() & CR4_KEPT)
         return OK
     fill_image(phys_to_virt(region), region, size, data)
     report.set_word(report.W_HIBERNATE_AT, region)

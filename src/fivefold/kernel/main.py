@@ -35,7 +35,7 @@ from fivefold.kernel import (
     traps,
 )
 from fivefold.kernel.checks import equals
-from fivefold.kernel.cpu import CR4_LA57, CR4_PAE, CR4_PGE, MSR_EFER, write_cr3, write_cr4
+from fivefold.kernel.cpu import CR4_KEPT, CR4_LA57, CR4_PAE, CR4_PGE, MSR_EFER, write_cr3, write_cr4
 from fivefold.kernel.detect import cpu_has_gib_pages, cpu_phys_bits
 from fivefold.kernel.direct_map import cut_memory, direct_map_init
 from fivefold.kernel.layout import AREAS
@@ -244,7 +244,7 @@ def switch_to(top: VirtAddr) -> None:
     report.set_word(report.W_EARLY_WIPES, early.wipes)
     early.top = 0
     write_cr3(PhysAddr(top - phys.phys_window))
-    write_cr4(CR4_PAE | CR4_PGE | read_cr4() & CR4_LA57)
+    write_cr4(CR4_PAE | CR4_PGE | read_cr4() & CR4_KEPT)
     kernel_map.load_task_state()
     if kernel_map.has_entry_area():
         kernel_map.use_entry_area()

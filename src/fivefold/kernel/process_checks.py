@@ -93,7 +93,8 @@ def check_rules(top: VirtAddr) -> None:
     report.check("user_hint_all_ones", (anywhere >= WINDOW) == high, anywhere, WINDOW)
     plain = user.choose_address(made, 0, page, False)
     report.check("user_no_hint", plain < WINDOW, plain, WINDOW)
-    equals("user_fixed_beyond_end", user.choose_address(made, last + page, page, True), user.NONE)
+    half = u64(1) << (47 + 9 * l5_column())
+    equals("user_fixed_beyond_end", user.choose_address(made, half - page, page, True), user.NONE)
     equals("user_stack_top", user.stack_top(), WINDOW)
     user.destroy(made)
 
@@ -146,10 +147,12 @@ def check_bad_return(top: VirtAddr, low: u64) -> None:
     half = 1 << (39 + 9 * l5_column() + 8)
     end = run_program(top, low, low + 8 * PAGE_SIZE, jumper, half)
     equals("syscall_safe_path", syscall.safe_returns, before + 1)
+    report.check("syscall_safe_path_taken", traps.left_rcx != half, traps.left_rcx, low)
     equals("syscall_bad_return_survived", end & traps.PROBE_FAULTED, traps.PROBE_FAULTED)
     fast = syscall.fast_returns
     end = run_program(top, low, low + 8 * PAGE_SIZE, jumper, half - PAGE_SIZE)
     equals("syscall_canonical_is_fast", syscall.fast_returns, fast + 1)
+    equals("syscall_fast_path_taken", traps.left_rcx, half - PAGE_SIZE)
     equals("syscall_unmapped_return", end, traps.outcome(traps.PAGE_FAULT, 0x14))
 
 

@@ -30,6 +30,7 @@ STACK_FAULT: Final = 12
 GENERAL_PROTECTION: Final = 13
 PAGE_FAULT: Final = 14
 
+FRAME_RCX: Final = 104
 FRAME_RAX: Final = 112
 FRAME_VECTOR: Final = 120
 FRAME_ERROR: Final = 128
@@ -44,6 +45,8 @@ PROBE_FAULTED: Final = 1 << 63
 
 idt: Final = buffer(IDT_SIZE, 4096)
 nmi_count: u64 = 0
+left_rcx: u64 = 0
+"""RCX of the program that was left last: SYSRET has put its return address there, IRET leaves what it was."""
 
 
 @extern
@@ -108,6 +111,8 @@ def trap(frame: VirtAddr) -> None:
 
 def leave_user(frame: VirtAddr, result: u64) -> None:
     """Make *frame* return to whoever called `enter_user`, with *result*, instead of to the program."""
+    global left_rcx
+    left_rcx = load64(frame + FRAME_RCX)
     store64(frame + FRAME_RAX, result)
     store64(frame + FRAME_RIP, symbol("enter_user_end"))
     store64(frame + FRAME_CS, KERNEL_CS)
