@@ -9,6 +9,7 @@ import pytest
 
 from fivefold.arch import LA48, LA57, TABLE, AddressSpace, Cpu, Entry, Frames, Level, Mapped, PagingMode, translate
 from fivefold.arch import map_range as arch_map_range
+from fivefold.kernel import multiboot2
 from fivefold.kernel import startup as kernel_startup
 from fivefold.kernel.phys import LINK_ADDRESS
 from fivefold.units import GIB, KIB, MIB, PhysAddr, VirtAddr
@@ -185,6 +186,22 @@ def test_no_start_information_is_said(loader: Any, stopped: Any, entry: str) -> 
     machine.ram.write(PhysAddr(INFO), bytes(8))
     with pytest.raises(stopped, match="no start information; expected PVH's structure with a memory map"):
         machine.call(f"startup.{entry}", INFO, LOAD, END, *([4] if entry == "startup_64" else []))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (multiboot2.BAD_PLACE, "multiboot2's information has a size or place that cannot be"),
+        (multiboot2.BAD_TAG, "multiboot2's information has a tag that does not fit, or no end"),
+        (multiboot2.NO_MAP, "multiboot2's information has no memory map"),
+    ],
+)
+def test_what_a_multiboot2_loader_did_wrong_is_said(loader: Any, stopped: Any, outcome: int, message: str) -> None:
+    machine = loader(LA48, PC)
+    machine.ram.write(PhysAddr(INFO), outcome.to_bytes(4, "little"))
+    with pytest.raises(stopped) as refusal:
+        machine.call("startup.startup_64", INFO, LOAD, END, 0)
+    assert str(refusal.value) == f"fivefold: {message}\n"
 
 
 @pytest.mark.parametrize(
