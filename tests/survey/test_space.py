@@ -199,7 +199,7 @@ def test_public_names(captures: Path) -> None:
         assert repr(space).endswith("plain-la57-kaslr.elf.xz, root 0x0000000000a3e000, la57>")
         assert space.mode.how == "given with --levels"
         assert isinstance(space.translate(0xFFFF_FFFF_BE40_0000), Mapped)
-        assert isinstance(next(space.regions()), fivefold.Region)
+        assert isinstance(next(iter(space.regions())), fivefold.Region)
 
 
 def test_a_refused_space_closes_its_source(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from fivefold.arch.cpu import Cpu
 from fivefold.arch.entry import Entry
 from fivefold.arch.modes import Level, PagingMode
 from fivefold.arch.state import ControlState
+from fivefold.notebook import html_table
 from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
 
 _RW: Final = 1 << 1
@@ -124,6 +125,9 @@ class Mapped:
         """The rights folded over the whole path."""
         return self.steps[-1].rights
 
+    def _repr_html_(self) -> str:
+        return _html(self, self.steps)
+
     def __str__(self) -> str:
         """The two addresses, the page and the rights, on one line."""
         return f"{hex64(self.va)} -> {hex64(self.pa)} {self.page.name} page {self.rights}"
@@ -141,6 +145,9 @@ class Unmapped:
     hole: range
     steps: tuple[Step, ...]
 
+    def _repr_html_(self) -> str:
+        return _html(self, self.steps)
+
     def __str__(self) -> str:
         """The address, the cause and the hole, its last byte included, on one line."""
         at = f" at {self.steps[-1].entry.level.name}" if self.steps else ""
@@ -149,6 +156,11 @@ class Unmapped:
 
 
 Translation = Mapped | Unmapped
+
+
+def _html(answer: Translation, steps: tuple[Step, ...]) -> str:
+    rows = [(step.entry.level.name, hex64(step.at), hex64(step.entry.raw), step.rights) for step in steps]
+    return html_table(str(answer), ("level", "at", "entry", "so far"), rows)
 
 
 def slot_of(table: int, level: Level, va: int) -> PhysAddr:

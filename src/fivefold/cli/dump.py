@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -118,7 +118,7 @@ def _filter(rights: str | None, leaf: bool) -> RightsFilter | None:
 
 def _regions(
     space: Space, asked: FormatChoice, part: range | None, phys: bool, bits: BitsChoice | None, unfold: bool
-) -> Iterator[Region]:
+) -> Iterable[Region]:
     from fivefold.arch import TooManyRuns
     from fivefold.errors import FivefoldError
     from fivefold.survey.repeats import regions_with_repeats
@@ -133,11 +133,11 @@ def _regions(
         raise FivefoldError(f"{error}; expected --range for a part of them") from error
 
 
-def _chosen(regions: Iterator[Region], rights: RightsFilter | None) -> Iterator[Region]:
+def _chosen(regions: Iterable[Region], rights: RightsFilter | None) -> Iterable[Region]:
     return regions if rights is None else filter(rights.lets, regions)
 
 
-def _write(space: Space, asked: FormatChoice, regions: Iterator[Region], leaf: bool) -> int:
+def _write(space: Space, asked: FormatChoice, regions: Iterable[Region], leaf: bool) -> int:
     from fivefold.report.dump_text import Findings, loops_of, write_csv, write_json, write_text
 
     findings = Findings(regions)

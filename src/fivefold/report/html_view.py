@@ -41,7 +41,7 @@ for(const r of rows)r.hidden=!words.every(w=>r.textContent.toLowerCase().include
 
 def html_page(space: Space) -> Iterator[str]:
     """The page in parts, in order."""
-    regions = space.regions(all_bits=False, repeat_above=SHARED_ABOVE)
+    regions = iter(space.regions(all_bits=False, repeat_above=SHARED_ABOVE))
     kept = list(islice(regions, MAX_ROWS))
     more = sum(1 for _ in regions)
     title = escape(f"{space.source.name}, root {hex64(space.root.value)}")

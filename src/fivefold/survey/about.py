@@ -6,8 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from fivefold.arch import MAX_PHYS_BITS, PagingMode
 from fivefold.errors import NotKnownError
 from fivefold.memory import CpuState, Source
+from fivefold.notebook import html_table
 from fivefold.survey.bases import KernelBases
 from fivefold.survey.choose import Given, choose_nxe, choose_phys_bits, choose_root, roots_in_registers
 from fivefold.survey.evidence import Found
@@ -74,6 +76,11 @@ class About:
             return Found(True, f"{space.nxe.how}; {guarded} ranges are not executable, so NX bits are in use")
         return Found(None, f"{space.nxe.how}, and no NX bit is in use")
 
+    def _repr_html_(self) -> str:
+        facts = self.facts() | (self.space.bases.named() if self.space else {})
+        rows = [(name, _cell(fact.value), fact.evidence) for name, fact in facts.items()]
+        return html_table(f"{self.source.name}: {self.source.format}", ("what", "value", "known from"), rows)
+
     def roots(self) -> dict[int, str]:
         """The roots that registers name or the caller gave, with where each is from."""
         found: dict[int, str] = {
@@ -113,6 +120,14 @@ class About:
             },
             "notes": list(self.source.notes),
         }
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, PagingMode):
+        return f"{value.name}, {int(value.top)} levels"
+    if value is None:
+        return "not known"
+    return hex64(value) if isinstance(value, int) and value > MAX_PHYS_BITS else value
 
 
 def _cpu_json(cpu: CpuState) -> dict[str, str | None]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from fivefold.arch import AddressSpace, Cause, Mapped, Step, Translation, translate, walk
 from fivefold.errors import MemoryReadError
-from fivefold.units import PhysAddr, VirtAddr
+from fivefold.notebook import html_table
+from fivefold.units import PhysAddr, VirtAddr, hex64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,12 @@ class Path:
     def is_finding(self) -> bool:
         """Whether something is wrong with the tables, rather than nothing mapped."""
         return self.end is None or (not isinstance(self.end, Mapped) and self.end.cause is Cause.RESERVED)
+
+    def _repr_html_(self) -> str:
+        rows = [(step.entry.level.name, hex64(step.at), hex64(step.entry.raw), step.rights) for step in self.steps]
+        answer = f"the table at {hex64(self.missing or 0)} is not in memory" if self.end is None else str(self.end)
+        caption = f"{hex64(self.va)}{f', {self.area}' if self.area else ''}"
+        return html_table(caption, ("level", "at", "entry", "so far"), rows, left_out=answer)
 
 
 def path_of(tables: AddressSpace, va: VirtAddr, area: str | None = None) -> Path:

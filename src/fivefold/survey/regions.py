@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
 from fivefold.arch import Entry, Flag, Level, Rights
+from fivefold.notebook import SHOWN, html_table
 from fivefold.survey.scan_result import Kind, ScanResult
-from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
+from fivefold.units import MASK64, PhysAddr, VirtAddr, format_size, hex64
 
 PAGE_NAMES: Final = {Level.PT: "4K", Level.PD: "2M", Level.PDPT: "1G"}
 
@@ -76,11 +77,51 @@ class Region(NamedTuple):
         """The flags that are set, in the order of their bits; ``PK5`` for key 5, ``SW9`` for software bit 9."""
         return flag_names(self.flags, self.level)
 
+    def _repr_html_(self) -> str:
+        return regions_html("region", [self])
+
     def __str__(self) -> str:
         """First and last address, page, rights, place and area, on one line."""
         what = self.page or self.kind.name.lower()
         where = hex64(self.phys) if self.phys is not None else "scattered"
         return f"{hex64(self.start)}-{hex64(self.end - 1)} {what:4} {spell(self.effective)} {where} {self.area or ''}"
+
+
+_COLUMNS: Final = ("start", "end", "size", "page", "rights", "flags", "phys", "area", "repeats")
+
+
+def regions_html(caption: str, regions: Iterable[Region]) -> str:
+    """The first of *regions* as a table for a notebook, ends exclusive; whether there are more is said."""
+    shown = list(islice(regions, SHOWN + 1))
+    more = f"more than {SHOWN} regions; the rest is not shown" if len(shown) > SHOWN else ""
+    return html_table(caption, _COLUMNS, map(_cells, shown[:SHOWN]), left_out=more)
+
+
+def _cells(region: Region) -> tuple[object, ...]:
+    what = region.page or region.kind.name.lower()
+    phys = "scattered" if region.phys is None else hex64(region.phys)
+    ends = (hex64(region.start), hex64(region.end), format_size(region.size))
+    flags = " ".join(region.flag_names) if region.kind is Kind.MAPPED else hex64(region.flags)
+    return (*ends, what, spell(region.effective), flags, phys, region.area, region.repeats or None)
+
+
+class Regions:
+    """What is mapped, to go through as often as wanted: a new iterator makes the regions again."""
+
+    def __init__(self, again: Callable[[], Iterator[Region]], about: str) -> None:
+        """*again* gives the regions from the first on; *about* says of what, on one line."""
+        self._again = again
+        self._about = about
+
+    def __iter__(self) -> Iterator[Region]:
+        return self._again()
+
+    def __repr__(self) -> str:
+        """Of what they are."""
+        return f"<Regions of {self._about}>"
+
+    def _repr_html_(self) -> str:
+        return regions_html(f"regions of {self._about}", self)
 
 
 def flag_names(flags: int, level: Level) -> list[str]:

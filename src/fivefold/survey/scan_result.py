@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from fivefold.arch import FRAME_BITS, Cpu, Entry, Flag, Level, Vendor
+from fivefold.arch import FRAME_BITS, Cpu, Entry, Flag, Level, Rights, Vendor
+from fivefold.notebook import SHOWN, html_table
 from fivefold.units import MASK64, PhysAddr, hex64
 
 Words = npt.NDArray[np.uint64]
@@ -138,6 +139,17 @@ class ScanResult:
         """Root, levels and totals on one line."""
         found = f"{len(self)} ranges, {self.counts.mapped_bytes:#x} bytes, {self.counts.tables_met} tables"
         return f"<ScanResult root {hex64(self.root)}, {self.levels} levels: {found}>"
+
+    def _repr_html_(self) -> str:
+        shown = self.rows[:SHOWN]
+        kinds = [Kind(info & 7).name.lower() for info in column(shown, "info").tolist()]
+        rights = zip(*(part[:SHOWN].tolist() for part in (self.writable, self.user, self.executable)), strict=True)
+        columns = [map(hex64, column(shown, name).tolist()) for name in ("start", "last", "phys", "flags")]
+        told = [Rights(*one) for one in rights]
+        rows = zip(*columns, kinds, self.level[:SHOWN].tolist(), told, strict=True)
+        head = ("start", "last", "phys", "flags", "kind", "level", "rights")
+        more = f"{len(self) - SHOWN} more ranges are not shown" if len(self) > SHOWN else ""
+        return html_table(repr(self).strip("<>"), head, rows, left_out=more)
 
     @property
     def start(self) -> Words:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields
 from functools import cached_property
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from fivefold.arch import (
     TABLE_SIZE,
@@ -20,12 +19,13 @@ from fivefold.arch import (
 )
 from fivefold.errors import MemoryReadError
 from fivefold.memory import Bank, Options, Source, open_source
+from fivefold.notebook import html_table
 from fivefold.survey.areas import AreaMap, detect_areas
 from fivefold.survey.bases import KernelBases, find_bases
 from fivefold.survey.choose import Given, choose_mode, choose_nxe, choose_phys_bits, choose_root
 from fivefold.survey.evidence import Found
 from fivefold.survey.paths import Path, path_of
-from fivefold.survey.regions import Region, regions_of
+from fivefold.survey.regions import Regions, regions_of
 from fivefold.survey.scan import TableScanner
 from fivefold.survey.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, ScanResult, ScanSettings
 from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
@@ -141,7 +141,7 @@ class Space:
         all_bits: bool = True,
         contiguous: bool = False,
         repeat_above: int | None = None,
-    ) -> Iterator[Region]:
+    ) -> Regions:
         """What is mapped, ascending and named, cut to *window* (its end exclusive) and at the borders of areas.
 
         A region breaks where page size, effective rights or flags change: *all_bits* False leaves out
@@ -154,7 +154,8 @@ class Space:
             window=window,
             repeat_above=repeat_above,
         )
-        return regions_of(result, window, self.areas)
+        areas = self.areas
+        return Regions(lambda: regions_of(result, window, areas), repr(self).strip("<>"))
 
     @cached_property
     def overview(self) -> ScanResult:
@@ -204,6 +205,18 @@ class Space:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _repr_html_(self) -> str:
+        """What is decided about it, with the evidence; nothing is scanned for it."""
+        facts: dict[str, Found[Any]] = {
+            "root": Found(hex64(self.root.value), self.root.how),
+            "mode": Found(f"{self.mode.value.name}, {self.levels} levels", self.mode.evidence),
+            "MAXPHYADDR": self.phys_bits,
+            "EFER.NXE": self.nxe,
+            "kernel": self.release,
+        }
+        rows = [(name, "not known" if fact.value is None else fact.value, fact.how) for name, fact in facts.items()]
+        return html_table(f"{self.source.name}: {self.source.format}", ("what", "value", "known from"), rows)
 
     def __repr__(self) -> str:
         """Source, root and mode on one line."""
