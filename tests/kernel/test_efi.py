@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, distinct_tables, regions, translate
+from fivefold.boot.build import MODES
 from fivefold.kernel.efi_calls import NOT_FOUND, VALUE_SIZE
 from fivefold.kernel.efi_map import EFI_VA_START
 from fivefold.kernel.efi_stub import BUFFER_TOO_SMALL, EFI_MAGIC, HANDOFF_ATTRIBUTES, HANDOFF_EFI, MAP_ROOM
 from fivefold.kernel.report import WORDS
+from fivefold.metal import host
+from fivefold.metal.program import Program
 from fivefold.units import PhysAddr, VirtAddr
 
 PAGE = 4096
@@ -359,6 +362,32 @@ BAD_TABLES: list[tuple[str, list[Row]]] = [
     ("rows out of order", SPLIT[::-1]),
     ("the same row twice", [SPLIT[0], SPLIT[0]]),
 ]  # fmt: skip
+
+
+MODE = {f"fivefold.kernel.pgtable.{name}": value for name, value in MODES["la57"].items()}
+NATIVE = ("efi_attributes.is_sound", "efi_attributes.leaves_any", "efi_map.virtual_of", "efi_map.meets_earlier")
+
+
+@pytest.fixture(scope="module")
+def native() -> Any:
+    """What of it needs no machine, as native code."""
+    modules = ("fivefold.kernel.efi_map", "fivefold.kernel.efi_attributes")
+    return host.load(Program(modules, MODE, roots=tuple(f"fivefold.kernel.{name}" for name in NATIVE)))
+
+
+@pytest.mark.parametrize("attributes", [SPLIT, SPLIT[:2], *(row[1] for row in BAD_TABLES)])
+def test_native_code_says_the_same(one: Make, native: Any, attributes: list[Row]) -> None:
+    made = one([*REGIONS, (CODE, FIRMWARE + 5 * PAGE, 1, RUNTIME)], attributes)
+    made.code.set("efi_map.handoff", HANDOFF + made.code.window)
+    content = bytearray(made.ram.read(HANDOFF, 0xC000))
+    native.set("efi_map.handoff", at := native.map(content))
+    for name, *arguments in (
+        *((each,) for each in NATIVE[:2]),
+        *(("efi_map.virtual_of", FIRMWARE + offset) for offset in (0, 6 * PAGE - 1, 6 * PAGE, 0x8000, 0xA000)),
+        *(("efi_map.meets_earlier", i) for i in range(len(REGIONS) + 1)),
+    ):
+        assert native.call(name, *arguments) == made.code.call(name, *arguments), (name, arguments)
+    native.unmap(at)
 
 
 @pytest.mark.parametrize("attributes", [row[1] for row in BAD_TABLES], ids=[row[0] for row in BAD_TABLES])

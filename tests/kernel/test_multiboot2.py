@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from fivefold.kernel import multiboot2 as kernel_multiboot2
 from fivefold.kernel import start_info as kernel_start_info
 from fivefold.kernel.multiboot2 import BAD_PLACE, BAD_TAG, DONE, INFO_SIZE, MOST_BYTES, NO_MAP
+from fivefold.metal import host
+from fivefold.metal.program import Program
 
 GIVEN = 0x10_0000
 IMAGE, IMAGE_END = 0x30_0000, 0x31_0000
@@ -159,6 +161,26 @@ REFUSED = [
 @pytest.mark.parametrize(("data", "answer"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
 def test_refused(code: Any, data: bytes, answer: int) -> None:
     assert taken(code, data)[0] == answer
+
+
+@pytest.fixture(scope="module")
+def native() -> Any:
+    """The walk over the tags as native code; the whole takes addresses below 4 GiB only."""
+    return host.load(Program(("fivefold.kernel.multiboot2",), roots=("fivefold.kernel.multiboot2.take_tags",)))
+
+
+@pytest.mark.parametrize("data", [row[1] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_native_code_says_the_same(code: Any, native: Any, data: bytes) -> None:
+    """To the end that the information has, whatever it says of its size."""
+    helpers = code(None, "multiboot2", extents=[(0x10_0000, 0x14_0000), (IMAGE, 0x32_0000)], window=0)
+    helpers.ram.write(GIVEN, data)
+    helpers.ram.write(OUT, bytes(INFO_SIZE))
+    given, out = native.map(bytearray(data)), native.map(kept := bytearray(INFO_SIZE))
+    answer = helpers.call("multiboot2.take_tags", GIVEN + 8, GIVEN + len(data), OUT)
+    assert native.call("multiboot2.take_tags", given + 8, given + len(data), out) == answer
+    assert bytes(kept) == helpers.ram.read(OUT, INFO_SIZE)
+    native.unmap(given)
+    native.unmap(out)
 
 
 @pytest.mark.parametrize("at", [GIVEN + 4, IMAGE, IMAGE_END - 8, IMAGE - 8], ids=hex)
