@@ -13,7 +13,7 @@ import llvmlite.binding as llvm
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from fivefold.machine import Guest, Machine, available, start
+from fivefold.machine import Guest, Machine, Timeout, available, start
 
 BASE = 0x200000
 """Where every test guest is loaded."""
@@ -178,6 +178,15 @@ def long_code(body: str, levels: int = 4, options: str = "", before: str = "") -
     return assemble(LONG_GUEST.format(body=body, levels=levels, options=options, before=before))
 
 
+def run_until_output(machine: Machine) -> None:
+    """Run a guest that goes on for ever until it has written something: firmware takes its time under load."""
+    for _ in range(200):
+        assert isinstance(machine.run(0.1), Timeout)
+        if machine.output:
+            return
+    pytest.fail("the guest wrote nothing", pytrace=False)
+
+
 @dataclass(frozen=True)
 class Workshop:
     """What tests build guests with; see the functions of the same names."""
@@ -186,6 +195,7 @@ class Workshop:
     assemble: Callable[..., Code] = assemble
     long_code: Callable[..., Code] = long_code
     elf: Callable[..., bytes] = elf
+    run_until_output: Callable[[Machine], None] = run_until_output
 
 
 @pytest.fixture(scope="session")

@@ -298,13 +298,14 @@ def test_halted_for_good(boot, workshop):
 
 
 def test_timeout_stops_a_spinning_guest_and_it_can_go_on(boot, workshop):
-    code = workshop.assemble("spin: cmpl $7, BASE + flag - start\njne spin\nexit 3\nflag: .long 0")
+    code = workshop.assemble("putc 's'\nspin: cmpl $7, BASE + flag - start\njne spin\nexit 3\nflag: .long 0")
     machine = boot(code.image)
 
-    event = machine.run(0.3)
+    workshop.run_until_output(machine)
+    event = machine.run(0.1)
     assert isinstance(event, Timeout)
     assert code.labels["spin"] <= event.rip < code.labels["flag"]
-    assert str(event).startswith("still running after 0.3 s, at 0x0000000000200")
+    assert str(event).startswith("still running after 0.1 s, at 0x0000000000200")
 
     machine.memory.write(code.labels["flag"], b"\7")
     assert Exit(3) == machine.run(10)
