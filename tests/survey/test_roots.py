@@ -153,6 +153,29 @@ def test_what_makes_a_pair(upper: int, lower: int, levels: int, paired: bool) ->
     assert (kernel.pair == user.root, user.is_user_half) == (paired, paired)
 
 
+@pytest.mark.parametrize(
+    ("low", "kept", "last", "joined"),
+    [(8, 1, 0xA003, True), (9, 1, 0xA003, False), (8, 3, 0xA003, False), (8, 1, 0xB003, False)],
+    ids=["one of them", "other lower half", "as much kernel", "last slot of none"],
+)
+def test_a_user_half_that_leads_nowhere_is_known_by_its_company(low: int, kept: int, last: int, joined: bool) -> None:
+    ram = Ram.of_size(0x4000, start=0x2000)
+
+    def root(frame: int, lower: int, count: int, end: int) -> roots._Candidate:
+        words = np.zeros(512, np.uint64)
+        words[0], words[512 - count :], words[511] = lower << 12 | 7, 0x9003, end
+        ram.write(PhysAddr(frame), words.tobytes())
+        return roots._Candidate(PhysAddr(frame), 4, words)
+
+    known = [root(0x2000, 7, 3, 0x9003), root(0x3000, 7, 1, 0xA003), root(0x4000, 8, 3, 0x9003)]
+    root(0x5000, low, kept, last)
+    found = {one.root: one for one in known}
+    roots._pair_up(found)
+    roots._add_user_halves(TablePages([Bank(start, memoryview(data)) for start, data in ram.banks()]), found)
+    assert (PhysAddr(0x5000) in found, found[PhysAddr(0x4000)].pair == 0x5000) == (joined, joined)
+    assert all(one.is_user_half == bool(one.root & 0x1000) for one in found.values())
+
+
 def test_addresses_that_are_too_wide(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
     ram = built(LA48, [(0x40_0000, 1 << 50 | 7, Level.PT)])
     assert find_roots(sourced(ram)) == []

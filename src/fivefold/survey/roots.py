@@ -90,6 +90,7 @@ def find_roots(source: Source, levels: int | None = None, phys_bits: int | None 
     found = _candidates(source.memory, pages, _may_have_five(source, in_registers) or levels == 5)
     _add_registers(source, pages, found, in_registers)
     _pair_up(found)
+    _add_user_halves(pages, found)
     groups = _groups(found.values())
     five = any(c.levels == 5 for c in found.values())
     code = _CodeFinder(source.memory)
@@ -167,6 +168,22 @@ def _pair_up(found: Mapping[PhysAddr, _Candidate]) -> None:
             continue
         if (user.half(False) == kernel.half(False)).all() and _upper(user) < _upper(kernel):
             kernel.pair, user.pair, user.is_user_half = user.root, kernel.root, True
+
+
+def _add_user_halves(pages: TablePages, found: dict[PhysAddr, _Candidate]) -> None:
+    """Find user halves by their company: one that nearly nothing hangs below, as where Linux patches code, is no table.
+
+    All user halves of one kernel have the same entry in the last slot.
+    """
+    last = {(c.levels, int(c.entries[_LAST])) for c in found.values() if c.is_user_half}
+    for root, kernel in [(root, c) for root, c in found.items() if c.pair is None and not root & PTI_USER_BIT]:
+        entries = pages.entries_at(PhysAddr(root | PTI_USER_BIT))
+        if entries is None or (kernel.levels, int(entries[_LAST])) not in last:
+            continue
+        user = _Candidate(PhysAddr(root | PTI_USER_BIT), kernel.levels, entries)
+        if (user.half(False) == kernel.half(False)).all() and _upper(user) < _upper(kernel):
+            kernel.pair, user.pair, user.is_user_half = user.root, root, True
+            found[user.root] = user
 
 
 def _upper(candidate: _Candidate) -> int:
