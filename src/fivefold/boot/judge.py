@@ -246,6 +246,17 @@ def _shadow(seen: Evidence, area: Area) -> str:
             if verdict.pa in frames:
                 return f"the shadow of physical {hex64(pa)} is that of another address"
             frames.add(verdict.pa)
+    return _writable_beside(seen)
+
+
+def _writable_beside(seen: Evidence) -> str:
+    """The page of the shadow after that of each range of memory stands for nothing, or for the next range."""
+    at = seen.area("direct_map").start
+    pages = [range(to_shadow(at + ram.start) // PAGE, -(-to_shadow(at + ram.end) // PAGE)) for ram in seen.ram]
+    for page in (own.stop for own in pages):
+        unused = not any(page in other for other in pages)
+        if unused and isinstance(seen.try_access(PAGE * page, WRITE), Allowed):
+            return f"the shadow at {hex64(PAGE * page)} can be written and is that of no memory"
     return ""
 
 
