@@ -71,6 +71,19 @@ def test_stats_tell_what_is_wrong_by_level(fivefold: Callable[..., Any], looped:
     ]
 
 
+@pytest.mark.parametrize("form", ["text", "json", "csv", "ptdump", "info-tlb"])
+@pytest.mark.parametrize("more", [[], ["--range", "0x0+4G"]])
+def test_a_table_that_is_not_in_memory(fivefold: Callable[..., Any], looped: Path, form: str, more: list[str]) -> None:
+    """Every format tells it by the status and on stderr."""
+    path = _with(_with(looped, 0x2008, 0), 0x3008, 0x99_F000 | TABLE)
+    done = fivefold("dump", path, "--cr3", "0x1000", "--levels", "4", "--format", form, *more)
+    if form == "ptdump" and more:
+        assert done.status == 2
+        return
+    assert done.status == 1
+    assert "not in memory" in done.err.splitlines()[-1] and "99f000" in done.err.splitlines()[-1]
+
+
 def test_stats_tell_a_table_at_two_levels(fivefold: Callable[..., Any], looped: Path) -> None:
     """The PT of one place is the PD of another."""
     done = fivefold("stats", _with(looped, 0x2008, 0x4000 | TABLE), "--cr3", "0x1000", "--levels", "4")

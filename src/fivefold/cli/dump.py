@@ -179,7 +179,6 @@ def _write_info_tlb(space: Space, part: range | None, unlimited: bool) -> int:
     count = 0 if unlimited else leaves.count() if part is None else leaves.count_in(part, MAX_LINES)
     if count > MAX_LINES:
         raise FivefoldError(f"{count} leaves are more than {MAX_LINES} lines; expected --range for fewer, or --all")
-    leaves.missing.clear()
     write_leaves(leaves.tables(part or range(1 << 64)), sys.stdout)
     return _say_missing(leaves.missing)
 

@@ -28,13 +28,18 @@ class LeafTable(NamedTuple):
 
 
 class Leaves:
-    """The leaves under one root; *missing* fills up with tables that are not in memory."""
+    """The leaves under one root; `missing` fills up with tables that are not in memory."""
 
     def __init__(self, space: AddressSpace) -> None:
         self.space = space
-        self.missing: list[PhysAddr] = []
+        self._missing: dict[PhysAddr, None] = {}
         self._tables: dict[int, Words | None] = {}
         self._counts: dict[tuple[int, Level], int] = {}
+
+    @property
+    def missing(self) -> list[PhysAddr]:
+        """The tables that were asked for so far and are not in memory, each once."""
+        return list(self._missing)
 
     def count(self) -> int:
         """How many leaves there are, shared tables counted at every place."""
@@ -100,7 +105,7 @@ class Leaves:
                 raw = self.space.memory.read(PhysAddr(table), TABLE_SIZE)
                 self._tables[table] = np.frombuffer(raw, "<u8")
             except MemoryReadError:
-                self.missing.append(PhysAddr(table))
+                self._missing[PhysAddr(table)] = None
                 self._tables[table] = None
         return self._tables[table]
 
