@@ -60,6 +60,13 @@ def test_a_cpu_with_more_than_the_first_follows_it(passes: Boot) -> None:
     assert passes("la48", engine="qemu", smp=2, guest={"last_cpu": "la57"}).mode == "la48"
 
 
+def test_one_cpu_on_unicorn_is_said(passes: Boot) -> None:
+    """What an engine cannot do is skipped, where that engine was asked for."""
+    run = passes("la57", engine="unicorn", smp=2)
+    assert [tuple(item) for item in run.skipped] == [("smp", "unicorn has one CPU, not 2")]
+    assert not smp_names(run, "guest")
+
+
 def test_the_engine_refuses_more_cpus_than_it_has() -> None:
     with pytest.raises(MachineError, match=r"^the engine unicorn has one CPU, not 2; use qemu$"):
         start("unicorn", Guest(b"", cpus=2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -63,7 +63,7 @@ class Options:
     hibernate: bool = False
     """Save the kernel, restart the machine, resume it, and judge that."""
     smp: int = 1
-    """How many CPUs."""
+    """How many CPUs; Unicorn, where it was named, has one, and says so."""
 
     def __post_init__(self) -> None:
         """Refuse what no machine could do, with `ImageError` or `MachineError`."""
@@ -95,9 +95,14 @@ class Options:
         return self.engine or ("qemu" if self.engine_reason else "unicorn")
 
     @property
+    def cpus(self) -> int:
+        """How many CPUs the machine has: those asked for, where the engine can have more than one."""
+        return 1 if self.runs_on == "unicorn" else self.smp
+
+    @property
     def full_cmdline(self) -> str:
         """The command line with the words that options stand for."""
-        smp = f"smp={self.smp}" if self.smp != 1 else ""
+        smp = f"smp={self.cpus}" if self.cpus != 1 else ""
         words = [self.cmdline, self._layout_word, smp]
         if self.kexec is not None:
             words += ["kexec", "--", self.kexec, smp]
@@ -201,7 +206,7 @@ def boot_guest(guest: Guest, options: Options, image: Image, explain: Explain | 
         if report.is_done and options.kexec is None:
             levels = expected_levels(machine.cpu.la57, options.cmdline)
             now, words = machine.registers(), report.words
-            checks += switch_checks(options.entry, levels, words, now, machine.memory, options.smp > 1)
+            checks += switch_checks(options.entry, levels, words, now, machine.memory, options.cpus > 1)
         if options.kexec is not None:
             checks += handed_over(machine, options, image, report)
         instructions, output = machine.instructions, machine.output.decode(errors="replace")
@@ -219,7 +224,7 @@ def boot_guest(guest: Guest, options: Options, image: Image, explain: Explain | 
         variables={name: words.get(name, 0) for name in VARIABLES} if words else {},
         facts={name: words.get(name, 0) for name in FACTS} if words else {},
         checks=tuple(checks),
-        skipped=report.skipped,
+        skipped=(*report.skipped, *left_out(options)),
         instructions=instructions,
         seconds=time.perf_counter() - began,
         output=output,
@@ -270,6 +275,12 @@ def handed_over(machine: Machine, options: Options, image: Image, report: GuestR
     ]
 
 
+def left_out(options: Options) -> Iterator[Skipped]:
+    """What was asked for and the engine that was named cannot do."""
+    if options.smp != options.cpus:
+        yield Skipped("smp", f"{unicorn_lacks(options.entry, options.smp)}")
+
+
 def from_outside(machine: Machine, options: Options, image: Image, report: GuestReport) -> list[Check]:
     """The checks from outside; random bases that break the rules leave nothing to hold the rest against."""
     try:
@@ -279,8 +290,8 @@ def from_outside(machine: Machine, options: Options, image: Image, report: Guest
     checks = judge(seen, report.words, report.areas)
     if options.entry in EFI_ENTRIES:
         checks += efi_checks(seen, report.words)
-    if options.smp > 1:
-        checks += cpu_checks(machine.all_registers(), options.smp)
+    if options.cpus > 1:
+        checks += cpu_checks(machine.all_registers(), options.cpus)
     return [*checks, Check("kaslr_bases", "outside", True)] if options.randomised else checks
 
 
@@ -314,7 +325,7 @@ def make_guest(cpu: str, options: Options, image: Image) -> Guest:
         cmdline=options.full_cmdline,
         sites=image.sites(load),
         modules=() if options.kexec is None else (Module(image.place(load)),),
-        cpus=options.smp,
+        cpus=options.cpus,
     )
 
 
@@ -328,7 +339,7 @@ def efi_guest(cpu: str, options: Options, image: Image, load: int) -> Guest:
         cpu=cpu,
         memory=options.memory,
         cmdline=options.full_cmdline,
-        cpus=options.smp,
+        cpus=options.cpus,
     )
 
 
