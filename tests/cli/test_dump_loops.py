@@ -72,7 +72,7 @@ def test_stats_tell_what_is_wrong_by_level(fivefold: Callable[..., Any], looped:
 
 
 @pytest.mark.parametrize("form", ["text", "json", "csv", "ptdump", "info-tlb"])
-@pytest.mark.parametrize("more", [[], ["--range", "0x0+4G"]])
+@pytest.mark.parametrize("more", [[], ["--range", "0-4G"]])
 def test_a_table_that_is_not_in_memory(fivefold: Callable[..., Any], looped: Path, form: str, more: list[str]) -> None:
     """Every format tells it by the status and on stderr."""
     path = _with(_with(looped, 0x2008, 0), 0x3008, 0x99_F000 | TABLE)

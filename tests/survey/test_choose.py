@@ -118,7 +118,8 @@ def test_another_cpu(five: Ram, four: Ram, sourced: Sourced) -> None:
         ((cpu(), CpuState("notes")), "toy holds no CR3 of CPU 1 (notes); give --cr3 instead of --cpu"),
         (
             (cpu(), cpu(cr0=0x11)),
-            "CPU 1 of toy has paging off (CR0.PG=0); expected 4- or 5-level paging: give --cr3 and --levels",
+            "CPU 1 of toy has paging off (CR0.PG=0); expected 4- or 5-level paging: give --cr3 and --levels, "
+            "or another --cpu",
         ),
     ],
 )

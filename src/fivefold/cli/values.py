@@ -43,14 +43,19 @@ def seconds(text: str) -> float:
 
 
 def window(text: str) -> range:
-    """A range of addresses, such as 0x1000-0x2000, 0x1000+4K or, to the end, 0xffff800000000000-."""
+    """A range of addresses, such as 0x1000-0x2000, 1M-2G, 0x1000+4K or, to the end, 0xffff800000000000-."""
     start, dash, end = text.partition("-")
     if dash:
-        return _checked(text, number(start), number(end) if end else 1 << 64)
+        return _checked(text, _end(start), _end(end) if end else 1 << 64)
     start, plus, length = text.partition("+")
     if plus:
-        return _checked(text, number(start), number(start) + size(length))
+        return _checked(text, _end(start), _end(start) + size(length))
     raise typer.BadParameter(f"{text!r} is not a range; expected START-END, START+SIZE or START-, the end exclusive")
+
+
+def _end(text: str) -> int:
+    # No hexadecimal digit is a unit.
+    return size(text) if text[-1:].upper() in tuple("KMGTP") else number(text)
 
 
 def _checked(text: str, start: int, end: int) -> range:

@@ -106,6 +106,7 @@ def _check_paging(source: Source, number: int, cpu: CpuState, given: Given) -> N
     if wrong:
         raise NotKnownError(
             f"CPU {number} of {source.name} has {wrong}; expected 4- or 5-level paging: give --cr3 and --levels"
+            f"{', or another --cpu' if len(source.cpus) > 1 else ''}"
         )
 
 
