@@ -72,6 +72,39 @@ def test_what_stopped_a_timer_is_the_cause() -> None:
     assert told.exceptions[0].delivery == "interrupt 0x8 could not be delivered"
 
 
+@pytest.mark.parametrize("vector", [8, 0xEC, 7], ids=["low", "high", "#NM"])
+def test_what_struck_where_an_interrupt_returned_to(vector: int) -> None:
+    """A long copy is interrupted, goes on, and faults: RIP and RSP are the same, and the delivery was fine."""
+    log = ("" if vector == 7 else f"Servicing hardware INT={vector:#04x}\n") + struck(vector)
+    told = told_of(log + NEXT + struck(14, PAGE, 2, 1) + "check_exception old: 0xe new 0xd\n" + struck(8, number=2))
+    assert (told.cause.rule, told.cause.address) == ("not-present", PAGE)
+    assert [one.strike.during for one in told.exceptions][:2] == [None, None]
+
+
+def test_the_story_begins_with_the_first_double_fault() -> None:
+    """The handler of the double fault runs into a fault of its own, which is fatal."""
+    double = NEXT + struck(14, PAGE, 2) + "check_exception old: 0xe new 0xd\n" + struck(8, number=1)
+    later = "check_exception old: 0xffffffff new 0xd\n" + struck(13, code=0xC4, number=2, rip=HIGH, rsp=STACK)
+    end = "check_exception old: 0xd new 0xd\n" + struck(8, number=3, rip=HIGH, rsp=STACK)
+    end += "check_exception old: 0x8 new 0xd\nTriple fault\n"
+    told = told_of(double + later + end)
+    assert (told.cause.rule, told.cause.address, told.outcome) == ("not-present", PAGE, "triple-fault")
+    idle = "".join(f"Servicing hardware INT=0xec\n{struck(0xEC, number=n, rip=HIGH + n, rsp=STACK)}" for n in range(60))
+    told = told_of(double + idle)
+    assert (told.cause.address, told.outcome) == (PAGE, "double-fault")
+
+
+def test_two_cpus_at_once() -> None:
+    """Lines of another CPU between an exception and its own line, and between it and what struck in its delivery."""
+    user = struck(14, 0x7F00_0000_1000, 6, rip=0x40_1000, rsp=0x7FFD_0000_0000).replace(
+        "TR =0028 ffffffff", "TR =0040 fffffe00"
+    )
+    gate = 0xFFFF_FE00_0000_0060
+    log = struck(6) + NEXT + user + NEXT + NEXT + user.replace("cpl=0", "cpl=3") + struck(14, gate, 0, 1)
+    told = told_of(log + "check_exception old: 0xe new 0xe\n" + struck(8, gate + 0x80) + "Triple fault\n")
+    assert (told.cause.rule, told.cause.address) == ("idt-not-mapped", gate)
+
+
 # -- an exception that struck at the first instruction of a handler ---------------------------------
 
 
@@ -79,8 +112,8 @@ def test_a_handler_on_a_stack_of_its_own() -> None:
     """With an IST the stack pointer says nothing; that no other register has changed does."""
     general = {f"r{n}": n for n in range(8, 16)} | {"rax": 1, "rbx": 2}
     cpu = CpuState("test", general=general)
-    first = Strike(6, rip=HIGH, rsp=STACK, cpl=0, cpu=cpu)
-    after = Strike(14, cr2=PAGE, rip=PAGE, rsp=PAGE + 0x1000 - 40, cpl=0, cpu=cpu)
+    first = Strike(6, rip=HIGH, rsp=STACK, cpl=0, cpu=cpu, line=1)
+    after = Strike(14, cr2=PAGE, rip=PAGE, rsp=PAGE + 0x1000 - 40, cpl=0, cpu=cpu, line=2)
     linked = link(first, after)
     assert linked is not None and linked.linked
     assert link(first, replace(after, cpu=CpuState("test", general={**general, "rax": 7}))) is None
@@ -242,6 +275,7 @@ GENERAL = """\
 [   21.2] RIP: 0033:0x40100a
 [   21.3] RAX: 0000000000000000 RBX: 0100000000000000 RCX: 0000000000000000
 """
+OTHER_MODE = GENERAL.replace("RBX: 01", "RBX: ff")
 JUMP = "traps: uncjmp[95] general protection fault ip:8000000000000000 sp:7ffd8127e9f0 error:0"
 TABLE = """\
 a.out: Corrupted page table at address 7f0000001000
@@ -259,10 +293,20 @@ CR2: 00007f0000001000 CR3: 000000000558c000 CR4: 0000000000751eb0
         (PRETENDED, ("user-supervisor", None, "ffff888000001000", "read", "guess")),
         (BREAKPOINT, ("unknown", None, None, None, "guess")),
         (GENERAL, ("non-canonical", None, "100000000000000", None, "guess")),
+        (OTHER_MODE, ("unknown", None, None, None, "guess")),
         (JUMP, ("non-canonical", None, "8000000000000000", "fetch", "certain")),
         (TABLE, ("reserved-bit", "PT", "7f0000001000", "read", "certain")),
     ],
-    ids=["guard page", "no stack", "pretended", "breakpoint", "user protection", "user jump", "corrupted table"],
+    ids=[
+        "guard page",
+        "no stack",
+        "pretended",
+        "breakpoint",
+        "user protection",
+        "other mode",
+        "user jump",
+        "corrupted table",
+    ],
 )
 def test_reports_of_linux(text: str, wanted: tuple[str | None, ...]) -> None:
     told = told_of(text)

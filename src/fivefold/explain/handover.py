@@ -20,6 +20,8 @@ from fivefold.explain.trace import Strike
 from fivefold.machine.base import vector_name
 from fivefold.units import MASK64, hex64
 
+_RESUMED: Final = frozenset({Vector.DB, Vector.NMI, Vector.NM})
+"""Exceptions after which the interrupted instruction is run as if nothing had been."""
 SELECTOR_FAULTS: Final = frozenset({Vector.GP, Vector.SS, Vector.NP, Vector.TS})
 """Exceptions that a bad descriptor, selector or address raises; their error code names the selector."""
 
@@ -44,6 +46,23 @@ def _explain(here: Situation, before: Strike, strike: Strike) -> Finding:
     if strike.vector == Vector.PF:
         return _page_fault_in_delivery(here, vector, strike, route)
     return _other_in_delivery(here, vector, strike, route)
+
+
+def is_of_delivery(here: Situation, before: Strike, strike: Strike) -> bool:
+    """Whether *strike*, at the RIP and RSP of *before*, can be of its delivery.
+
+    An interrupt, or a #NM, also returns to where it struck, and then the instruction there may fault by itself.
+    """
+    vector = before.vector
+    if not (before.external or vector >= 32 or vector in _RESUMED) or before.software:
+        return True
+    route = replay(here, vector, False, before.has_error_code)
+    if route.obstacle is not None and not route.obstacle.in_handler:
+        return _fits(route.obstacle, strike)
+    if strike.vector != Vector.PF:
+        return bool(strike.error_code and strike.error_code & 2 and strike.error_code >> 3 == vector)
+    gate, va = gate_address(here, vector), strike.cr2
+    return va is not None and gate is not None and gate <= va < gate + GATE_SIZE
 
 
 def _fits(obstacle: Obstacle, strike: Strike) -> bool:

@@ -19,8 +19,8 @@ def link(first: Strike, struck: Strike) -> Strike | None:
     is delivered; neither RIP nor RSP has moved then. And an exception struck at the first
     instruction of a handler if the stack pointer is just below that of the interrupted code: five
     words, or six with an error code, pushed from a multiple of 16 down. Out of ring 3, and with an
-    IST, the stack is another one; there a fetch that fails at its own address counts, if it came right
-    after or no other register has changed.
+    IST, the stack is another one; there a fetch that fails at its own address counts, if no other
+    register has changed.
     """
     if first.rsp is None or struck.rsp is None:
         return None
@@ -31,15 +31,14 @@ def link(first: Strike, struck: Strike) -> Strike | None:
         return None
     frame = 48 if first.has_error_code else 40
     top = first.last_rsp if first.last_rsp is not None else first.rsp
-    is_next = struck.rsp == (top & ~15) - frame
-    if struck.cr2 == struck.rip:
-        is_next = is_next or first.cpl == 3 or _nothing_ran(first, struck, frame)
+    is_next = struck.rsp == (top & ~15) - frame or (struck.cr2 == struck.rip and _nothing_ran(first, struck, frame))
     return replace(struck, linked=True) if is_next else None
 
 
 def _nothing_ran(first: Strike, struck: Strike, frame: int) -> bool:
     """Whether every general register is as it was, and RSP where an aligned stack has just taken a frame."""
-    if first.cpu is None or struck.cpu is None or (struck.rsp or 0) + frame & 15:
+    # An engine remembers the registers at the end only; a log has them for each line.
+    if not (first.line and struck.line and first.cpu and struck.cpu) or (struck.rsp or 0) + frame & 15:
         return False
     before, after = (
         {name: value for name, value in cpu.general.items() if name not in _MOVED} for cpu in (first.cpu, struck.cpu)

@@ -33,6 +33,9 @@ _SERVICED: Final = re.compile(r"Servicing hardware INT=0x([0-9a-f]{2})")
 _EXTRA: Final = re.compile(r"extra data\[(\d)\]: *(?:0x)?([0-9a-f]{1,16})\b")
 _SUBERROR: Final = re.compile(r"Suberror: (\d+)")
 
+_MOST_CPUS: Final = 16
+"""Exceptions that wait for their own line."""
+
 _KEPT: Final = 24
 """Delivered exceptions that are remembered before the one that matters."""
 
@@ -73,7 +76,9 @@ class QemuLog:
         self._source = source
         self._chains: deque[_Chain] = deque(maxlen=_KEPT)
         self._first: list[_Chain] = []
-        self._pending: tuple[int, Block] | None = None
+        self._double: list[_Chain] = []
+        self._pending: list[tuple[int, Block]] = []
+        self._has_lines = False
         self._serviced: int | None = None
         self._registers: Block | None = None
         self._after: Block | None = None
@@ -107,10 +112,13 @@ class QemuLog:
         self._flush()
         if self._kvm is not None and not self._first:
             return self._kvm_trace(self._kvm)
-        chains = self._first or list(self._chains)
+        chains = self._first or self._double or list(self._chains)
         if not chains:
             return self._registers_trace()
         chosen = _story(chains)
+        if self._double and not any(chain is self._double[-1] for chain in chosen):
+            # Nothing that runs after a double fault can be trusted, so the story begins there.
+            chosen = _story(self._double) + chosen
         last = chosen[-1]
         strikes = tuple(strike for chain in chosen for strike in chain.read())
         remarks = [] if self.resets < 2 else [f"{self.resets} triple faults in the log; this is the first"]
@@ -133,11 +141,12 @@ class QemuLog:
         match = _CHECK.search(block.head)
         if match is None:
             return
-        self._flush()
+        if not self._has_lines or len(self._pending) >= _MOST_CPUS:
+            self._flush()
         old, new = int(match[1], 16), int(match[2], 16)
         self.total += 1
         if old == NO_VECTOR:
-            self._pending = (new, block)
+            self._pending.append((new, block))
             return
         strike = Strike(new, old, cr2=_number(match[3]), rip=_number(match[4]), line=block.number)
         chain = next((c for c in reversed(self._chains) if c.delivering == old and not c.tripled), None)
@@ -145,22 +154,25 @@ class QemuLog:
             chain = self._open(_Chain())
         chain.add(strike, block if block.has_registers else None)
         chain.doubled = new == Vector.DF or escalate(old, new) is Escalation.DOUBLE
+        if chain.doubled and not self._double:
+            self._double = self._up_to(chain)
 
     def _struck(self, block: Block) -> None:
         match = _STRUCK.search(block.head)
         if match is None:
             return
         vector = int(match[1], 16)
-        pending, self._pending = self._pending, None
+        self._has_lines = True
+        # With several CPUs others may have found something meanwhile.
+        pending = next((one for one in self._pending if one[0] == vector), None)
+        if pending is not None:
+            self._pending.remove(pending)
         serviced, self._serviced = self._serviced, None
         external = vector == serviced and pending is None
         strike = _delivered(match, block.number, external)
         if pending is None and not external and self._completes(strike, block):
             return
         self.total += pending is None
-        if pending is not None and pending[0] != vector:
-            # Two CPUs at once: what was found on the other one is not to be lost.
-            self._add(Strike(pending[0], line=pending[1].number), pending[1])
         self._add(strike, block)
 
     def _completes(self, strike: Strike, block: Block) -> bool:
@@ -184,7 +196,14 @@ class QemuLog:
             return chain
         owner.add(chain.strikes.pop(), chain.blocks.pop())
         owner.doubled, chain.doubled = chain.doubled, False
+        if self._double and self._double[-1] is chain:
+            self._double = self._up_to(owner)
         return owner
+
+    def _up_to(self, chain: _Chain) -> list[_Chain]:
+        """The exceptions that are remembered, *chain* the last."""
+        kept = list(self._chains)
+        return kept[: next(i for i, one in enumerate(kept) if one is chain) + 1]
 
     def _triple(self) -> None:
         self._flush()
@@ -195,8 +214,7 @@ class QemuLog:
         if chain is not None:
             chain.tripled = True
         if not self._first and chain is not None:
-            kept = list(self._chains)
-            self._first = kept[: kept.index(chain) + 1]
+            self._first = self._up_to(chain)
 
     def _reset(self, block: Block) -> None:
         # After a triple fault the dump shows the state that led to it, CR2 of the last fault included.
@@ -210,13 +228,12 @@ class QemuLog:
     # -- keeping -------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        """An exception that was found and whose own line never came: QEMU that prints none."""
-        if self._pending is None:
-            return
-        (vector, block), self._pending = self._pending, None
-        match = _CHECK.search(block.head)
-        cr2, rip = (_number(match[3]), _number(match[4])) if match else (None, None)
-        self._add(Strike(vector, cr2=cr2, rip=rip, line=block.number), block)
+        """Exceptions that were found and whose own line never came: QEMU that prints none."""
+        waiting, self._pending = self._pending, []
+        for vector, block in waiting:
+            match = _CHECK.search(block.head)
+            cr2, rip = (_number(match[3]), _number(match[4])) if match else (None, None)
+            self._add(Strike(vector, cr2=cr2, rip=rip, line=block.number), block)
 
     def _open(self, chain: _Chain) -> _Chain:
         self._chains.append(chain)
@@ -343,11 +360,21 @@ def _story(chains: list[_Chain]) -> list[_Chain]:
         escalated = [i for i, chain in enumerate(chains) if len(chain.strikes) > 1]
         faults = [i for i, chain in enumerate(chains) if _is_fault(chain.strikes[0])]
         end = (escalated or faults or [end])[-1]
-    start = end
-    while start and len(chains[start - 1].strikes) == 1:
-        linked = link(chains[start - 1].read()[0], chains[start].read()[0])
-        if linked is None:
+    told = [chains[end]]
+    # Other CPUs' exceptions may lie between.
+    for earlier in reversed(chains[:end]):
+        linked = link(earlier.read()[0], told[0].read()[0]) if len(earlier.strikes) == 1 else None
+        if linked is not None:
+            told[0].strikes[0] = linked
+            told.insert(0, earlier)
+        elif not _is_elsewhere(earlier, told[0]):
             break
-        chains[start].strikes[0] = linked
-        start -= 1
-    return chains[start : end + 1]
+    return told
+
+
+def _is_elsewhere(one: _Chain, other: _Chain) -> bool:
+    """Whether the two struck on different CPUs, each of which has a task register of its own."""
+    first, second = one.read()[0].cpu, other.read()[0].cpu
+    if first is None or second is None:
+        return False
+    return first.segments.get("tr") != second.segments.get("tr")

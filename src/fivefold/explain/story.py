@@ -10,7 +10,7 @@ from fivefold.arch import Escalation, Kind, TableReader, Vector, escalate
 from fivefold.explain.delivery import GATE_SIZE, read_gate
 from fivefold.explain.finding import Confidence, Finding, instruction_at
 from fivefold.explain.general_fault import explain_general_fault
-from fivefold.explain.handover import SELECTOR_FAULTS, explain_delivery
+from fivefold.explain.handover import SELECTOR_FAULTS, explain_delivery, is_of_delivery
 from fivefold.explain.page_fault import FRAME_WORDS, explain_page_fault
 from fivefold.explain.places import describe, notable_registers, phys_base_hint
 from fivefold.explain.result import Cause, Told
@@ -47,6 +47,9 @@ class Story:
             here = self._situation(strike)
             before = self.told[-1] if self.told else None
             strike = self._with_cr2(strike, index == len(strikes) - 1)
+            if before and before.strike.during is None and before.strike.vector == strike.during:
+                # The source does not say so: it was joined by RIP and RSP alone.
+                strike = strike if is_of_delivery(here, before.strike, strike) else replace(strike, during=None)
             if strike.during is not None and before is not None:
                 finding = explain_delivery(here, before.strike, strike, self.trace.dialect)
             elif strike.during is not None:
