@@ -32,7 +32,7 @@ def refused(failures: Callable[[Run], list[str]], run: Run, expected: str) -> No
 
 
 class Low:
-    """Memory below 1 MiB before a run: the BIOS data area, with something in it, and the pages that are borrowed."""
+    """Memory below 1 MiB before a run: the BIOS data area and the pages that are borrowed, with something in them."""
 
     bios_data = (0x400, 0xC00)
 
@@ -41,7 +41,8 @@ class Low:
         self.before: dict[int, bytes] = {}
 
     def note(self, machine: Machine) -> None:
-        machine.memory.write(PhysAddr(0x400), bytes(range(256)) * 12)
+        for at, size in (self.bios_data, self.place):
+            machine.memory.write(PhysAddr(at), bytes(range(256)) * (size // 256))
         self.before = {at: machine.memory.read(PhysAddr(at), size) for at, size in (self.bios_data, self.place)}
 
 
