@@ -95,6 +95,31 @@ def test_memory_in_two_parts(kernel: Callable[..., Space]) -> None:
     assert kernel(DIRECT, high, STACKS, DESCRIPTORS, IMAGE).bases.vmemmap.value is None
 
 
+def test_a_cpu_without_nx(kernel: Callable[..., Space]) -> None:
+    """All is executable, page descriptors too; where anything is not, they cannot be."""
+    parts = [[(va, raw & ~(1 << 63), level) for va, raw, level in part] for part in (DIRECT, STACKS, DESCRIPTORS)]
+    assert kernel(*parts, IMAGE[:1]).bases.vmemmap.value == VMEMMAP
+    assert kernel(*parts, IMAGE).bases.vmemmap.value is None
+
+
+def test_page_descriptors_before_vmalloc_is_used(kernel: Callable[..., Space]) -> None:
+    """Early in a boot they are the first thing after the direct map."""
+    bases = kernel(DIRECT, DESCRIPTORS, IMAGE).bases
+    assert (bases.vmalloc.value, bases.vmemmap.value) == (None, VMEMMAP)
+    assert bases.vmalloc.how == "nothing is mapped between the direct map and vmemmap at 0xffffea0000000000"
+
+
+@pytest.mark.parametrize("level", [Level.PT, Level.PD], ids=["4K", "2M"])
+def test_page_descriptors_that_are_not_complete(kernel: Callable[..., Space], level: Level) -> None:
+    more = [(PAGE_OFFSET + 128 * MIB, 128 * MIB | RW, Level.PD)]
+    part = [(VMEMMAP + at, 0x60_0000 + at | RW, level) for at in range(0, 2 * MIB, level.span)]
+    bases = kernel(DIRECT, more, part, IMAGE).bases
+    assert (bases.vmalloc.value, bases.vmemmap.value) == (None, None)
+    assert bases.vmalloc.how == "first mapping after the direct map, 0xffffea0000000000, may be page descriptors"
+    smaller = kernel(DIRECT, more, part[: len(part) // 2], STACKS, IMAGE).bases
+    assert smaller.vmalloc.value == VMALLOC
+
+
 def test_no_direct_map(kernel: Callable[..., Space]) -> None:
     space = kernel(IMAGE)
     bases = space.bases

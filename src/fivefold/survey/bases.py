@@ -42,7 +42,7 @@ class _Run(NamedTuple):
     phys: int | None
     executable: bool
     plain: bool
-    """Writable, not executable, cached."""
+    """Writable, cached, and not executable unless all is, as on a CPU without NX."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +106,11 @@ def find_bases(scan: ScanResult) -> KernelBases:
         )
     limit = shadow.start if kasan else RANDOMISED_END
     above = [run for run in runs if end <= run.start < limit]
+    vmemmap = _vmemmap(above, end - page_offset.value)
     return KernelBases(
         page_offset=page_offset,
-        vmalloc=_vmalloc(above),
-        vmemmap=_vmemmap(above, end - page_offset.value),
+        vmalloc=_vmalloc(above, vmemmap.value),
+        vmemmap=vmemmap,
         kernel_text=text,
         phys_base=phys_base,
         direct_map_end=end,
@@ -120,7 +121,9 @@ def find_bases(scan: ScanResult) -> KernelBases:
 def _kernel_runs(scan: ScanResult) -> list[_Run]:
     """The mapped ranges of the kernel half, ascending."""
     rows = np.flatnonzero((scan.kind == Kind.MAPPED) & (scan.start >= np.uint64(_KERNEL_HALF)))
-    plain = scan.writable & ~scan.executable & (scan.flags & np.uint64(UNCACHED) == 0)
+    plain = scan.writable & (scan.flags & np.uint64(UNCACHED) == 0)
+    if not scan.executable[rows].all():
+        plain &= ~scan.executable
     columns = (scan.start, scan.last, scan.phys, scan.contiguous, scan.executable, plain)
     start, last, phys, follows, executable, kept = (column[rows].tolist() for column in columns)
     return [
@@ -159,10 +162,16 @@ def _commonest(values: npt.NDArray[np.uint64], weights: npt.NDArray[np.uint64]) 
     return int(names[best]), int(sums[best]), int(sums.sum())
 
 
-def _vmalloc(above: list[_Run]) -> Found[int | None]:
+def _vmalloc(above: list[_Run], vmemmap: int | None) -> Found[int | None]:
     if not above:
         return Found(None, "nothing is mapped between the direct map and the CPU entry area")
-    first = above[0].start
+    first, last = _clusters(above)[0]
+    # Early in a boot page descriptors are made, and nothing else is there yet.
+    if first == vmemmap:
+        return Found(None, f"nothing is mapped between the direct map and vmemmap at {hex64(first)}")
+    descriptors = above[0].plain and first % GIB == 0 and last - first >= SECTION // BYTES_BEHIND_DESCRIPTOR - 1
+    if vmemmap is None and descriptors:
+        return Found(None, f"first mapping after the direct map, {hex64(first)}, may be page descriptors")
     return Found(first & ~(GIB - 1), f"first mapping after the direct map, {hex64(first)}, rounded down to 1G")
 
 
