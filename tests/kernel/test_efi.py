@@ -32,6 +32,7 @@ INFO, HANDOFF = 0x10_0000, 0x11_0000
 MAP, TABLE = HANDOFF + 0x80, HANDOFF + HANDOFF_ATTRIBUTES - HANDOFF_EFI
 IMAGE = 0xFFFF_FFFF_8100_0000
 FIRMWARE = 0x60_0000
+WRITABLE, DIRTY = 1 << 1, 1 << 6
 Row = tuple[int, int, int, int]
 """Type, start, pages, attributes."""
 REGIONS: list[Row] = [
@@ -74,6 +75,7 @@ class World:
         filled: int | None = None,
     ) -> None:
         self.mode, self.variables, self.calls = mode, {"Lang": (6, b"eng\0")}, list[tuple[int, int]]()
+        self.grows = True
         self.code = code(
             mode, "efi", "efi_map", "efi_space", "efi_attributes", "efi_calls", "memblock", "layout", "report",
             extents=[(0x10_0000, 0x40_0000), (FIRMWARE, FIRMWARE + 0x1_0000)],
@@ -87,11 +89,17 @@ class World:
         self.code.call("report.begin", self.table)
         self.code.call("memblock.add", 0x20_0000, 0x10_0000)
         self.top = self.code.table()
-        assert self.code.call("mapping.map_range", self.top, IMAGE, 0x30_0000, 16 * PAGE, 0x163, 1) == 0
-        self.shared = (IMAGE, self.code.get("layout.vmalloc_base"))
-        assert self.code.call("mapping.map_range", self.top, self.shared[1], 0x31_0000, PAGE, 0x163, 1) == 0
+        # Beside the window: the last table's entries below it, with five levels also those of the table above.
+        first = 0xFFFF_0000_0000_0000 if mode is LA57 else 0xFFFF_FE00_0000_0000
+        self.shared = [IMAGE, self.code.get("layout.vmalloc_base"), 0xFFFF_FF80_4000_0000, first]
+        for va in self.shared:
+            self.map_kernel(va)
         self.code.processor.cr3 = self.top - self.code.window
         self.hand_over(rows, attributes, each, filled)
+
+    def map_kernel(self, va: int) -> None:
+        """Map a page in the kernel's own tables."""
+        assert self.code.call("mapping.map_range", self.top, va, 0x30_0000, PAGE, 0x163, 1) == 0
 
     def hand_over(self, rows: Sequence[Row], attributes: Sequence[Row], each: int, filled: int | None) -> None:
         """Write what the EFI application leaves, and the firmware's own tables."""
@@ -151,11 +159,16 @@ class World:
             _kind, _pad, start, virtual, _pages, attributes = struct.unpack_from("<IIQQQQ", data, i)
             if attributes & RUNTIME and _pages:
                 moved[start] = virtual
+        self.mapped.remove(FIRMWARE)
+        self.plain.unmap(FIRMWARE)
         self.point(SYSTEM, moved[FIRMWARE + 0x8000] + 0x800, moved[FIRMWARE] + PAGE)
         return 0
 
     def get_time(self, at: int, *_: int) -> int:
         self.plain.write(at, TIME)
+        if self.grows:  # The next call finds the kernel grown.
+            self.shared.append(self.shared[1] + 3 * (1 << self.mode.top.shift))
+            self.map_kernel(self.shared[-1])
         return 0
 
     def next(self, size: int, name: int, vendor: int, *_: int) -> int:
@@ -270,6 +283,9 @@ def test_all_of_it(world: Make) -> None:
         (FIRMWARE, 1, "w-"),
         (SYSTEM, 2, "w-"),
     ]
+    code = translate(made.own(), VirtAddr(WINDOW[FIRMWARE] + PAGE))
+    assert isinstance(code, Mapped)
+    assert code.leaf.raw & (WRITABLE | DIRTY) == 0, "dirty but not writable would be a shadow stack"
     assert not list(regions(made.own(), range(1 << 46)))
     first, *later = made.calls
     assert first == (SET_MAP, TEXT + SET_MAP), "called at its physical address, for the last time"
@@ -281,6 +297,7 @@ def test_all_of_it(world: Make) -> None:
 
 def test_tables_are_accounted_for(world: Make) -> None:
     made = world()
+    made.grows = False
     made.run()
     own = {frame for level in distinct_tables(made.own()).values() for frame in level}
     kernels = {frame for level in distinct_tables(made.code.space(made.top)).values() for frame in level}
@@ -334,6 +351,12 @@ def test_a_map_that_cannot_be(one: Make, stopped: Any, rows: list[Row], more: di
     assert f"panic: {message}\n" in str(refusal.value)
     assert made.code.get("memblock.table_pages") == before
     assert made.calls == []
+
+
+def test_regions_in_any_order(one: Make) -> None:
+    made = one(REGIONS[::-1])
+    made.code.set("efi_map.handoff", HANDOFF + made.code.window)
+    made.code.call("efi_map.check_map")
 
 
 @pytest.mark.parametrize(("active", "highest"), [(LA48, 1 << 47), (LA57, 1 << 56)], ids=["la48", "la57"])
@@ -400,6 +423,12 @@ def test_a_table_of_attributes_that_lies_is_not_used(one: Make, attributes: list
     assert made.window() == [(FIRMWARE, 6, "wx"), (SYSTEM, 2, "w-")]
     assert made.word("efi_attributes") == 0
     assert outcomes["efi_get_time"][0] == 1
+
+
+def test_rows_for_what_is_neither_code_nor_data_are_not_used(one: Make) -> None:
+    made = one([*REGIONS, (MMIO, FIRMWARE + 0xC000, 1, RUNTIME)], [(MMIO, FIRMWARE + 0xC000, 1, RUNTIME | READ_ONLY)])
+    made.code.set("efi_map.handoff", HANDOFF + made.code.window)
+    assert made.code.call("efi_attributes.is_sound") == 0
 
 
 def test_no_table_of_attributes(one: Make) -> None:

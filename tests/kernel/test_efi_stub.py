@@ -87,6 +87,8 @@ MAPS = [
     ("a region of all of memory, and more", [(CONVENTIONAL, 0x1000, (1 << 52) + 1)], [(0x1000, (1 << 64) - 0x1000, 1)]),
     ("wraps, with a neighbour at 0", [(MMIO, 0x1000, (1 << 52) - 1), (MMIO, 0, 1)],
      [(0x1000, (1 << 64) - 0x1000, 2), (0, 0x1000, 2)]),
+    ("a neighbour that wraps", [(MMIO, 0x1000, 1), (MMIO, 0x2000, (1 << 52) - 1)],
+     [(0x1000, 0x1000, 2), (0x2000, (1 << 64) - 0x1000, 2)]),
     ("empty regions", [(CONVENTIONAL, 0x1000, 0), (CONVENTIONAL, 0x1000, 1), (MMIO, 0x2000, 0)],
      [(0x1000, 0x1000, 1), (0x2000, 0, 2)]),
     ("overlaps are judged later", [(CONVENTIONAL, 0x1000, 4), (MMIO, 0x2000, 1)],

@@ -79,8 +79,8 @@ def region_of(entry: u64) -> u64:
     for i in range(efi_map.descriptors()):
         region = efi_map.descriptor(i)
         if efi_map.is_runtime(region) and efi_map.kind(region) == efi_map.kind(entry):
-            before = start - efi_map.physical(region)
-            inside = start >= efi_map.physical(region) and before < efi_map.size(region)
+            before = start - efi_map.physical(region)  # wraps to more than any size where the row is below
+            inside = before < efi_map.size(region)
             room = (efi_map.size(region) - before) // PAGE_SIZE
             if inside and before & PAGE_SIZE - 1 == 0 and pages != 0 and pages <= room:
                 return region
