@@ -283,11 +283,20 @@ PGD 5588067 P4D 5589067 PUD 558e067 PMD 558f067 PTE 80002000055a2067
 Bad pagetable: 000d [#1] PREEMPT SMP
 CR2: 00007f0000001000 CR3: 000000000558c000 CR4: 0000000000751eb0
 """
+WITHOUT_P4D = """\
+kernel tried to execute NX-protected page - exploit attempt? (uid: 0)
+BUG: unable to handle kernel paging request at ffff88003a4c3000
+IP: [<ffff88003a4c3000>] 0xffff88003a4c2fff
+PGD 1e0f067 PUD 1e10067 PMD 3ff9c067 PTE 800000003a4c3163
+Oops: 0011 [#1] SMP
+CR2: ffff88003a4c3000 CR3: 000000001f5d2000 CR4: 00000000001406f0
+"""
 
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
+        (WITHOUT_P4D, ("no-execute", "PT", "ffff88003a4c3000", "fetch", "certain")),
         (OVERFLOW, ("not-present", None, "ffa00000005a7ff8", "write", "likely")),
         (BAD_STACK, ("non-canonical", None, "100000000000ff8", None, "likely")),
         (PRETENDED, ("user-supervisor", None, "ffff888000001000", "read", "guess")),
@@ -298,6 +307,7 @@ CR2: 00007f0000001000 CR3: 000000000558c000 CR4: 0000000000751eb0
         (TABLE, ("reserved-bit", "PT", "7f0000001000", "read", "certain")),
     ],
     ids=[
+        "before 4.12",
         "guard page",
         "no stack",
         "pretended",

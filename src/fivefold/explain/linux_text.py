@@ -182,8 +182,13 @@ def _rip(text: str) -> int | None:
 
 
 def _entries(text: str) -> tuple[int, ...]:
-    """The page-table entries that were printed: PGD, P4D, … as far as the walk went."""
+    """The page-table entries that were printed: PGD, P4D, … as far as the walk went.
+
+    Since 4.12; before that there is no P4D, which is the PGD's entry then.
+    """
     match = _ENTRIES.search(text)
     if match is None:
         return ()
-    return tuple(int(number, 16) for number in [match[1], *re.findall(r" \S+ ([0-9a-f]+)", match[2])])
+    below = [int(number, 16) for number in re.findall(r" \S+ ([0-9a-f]+)", match[2])]
+    top = int(match[1], 16)
+    return (top, *below) if "P4D" in match[2] or not below else (top, top, *below)
