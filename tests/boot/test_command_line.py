@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fivefold.boot.command_line import check_given
+from fivefold.boot.command_line import check_given, unknown_words
 from fivefold.errors import MachineError
 
 FINE = [
@@ -49,3 +49,8 @@ def test_what_cannot_be_meant(text: str, message: str) -> None:
     with pytest.raises(MachineError) as refused:
         check_given(text)
     assert str(refused.value).startswith(message)
+
+
+def test_words_that_the_kernel_does_not_know() -> None:
+    assert unknown_words("no5lvl no5level kaslr=1 kasln=2 pages=4k fault=la57 nokaslr") == ["no5level", "kasln=2"]
+    assert unknown_words("") == []

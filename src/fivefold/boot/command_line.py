@@ -47,6 +47,12 @@ def check_given(text: str) -> None:
         raise MachineError(f"{drawn!r} and 'nokaslr' are both on the command line")
 
 
+def unknown_words(text: str) -> list[str]:
+    """The words of *text* that the kernel does not know: it passes them over, since loaders add words of their own."""
+    known = {*FLAGS, *NUMBERS, *CHOICES, *OWN_OPTION, "fault"}
+    return [word for word in text.split() if word.partition("=")[0] not in known]
+
+
 def _problem(name: str, value: str | None) -> str:
     """Why an option cannot be given like this, "" if it can. A name that the kernel does not know is passed on."""
     if name in CHOICES and value not in CHOICES[name]:

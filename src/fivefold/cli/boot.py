@@ -85,6 +85,7 @@ def boot(
     """Boot one image with five levels of page tables and with four, and check the result from inside and outside."""
     from fivefold.boot import CPUS, MOST_BYTES, Options, parse, read_file
     from fivefold.boot import boot as run_boot
+    from fivefold.boot.command_line import unknown_words
 
     options = Options(
         engine.value if engine else None,
@@ -100,6 +101,8 @@ def boot(
     )
     given = parse(read_file(image, MOST_BYTES)) if image else None
     cpus = CPUS if cpu is CpuChoice.both else (cpu.value,)
+    for word in unknown_words(f"{cmdline} {kexec or ''}"):
+        print(f"fivefold: the kernel does not know {word!r}, and passes over it", file=sys.stderr)
     report = run_boot(cpus, options, given, _say, _why)
     if as_json:
         json.dump(report.to_json(), sys.stdout, indent=2)
