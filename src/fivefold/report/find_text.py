@@ -14,7 +14,20 @@ from fivefold.survey.root_spaces import RootSpaces
 from fivefold.units import format_size, hex64
 
 SCHEMA: Final = "fivefold.find/1"
-COLUMNS: Final = ("asked", "phys", "root", "levels", "va", "size", "page", "rights", "area", "repeats", "every")
+COLUMNS: Final = (
+    "asked",
+    "phys",
+    "root",
+    "levels",
+    "va",
+    "size",
+    "page",
+    "rights",
+    "area",
+    "repeats",
+    "every",
+    "strides",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +66,9 @@ def _write_answer(source: Source, answer: Answer, out: TextIO) -> None:
 
 
 def _line(place: Place) -> str:
-    again = f", and {place.repeats} times more, every {format_size(place.every)}" if place.repeats else ""
+    strides = " of ".join(f"{stride.times} every {format_size(stride.bytes)}" for stride in place.strides)
+    how = f"every {format_size(place.every)}" if place.every else strides
+    again = f", and {place.repeats} times more, {how}" if place.repeats else ""
     return (
         f"root {hex64(place.root)} {hex64(place.va)} +{format_size(place.size)} "
         f"{place.page} {spell(place.rights)} {place.area or '-'}{again}"
@@ -109,6 +124,7 @@ def _place_json(place: Place) -> dict[str, Any]:
         "area": place.area,
         "repeats": place.repeats,
         "every": place.every,
+        "strides": [stride._asdict() for stride in place.strides],
     }
 
 
@@ -120,4 +136,5 @@ def write_csv(questions: Sequence[Question], out: TextIO) -> None:
         for place in (place for answer in question.answers for place in answer.places):
             ends = (hex64(place.phys), hex64(place.root), place.levels, hex64(place.va), place.size)
             what = (place.page, spell(place.rights), place.area or "", place.repeats or "", place.every or "")
-            writer.writerow((question.asked, *ends, *what))
+            strides = " ".join(f"{stride.times}x{stride.bytes:#x}" for stride in place.strides)
+            writer.writerow((question.asked, *ends, *what, strides))

@@ -6,6 +6,8 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from math import prod
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from fivefold.arch import ENTRIES, Level, Rights, TooManyRuns
 from fivefold.memory import Extent, SourceMemory
 from fivefold.survey.frame_sets import Leaves
-from fivefold.survey.regions import PAGE_NAMES
+from fivefold.survey.regions import PAGE_NAMES, Stride
 from fivefold.survey.scan import MAX_RANGES
 from fivefold.survey.scan_result import Contiguity, Kind, ScanResult, ScanSettings, column
 from fivefold.survey.space import Space
@@ -27,6 +29,9 @@ MAX_SHARED: Final = 1 << 16
 """Shared tables that are looked into; tables that share each other without end are refused beyond it."""
 
 
+MAX_PLACES: Final = 1 << 18
+"""Places of one range of memory in one space that are told; more are refused."""
+
 SHARED_ABOVE: Final = 16
 """A shared table with more ranges than this is looked into once, and its places are told with how often they repeat."""
 
@@ -34,7 +39,7 @@ SHARED_ABOVE: Final = 16
 class Place(NamedTuple):
     """A run of virtual addresses that leads to *phys*, in one space.
 
-    *repeats*: it is there again this many times, *every* bytes further, through a table that is mapped in a row.
+    *strides* say where it is there again, through tables that are mapped in a row, as in `Region.strides`.
     """
 
     root: PhysAddr
@@ -45,8 +50,17 @@ class Place(NamedTuple):
     level: Level
     rights: Rights
     area: str | None
-    repeats: int = 0
-    every: int = 0
+    strides: tuple[Stride, ...] = ()
+
+    @property
+    def repeats(self) -> int:
+        """How many times more it is there."""
+        return prod(stride.times for stride in self.strides) - 1
+
+    @property
+    def every(self) -> int:
+        """How many bytes further each time, where one stride tells it all; else 0."""
+        return self.strides[0].bytes if len(self.strides) == 1 else 0
 
     @property
     def page(self) -> str:
@@ -113,19 +127,29 @@ class _Finder:
 
     def places(self, target: range) -> list[Place]:
         """Every place of *target*, ascending."""
-        return sorted(self._in(self._whole, target), key=lambda place: place.va)
+        found = self._at_most(self._in(self._whole, target, {}))
+        return sorted(found, key=lambda place: place.va)
 
-    def _in(self, result: ScanResult, target: range) -> Iterator[Place]:
+    def _at_most(self, places: Iterator[Place]) -> list[Place]:
+        found = list(islice(places, MAX_PLACES + 1))
+        if len(found) > MAX_PLACES:
+            raise TooManyRuns(self.space.root.value, MAX_PLACES)
+        return found
+
+    def _in(self, result: ScanResult, target: range, known: dict[tuple[int, int], list[Place]]) -> Iterator[Place]:
         yield from self._mapped(result, target)
         rows = result.rows[result.kind == Kind.REPEAT]
         columns = [column(rows, name).tolist() for name in ("start", "last", "phys", "info")]
         for start, last, phys, info in zip(*columns, strict=True):
             span = Level(info >> 4 & 15).span * ENTRIES
             first, behind = self._table(phys, info, start, span)
-            for place in self._in(behind, target):
-                repeats = (last - start + 1) // span - 1
+            if (phys, info) not in known:
+                known[phys, info] = self._at_most(self._in(behind, target, known))
+            times = (last - start + 1) // span
+            again = (Stride(times, span),) if times > 1 else ()
+            for place in known[phys, info]:
                 moved = VirtAddr(place.va - first + start)
-                yield place._replace(va=moved, repeats=repeats, every=span if repeats else 0)
+                yield place._replace(va=moved, strides=(*place.strides, *again))
 
     def _table(self, phys: int, info: int, start: int, span: int) -> tuple[int, ScanResult]:
         """What a shared table maps, told from the place where it was looked at first."""

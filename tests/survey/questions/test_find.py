@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fivefold.arch import LA48, Level, Mapped, Rights, translate
-from fivefold.memory import Bank, BankedMemory, Extent, open_source
+from fivefold.arch import LA48, Level, Mapped, Rights, TooManyRuns, translate
+from fivefold.memory import Bank, BankedMemory, Extent, Source, open_source
 from fivefold.survey.choose import Given
 from fivefold.survey.find import SEARCH_STEP, find_mappings, search_memory
 from fivefold.survey.root_spaces import root_spaces
+from fivefold.survey.space import Space
 from fivefold.units import GIB, MIB, PhysAddr, VirtAddr
 
 GUESTS = Path(__file__).parents[2] / "data" / "guests"
@@ -130,6 +132,42 @@ def test_search_over_banks_and_steps() -> None:
     assert search_memory(memory, b"cc", 1) == [PhysAddr(0x1000 + len(one) - 1)]
     with pytest.raises(ValueError, match=r"^nothing to search for; expected one byte or more$"):
         search_memory(memory, b"", 1)
+
+
+def nested() -> Space:
+    """A PT that a PD maps three times in a row, a PD that a PDPT maps twice, both with a gap behind."""
+    image = bytearray(0x5000)
+    for page, slot, raw in (
+        (0, 1, 0x2007),
+        *((1, slot, 0x3007) for slot in (4, 5)),
+        *((2, slot, 0x4007) for slot in (7, 8, 9)),
+        *((3, slot, 0x9005) for slot in range(0, 60, 2)),
+        *((3, slot, 0xA007) for slot in range(1, 60, 2)),
+    ):
+        at = page * 0x1000 + slot * 8
+        image[at : at + 8] = raw.to_bytes(8, "little")
+    source = Source(BankedMemory([Bank(0x1000, memoryview(image))], "nested"), "test")
+    return Space(source, Given(cr3=0x1000, levels=4, force=True))
+
+
+def test_tables_shared_by_shared_tables() -> None:
+    """Every place counts, however deep it repeats."""
+    space = nested()
+    (answer,) = find_mappings([space], [range(0xA000, 0xA001)])
+    told = [
+        place.va + sum(steps)
+        for place in answer.places
+        for steps in product(*(range(0, s.times * s.bytes, s.bytes) for s in place.strides))
+    ]
+    mapped = [region.start for region in space.regions(contiguous=True) if region.phys == 0xA000]
+    assert sorted(told) == mapped and len(mapped) == 2 * 3 * 30
+    assert sum(place.repeats + 1 for place in answer.places) == len(mapped)
+
+
+def test_more_places_than_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fivefold.survey.find.MAX_PLACES", 60)
+    with pytest.raises(TooManyRuns, match=r"^the tables at 0x0000000000001000 unfold into more than 60 runs$"):
+        find_mappings([nested()], [range(0xA000, 0xA001)])
 
 
 def test_search_where_most_is_not_written() -> None:
