@@ -190,6 +190,21 @@ def test_a_fetch_is_no_access_of_what_lies_there(lab: Any) -> None:
     assert (told.cause.rule, told.cause.level, told.exceptions[0].access) == ("no-execute", Level.PT, "fetch")
 
 
+@pytest.mark.parametrize(("vector", "confidence"), [(14, "guess"), (6, "likely"), (32, "likely")])
+def test_a_handler_that_cannot_be_fetched_and_who_called_it(lab: Any, vector: int, confidence: str) -> None:
+    """From registers alone: a page fault has a cause of its own, which is lost; an undefined instruction has none."""
+    bench = lab.build(lab.case("handler", LA57, "handler-not-mapped"))
+    bench.clear(PAGE, Level.PT)
+    bench.gate(vector, PAGE)
+    idt = Segment(0, HIGH + bench.labels["idt"] - 0x20_0000, 0xFFF, 0)
+    general = {"rip": PAGE, "rsp": STACK - 48}
+    cpu = CpuState(
+        "core", cr0=0x8001_0011, cr3=0x30_0000, cr4=0x1020, efer=0xD00, general=general, segments={"idt": idt}
+    )
+    cause = explain(Trace("by hand", "registers", cpu=cpu), bench.ram).cause
+    assert (cause.rule, cause.level, cause.confidence) == ("handler-not-mapped", Level.PT, confidence)
+
+
 def test_an_instruction_over_two_pages(lab: Any) -> None:
     bench = lab.build(lab.case("straddle", LA57, "no-execute"))
     bench.ram.write(PhysAddr(0x20_0000 + 0x17FFE), bytes.fromhex("48b81122334455667788"))

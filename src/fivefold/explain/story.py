@@ -25,6 +25,8 @@ _LOW_INTERRUPT: Final = (
     "; vectors below 32 belong to the CPU's exceptions: the interrupt controller still has the base that the firmware "
     "gave it"
 )
+_ON_THEIR_OWN: Final = frozenset({"#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#MF", "#XM"})
+"""Exceptions that no refused access leads to, by name."""
 _BENIGN: Final = frozenset({Vector.DE, Vector.DB, Vector.NMI, Vector.BP, Vector.OF, Vector.BR, Vector.UD, Vector.NM})
 
 
@@ -60,6 +62,9 @@ class Story:
                 finding = _in_handler(finding, before.strike.name, _FRAME)
             elif strike.during is None and (names := _handled_there(finding)):
                 finding = _in_handler(finding, names, "the IDT's gates name this address as the handler", "likely")
+                if not all(name in _ON_THEIR_OWN or name.startswith("vector") for name in names.split(" or ")):
+                    unsaid = f"what raised {names} is not in the source, and may be what went wrong first"
+                    finding = replace(finding, confidence="guess", remarks=(*finding.remarks, unsaid))
             self.told.append(self._told(strike, finding))
         self._add_deliveries()
         return tuple(self.told)
