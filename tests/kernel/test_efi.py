@@ -448,6 +448,7 @@ def test_a_table_that_leaves_pages_as_they_are(one: Make, attributes: list[Row])
     skipped, reason, _ = made.run()["efi_write_or_execute"]
     assert (skipped, made.text(reason)) == (2, "the firmware's table of memory attributes leaves pages that are both")
     assert [row for row in made.window() if row[2] == "wx"]
+    assert made.word("efi_attributes") == 0, "nothing for those outside to insist on"
 
 
 def test_a_page_that_stays_both_fails(one: Make) -> None:

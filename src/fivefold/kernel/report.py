@@ -109,7 +109,7 @@ W_USER_TABLES: Final = WORDS.index("user_tables")
 W_EFI_ROOT: Final = WORDS.index("efi_root")
 W_EFI_TABLES: Final = WORDS.index("efi_tables")
 W_EFI_ATTRIBUTES: Final = WORDS.index("efi_attributes")
-"""Rows of the firmware's table of memory attributes, if the window is as they say."""
+"""Rows of the firmware's table of memory attributes, if they leave no page both writable and executable; else 0."""
 W_FAST_RETURNS: Final = WORDS.index("fast_returns")
 W_SAFE_RETURNS: Final = WORDS.index("safe_returns")
 W_SYSCALL_STAYS: Final = WORDS.index("syscall_stays")
