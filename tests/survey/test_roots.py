@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from fivefold.arch import LA48, LA57, Level, PagingMode
-from fivefold.memory import Bank, CpuState, Ram, Source
+from fivefold.memory import Bank, CpuState, Extent, Ram, Source
 from fivefold.survey import roots
 from fivefold.survey.about import About
 from fivefold.survey.roots import Confidence, find_roots
@@ -213,3 +213,18 @@ def test_pages_are_numbered_over_banks() -> None:
     frames = np.array([0x1000, 0x2000, 0x3000, 0x8000, 0x9000, 0], np.uint64)
     assert pages.numbers(frames).tolist() == [0, 1, -1, 2, -1, -1]
     assert pages.frames(np.array([0, 1, 2])).tolist() == [0x1000, 0x2000, 0x8000]
+
+
+@pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
+def test_what_was_never_written_is_empty_unread(built: Callable[..., Ram], mode: PagingMode) -> None:
+    """Parts of pages, of several banks and of none; what a PT leads to may lie in what was never written."""
+    ram = built(mode, [IMAGE, USER])
+    banks = [Bank(start, memoryview(data)) for start, data in ram.banks()]
+    whole = TablePages(banks)
+    used = [int(frame) for frame in whole.frames(np.flatnonzero(whole._filled))]
+    written = [Extent(PhysAddr(0), PhysAddr(16)), *(Extent(PhysAddr(at + 8), PhysAddr(at + 4096)) for at in used)]
+    beyond = banks[-1].start + len(banks[-1].data)
+    sparse = TablePages(banks, written=[*written, Extent(PhysAddr(beyond), PhysAddr(beyond + 4096))])
+    assert all((sparse.of_level[level] == whole.of_level[level]).all() for level in whole.of_level)
+    unread = TablePages(banks, written=written[:-1])
+    assert int(unread._filled.sum()) == len(used) - 1

@@ -86,7 +86,7 @@ def find_roots(source: Source, levels: int | None = None, phys_bits: int | None 
     *levels* keeps roots of 4 or 5 levels. *phys_bits* is MAXPHYADDR where it is known.
     """
     in_registers = roots_in_registers(source)
-    pages = TablePages(source.memory.banks(), phys_bits or 48)
+    pages = TablePages(source.memory.banks(), phys_bits or 48, source.memory.written())
     found = _candidates(source.memory, pages, _may_have_five(source, in_registers) or levels == 5)
     _add_registers(source, pages, found, in_registers)
     _pair_up(found)
@@ -150,12 +150,12 @@ def _below(pages: TablePages, roots: Indices, top: Level) -> Indices:
 def _add_registers(
     source: Source, pages: TablePages, found: dict[PhysAddr, _Candidate], roots: Mapping[PhysAddr, tuple[int, ...]]
 ) -> None:
-    """What a register names is a root, whatever its tables look like."""
+    """What a register names is a root, with the levels that its CPU walks, whatever its tables look like."""
     for root, cpus in roots.items():
         entries = pages.entries_at(root)
-        if root in found or entries is None:
-            continue
         cr4 = source.cpus[cpus[0]].cr4
+        if entries is None or (root in found and cr4 is None):
+            continue
         levels = 5 if cr4 is not None and cr4 & Cr4.LA57 else 4
         found[root] = _Candidate(root, levels, entries)
 

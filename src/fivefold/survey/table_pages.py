@@ -8,14 +8,14 @@ data looks like one by chance ends after a step or two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from fivefold.arch import FRAME_BITS, Flag, Level
-from fivefold.memory import Bank
+from fivefold.memory import Bank, Extent
 from fivefold.units import PhysAddr
 
 Words = npt.NDArray[np.uint64]
@@ -43,18 +43,20 @@ _FRAME: Final = np.uint64(FRAME_BITS)
 class TablePages:
     """The pages of some memory, numbered in ascending order, and what each of them could be.
 
-    *phys_bits*: addresses this wide or wider are out of the question in a table.
+    *phys_bits*: addresses this wide or wider are out of the question in a table. *written*: the parts, ascending,
+    that may hold anything but zeros, where not all of *banks* may; the rest is not even read.
     """
 
-    def __init__(self, banks: Sequence[Bank], phys_bits: int = 48) -> None:
+    def __init__(self, banks: Sequence[Bank], phys_bits: int = 48, written: Sequence[Extent] | None = None) -> None:
         self._views, self._starts = _pages_of(banks)
         sizes = [len(view) for view in self._views]
         self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.intp)
         self.count = int(self._first[-1])
         self._unlikely = np.uint64(FRAME_BITS & ~((1 << phys_bits) - 1))
-        self._empty = np.zeros(self.count, np.bool_)
+        # Memory that is not written to costs nothing: a sparse file has more pages than there is room for.
+        self._filled = np.zeros(self.count, np.bool_)
         self._clean = np.zeros(self.count, np.bool_)
-        self._classify()
+        self._classify(written)
         self.of_level: dict[Level, Marks] = {}
         self._judge()
 
@@ -97,15 +99,25 @@ class TablePages:
             found.append(np.unique(below[pointing & (below >= 0) & (below != part[:, None])]))
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.intp)
 
-    def _classify(self) -> None:
-        """Find the empty pages, and those whose present entries hold likely addresses."""
+    def _classify(self, written: Sequence[Extent] | None) -> None:
+        """Find the pages that are not empty, and those whose present entries hold likely addresses."""
         for number, view in enumerate(self._views):
-            for at in range(0, len(view), CHUNK):
-                entries = view[at : at + CHUNK]
-                here = slice(int(self._first[number]) + at, int(self._first[number]) + at + len(entries))
-                self._empty[here] = np.bitwise_or.reduce(entries, axis=1) == 0
-                present = np.bitwise_or.reduce(entries * (entries & _P), axis=1)
-                self._clean[here] = (present != 0) & (present & self._unlikely == 0)
+            for at, end in self._parts(number, written):
+                for first in range(at, end, CHUNK):
+                    entries = view[first : min(first + CHUNK, end)]
+                    here = slice(int(self._first[number]) + first, int(self._first[number]) + first + len(entries))
+                    self._filled[here] = np.bitwise_or.reduce(entries, axis=1) != 0
+                    present = np.bitwise_or.reduce(entries * (entries & _P), axis=1)
+                    self._clean[here] = (present != 0) & (present & self._unlikely == 0)
+
+    def _parts(self, number: int, written: Sequence[Extent] | None) -> Iterator[tuple[int, int]]:
+        """The pages of a bank that may hold something: from and to, within the bank, none where to is not above."""
+        start, count = int(self._starts[number]), len(self._views[number])
+        if written is None:
+            yield 0, count
+            return
+        for extent in written:
+            yield max((extent.start - start) // PAGE, 0), min(-(-(extent.end - start) // PAGE), count)
 
     def _judge(self) -> None:
         """Decide level by level, from the PT up."""
@@ -129,7 +141,7 @@ class TablePages:
         child = self.numbers(entries & _FRAME)
         known = present & ~large & (child >= 0)
         table = known & below[child]
-        empty = known & self._empty[child]
+        empty = known & ~self._filled[child]
         good = (fits | table | empty).sum(axis=1)
         bad = ((entries != 0) & ~(fits | table | empty)).sum(axis=1)
         used, unused = (fits | table).sum(axis=1), empty.sum(axis=1)
