@@ -277,6 +277,7 @@ def test_all_of_it(world: Make) -> None:
     outcomes = made.run()
     assert outcomes.keys() == CHECKS
     assert {name for name, row in outcomes.items() if row[0] != 1} == set()
+    assert made.word("efi_attributes") == len(SPLIT)
     assert made.window() == [
         (FIRMWARE + 4 * PAGE, 2, "w-"),
         (FIRMWARE + PAGE, 3, "-x"),
