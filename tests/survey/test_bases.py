@@ -111,13 +111,23 @@ def test_page_descriptors_before_vmalloc_is_used(kernel: Callable[..., Space]) -
 
 @pytest.mark.parametrize("level", [Level.PT, Level.PD], ids=["4K", "2M"])
 def test_page_descriptors_that_are_not_complete(kernel: Callable[..., Space], level: Level) -> None:
-    more = [(PAGE_OFFSET + 128 * MIB, 128 * MIB | RW, Level.PD)]
+    more = [(PAGE_OFFSET + 512 * MIB, 512 * MIB | RW, Level.PD)]
     part = [(VMEMMAP + at, 0x60_0000 + at | RW, level) for at in range(0, 2 * MIB, level.span)]
     bases = kernel(DIRECT, more, part, IMAGE).bases
     assert (bases.vmalloc.value, bases.vmemmap.value) == (None, None)
     assert bases.vmalloc.how == "first mapping after the direct map, 0xffffea0000000000, may be page descriptors"
     smaller = kernel(DIRECT, more, part[: len(part) // 2], STACKS, IMAGE).bases
     assert smaller.vmalloc.value == VMALLOC
+
+
+@pytest.mark.parametrize(("size", "found"), [(64, True), (56, True), (48, False), (72, False)])
+def test_how_large_page_descriptors_may_be(kernel: Callable[..., Space], size: int, found: bool) -> None:
+    gibibytes = [(PAGE_OFFSET + n * GIB, n * GIB | RW, Level.PDPT) for n in range(1, 4)]
+    described = range(0, 4 * GIB // 4096 * size, 2 * MIB)
+    descriptors = [(VMEMMAP + at, 0x60_0000 + 2 * at | RW, Level.PD) for at in described]
+    low = [(PAGE_OFFSET + n * 2 * MIB, n * 2 * MIB | RW, Level.PD) for n in range(512)]
+    bases = kernel(low, gibibytes, STACKS, descriptors, IMAGE).bases
+    assert bases.vmemmap.value == (VMEMMAP if found else None)
 
 
 def test_no_direct_map(kernel: Callable[..., Space]) -> None:

@@ -97,6 +97,14 @@ def test_a_register_names_a_root_whatever_it_holds(built: Callable[..., Ram], so
     assert [root.levels for root in find_roots(sourced(ram, cpus), levels=5)] == [5]
 
 
+def test_a_cpu_says_how_many_levels_its_root_has(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
+    """Early in a boot hardly anything hangs below a root, and it may look as if a level were missing."""
+    ram = built(LA48, [IMAGE, USER])
+    assert [root.levels for root in find_roots(sourced(ram))] == [4]
+    running = CpuState("test", cr0=0x8005_0033, cr3=ROOT, cr4=0x1020)
+    assert [(root.root, root.levels) for root in find_roots(sourced(ram, (running,)))] == [(ROOT, 5)]
+
+
 def test_a_cpu_without_paging_names_no_root(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
     """A guest may run on fewer CPUs than it has: the others keep what their reset left in CR3."""
     paging = CpuState("test", cr0=0x8005_0033, cr3=ROOT, cr4=0x20)
@@ -122,7 +130,8 @@ def test_tables_that_seem_to_have_a_level_more_than_the_cpus_walk(
     cpus = (CpuState("test", cr0=0x8005_0033, cr3=ROOT, cr4=0x20), CpuState("test", cr0=0x10, cr3=0x38_0000))
     assert [(root.root, root.levels) for root in find_roots(sourced(ram, cpus))] == [(ROOT, 4)]
     assert [(root.root, root.levels) for root in find_roots(sourced(ram))] == [(ROOT, 5)]
-    assert [(root.root, root.levels) for root in find_roots(sourced(ram, cpus), levels=5)] == [(ROOT, 5)]
+    elsewhere = (CpuState("test", cr0=0x8005_0033, cr3=0x38_0000, cr4=0x20),)
+    assert [(root.root, root.levels) for root in find_roots(sourced(ram, elsewhere), levels=5)] == [(ROOT, 5)]
 
 
 def test_two_processes_share_a_kernel(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:

@@ -3,7 +3,7 @@
 The direct map is the one large thing that is mapped at a constant distance from physical
 memory; the others follow from it: vmalloc is the first thing mapped after it, and vmemmap
 begins where page descriptors for just that much memory lie. Rules of Linux: bases are multiples of
-1 GiB, and descriptors take 64 bytes a page, mapped by sections of 128 MiB (`sparsemem.h`).
+1 GiB, and descriptors are mapped by sections of 128 MiB of memory, 2 MiB at a time (`sparsemem.h`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ RANDOMISED_END: Final = 0xFFFF_FE00_0000_0000
 """Movable areas lie below: here the CPU entry area begins."""
 
 SECTION: Final = 128 * MIB
-BYTES_BEHIND_DESCRIPTOR: Final = 64
-"""Bytes of memory that one byte of vmemmap describes: 4096 / 64."""
+DESCRIPTOR_SIZES: Final = (64, 56)
+"""Bytes of a page descriptor: Linux aligns it to 16 bytes but with SLOB, its smallest allocator."""
 
+_PAGE: Final = 4096
 LEAST_DIRECT_MAP: Final = 2 * MIB
 UNCACHED: Final = int(Flag.PWT | Flag.PCD)
 _KERNEL_HALF: Final = 1 << 63
@@ -169,7 +170,7 @@ def _vmalloc(above: list[_Run], vmemmap: int | None) -> Found[int | None]:
     # Early in a boot page descriptors are made, and nothing else is there yet.
     if first == vmemmap:
         return Found(None, f"nothing is mapped between the direct map and vmemmap at {hex64(first)}")
-    descriptors = above[0].plain and first % GIB == 0 and last - first >= SECTION // BYTES_BEHIND_DESCRIPTOR - 1
+    descriptors = above[0].plain and first % GIB == 0 and last - first >= 2 * MIB - 1
     if vmemmap is None and descriptors:
         return Found(None, f"first mapping after the direct map, {hex64(first)}, may be page descriptors")
     return Found(first & ~(GIB - 1), f"first mapping after the direct map, {hex64(first)}, rounded down to 1G")
@@ -177,17 +178,23 @@ def _vmalloc(above: list[_Run], vmemmap: int | None) -> Found[int | None]:
 
 def _vmemmap(above: list[_Run], memory_end: int) -> Found[int | None]:
     """Where plain data begins at a multiple of 1 GiB that ends with the descriptor of the last page of memory."""
-    last_descriptor = (memory_end - 1) // BYTES_BEHIND_DESCRIPTOR
-    limit = -(-memory_end // SECTION) * SECTION // BYTES_BEHIND_DESCRIPTOR
     clusters = _clusters([run for run in above if run.plain])
     # vmalloc comes first, and may look so by chance.
-    for start, _ in reversed(clusters):
-        if start % GIB == 0 and any(
-            low <= start + last_descriptor <= high < start + limit for low, high in clusters if low >= start
-        ):
-            how = f"begins at a multiple of 1G and ends with the descriptors of {format_size(memory_end)} of memory"
-            return Found(start, how)
+    starts = [start for start, _ in reversed(clusters) if start % GIB == 0]
+    for size in DESCRIPTOR_SIZES:
+        last_descriptor = (memory_end - 1) // _PAGE * size
+        limit = _up(_up(memory_end, SECTION) // _PAGE * size, 2 * MIB)
+        for start in starts:
+            ends = (high - start for low, high in clusters if low >= start and low - start <= last_descriptor)
+            if any(last_descriptor <= end < limit for end in ends):
+                how = f"begins at a multiple of 1G and ends with the descriptors of {format_size(memory_end)} of memory"
+                return Found(start, how)
     return Found(None, "nothing mapped above vmalloc has the size of the page descriptors")
+
+
+def _up(value: int, unit: int) -> int:
+    """*value* rounded up to a multiple of *unit*."""
+    return -(-value // unit) * unit
 
 
 def _clusters(runs: list[_Run]) -> list[tuple[int, int]]:
