@@ -5,7 +5,7 @@
 
 A row passes if at least one check fails whose name begins with the part's: that the boot fails is not enough, but for
 mistakes that end the machine before it can tell. The exit status is 1 if a row does not. Rows of `smp` need QEMU and
-are left out, by name, where it is missing. Some ten minutes on two cores.
+are left out, by name, where it is missing. Some ten minutes.
 """
 
 from __future__ import annotations
