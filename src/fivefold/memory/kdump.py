@@ -219,8 +219,8 @@ def _inflate(packed: bytes, where: str) -> bytes:
 
 
 def _unlzo(packed: bytes) -> bytes:
-    lzo = importlib.import_module("lzo")
-    return bytes(lzo.decompress(packed, False, PAGE))
+    lzo = importlib.import_module("lzallright")
+    return bytes(lzo.LZOCompressor.decompress(packed, PAGE))
 
 
 def _unsnappy(packed: bytes) -> bytes:
@@ -241,7 +241,7 @@ def _unzstd(packed: bytes) -> bytes:
 
 
 _OPTIONAL: Final[dict[int, tuple[str, Callable[[bytes], bytes]]]] = {
-    _LZO: ("python-lzo", _unlzo),
+    _LZO: ("lzallright", _unlzo),
     _SNAPPY: ("python-snappy", _unsnappy),
     _ZSTD: ("zstandard", _unzstd),
 }
