@@ -134,6 +134,20 @@ def test_tables_that_seem_to_have_a_level_more_than_the_cpus_walk(
     assert [(root.root, root.levels) for root in find_roots(sourced(ram, elsewhere), levels=5)] == [(ROOT, 5)]
 
 
+def test_data_that_looks_like_five_levels_is_no_kernel(
+    built: Callable[..., Ram], sourced: Callable[..., Source]
+) -> None:
+    """A chain of numbers beside a four-level kernel takes nothing from it."""
+    ram = built(LA48, [IMAGE, USER])
+    for page in range(5):
+        ram.write(PhysAddr(0x38_0000 + page * 0x1000), (0x38_1000 + page * 0x1000 | 0x27).to_bytes(8, "little"))
+    found = find_roots(sourced(ram))
+    assert [(root.root, root.levels, root.confidence.name) for root in found] == [
+        (ROOT, 4, "MEDIUM"),
+        (0x38_0000, 5, "LOW"),
+    ]
+
+
 def test_two_processes_share_a_kernel(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
     ram = built(LA48, [IMAGE, USER])
     ram.write(PhysAddr(0x3F_0000 + 511 * 8), ram.read(PhysAddr(ROOT + 511 * 8), 8))

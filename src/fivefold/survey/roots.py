@@ -92,8 +92,9 @@ def find_roots(source: Source, levels: int | None = None, phys_bits: int | None 
     _pair_up(found)
     _add_user_halves(pages, found)
     groups = _groups(found.values())
-    five = any(c.levels == 5 for c in found.values())
     code = _CodeFinder(source.memory)
+    # Data may look like a root of five; a kernel below it does not come by chance.
+    five = any(c.levels == 5 and code.is_below(c) for c in found.values())
     roots = [_describe(code, c, groups, in_registers.get(c.root, ()), five) for c in found.values()]
     kept = [root for root in roots if levels in (None, root.levels)]
     return sorted(kept, key=lambda root: (-root.confidence, root.root))
