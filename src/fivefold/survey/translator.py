@@ -84,7 +84,7 @@ class Translator:
     ) -> None:
         cpu = cpu or Cpu()
         self.root = root
-        self._code = load(program(levels))
+        self._code = load(program(levels, scattered=len(banks) > 1))
         attach(self._code, banks)
         self._code.set("scan_entries.reserved", cpu.must_be_zero(Entry(0, Level.PT), nxe))
         self._code.set("scan_entries.reserved_top", cpu.must_be_zero(Entry(0, Level.PML4), nxe))
@@ -130,11 +130,13 @@ def translator_of(space: Space) -> Translator:
     )
 
 
-def program(levels: int) -> Program:
-    """The build of the walk for trees of *levels* tables, 4 or 5."""
+def program(levels: int, *, scattered: bool) -> Program:
+    """The build of the walk for trees of *levels* tables, 4 or 5, in one extent or *scattered* over several."""
     if levels not in (4, 5):
         raise ValueError(f"{levels} levels of page tables; expected 4 or 5")
     five = levels == 5
+    # The extent that was used last is the right one where there is no other, and next to never among many.
+    lookup = "any_page" if scattered else "phys_to_page"
     return Program(
         ("fivefold.kernel.translate",),
         bindings={
@@ -142,5 +144,5 @@ def program(levels: int) -> Program:
             "fivefold.kernel.pgtable.pgdir_shift": 48 if five else 39,
             "fivefold.kernel.pgtable.ptrs_per_p4d": 512 if five else 1,
         },
-        replace={"fivefold.kernel.tables.phys_table": "fivefold.metal.extents.any_page"},
+        replace={"fivefold.kernel.tables.phys_table": f"fivefold.metal.extents.{lookup}"},
     )
