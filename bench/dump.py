@@ -11,7 +11,7 @@ import mmap
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ import numpy as np
 import dump_images
 from dump_images import BASE, Image
 from fivefold.arch import FRAME_BITS, AddressSpace, Flag
+from fivefold.memory import Bank
 from fivefold.metal import host
 from fivefold.survey.leaves import Leaves
 from fivefold.survey.scan import TableScanner, leaves_of, program
@@ -138,8 +139,8 @@ def cold(rounds: int, place: Path) -> tuple[Rows, list[Claim]]:
 def kasan(rounds: int) -> tuple[Rows, list[Claim]]:
     """The capture of a guest with KASAN, long shared tables told as repeats or unfolded."""
     with open_space(str(GUEST)) as space:
-        scanner = TableScanner(space.source.memory.banks())
-        tables: Any = np.concatenate([np.frombuffer(bank.data, "<u8") for bank in space.source.memory.banks()])
+        tables, banks = together(space.source.memory.banks())
+        scanner = TableScanner(banks)
         settings = {"repeats": ScanSettings(repeat_above=REPEAT_ABOVE), "unfolded": ScanSettings()}
         first = {name: scanner.scan(space.root.value, 5, how) for name, how in settings.items()}
         check_shared(space.tables, first["repeats"], first["unfolded"])
@@ -155,6 +156,14 @@ def kasan(rounds: int) -> tuple[Rows, list[Claim]]:
         Claim("KASAN guest", ratio(found["repeats"], found["sum"]), 3.0, "x sum of its tables"),
         Claim("KASAN guest, a table", 1e9 * found["repeats"].median / met, 250.0, "ns"),
     ]
+
+
+def together(banks: Sequence[Bank]) -> tuple[Any, list[Bank]]:
+    """All words of *banks* in one array, and banks that are parts of it: both sides read the same memory."""
+    words = np.concatenate([np.frombuffer(bank.data, "<u8") for bank in banks])
+    ends = np.cumsum([len(bank.data) for bank in banks]).tolist()
+    view = memoryview(words).cast("B")
+    return words, [Bank(bank.start, view[end - len(bank.data) : end]) for bank, end in zip(banks, ends, strict=True)]
 
 
 def check_shared(tables: AddressSpace, repeats: ScanResult, unfolded: ScanResult) -> None:
