@@ -10,6 +10,7 @@ from fivefold.errors import MachineError
 FINE = [
     "", "no5lvl", "kaslr", "nokaslr", "kaslr=0", "kaslr=18446744073709551615", "kaslr=0xFFFFffffFFFFffff",
     "kaslr kaslr=2", "kasan pages=1g layout=linux kexec_down", "pages=2m pages=2m", "quiet root=/dev/sda x.y=kaslr=1",
+    "console=tty0 console=ttyS0", "kaslr=0" + 5000 * "0" + "7",
 ]  # fmt: skip
 REFUSED = [
     ("pages=4k pages=2m", "'pages=4k' and 'pages=2m' are both on the command line"),
@@ -24,6 +25,7 @@ REFUSED = [
     ("kaslr=1,kasan", "'kaslr=1,kasan' on the command line: expected kaslr= and a number below 2^64"),
     ("kaslr=18446744073709551616", "'kaslr=18446744073709551616' on the command line: expected kaslr= and a number"),
     ("kaslr=0x10000000000000000", "'kaslr=0x10000000000000000' on the command line: expected kaslr= and a number"),
+    ("kaslr=" + 5000 * "9", "'kaslr=999"),
     ("pages=3k", "'pages=3k' on the command line: expected pages=4k, 2m or 1g"),
     ("pages", "'pages' on the command line: expected pages=4k, 2m or 1g"),
     ("layout=x", "'layout=x' on the command line: expected layout=linux or proposal"),

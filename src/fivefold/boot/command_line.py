@@ -26,6 +26,8 @@ OWN_OPTION: Final = {
     "smp": "--smp",
 }
 """Words that say what the host must do too, and the option that does both."""
+_MOST_DIGITS: Final = 20
+"""Of a decimal number below 2^64."""
 
 
 def check_given(text: str) -> None:
@@ -40,7 +42,7 @@ def check_given(text: str) -> None:
         problem = _problem(name, value if equals else None)
         if problem:
             raise MachineError(f"{word!r} on the command line: {problem}")
-        if equals and seen.setdefault(name, word) != word:
+        if (name in CHOICES or name in NUMBERS) and equals and seen.setdefault(name, word) != word:
             raise MachineError(f"{seen[name]!r} and {word!r} are both on the command line")
     drawn = next((word for word in text.split() if word.partition("=")[0] == "kaslr"), None)
     if drawn is not None and "nokaslr" in text.split():
@@ -76,4 +78,6 @@ def _is_number(value: str) -> bool:
     digits = lower[2:] if base == 16 else lower
     if not digits or any(digit not in "0123456789abcdef"[:base] for digit in digits):
         return False
-    return int(digits, base) < 1 << 64
+    # Python refuses to convert thousands of decimal digits.
+    significant = digits.lstrip("0") or "0"
+    return len(significant) <= _MOST_DIGITS and int(significant, base) < 1 << 64
