@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fivefold.cli.source_options import printing
+from fivefold.cli.printing import printing
 from fivefold.survey import space as space_module
 
 Run = Callable[..., Any]
@@ -32,13 +33,33 @@ def test_what_is_not_about_printing_stays_as_it_is(error: OSError) -> None:
     assert caught.value is error
 
 
-@pytest.mark.parametrize("command", ["layout", "dump"])
-def test_a_full_disk(fivefold: Run, capture: Callable[[str], Path], monkeypatch: Any, command: str) -> None:
+COMMANDS = [["layout"], ["dump", "GUEST"], ["explain", "--cr2", "0xffff800000001000", "--json"]]
+
+
+def words_of(command: list[str], capture: Callable[[str], Path]) -> list[object]:
+    return [capture("plain-la48-kaslr") if word == "GUEST" else word for word in command]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_full_disk(fivefold: Run, capture: Callable[[str], Path], monkeypatch: Any, command: list[str]) -> None:
     with Path("/dev/full").open("w", buffering=1) as full:
         monkeypatch.setattr("sys.stdout", full)
-        done = fivefold(command, *([capture("plain-la48-kaslr")] if command == "dump" else []))
+        done = fivefold(*words_of(command, capture))
         monkeypatch.undo()
     assert (done.status, done.err) == (2, "fivefold: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_reader_that_goes_away(
+    fivefold: Run, capture: Callable[[str], Path], monkeypatch: Any, command: list[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", buffering=1) as nobody:
+        monkeypatch.setattr("sys.stdout", nobody)
+        done = fivefold(*words_of(command, capture))
+        monkeypatch.undo()
+    assert (done.status, done.err) == (0, "")
 
 
 @pytest.mark.parametrize("value", ["-1", "0x0909090909090909", "0x10000000000000000"])

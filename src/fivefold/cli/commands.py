@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +16,7 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
+from fivefold.cli.printing import print_to_nobody, printing
 from fivefold.errors import FivefoldError
 
 COULD_NOT: Final = 2
@@ -46,12 +49,21 @@ class _Commands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        one.command(cmd_name)(getattr(import_module(f"fivefold.cli.{cmd_name}"), cmd_name))
+        one.command(cmd_name)(_printing(getattr(import_module(f"fivefold.cli.{cmd_name}"), cmd_name)))
         return typer.main.get_command(one)
 
     def format_commands(self, ctx: object, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+def _printing(command: Callable[..., int]) -> Callable[..., int]:
+    # Around the command itself: what click makes of a reader that went away is status 1.
+    @functools.wraps(command)
+    def run(**given: Any) -> int:
+        return printing(lambda: command(**given))
+
+    return run
 
 
 app = typer.Typer(
@@ -114,6 +126,6 @@ def _flushed(status: int) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_to_nobody()
         return status if isinstance(error, BrokenPipeError) else _refuse(f"standard output: {error.strerror}")
     return status

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fivefold.cli import values
-from fivefold.cli.source_options import JsonOption, printing
+from fivefold.cli.source_options import JsonOption
 
 if TYPE_CHECKING:
     from fivefold.arch import PagingMode
@@ -44,13 +44,6 @@ def layout(
     as_json: JsonOption = False,
 ) -> int:
     """Show the map of areas, or what is at an address: its area, its indices, its KASAN shadow."""
-    form = FormatChoice.json if as_json else format
-    return printing(lambda: _layout(addresses, mode, linux, source, form))
-
-
-def _layout(
-    addresses: list[int] | None, mode: ModeChoice | None, linux: str | None, source: str | None, form: FormatChoice
-) -> int:
     for address in addresses or []:
         if not 0 <= address < 1 << 64:
             raise typer.BadParameter(f"{address:#x} is no 64-bit address")
@@ -65,9 +58,9 @@ def _layout(
     offset = shadow_offset(release, int(paging.top))
     facts = [describe_address(address, paging, areas, offset) for address in addresses or []]
     report = layout_text.LayoutReport(paging, areas, how, facts)
-    if form is FormatChoice.json:
+    if as_json or format is FormatChoice.json:
         write_document(layout_text.layout_json(report), sys.stdout)
-    elif form is FormatChoice.csv:
+    elif format is FormatChoice.csv:
         layout_text.write_csv(report, sys.stdout)
     else:
         layout_text.write_text(report, sys.stdout)

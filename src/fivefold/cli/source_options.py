@@ -6,15 +6,13 @@ its own arguments and options come after SOURCE and before the common options.
 
 from __future__ import annotations
 
-import errno
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -126,29 +124,6 @@ def _progress(done: int, total: int | None) -> None:
     print(f"\r\033[Kread {done >> 20}{of_all} MiB{end}", end="", file=sys.stderr, flush=True)
 
 
-def printing(command: Callable[[], int]) -> int:
-    """Run *command*, which prints. A reader that goes away is no failure; a full disk is one, and named."""
-    try:
-        return command()
-    except BrokenPipeError:
-        # A reader such as `head` has what it wanted.
-        _print_to_nobody()
-        return 0
-    except OSError as error:
-        if error.filename is not None or error.errno not in _CANNOT_PRINT:
-            raise
-        _print_to_nobody()
-        raise OSError(error.errno, error.strerror, "standard output") from error
-
-
-def _print_to_nobody() -> None:
-    """Let what is left in buffers go nowhere, so that it is not told twice that it could not be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-_CANNOT_PRINT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-
-
 def on_source(command: Callable[..., int]) -> Callable[..., int]:
     """Give *command* SOURCE and the common options in place of its first parameter."""
     common = list(inspect.signature(choose, eval_str=True).parameters.values())
@@ -158,7 +133,7 @@ def on_source(command: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(command)
     def run(**given: Any) -> int:
         chosen = choose(**{parameter.name: given.pop(parameter.name) for parameter in common})
-        return printing(lambda: command(chosen, **given))
+        return command(chosen, **given)
 
     # What reads the signature is to see the spliced one, and not the wrapped command's.
     del run.__wrapped__
