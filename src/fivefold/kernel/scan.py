@@ -40,7 +40,7 @@ from fivefold.kernel.phys import PAGE_SIZE
 from fivefold.kernel.scan_entries import is_leaf, is_wx, must_be_zero, narrowed, run_mask, told_flags
 from fivefold.kernel.scan_memo import chain, find, is_kept, key_of, ranges_of, replay, walk_number
 from fivefold.kernel.scan_ranges import ALL_RIGHTS, MALFORMED, MAPPED, REPEAT, UNREADABLE, emit, info_of, room, tell
-from fivefold.kernel.scan_runs import absent_end, run_end
+from fivefold.kernel.scan_runs import BLOCK, absent_end, run_end
 from fivefold.kernel.scan_stack import (
     END,
     HEAD,
@@ -155,7 +155,7 @@ def walk_table(level: u64) -> u64:
         entry = load64(table + 8 * i)
         store64(frame + INDEX, i)
         if entry & PRESENT == 0:
-            i = absent_end(table, i, ahead)
+            i = absent_end(table, i, ahead, False)
         elif room() == 0:
             return FULL
         elif entry & must_be_zero(level, entry) != 0:
@@ -181,22 +181,28 @@ def walk_leaves() -> u64:
     mask = run_mask(PTE_LEVEL)
     told = told_flags(PTE_LEVEL)
     ahead = look_ahead(PTE_LEVEL, table)
+    first_va = load64(frame + VA)
+    path = load64(frame + RIGHTS)
+    reserved = scan_entries.reserved
     pages = 0
     wx_pages = 0
+    near = False
     store64(frame + HEAD, load64(table) & FRAME_MASK)
     while i < end and room() != 0:
         entry = load64(table + 8 * i)
         if entry & PRESENT == 0:
-            i = absent_end(table, i, ahead)
+            gap = i
+            i = absent_end(table, i, ahead, near)
+            near = i - gap <= BLOCK
             continue
         stop = min(run_end(table, i, entry, PTE_LEVEL, mask, ahead), end)
-        if entry & scan_entries.reserved != 0:
+        if entry & reserved != 0:
             tell_malformed(frame, PTE_LEVEL, i, stop, entry)
         else:
-            rights = narrowed(load64(frame + RIGHTS), entry)
+            rights = narrowed(path, entry)
             pages += stop - i
             wx_pages += stop - i if is_wx(rights) else 0
-            va = VirtAddr(load64(frame + VA) + (i << PTE_SHIFT))
+            va = VirtAddr(first_va + (i << PTE_SHIFT))
             last_va = VirtAddr(va + ((stop - i) << PTE_SHIFT) - 1)
             emit(va, last_va, entry_frame(entry), entry & told, info_of(MAPPED, PTE_LEVEL, rights), 0)
         i = stop

@@ -1,10 +1,10 @@
 """Where a run of like entries ends in a table: the inner loops of the scan.
 
 Most of a table is one run, or a few; some tables are scattered leaves. So the entry after
-the first is tried alone, and then eight entries are compared at once: their differences
-are collected with `|`, and only a block that has one is looked at entry by entry; of absent
-entries sixteen. Rights, malformedness and flags are constant within a run, so the caller
-judges them once for it.
+the first is tried alone, and then eight and after that sixteen entries are compared at once:
+their differences are collected with `|`, and only a block that has one is looked at entry by
+entry. Between scattered leaves, absent entries are looked at by eight. Rights, malformedness
+and flags are constant within a run, so the caller judges them once for it.
 
 All loops run to the end of the table. They return more than `start`, and no more than 512,
 even if a live guest changes the table under them.
@@ -23,7 +23,7 @@ from fivefold.kernel.scan_ranges import IGNORE
 from fivefold.metal.lang import ctz, inline, load64, noinline, prefetch, u64
 
 BLOCK: Final = 8
-LAST_BLOCK: Final = PTRS_PER_TABLE - BLOCK
+LAST_PAIR: Final = PTRS_PER_TABLE - 2 * BLOCK
 
 
 prefetching: bool = False
@@ -53,14 +53,21 @@ def first_present(at: u64) -> u64:
 
 
 @inline
-def absent_end(table: u64, start: u64, ahead: u64) -> u64:
-    """Index after *start*, which is absent, of the first entry that is present; 512 when there is none."""
+def absent_end(table: u64, start: u64, ahead: u64, near: bool) -> u64:
+    """Index after *start*, which is absent, of the first entry that is present; 512 when there is none.
+
+    *near*: that is expected within eight entries, and not of one of them more than of another.
+    """
     i = start + 1
-    if i == PTRS_PER_TABLE or load64(table + 8 * i) & PRESENT != 0:
+    if near and start < LAST_PAIR:
+        found = first_present(table + 8 * i)
+        if found != BLOCK:
+            return i + found
+    elif i == PTRS_PER_TABLE or load64(table + 8 * i) & PRESENT != 0:
         return i
-    if start >= PTRS_PER_TABLE - 2 * BLOCK:
+    if start >= LAST_PAIR:
         return short_end(table, i + 1, 0, 0, PRESENT)
-    i = min(i + 1, PTRS_PER_TABLE - 2 * BLOCK)
+    i = min(i + 1, LAST_PAIR)
     while True:
         at = table + 8 * i
         if prefetching:
@@ -74,9 +81,9 @@ def absent_end(table: u64, start: u64, ahead: u64) -> u64:
             # Which half is not predictable, so it is computed: 0, or 8 when the first half has none.
             half = (low & PRESENT ^ PRESENT) * BLOCK
             return i + half + first_present(at + 8 * half)
-        if i == PTRS_PER_TABLE - 2 * BLOCK:
+        if i == LAST_PAIR:
             return PTRS_PER_TABLE
-        i = min(i + 2 * BLOCK, PTRS_PER_TABLE - 2 * BLOCK)
+        i = min(i + 2 * BLOCK, LAST_PAIR)
 
 
 @inline
@@ -86,6 +93,9 @@ def run_end(table: u64, start: u64, entry: u64, level: u64, mask: u64, ahead: u6
         return same_end(table, start, entry, mask, ahead)
     span = 1 << level_shift(level)
     frame_bits = FRAME_MASK & ~(span - 1)
+    # Tried before what scattered leaves, which are runs of one, do not need.
+    if start + 1 == PTRS_PER_TABLE or (load64(table + 8 * start + 8) ^ (entry + span)) & (mask | frame_bits) != 0:
+        return start + 1
     # Where adding up would leave the frame field, the run ends; physical memory does, too.
     fits = (FRAME_MASK + PAGE_SIZE - (entry & frame_bits)) >> level_shift(level)
     return min(following_end(table, start, entry, span, mask | frame_bits, ahead), start + fits)
@@ -105,24 +115,40 @@ def following_end(table: u64, start: u64, entry: u64, step: u64, mask: u64, ahea
     if i == PTRS_PER_TABLE or (load64(table + 8 * i) ^ entry) & mask != 0:
         return i
     base = entry - i * step
-    if start >= LAST_BLOCK:
+    if start >= LAST_PAIR:
         return short_end(table, i + 1, base, step, mask)
-    i = min(i + 1, LAST_BLOCK)
+    # Many runs end in the first block; a pair of blocks each time is less work for those that do not.
+    at = table + 8 * (i + 1)
+    entry += step
+    if block_difference(at, entry, step) & mask != 0:
+        return i + 1 + first_difference(at, entry, step, mask)
+    i = min(i + 1 + BLOCK, LAST_PAIR)
     while True:
         at = table + 8 * i
         if prefetching:
             prefetch(ahead + 8 * i)
+            prefetch(ahead + 8 * i + 64)
         entry = base + i * step
-        low = load64(at) ^ entry | load64(at + 8) ^ (entry + step)
-        low |= load64(at + 16) ^ (entry + 2 * step) | load64(at + 24) ^ (entry + 3 * step)
-        high = load64(at + 32) ^ (entry + 4 * step) | load64(at + 40) ^ (entry + 5 * step)
-        high |= load64(at + 48) ^ (entry + 6 * step) | load64(at + 56) ^ (entry + 7 * step)
-        if (low | high) & mask != 0:
-            return i + first_difference(at, entry, step, mask)
-        if i == LAST_BLOCK:
+        low = block_difference(at, entry, step) & mask
+        high = block_difference(at + 8 * BLOCK, entry + BLOCK * step, step) & mask
+        if low | high != 0:
+            # Which block is not predictable, so it is computed: 0, or 8 when the first has none.
+            half = BLOCK * u64(low == 0)
+            return i + half + first_difference(at + 8 * half, entry + half * step, step, mask)
+        if i == LAST_PAIR:
             return PTRS_PER_TABLE
-        # The last block may reach back, but only over the run.
-        i = min(i + BLOCK, LAST_BLOCK)
+        # The last pair may reach back, but only over the run.
+        i = min(i + 2 * BLOCK, LAST_PAIR)
+
+
+@inline
+def block_difference(at: u64, entry: u64, step: u64) -> u64:
+    """The bits in which any of eight entries from *at* on differs from the run that has *entry* there."""
+    low = load64(at) ^ entry | load64(at + 8) ^ (entry + step)
+    low |= load64(at + 16) ^ (entry + 2 * step) | load64(at + 24) ^ (entry + 3 * step)
+    high = load64(at + 32) ^ (entry + 4 * step) | load64(at + 40) ^ (entry + 5 * step)
+    high |= load64(at + 48) ^ (entry + 6 * step) | load64(at + 56) ^ (entry + 7 * step)
+    return low | high
 
 
 @noinline
