@@ -60,6 +60,13 @@ def test_two_cpus_compared(fivefold: Run, capture: Capture) -> None:
     assert done.status == 1 and all(change["area"] == "user" for change in told["changes"])
 
 
+def test_a_cpu_that_the_other_does_not_have(fivefold: Run, capture: Capture) -> None:
+    guest = capture("plain-la57-kaslr-smp2")
+    done = fivefold("diff", guest, guest, "--other-cpu", 2)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.endswith("counted from 0; give another --other-cpu, or --other-cr3\n")
+
+
 def test_a_cpu_that_is_not_there(fivefold: Run, capture: Capture) -> None:
     done = fivefold("dump", capture("plain-la57-kaslr-smp2"), "--cpu", 2)
     assert (done.status, done.out) == (2, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 
 import pytest
 
@@ -33,6 +33,27 @@ def test_a_wrong_call_is_one_line_and_status_2(
     assert said.out == ""
     assert said.err.startswith("fivefold: ")
     assert said.err.count("\n") == 1
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["fivefold", "--version"])
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+
+    assert (stopped.value.code, capsys.readouterr().out) == (0, f"fivefold {metadata.version('fivefold')}\n")
+
+
+def test_a_choice_that_is_none_is_told_in_plain_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fivefold", "boot", "--cpu", "mips"])
+
+    with pytest.raises(SystemExit):
+        main()
+
+    said = "fivefold: Invalid value for '--cpu': 'mips' is not one of 'both', 'la57', 'la48'.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_no_command_shows_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

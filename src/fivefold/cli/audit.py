@@ -30,9 +30,13 @@ def pat_value(text: str) -> int:
     """A PAT MSR: a number that it can hold, ``linux`` or ``reset``."""
     from fivefold.survey.alias_checks import PATS, is_pat
 
-    value = PATS[text] if text in PATS else values.number(text)
+    expected = "expected linux, reset, or eight bytes, each of 0, 1, 4, 5, 6, 7"
+    try:
+        value = PATS[text] if text in PATS else values.number(text)
+    except typer.BadParameter as error:
+        raise typer.BadParameter(f"{text!r} is no PAT MSR; {expected}") from error
     if not is_pat(value):
-        raise typer.BadParameter(f"{text!r} is no PAT MSR; expected eight bytes, each of 0, 1, 4, 5, 6, 7")
+        raise typer.BadParameter(f"{text!r} is no PAT MSR; {expected}")
     return value
 
 

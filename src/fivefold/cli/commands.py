@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
@@ -76,8 +76,20 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        print(f"fivefold {metadata.version('fivefold')}")
+        raise typer.Exit
+
+
 @app.callback()
-def fivefold() -> None:
+def fivefold(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """x86-64 paging with four and five levels, chosen at boot."""
 
 
@@ -117,7 +129,9 @@ def _open_what_is_closed() -> None:
 
 
 def _refuse(message: str) -> int:
-    print(f"fivefold: {' '.join(message.split())}", file=sys.stderr)
+    # pydantic, which typer asks about values, puts its own name for the error first.
+    line = " ".join(message.split()).replace(": Value error, ", ": ", 1)
+    print(f"fivefold: {line}", file=sys.stderr)
     return COULD_NOT
 
 

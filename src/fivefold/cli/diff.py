@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from enum import StrEnum
@@ -14,6 +15,7 @@ from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 
 if TYPE_CHECKING:
     from fivefold.survey.diff import Diff
+    from fivefold.survey.space import Space
 
 
 class FormatChoice(StrEnum):
@@ -65,10 +67,20 @@ def diff(
 
     settings = DiffSettings(all_bits=bits is BitsChoice.all, phys=phys, relative=relative, window=window)
     given = {**chosen.given, "cr3": other_cr3, "cr4": None, "levels": other_levels, "cpu": other_cpu}
-    with chosen.open_space() as before, replace(chosen, name=other, given=given).open_space() as after:
+    with chosen.open_space() as before, _open_other(replace(chosen, name=other, given=given)) as after:
         found = compare(before, after, settings)
         _write(found, FormatChoice.json if as_json else format)
     return 0 if found.same else 1
+
+
+def _open_other(chosen: SourceChoice) -> Space:
+    """The space of OTHER; what refuses it names OTHER's own options."""
+    from fivefold.errors import NotKnownError
+
+    try:
+        return chosen.open_space()
+    except NotKnownError as error:
+        raise NotKnownError(re.sub(r"--(cr3|cpu|levels)\b", r"--other-\1", str(error))) from error
 
 
 def _write(found: Diff, form: FormatChoice) -> None:
