@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Run = Callable[..., Any]
 Capture = Callable[[str], Path]
 
@@ -51,4 +53,13 @@ def test_none(fivefold: Run, tmp_path: Path) -> None:
 
 
 def test_only_five_levels(fivefold: Run, capture: Capture) -> None:
-    assert fivefold("roots", capture("plain-la48-kaslr"), "--levels", "5").status == 1
+    path = capture("plain-la48-kaslr")
+    done = fivefold("roots", path, "--levels", "5")
+    assert (done.status, done.out, done.err) == (1, "", f"fivefold: no page-table roots of 5 levels in {path}\n")
+
+
+@pytest.mark.parametrize("words", [("--cr3", "0xa4a000"), ("--cr4", "0x20"), ("--cpu", "0"), ("--force",)])
+def test_options_that_name_one_root(fivefold: Run, capture: Capture, words: tuple[str, ...]) -> None:
+    done = fivefold("roots", capture("plain-la48-kaslr"), *words)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.endswith("roots looks for every root; expected it without --cr3, --cr4, --cpu and --force\n")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import typer
+
 from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 
 
@@ -11,13 +13,15 @@ from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
     """Find page-table roots in all of memory, group those of one kernel, and say what speaks for each.
 
-    Status 1 when there are none.
+    --levels and --phys-bits narrow what is looked for. Status 1 when there are none.
     """
     from fivefold.report.json_text import write_document
     from fivefold.report.roots_text import roots_json, write_roots
     from fivefold.survey.roots import find_roots
 
     given = chosen.check_given()
+    if given.force or any(value is not None for value in (given.cr3, given.cr4, given.cpu)):
+        raise typer.BadParameter("roots looks for every root; expected it without --cr3, --cr4, --cpu and --force")
     with chosen.open_source() as source:
         found = find_roots(source, given.levels, given.phys_bits)
         if as_json:
@@ -25,5 +29,6 @@ def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
         else:
             write_roots(found, sys.stdout)
         if not found:
-            print(f"fivefold: no page-table roots in {source.name}", file=sys.stderr)
+            depth = f" of {given.levels} levels" if given.levels else ""
+            print(f"fivefold: no page-table roots{depth} in {source.name}", file=sys.stderr)
     return 0 if found else 1
