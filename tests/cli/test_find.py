@@ -25,8 +25,8 @@ def test_a_frame(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert run(monkeypatch, "--phys", "0x9a010") == 0
     assert capsys.readouterr().out == (
         f"# 2 roots of {GUEST}\n"
-        "phys 0x9a010: 1 place in memory\n"
-        "  phys 0x000000000009a010, not in memory\n"
+        "phys 0x9a010: 1 place\n"
+        "  phys 0x000000000009a010, not in the source\n"
         "    root 0x0000000000a3e000 0xff453d0a8009a010 +1 4K r-x- direct_map\n"
         "    root 0x000000001ea0a000 0xff453d0a8009a010 +1 4K r-x- direct_map\n"
     )

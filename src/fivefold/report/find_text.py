@@ -51,11 +51,11 @@ def write_text(roots: RootSpaces, questions: Sequence[Question], out: TextIO) ->
 
 def _count(question: Question) -> str:
     count = len(question.answers)
-    return f"{'more than ' if question.more else ''}{count} place{'s' if count != 1 else ''} in memory"
+    return f"{'more than ' if question.more else ''}{count} place{'s' if count != 1 else ''}"
 
 
 def _write_answer(source: Source, answer: Answer, out: TextIO) -> None:
-    absent = "" if in_memory(source, answer.target) else ", not in memory"
+    absent = "" if in_memory(source, answer.target) else ", not in the source"
     out.write(f"  phys {hex64(answer.target.start)}{absent}\n")
     for use in answer.tables:
         out.write(f"    {hex64(use.frame)} is a {use.level.name} table of root {hex64(use.root)}\n")
