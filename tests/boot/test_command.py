@@ -207,6 +207,19 @@ def test_nowhere_to_print_to(streams: str, args: str, status: int) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_what_ends_itself_has_said_why_and_needs_no_story() -> None:
+    done = fivefold("boot", "--cpu", "la57", "--memory", "32M", "--cmdline", "fault=nonsense")
+    assert done.returncode == 1
+    assert "exit with code 18: fault= on the command line names no fault that is known\n" in done.stdout
+    assert "why la57 failed" not in done.stdout
+
+
+def test_what_was_left_out_of_a_run_is_said() -> None:
+    done = fivefold("boot", "--cpu", "la48", "--memory", "32M", "--smp", "2", "--engine", "unicorn")
+    assert done.returncode == 0
+    assert "\nskipped on la48: smp: unicorn has one CPU, not 2\npassed: " in done.stdout
+
+
 def test_a_layout_on_the_command_line_is_as_good_as_the_option() -> None:
     """The judge holds the guest against the map that it was told to use, whoever told it."""
     done = fivefold("boot", "--cpu", "la57", "--memory", "32M", "--cmdline", "layout=proposal", "--json")

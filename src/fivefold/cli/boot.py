@@ -117,10 +117,13 @@ def boot(
 
 
 def _why(event: Event, machine: Machine) -> str:
-    """The story of a run that did not come to its end."""
+    """The story of a run that did not come to its end; a guest that stopped itself has said why."""
     from fivefold.explain import explain_event
+    from fivefold.machine import Exit
     from fivefold.report.explain_text import explanation_lines
 
+    if isinstance(event, Exit):
+        return ""
     try:
         return "\n".join(explanation_lines(explain_event(event, machine)))
     except FivefoldError as error:

@@ -23,6 +23,8 @@ def print_boot(report: BootReport, console: Console, verbose: bool = False) -> N
     for run in report.runs:
         _print_failures(run, console)
         _print_story(run, console)
+        for item in run.skipped:
+            console.print(f"skipped on {escape(run.cpu)}: {escape(item.name)}: {escape(item.reason)}", soft_wrap=True)
     for item in report.skipped:
         console.print(f"skipped {escape(item.name)}: {escape(item.reason)}")
     if verbose:
@@ -131,8 +133,6 @@ def _print_details(run: Run, console: Console) -> None:
     console.print(f"\n{escape(run.cpu)} on {run.engine}: {escape(run.event)}", soft_wrap=True)
     for check in run.checks:
         console.print(f"  {'ok  ' if check.ok else 'FAIL'} {check.by:7} {check.name}", soft_wrap=True)
-    for item in run.skipped:
-        console.print(f"  skipped {escape(item.name)}: {escape(item.reason)}", soft_wrap=True)
     console.print(escape(run.output.rstrip()), soft_wrap=True)
 
 
