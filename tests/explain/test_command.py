@@ -167,3 +167,12 @@ def test_changes_that_make_no_sense(run: Run, data: Path) -> None:
         status, _, err = run(data / "nx_exec.log", "--what-if", change)
         assert status == 2
         assert message in err
+
+
+@pytest.mark.parametrize("words", [("gdb:localhost:1",), ("--cr2", "1000", "--memory", "gdb:localhost:1")])
+def test_a_stub_that_stops_the_guest_needs_leave(run: Run, words: tuple[str, ...]) -> None:
+    """What the refusal names is an option of this command, wherever the source stands."""
+    status, _, said = run(*words)
+    assert (status, said.endswith("allow that with --freeze\n")) == (2, True)
+    status, _, said = run(*words, "--freeze")
+    assert (status, said.startswith("fivefold: cannot connect to localhost:1 for a gdb stub")) == (2, True)

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 _PANEL: Final = "Plain numbers"
 _REGISTERS: Final = ("error_code", "cr0", "cr2", "cr3", "cr4", "efer", "rip", "rsp", "rflags", "pkru")
 _RANGES: Final = {"vector": (0, 255), "cpl": (0, 3), "phys_bits": (32, 52), "levels": (4, 5)}
-_HELP: Final = {"vector": "The exception.", "levels": "Levels of page tables."}
+_HELP: Final = {
+    "error_code": "The page fault's error code.",
+    "cr2": "The address that was refused.",
+    "vector": "The exception, 14 for a page fault.",
+    "cpl": "The privilege level that it happened at.",
+    "phys_bits": "Physical address width (MAXPHYADDR).",
+    "levels": "Levels of page tables.",
+}
+_METAVARS: Final = {"vector": "N", "cpl": "0..3", "phys_bits": "BITS", "levels": "4|5"}
 
 
 def _number(text: str) -> int:
@@ -36,10 +44,13 @@ def _number(text: str) -> int:
 def _options() -> Iterator[inspect.Parameter]:
     """The options for what a caller may say instead of a log: the fields of `fivefold.explain.Given`."""
     options: dict[str, Any] = {
-        name: typer.Option(parser=_number, metavar="HEX", rich_help_panel=_PANEL) for name in _REGISTERS
+        name: typer.Option(parser=_number, metavar="HEX", help=_HELP.get(name), rich_help_panel=_PANEL)
+        for name in _REGISTERS
     }
     for name, (least, most) in _RANGES.items():
-        options[name] = typer.Option(min=least, max=most, help=_HELP.get(name), rich_help_panel=_PANEL)
+        options[name] = typer.Option(
+            min=least, max=most, metavar=_METAVARS[name], help=_HELP[name], rich_help_panel=_PANEL
+        )
     for name, option in options.items():
         annotation = Annotated[int | None, option]
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -82,6 +93,7 @@ def explain(
             metavar="RANGES", help="Where a raw memory image lies: START-END[=OFFSET],… (see `fivefold info`)."
         ),
     ] = None,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Stop a live guest while it is read.")] = False,
     address: Annotated[
         list[int] | None, typer.Option("--address", "-a", parser=_number, metavar="HEX", help="Also say what this is.")
     ] = None,
@@ -97,7 +109,7 @@ def explain(
     Exit status 0 when the story is told, whatever it says; 2 when there is none to tell.
     """
     try:
-        explanation = _tell(numbers, log, memory, ram_map, address or [], what_if or [])
+        explanation = _tell(numbers, log, memory, ram_map, freeze, address or [], what_if or [])
     except ValueError as error:  # a change or a source's name that makes no sense
         raise typer.BadParameter(str(error)) from error
     if as_json:
@@ -116,6 +128,7 @@ def _tell(
     log: str | None,
     memory: str | None,
     ram_map: str | None,
+    freeze: bool,
     addresses: list[int],
     what_if: list[str],
 ) -> Explanation:
@@ -128,7 +141,9 @@ def _tell(
     from fivefold.memory import open_source
 
     given = Given(**numbers)
+    if memory is None and log is not None and log.startswith(("qmp:", "pid:", "gdb:")):
+        log, memory = None, log  # it is opened here, as options say
     if log is None and memory is None and not given and not addresses:
         raise FormatError("nothing to explain: expected a log, a source of memory, or numbers such as --cr2")
-    with open_source(memory, ram_map=ram_map) if memory is not None else nullcontext() as source:
+    with open_source(memory, ram_map=ram_map, freeze=freeze) if memory is not None else nullcontext() as source:
         return run_explain(log, source, given=given, addresses=addresses, what_if=what_if)
