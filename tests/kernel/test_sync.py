@@ -84,7 +84,10 @@ def test_rfc_b23_an_empty_slot_is_asked_at_the_level_that_it_has(code: Any, guar
         lambda package: grows(code, package, LA48),
         "sync.py",
         ("            if top_none(theirs):\n", "            if pgd_none(theirs):\n"),
-        ("import entry_frame, pgd_index, top_none", "import entry_frame, pgd_index, pgd_none, top_none"),
+        (
+            "import KERNEL_SLOT, entry_frame, pgd_index, top_none",
+            "import KERNEL_SLOT, entry_frame, pgd_index, pgd_none, top_none",
+        ),
     )
 
 

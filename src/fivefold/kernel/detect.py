@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel.cpu import EAX, ECX, EDX
+from fivefold.kernel.start_info import MAX_CMDLINE
 from fivefold.metal.lang import cpuid, inline, load8, u64
 
 CPUID_LA57: Final = 1 << 16
@@ -22,9 +23,6 @@ CPUID_NX: Final = 1 << 20
 
 NO5LVL: Final = int.from_bytes(b"no5lvl", "little")
 NO5LVL_SIZE: Final = 6
-
-MAX_CMDLINE: Final = 4096
-"""Bytes of the command line that are looked at; a loader that forgets the NUL must not cost more."""
 
 REASON_CPU_HAS_LA57: Final = 1
 REASON_CPU_LACKS_LA57: Final = 2

@@ -17,6 +17,7 @@ from typing import Final
 from fivefold.kernel import layout, phys
 from fivefold.kernel.cpu import write_cr3
 from fivefold.kernel.pgtable import (
+    LAST_SLOT,
     PMD_SIZE,
     PRESENT,
     PSE,
@@ -39,7 +40,6 @@ from fivefold.metal.lang import load64, noinline, read_cr3, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 
 POOL_PAGES: Final = 64
-KERNEL_SLOT: Final = 511
 LEAF: Final = PRESENT | RW | PSE
 """Executable, since the kernel runs from it, and not global, since it goes away."""
 
@@ -129,7 +129,7 @@ def wipe() -> None:
     """Drop everything but the kernel's slot, and start the pool again after what that slot uses."""
     global used, wipes
     table = phys_to_virt(PhysAddr(top))
-    for slot in range(KERNEL_SLOT):
+    for slot in range(LAST_SLOT):
         store64(table + 8 * slot, 0)
     used = kernel_tables
     wipes += 1

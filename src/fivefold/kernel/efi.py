@@ -11,9 +11,9 @@ from typing import Final
 from fivefold.kernel import efi_attributes, efi_calls, efi_map, efi_space, layout, memblock, report, sync
 from fivefold.kernel.checks import equals
 from fivefold.kernel.efi_map import EFI_VA_START
-from fivefold.kernel.efi_stub import PAGE_SIZE
 from fivefold.kernel.mapping import lookup, map_page
 from fivefold.kernel.pgtable import KERNEL_RW, entry_frame, pgd_size
+from fivefold.kernel.phys import PAGE_SIZE
 from fivefold.metal.lang import noinline, u64
 from fivefold.units import PhysAddr, VirtAddr
 

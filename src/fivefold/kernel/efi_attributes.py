@@ -19,9 +19,10 @@ from fivefold.kernel.efi_map import (
     RUNTIME_CODE,
     RUNTIME_DATA,
 )
-from fivefold.kernel.efi_stub import ATTRIBUTES_HEAD, EFI_ATTRIBUTES_SIZE, HANDOFF_ATTRIBUTES, HANDOFF_EFI, PAGE_SIZE
+from fivefold.kernel.efi_stub import ATTRIBUTES_HEAD, EFI_ATTRIBUTES_SIZE, HANDOFF_ATTRIBUTES, HANDOFF_EFI
 from fivefold.kernel.mapping import lookup
 from fivefold.kernel.pgtable import DIRTY, NX, RW, p4d_offset, pgd_offset, pmd_offset, pte_offset, pud_offset
+from fivefold.kernel.phys import PAGE_SIZE
 from fivefold.metal.lang import load32, load64, noinline, store64, u64
 from fivefold.units import VirtAddr
 

@@ -9,18 +9,16 @@ from typing import Final
 
 from fivefold.kernel import report, start_info
 from fivefold.kernel.efi_stub import (
-    DESCRIPTOR_SIZE,
     EFI_DESCRIPTOR_SIZE,
     EFI_MAGIC,
     EFI_MAP_SIZE,
     HANDOFF_EFI,
     HANDOFF_MAP,
-    MAP_ROOM,
-    PAGE_SIZE,
+    is_map_sound,
 )
 from fivefold.kernel.layout import EFI_VA_END
 from fivefold.kernel.pgtable import va_bits
-from fivefold.kernel.phys import phys_to_virt
+from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
 from fivefold.metal.lang import load32, load64, noinline, u64
 from fivefold.units import PhysAddr
 
@@ -62,6 +60,11 @@ def descriptor(i: u64) -> u64:
     return handoff + MAP_OFFSET + i * load64(handoff + EFI_DESCRIPTOR_SIZE)
 
 
+def kind(entry: u64) -> u64:
+    """The firmware's type of an entry."""
+    return load32(entry)
+
+
 def physical(entry: u64) -> u64:
     """Where the region of an entry begins."""
     return load64(entry + DESCRIPTOR_PHYSICAL)
@@ -92,8 +95,7 @@ def virtual_of(pa: u64) -> u64:
 @noinline
 def check_map() -> None:
     """Refuse a map whose runtime regions cannot all be mapped: nothing has been written yet."""
-    each = load64(handoff + EFI_DESCRIPTOR_SIZE)
-    if each < DESCRIPTOR_SIZE or each & 7 != 0 or load64(handoff + EFI_MAP_SIZE) > MAP_ROOM:
+    if not is_map_sound(handoff):
         report.panic("the firmware's memory map has descriptors of a size that cannot be")
     left = u64(WINDOW_PAGES)
     for i in range(descriptors()):
@@ -123,8 +125,3 @@ def meets_earlier(i: u64) -> bool:
         if is_runtime(other) and physical(other) < end and start < physical(other) + size(other):
             return True
     return False
-
-
-def kind(entry: u64) -> u64:
-    """The firmware's type of an entry."""
-    return load32(entry)

@@ -14,13 +14,14 @@ from fivefold.kernel import efi_map, free, memblock, report, sync
 from fivefold.kernel.cpu import write_cr3
 from fivefold.kernel.efi_attributes import pte_of
 from fivefold.kernel.efi_map import DESCRIPTOR_VIRTUAL, EFI_VA_START, RUNTIME_CODE
-from fivefold.kernel.efi_stub import PAGE_SIZE
 from fivefold.kernel.layout import EFI_VA_END
 from fivefold.kernel.mapping import map_range
 from fivefold.kernel.pgtable import (
     ACCESSED,
     DIRTY,
     FRAME_MASK,
+    KERNEL_SLOT,
+    LAST_SLOT,
     NX,
     P4D_SIZE,
     PRESENT,
@@ -36,7 +37,7 @@ from fivefold.kernel.pgtable import (
     pud_index,
     table_at,
 )
-from fivefold.kernel.phys import phys_to_virt
+from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
 from fivefold.metal.lang import copy64, load64, noinline, read_cr3, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 
@@ -44,7 +45,6 @@ CODE: Final = PRESENT | RW | ACCESSED | DIRTY
 """A region of code has its data among it, and the firmware writes to both while it is told where it will be; what is
 not needed afterwards is taken away then (`efi_attributes.py`). In this space only, and not global."""
 DATA: Final = CODE | NX
-LAST_SLOT: Final = 511
 
 root: u64 = 0
 """Physical address of the top page."""
@@ -80,7 +80,7 @@ def create(top: VirtAddr) -> bool:
 def keep_in_step(top: VirtAddr) -> None:
     """Copy what is shared, as it is in the kernel's tables now: before every call, since the kernel may have grown."""
     mine = top_page()
-    for slot in range(sync.KERNEL_SLOT, LAST_SLOT):
+    for slot in range(KERNEL_SLOT, LAST_SLOT):
         if not sync.is_private(slot):
             store64(mine + 8 * slot, load64(top + 8 * slot))
     ours = p4d_offset(pgd_offset(mine, VirtAddr(EFI_VA_END)), VirtAddr(EFI_VA_END))
@@ -134,7 +134,7 @@ def drop_identity() -> u64:
         if efi_map.is_runtime(entry):
             free.free_range(top_page(), VirtAddr(efi_map.physical(entry)), efi_map.size(entry))
     used = u64(0)
-    for slot in range(sync.KERNEL_SLOT):
+    for slot in range(KERNEL_SLOT):
         used += u64(load64(top_page() + 8 * slot) != 0)
     return used
 

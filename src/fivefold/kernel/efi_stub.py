@@ -13,6 +13,7 @@ from typing import Final
 from fivefold.kernel import report
 from fivefold.kernel.cpu import CR4_LA57
 from fivefold.kernel.pgtable import FRAME_MASK, TABLE
+from fivefold.kernel.phys import PAGE_SIZE
 from fivefold.kernel.start_info import (
     MAGIC,
     MAP_ENTRY_SIZE,
@@ -114,7 +115,6 @@ NEWEST_ATTRIBUTES: Final = 2
 """Version of the table of memory attributes."""
 
 TRIES: Final = 8
-PAGE_SIZE: Final = 4096
 ALIGNMENT: Final = 2 << 20
 
 loaded_image_protocol: Final = buffer(16)

@@ -38,8 +38,6 @@ from fivefold.metal.lang import (
 from fivefold.units import PhysAddr, VirtAddr
 
 MAGIC: Final = int.from_bytes(b"5FOLDHIB", "little")
-LOW_MEMORY: Final = 0x100000
-"""What lies below is the loader's, and the next loader's too."""
 
 HEADER_MAGIC: Final = 0
 HEADER_LEVELS: Final = 8
@@ -107,7 +105,7 @@ def used_pages(region: u64, region_end: u64, to: u64) -> u64:
     """Count the pages in use that are not the region; write their addresses at *to* unless it is 0."""
     count = u64(0)
     for i in range(memblock.reserved_count):
-        pa = max(memblock.range_start(memblock.reserved, i), LOW_MEMORY)
+        pa = max(memblock.range_start(memblock.reserved, i), memblock.LOW_MEMORY)
         end = min(memblock.range_end(memblock.reserved, i), memblock.end_of_memory())
         while pa < end:
             if (pa < region or pa >= region_end) and is_memory(pa):

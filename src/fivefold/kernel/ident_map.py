@@ -12,6 +12,7 @@ from fivefold.kernel import memblock
 from fivefold.kernel.mapping import map_range, p4d_free
 from fivefold.kernel.memblock import allocate_table, free_table
 from fivefold.kernel.pgtable import (
+    KERNEL_SLOT,
     P4D_SIZE,
     PRESENT,
     PTRS_PER_TABLE,
@@ -33,7 +34,6 @@ from fivefold.units import PhysAddr, VirtAddr
 
 PROTECTION: Final = PRESENT | RW
 """Executable, since the next kernel's first instructions run there, and not global, since it goes away."""
-KERNEL_SLOT: Final = 256
 
 
 @noinline

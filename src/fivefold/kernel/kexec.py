@@ -18,6 +18,7 @@ from fivefold.kernel import ident_map, memblock, params, report, smp, start_info
 from fivefold.kernel.cpu import CR4_LA57
 from fivefold.kernel.pgtable import FRAME_MASK, l5_column
 from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.startup import TRAMPOLINE_LIMIT
 from fivefold.metal.lang import (
     byte_at,
     copy64,
@@ -236,12 +237,9 @@ def start(old: PhysAddr, top: VirtAddr, cmdline: VirtAddr, largest: u64) -> u64:
     return OK
 
 
-LOW_LIMIT: Final = 0x9F000
-
-
 def low_pages() -> PhysAddr:
     """The highest two pages of low memory, which nothing is allocated from; 0 where there is no such memory."""
-    low = min(memblock.range_end(memblock.memory, 0), LOW_LIMIT)
+    low = min(memblock.range_end(memblock.memory, 0), TRAMPOLINE_LIMIT)
     if low < memblock.range_start(memblock.memory, 0) + 2 * PAGE_SIZE:
         return PhysAddr(0)
     return PhysAddr(low - 2 * PAGE_SIZE)

@@ -6,8 +6,6 @@ its tables with the scan, reports, and stops the machine.
 
 from __future__ import annotations
 
-from typing import Final
-
 from fivefold.kernel import (
     checks,
     early,
@@ -48,9 +46,6 @@ from fivefold.units import PhysAddr, VirtAddr
 
 info: u64 = 0
 """Physical address of the start information: the loader's, later the kernel's own copy."""
-
-LOW_MEMORY: Final = 0x100000
-"""Below 1 MiB lies what firmware and loaders use; it is mapped, and nothing is allocated there."""
 
 
 @export
@@ -182,7 +177,7 @@ def take_memory() -> None:
     memblock.reserve(PhysAddr(load), report.get_word(report.W_IMAGE_END) - load)
     start_info.reserve_memory(given)
     smp.choose_place()
-    memblock.reserve(PhysAddr(0), LOW_MEMORY)
+    memblock.reserve(PhysAddr(0), memblock.LOW_MEMORY)
     info = start_info.keep(given)
     keep_previous()
     if memblock.overflowed:

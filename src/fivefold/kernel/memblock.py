@@ -15,6 +15,9 @@ from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
 from fivefold.metal.lang import buffer, cold, inline, load64, noinline, store64, u64
 from fivefold.units import PhysAddr
 
+LOW_MEMORY: Final = 0x100000
+"""Below 1 MiB lies what firmware and loaders use, the next loader too; it is mapped, and nothing is allocated there."""
+
 MAX_RANGES: Final = 128
 RANGE_SIZE: Final = 16
 """A range is its start and its exclusive end."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel import report
-from fivefold.kernel.detect import MAX_CMDLINE, separates
+from fivefold.kernel.detect import separates
+from fivefold.kernel.start_info import MAX_CMDLINE
 from fivefold.metal.lang import byte_at, load8, noinline, u64
 from fivefold.units import VirtAddr
 

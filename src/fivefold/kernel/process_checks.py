@@ -11,7 +11,7 @@ from fivefold.kernel import layout, memblock, phys, report, sync, syscall, traps
 from fivefold.kernel.checks import equals
 from fivefold.kernel.cpu import write_cr3
 from fivefold.kernel.mapping import lookup
-from fivefold.kernel.pgtable import KERNEL_RW, PTE_LEVEL, entry_frame, l5_column, pgd_index, pgd_size
+from fivefold.kernel.pgtable import KERNEL_RW, KERNEL_SLOT, PTE_LEVEL, entry_frame, l5_column, pgd_index, pgd_size
 from fivefold.kernel.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
 from fivefold.metal.lang import load64, noinline, store64, symbol, u64
 from fivefold.units import PhysAddr, VirtAddr
@@ -46,12 +46,12 @@ def check_create(top: VirtAddr) -> None:
     made = user.create(top)
     report.check("user_create", made != user.NONE, made, 0)
     same = True
-    for slot in range(sync.KERNEL_SLOT, sync.END_SLOT):
+    for slot in range(KERNEL_SLOT, sync.END_SLOT):
         expected = u64(0) if sync.is_private(slot) else load64(top + 8 * slot)
         same = same and load64(user.top_of(made) + 8 * slot) == expected
     report.check("user_kernel_half", same, u64(same), 1)
     empty = True
-    for slot in range(sync.KERNEL_SLOT):
+    for slot in range(KERNEL_SLOT):
         empty = empty and load64(user.top_of(made) + 8 * slot) == 0
     report.check("user_lower_half_empty", empty, u64(empty), 1)
     user.map_memory(made, 0, 4 * PAGE_SIZE, False, user.USER_RW)

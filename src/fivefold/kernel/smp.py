@@ -25,6 +25,7 @@ from fivefold.kernel.pgtable import (
     pud_offset,
 )
 from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.startup import TRAMPOLINE_LIMIT
 from fivefold.metal.lang import (
     address_of,
     atomic_add64,
@@ -51,8 +52,6 @@ from fivefold.metal.lang import (
 from fivefold.units import PhysAddr, VirtAddr
 
 MAX_CPUS: Final = 64
-LOW_LIMIT: Final = 0x9F000
-"""Below the BIOS' extended data area on every PC, as for the change of mode."""
 LOW_PAGES: Final = 2
 """The trampoline's code, and its root."""
 
@@ -90,9 +89,9 @@ ADDRESS: Final = 16
 
 
 def choose_place() -> None:
-    """Take the highest two free pages below `LOW_LIMIT`; call it before low memory is reserved as a whole."""
+    """Take the highest two free pages below `TRAMPOLINE_LIMIT`; call it before low memory is reserved as a whole."""
     global place
-    at = u64(LOW_LIMIT - LOW_PAGES * PAGE_SIZE)
+    at = u64(TRAMPOLINE_LIMIT - LOW_PAGES * PAGE_SIZE)
     while at >= PAGE_SIZE and place == 0:
         place = memblock.find(LOW_PAGES * PAGE_SIZE, PAGE_SIZE, PhysAddr(at), PhysAddr(at + LOW_PAGES * PAGE_SIZE))
         at -= PAGE_SIZE

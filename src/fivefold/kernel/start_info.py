@@ -44,6 +44,7 @@ MAX_MAP_ENTRIES: Final = 512
 MODULE_ENTRY_SIZE: Final = 32
 MAX_MODULES: Final = 16
 MAX_CMDLINE: Final = 4096
+"""Bytes of the command line that are looked at; a loader that forgets the NUL must not cost more."""
 
 
 @inline

@@ -13,7 +13,7 @@ from typing import Final
 from fivefold.kernel import layout, mapping, report
 from fivefold.kernel.layout import GUARD_HOLE_END_SLOT, GUARD_HOLE_FIRST_SLOT, LDT_BASE
 from fivefold.kernel.mapping import map_range
-from fivefold.kernel.pgtable import entry_frame, pgd_index, top_none
+from fivefold.kernel.pgtable import KERNEL_SLOT, entry_frame, pgd_index, top_none
 from fivefold.kernel.phys import phys_to_virt
 from fivefold.metal.lang import buffer, load64, noinline, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
@@ -24,7 +24,6 @@ roots: Final = buffer(8 * MAX_SPACES)
 copies: u64 = 0
 """Entries that were copied into spaces that lacked them."""
 
-KERNEL_SLOT: Final = 256
 END_SLOT: Final = 512
 
 

@@ -13,10 +13,10 @@ from typing import Final
 from fivefold.kernel import traps
 from fivefold.kernel.cpu import EFER_SCE, MSR_EFER, MSR_FMASK, MSR_LSTAR, MSR_STAR, write_msr
 from fivefold.kernel.pgtable import is_canonical
+from fivefold.kernel.traps import FRAME_RIP, KERNEL_CS
 from fivefold.metal.lang import address_of, extern, load64, rdmsr, store64, symbol, u64
 from fivefold.units import VirtAddr
 
-KERNEL_CS: Final = 0x18
 USER_BASE: Final = 0x38 | 3
 """SYSRET takes CS from this plus 16, SS from this plus 8."""
 FLAGS_CLEARED: Final = 0x4_7700
@@ -29,8 +29,6 @@ SYS_SET_RETURN: Final = 2
 
 FRAME_NUMBER: Final = 112
 FRAME_ARGUMENT: Final = 64
-FRAME_RIP: Final = 136
-FRAME_RSP: Final = 160
 """A system call's frame is laid out as a trap's: its number is in RAX, its argument in RDI."""
 
 FAST: Final = 1
