@@ -52,11 +52,10 @@ def take_multiboot2(given: u64, out: u64, image: u64, image_end: u64) -> u64:
     """
     size = load32(given)
     sound = given & 7 == 0 and size >= 2 * HEAD and size <= MOST_BYTES and given + size <= 1 << 32
+    fill64(out, 0, INFO_SIZE // 8)
     if not sound or (given < image_end and image < given + size):
-        fill64(out, 0, INFO_SIZE // 8)
         store32(out, BAD_PLACE)
         return BAD_PLACE
-    fill64(out, 0, INFO_SIZE // 8)
     outcome = take_tags(given + HEAD, given + size, out)
     store32(out, outcome)
     store32(out + start_info.OFFSET_VERSION, 1)

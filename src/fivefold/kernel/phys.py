@@ -41,9 +41,3 @@ def phys_to_virt(pa: PhysAddr) -> VirtAddr:
 def kernel_to_phys(va: VirtAddr) -> PhysAddr:
     """Physical address of *va*, an address inside the kernel image at its linked place."""
     return PhysAddr(va - START_KERNEL_MAP + phys_base)
-
-
-@inline
-def is_kernel_image(va: VirtAddr) -> bool:
-    """Whether *va* lies in the kernel image's window rather than in the direct map."""
-    return va >= START_KERNEL_MAP
