@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,21 @@ def test_an_image_without_a_symbol_says_which(image: Image) -> None:
     symbols = {name: at for name, at in image.symbols.items() if name != "startup.table"}
     with pytest.raises(ImageError, match=r"^not an image of ours: no symbol startup\.table$"):
         parse(Image(image.link_address, image.parts, symbols).place())
+
+
+@pytest.mark.parametrize("name", ["multiboot2_header", "pvh_entry", "entry_64"])
+@pytest.mark.parametrize("at", [0x1000, 0xFFFF_FFFF_FFFF_FF00])
+def test_a_symbol_outside_the_image_is_refused(image: Image, name: str, at: int) -> None:
+    with pytest.raises(ImageError) as refused:
+        replace(image, symbols={**image.symbols, name: at}).place()
+    assert str(refused.value) == f"the image has the symbol {name!r} outside itself, at {at:#018x}"
+
+
+def test_a_header_that_is_not_in_the_code_is_refused(image: Image) -> None:
+    at = image.parts[1].start
+    with pytest.raises(ImageError) as refused:
+        replace(image, symbols={**image.symbols, "multiboot2_header": at}).place()
+    assert str(refused.value) == f"not an image of ours: its multiboot2 header is at {at:#x}, outside its code"
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ CAN_BE_ENTERED_WITH_FIVE_LEVELS: Final = 1
 _PAGE: Final = 4096
 _NEEDED: Final = (
     "_text", "_rodata", "_data", "_end", "pvh_entry", "entry_64", "startup.table", "stack_guard",
-    "multiboot2_header",
+    "multiboot2_header", "multiboot2_entry",
 )  # fmt: skip
 _MOST_MEMORY: Final = 1 << 30
 
@@ -74,8 +74,11 @@ class Image:
             raise ImageError(f"the image has no symbol {name!r}") from None
 
     def physical(self, name: str, load: int) -> PhysAddr:
-        """Physical address of *name* in an image that is loaded at *load*."""
-        return PhysAddr(self.symbol(name) - self.link_address + load)
+        """Physical address of *name* in an image that is loaded at *load*; `ImageError` if it is outside the image."""
+        offset = self.symbol(name) - self.link_address
+        if not 0 <= offset <= self.size:
+            raise ImageError(f"the image has the symbol {name!r} outside itself, at {hex64(self.symbol(name))}")
+        return PhysAddr(offset + load)
 
     def sites(self, load: int) -> frozenset[int]:
         """Where the instructions are that engines police: physical and virtual addresses."""
@@ -115,8 +118,10 @@ def check_load_address(load: int) -> None:
 
 
 def _with_header(parts: tuple[Part, ...], at: int, header: bytes) -> tuple[Part, ...]:
-    """The parts with *header* at virtual *at*, which is in the first."""
+    """The parts with *header* at virtual *at*, which is in the first; `ImageError` if it is not."""
     first, offset = parts[0], at - parts[0].start
+    if not 0 <= offset <= len(first.data) - len(header):
+        raise ImageError(f"not an image of ours: its multiboot2 header is at {hex64(at)}, outside its code")
     data = first.data[:offset] + header + first.data[offset + len(header) :]
     return (first._replace(data=data), *parts[1:])
 
