@@ -54,6 +54,24 @@ def test_what_is_written_of_a_sparse_file(tmp_path: Path) -> None:
             assert source.memory.read(PhysAddr(place), 1) == b"x"
 
 
+def test_runs_that_are_told_apart_are_counted_for_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many pieces may lie at one place of a file: the more runs it has, the less each of them may cost."""
+    monkeypatch.setattr("fivefold.memory.file_memory.MAX_RUNS", 3)
+    path = tmp_path / "sparse"
+    with path.open("wb") as out:
+        for place in range(4):
+            out.seek(place << 30)
+            out.write(b"x")
+        out.truncate(4 << 30)
+    with open_file(str(path), Options(ram_map="0-4G=0,8G-12G=0,16G-20G=0")) as source:
+        runs = source.memory.written()
+        assert len(runs) <= 3 + 3
+        for place in range(0, 12, 4):
+            assert all(any(run.start <= at << 30 < run.end for run in runs) for at in range(2 * place, 2 * place + 4))
+
+
 def test_all_of_a_small_file_counts_as_written(tmp_path: Path) -> None:
     path = tmp_path / "small"
     path.write_bytes(bytes(0x3000))

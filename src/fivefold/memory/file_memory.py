@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from fivefold.memory.banked import Bank, BankedMemory
 from fivefold.memory.base import Extent
-from fivefold.memory.files import FileBytes
+from fivefold.memory.files import MAX_RUNS, FileBytes
 from fivefold.memory.spans import Span, extents_of
 
 
@@ -21,6 +21,9 @@ def file_memory(file: FileBytes, pieces: Sequence[Span]) -> BankedMemory:
 
 
 def _written(file: FileBytes, pieces: Sequence[Span]) -> Iterator[tuple[int, int]]:
+    left = MAX_RUNS
     for piece in pieces:
-        for low, high in file.written(piece.offset, piece.offset + piece.end - piece.start):
+        for low, high in file.written(piece.offset, piece.offset + piece.end - piece.start, left):
+            # For all pieces together: they may lie at the same place of the file.
+            left = max(left - 1, 0)
             yield piece.start + low - piece.offset, piece.start + high - piece.offset

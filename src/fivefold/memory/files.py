@@ -107,12 +107,12 @@ class FileBytes:
         self.check_alive()
         return self._view[offset : offset + size]
 
-    def written(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def written(self, start: int, end: int, most: int = MAX_RUNS) -> Iterator[tuple[int, int]]:
         """Runs of the bytes *start* to *end* that are on disk, ascending; a sparse file's holes read as zeros.
 
-        All of them in one run where nobody knows, and from the `MAX_RUNS`th run on.
+        All of them in one run where nobody knows, and behind the first *most* runs.
         """
-        for _ in range(MAX_RUNS if self._fd >= 0 else 0):
+        for _ in range(most if self._fd >= 0 else 0):
             try:
                 start = os.lseek(self._fd, start, os.SEEK_DATA)
                 hole = os.lseek(self._fd, start, os.SEEK_HOLE)

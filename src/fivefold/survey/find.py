@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import prod
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -188,7 +189,8 @@ def _worth_searching(memory: SourceMemory, pattern: bytes) -> list[Extent]:
     wide = [Extent(run.start - over, run.end + over) for run in memory.written()]
     found: list[Extent] = []
     for extent in memory.extents:
-        for run in wide[bisect_left(wide, extent.start, key=lambda run: run.end) :]:
+        for number in range(bisect_left(wide, extent.start, key=attrgetter("end")), len(wide)):
+            run = wide[number]
             if run.start >= extent.end:
                 break
             low, high = max(run.start, extent.start), min(run.end, extent.end)

@@ -8,7 +8,9 @@ data looks like one by chance ends after a step or two.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Final
 
 import numpy as np
@@ -111,13 +113,16 @@ class TablePages:
                     self._clean[here] = (present != 0) & (present & self._unlikely == 0)
 
     def _parts(self, number: int, written: Sequence[Extent] | None) -> Iterator[tuple[int, int]]:
-        """The pages of a bank that may hold something: from and to, within the bank, none where to is not above."""
+        """The pages of a bank that may hold something: from and to, within the bank."""
         start, count = int(self._starts[number]), len(self._views[number])
         if written is None:
             yield 0, count
             return
-        for extent in written:
-            yield max((extent.start - start) // PAGE, 0), min(-(-(extent.end - start) // PAGE), count)
+        for index in range(bisect_right(written, start, key=attrgetter("end")), len(written)):
+            first = max((written[index].start - start) // PAGE, 0)
+            if first >= count:
+                break
+            yield first, min(-(-(written[index].end - start) // PAGE), count)
 
     def _judge(self) -> None:
         """Decide level by level, from the PT up."""
