@@ -223,7 +223,8 @@ def _describe(
     if stray:
         reasons.append("four levels beside roots of five: may be a P4D table that nothing leads to")
     entries = int(np.count_nonzero(c.entries & np.uint64(1)))
-    reasons.append(f"{entries} entries lead to well-formed tables of {c.levels} levels")
+    lead = "entry leads" if entries == 1 else "entries lead"
+    reasons.append(f"{entries} {lead} to well-formed tables of {c.levels} levels")
     linked = members > 1 or c.pair is not None
     sure = bool(cpus) or (in_window and linked and not stray)
     confidence = Confidence.HIGH if sure else Confidence.MEDIUM if in_window and not stray else Confidence.LOW
