@@ -37,7 +37,6 @@ from fivefold.units import PhysAddr, VirtAddr, hex64
 _RANGE: Final = Struct("<6Q")
 """The guest's dump: first address, last, physical, flags, info (kind, level, rights), jump."""
 _MOST_RANGES: Final = 1 << 16
-_START_MAGIC: Final = 0x336E_C578
 _STRUCT_PAGE: Final = 64
 EMPTY_IN_THIS_KERNEL: Final = ("efi_runtime", "vsyscall")
 """Areas that the documents give to something which this kernel does not have; then nothing may be there."""

@@ -8,7 +8,6 @@ still hold what was used, and what is said is a guess and called one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import FETCH, LA48, LA57, Access, Cr0, Cr4, Kind, PagingMode, Refused, Register, Vector, check_write
@@ -60,7 +59,7 @@ def explain_write(here: Situation, write: ControlWrite) -> Refused | None:
 
 def _bad_rip(here: Situation, strike: Strike) -> Finding | None:
     rip = strike.rip if strike.rip is not None else here.registers.rip
-    if rip is None or _narrowest(here).is_canonical(rip):
+    if rip is None or _mode_or_widest(here).is_canonical(rip):
         return None
     sentence = f"an instruction fetch from {hex64(rip)} was refused: the address is not canonical"
     return _non_canonical(here, rip, FETCH, sentence, None, None, ())
@@ -215,14 +214,14 @@ def _by_control(here: Situation) -> Finding | None:
     return None
 
 
-def _narrowest(here: Situation) -> PagingMode:
+def _mode_or_widest(here: Situation) -> PagingMode:
     """The mode; where it is not known, five levels: what is not canonical there is not canonical at all."""
     return here.mode or LA57
 
 
 def _by_pointer(here: Situation) -> Finding:
     """A register that holds an address which is not canonical; one next to the edge looks most like a pointer."""
-    mode = _narrowest(here)
+    mode = _mode_or_widest(here)
     found = [(name, value) for name, value in _values(here) if not mode.is_canonical(value)]
     if not found:
         known = any(True for _ in _values(here))
@@ -253,9 +252,3 @@ def _values(here: Situation) -> Iterator[tuple[str, int]]:
         value = here.registers.general.get(name)
         if value is not None:
             yield name, value
-
-
-def with_write(here: Situation, write: ControlWrite) -> Situation | None:
-    """The state after a legal write, None if it is refused."""
-    verdict = check_write(here.state, write.register, write.value, here.cpu)
-    return None if isinstance(verdict, Refused) else replace(here, state=verdict.state)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from fivefold.arch import Cr0, Cr4, Efer
 from fivefold.explain.finding import Finding
-from fivefold.explain.situation import Situation
-
-_L_BIT = 1 << 21
+from fivefold.explain.situation import L_BIT, Situation
 
 
 def impossible(here: Situation) -> Finding | None:
@@ -21,7 +19,7 @@ def impossible(here: Situation) -> Finding | None:
         what = f"the CPU is in long mode with CR4.PAE=0 (CR4 {state.cr4:#x}, EFER {state.efer:#x})"
         return _found(here, what, "CR4", "to clear CR4.PAE in long mode")
     cs = registers.segments.get("cs")
-    if registers.efer is None and state.cr0 & Cr0.PG and cs is not None and cs.flags & _L_BIT and _is_wide(here):
+    if registers.efer is None and state.cr0 & Cr0.PG and cs is not None and cs.flags & L_BIT and _is_wide(here):
         what = f"64-bit code runs with paging on and CR4.PAE=0 (CR4 {state.cr4:#x})"
         return _found(here, what, "CR4", "to clear CR4.PAE in long mode")
     return None

@@ -59,11 +59,6 @@ def describe(here: Situation, va: int, release: str | None = None) -> Place:
     return Place(va, next(iter(found)) if len(found) == 1 else None, f"{hex64(va)} is in {text}")
 
 
-def area_name(here: Situation, va: int, release: str | None = None) -> str | None:
-    """The area of *va*, None where that turns on the mode, which is not known."""
-    return describe(here, va, release).area
-
-
 def _area(va: int, mode: PagingMode, release: str | None) -> Area | None:
     return area_of(_map(mode, release), va)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from fivefold.arch import LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Flag, Level, PagingMode, Step, TableReader
+from fivefold.arch import LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Flag, Level, Step, TableReader
 from fivefold.explain.finding import Finding
 from fivefold.explain.ruling import Granted, RuleName, rule_on
 from fivefold.explain.situation import Situation
@@ -131,8 +131,3 @@ def missing_link(finding: Finding) -> str | None:
     level = culprit.entry.level
     below = f"a {Level(level - 1).name} table" if level > 1 else "a page"
     return f"the {level.name} entry at {hex64(culprit.at)} pointing to {below} that maps {hex64(finding.va)}"
-
-
-def nearest_canonical(mode: PagingMode, va: int) -> int:
-    """The canonical address that has the translated bits of *va*."""
-    return mode.sign_extend(va)

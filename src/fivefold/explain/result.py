@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from fivefold.arch import Level, PageFault, Step, Vector
+from fivefold.arch import Level, Step
 from fivefold.explain.error_codes import decode_error
 from fivefold.explain.finding import Confidence, Finding
 from fivefold.explain.places import Place
@@ -178,14 +178,3 @@ class Explanation:
     def __getitem__(self, key: str) -> Any:
         """A value of the JSON form: ``explanation["cause"]["rule"]``."""
         return self.to_json()[key]
-
-
-def is_push(told: Told) -> bool:
-    """Whether a write to the stack was refused."""
-    use = told.finding.use
-    return use is not None and use.how.stack and told.access == "write"
-
-
-def is_present_fault(code: int | None, vector: int) -> bool:
-    """Whether the error code of a page fault says that the translation was there."""
-    return vector == Vector.PF and code is not None and bool(code & PageFault.P)

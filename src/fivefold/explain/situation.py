@@ -13,7 +13,8 @@ from typing import Final
 from fivefold.arch import AddressSpace, ControlState, Cpu, Cr0, Cr4, Efer, Paging, PagingMode, TableReader
 from fivefold.memory import CpuState
 
-_L_BIT: Final = 1 << 21
+L_BIT: Final = 1 << 21
+"""In the second word of a code segment's descriptor: 64-bit code."""
 _D_BIT: Final = 1 << 22
 GENEROUS: Final = Cpu(vmx=True, smx=True, cet=True, lam=True)
 """Every feature and 52 bits: what this refuses, every CPU refuses."""
@@ -118,7 +119,7 @@ def situation(
         efer,
         rflags=registers.general.get("rflags", 2),
         cpl=_cpl(registers, cpl, given),
-        cs_long=cs is None or bool(cs.flags & _L_BIT),
+        cs_long=cs is None or bool(cs.flags & L_BIT),
         pkru=registers.general.get("pkru", 0) if given.pkru is None else given.pkru,
     )
     cpu = GENEROUS if bits is None else replace(GENEROUS, phys_bits=bits)
@@ -158,7 +159,7 @@ def _efer(registers: CpuState, cr0: int, cr4: int, assumed: dict[str, str]) -> i
         return registers.efer
     cs = registers.segments.get("cs")
     wide = any(value >> 32 for name, value in registers.general.items() if name in ("rip", "rsp"))
-    is_long = cs is None or bool(cs.flags & _L_BIT) or wide
+    is_long = cs is None or bool(cs.flags & L_BIT) or wide
     if not (cr0 & Cr0.PG and cr4 & Cr4.PAE and is_long):
         return 0
     assumed["efer"] = "EFER is not known: long mode follows from 64-bit code with paging, EFER.NXE=1 is assumed"

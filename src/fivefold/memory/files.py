@@ -7,7 +7,6 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -156,8 +155,3 @@ _KINDS: Final = {
 
 def _kind(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "not a regular file")
-
-
-def short_name(path: str) -> str:
-    """The last part of *path*, for messages."""
-    return Path(path).name

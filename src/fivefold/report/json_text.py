@@ -8,8 +8,6 @@ from typing import Any, TextIO
 
 from fivefold.units import hex64
 
-Document = dict[str, Any]
-
 
 def write_document(document: Mapping[str, Any], out: TextIO) -> None:
     """One document, indented, with a newline at its end."""

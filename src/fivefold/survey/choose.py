@@ -12,12 +12,12 @@ from typing import Final
 from fivefold.arch import FRAME_BITS, LA48, LA57, MAX_PHYS_BITS, TABLE_SIZE, Cr0, Cr4, Efer, PagingMode
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import CpuState, Source
+from fivefold.survey.bases import KERNEL_WINDOW
 from fivefold.survey.evidence import Found
 from fivefold.survey.level_evidence import level_evidence
 from fivefold.units import MASK64, PhysAddr, hex64
 
 MODES: Final = {4: LA48, 5: LA57}
-_KERNEL_WINDOW: Final = 0xFFFF_FFFF_8000_0000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ def _vmcoreinfo_root(facts: dict[str, str]) -> PhysAddr | None:
     if symbol is None or base is None:
         return None
     try:
-        address = int(symbol, 16) - _KERNEL_WINDOW + int(base, 0)
+        address = int(symbol, 16) - KERNEL_WINDOW + int(base, 0)
     except ValueError as error:
         raise NotKnownError(f"VMCOREINFO holds {symbol[:40]!r} and {base[:40]!r}; expected numbers") from error
     return root_of(address & MASK64)
