@@ -22,6 +22,7 @@ from fivefold.boot.moved import moved_areas
 from fivefold.boot.result import BootReport, Check, Run, Skipped
 from fivefold.errors import LayoutError, MachineError, MemoryReadError
 from fivefold.kernel.detect import REASON_TEXT
+from fivefold.kernel.efi_stub import MOST_OPTIONS
 from fivefold.kernel.report import EXIT_FAILED, EXIT_PASSED
 from fivefold.kernel.smp import MAX_CPUS
 from fivefold.layout import image_areas
@@ -79,8 +80,9 @@ class Options:
             raise MachineError(f"a timeout of {self.timeout:g} seconds; expected more than 0")
         check_given(f"{self.cmdline} {self._layout_word}")
         check_given(self.kexec or "")
-        if (length := len(self.full_cmdline)) > MOST:
-            raise MachineError(f"a command line of {length} characters; the kernel reads {MOST} at most")
+        most, who = (MOST_OPTIONS, "the EFI application") if self.entry in EFI_ENTRIES else (MOST, "the kernel")
+        if (length := len(self.full_cmdline)) > most:
+            raise MachineError(f"a command line of {length} characters; {who} reads {most} at most")
         if self.hibernate and self.kexec is not None:
             raise MachineError("--hibernate and --kexec both need the loader's module; ask for one of them")
 

@@ -91,7 +91,7 @@ HANDOFF_ATTRIBUTES: Final = 0xC000
 HANDOFF_SIZE: Final = 0x10000
 MAP_ROOM: Final = HANDOFF_ATTRIBUTES - HANDOFF_MAP
 ATTRIBUTES_ROOM: Final = HANDOFF_SIZE - HANDOFF_ATTRIBUTES
-MAX_CMDLINE: Final = 2048
+MOST_OPTIONS: Final = 2048
 """What the kernel is handed, in one run of pages: start information, one module, rows, command line; the module's
 content is the firmware's own: system table, size of the map and of a descriptor, its version, the map, and its table
 of memory attributes with the size of that, 0 without one."""
@@ -212,7 +212,7 @@ def take_cmdline(boot: u64, handle: u64, handoff: u64) -> None:
     count = load32(loaded + LOADED_OPTIONS_SIZE) // 2
     text = load64(loaded + LOADED_OPTIONS)
     out = handoff + HANDOFF_CMDLINE
-    for i in range(min(count, MAX_CMDLINE)):
+    for i in range(min(count, MOST_OPTIONS)):
         letter = load16(text + 2 * i)
         if letter == 0:
             break
