@@ -24,6 +24,9 @@ GIB: Final = 1 << 30
 TIB: Final = 1 << 40
 PIB: Final = 1 << 50
 
+PAGE: Final = 4 * KIB
+"""The smallest page, which is the size of a table, too."""
+
 _UNITS: Final = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB, "P": PIB}
 _SIZE: Final = re.compile(r"(0x[0-9a-f]+|[0-9]+)\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE)
 

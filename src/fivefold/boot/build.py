@@ -19,7 +19,7 @@ from fivefold.metal.beside import compiling
 from fivefold.metal.build import toolchain
 from fivefold.metal.link import Group, Linked, link
 from fivefold.metal.program import Program
-from fivefold.units import VirtAddr
+from fivefold.units import PAGE, VirtAddr
 
 KERNEL: Final = "fivefold.kernel"
 """The package that the image is compiled from."""
@@ -42,7 +42,6 @@ _GROUPS: Final = (
     Group(".lowbss", (".lowbss",)),
 )
 _READ_EXECUTE, _READ_WRITE = 5, 6
-_PAGE: Final = 4096
 
 
 def build_image() -> Image:
@@ -120,8 +119,8 @@ def _assembly(kernel: str, name: str) -> str:
 
 def _image(linked: Linked) -> Image:
     trampoline = linked.symbols["trampoline_end"] - linked.symbols["trampoline_start"]
-    if trampoline > _PAGE:
-        raise ImageError(f"the trampoline has {trampoline} bytes, its page has {_PAGE}")
+    if trampoline > PAGE:
+        raise ImageError(f"the trampoline has {trampoline} bytes, its page has {PAGE}")
     data = linked.group(".data")
     flat = linked.flat()
     split = data.address - linked.base

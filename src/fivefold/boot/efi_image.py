@@ -16,6 +16,7 @@ from fivefold.boot.elf_image import DEFAULT_LOAD_ADDRESS, Image, check_load_addr
 from fivefold.metal import cache
 from fivefold.metal.link import Group, link
 from fivefold.metal.program import Program
+from fivefold.units import PAGE
 
 _GROUPS: Final = (
     Group(".head", (".head",)),
@@ -26,7 +27,6 @@ _GROUPS: Final = (
 )
 _BASE: Final = 0x1000
 """Where the loader's code is linked, and its section in memory: after the headers' page."""
-_PAGE: Final = 0x1000
 _WORDS: Final = struct.Struct("<6Q")
 _MACHINE_X86_64: Final = 0x8664
 _PE32_PLUS: Final = 0x20B
@@ -89,31 +89,31 @@ def _build_loader() -> bytes:
 
 
 def _up(size: int) -> int:
-    return size + -size % _PAGE
+    return size + -size % PAGE
 
 
 def _pe(code: bytes, entry: int) -> bytes:
     """One section of code that is read, written and executed, and an empty one for relocations."""
-    raw = code + bytes(-len(code) % _PAGE)
+    raw = code + bytes(-len(code) % PAGE)
     relocations = _BASE + _up(len(raw))
-    size = relocations + _PAGE
+    size = relocations + PAGE
     dos = b"MZ" + bytes(58) + struct.pack("<I", 64)
     # Executable, large address aware, no line numbers, no local symbols, debug information stripped.
     coff = b"PE\0\0" + struct.pack("<HHIIIHH", _MACHINE_X86_64, 2, 0, 0, 0, 240, 0x022E)
     optional = struct.pack(
-        "<HBBIIIII", _PE32_PLUS, 1, 0, len(raw), _PAGE, 0, entry, _BASE
+        "<HBBIIIII", _PE32_PLUS, 1, 0, len(raw), PAGE, 0, entry, _BASE
     ) + struct.pack(
-        "<QIIHHHHHHIIIIHHQQQQII", 0, _PAGE, 0x1000, 0, 0, 1, 0, 0, 0, 0, size, _HEADERS, 0, _EFI_APPLICATION, 0,
+        "<QIIHHHHHHIIIIHHQQQQII", 0, PAGE, 0x1000, 0, 0, 1, 0, 0, 0, 0, size, _HEADERS, 0, _EFI_APPLICATION, 0,
         0x10000, 0x10000, 0, 0, 0, 16,
     )  # fmt: skip
     directories = bytearray(16 * 8)
     struct.pack_into("<II", directories, 5 * 8, relocations, 12)
     sections = _section(b".text", len(raw), _BASE, len(raw), _HEADERS, _CODE_RWX)
-    sections += _section(b".reloc", 12, relocations, _PAGE, _HEADERS + len(raw), _DATA_READ | 0x0200_0000)
+    sections += _section(b".reloc", 12, relocations, PAGE, _HEADERS + len(raw), _DATA_READ | 0x0200_0000)
     head = dos + coff + optional + bytes(directories) + sections
     # An empty block of relocations: a page, its size, and two entries that mean nothing.
     block = struct.pack("<IIHH", _BASE, 12, 0, 0)
-    return head + bytes(_HEADERS - len(head)) + raw + block + bytes(_PAGE - len(block))
+    return head + bytes(_HEADERS - len(head)) + raw + block + bytes(PAGE - len(block))
 
 
 def _section(name: bytes, size: int, address: int, raw_size: int, raw_at: int, flags: int) -> bytes:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from fivefold.boot.multiboot2 import HEADER_SIZE, Extent, multiboot2_header
 from fivefold.errors import ImageError
-from fivefold.units import MIB, PhysAddr, VirtAddr, hex64
+from fivefold.units import MIB, PAGE, PhysAddr, VirtAddr, hex64
 
 ALIGNMENT: Final = 2 * MIB
 LOWEST_LOAD_ADDRESS: Final = 2 * MIB
@@ -34,7 +34,6 @@ _NOTE_HEAD: Final = struct.pack("<III", 4, 4, 18) + b"Xen\0"
 _OWN_NOTE_HEAD: Final = struct.pack("<III", 9, 4, 1) + b"Fivefold\0\0\0\0"
 CAN_BE_ENTERED_WITH_FIVE_LEVELS: Final = 1
 """What our note says to a kernel that would start this one (`kernel/kexec.py`)."""
-_PAGE: Final = 4096
 _NEEDED: Final = (
     "_text", "_rodata", "_data", "_end", "pvh_entry", "entry_64", "startup.table", "stack_guard",
     "multiboot2_header", "multiboot2_entry",
@@ -136,12 +135,12 @@ def _segment(part: Part, physical: int) -> _Segment:
 
 
 def _write(segments: list[_Segment], note: bytes, symbols: Mapping[str, int], entry: int) -> bytes:
-    out = bytearray(_PAGE)
+    out = bytearray(PAGE)
     headers = []
     for part, physical in segments:
-        out += bytes(-len(out) % _PAGE)
+        out += bytes(-len(out) % PAGE)
         headers.append(
-            _PHDR.pack(_PT_LOAD, part.flags, len(out), part.start, physical, len(part.data), part.size, _PAGE)
+            _PHDR.pack(_PT_LOAD, part.flags, len(out), part.start, physical, len(part.data), part.size, PAGE)
         )
         out += part.data
     note_at = _EHDR.size + _PHDR.size * (len(segments) + 1)

@@ -25,9 +25,8 @@ from fivefold.boot.elf_image import Image
 from fivefold.boot.result import Bounds
 from fivefold.layout import Area, area_named
 from fivefold.memory import PhysReader
-from fivefold.units import PhysAddr, VirtAddr
+from fivefold.units import PAGE, PhysAddr, VirtAddr
 
-PAGE: Final = 4096
 _MAP_ROW: Final = Struct("<QQII")
 LOW_MEMORY_LIMIT: Final = {4: 1 << 46, 5: 1 << 52}
 """MAXMEM by levels (Linux Documentation, x86_64 memory management, "Complete virtual memory map")."""

@@ -26,13 +26,13 @@ from fivefold.arch import (
     distinct_tables,
     translate,
 )
-from fivefold.boot.evidence import PAGE, Evidence
+from fivefold.boot.evidence import Evidence
 from fivefold.boot.handover import handover_checks
 from fivefold.boot.processes import process_checks
 from fivefold.boot.result import Bounds, Check
 from fivefold.errors import MemoryReadError
 from fivefold.layout import Area, to_shadow
-from fivefold.units import PhysAddr, VirtAddr, hex64
+from fivefold.units import PAGE, PhysAddr, VirtAddr, hex64
 
 _RANGE: Final = Struct("<6Q")
 """The guest's dump: first address, last, physical, flags, info (kind, level, rights), jump."""

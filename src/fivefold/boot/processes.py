@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import ENTRIES, AddressSpace, distinct_tables, regions
-from fivefold.boot.evidence import PAGE, Evidence
+from fivefold.boot.evidence import Evidence
 from fivefold.boot.result import Check
-from fivefold.units import PhysAddr, hex64
+from fivefold.units import PAGE, PhysAddr, hex64
 
 WINDOW_END: Final = (1 << 47) - PAGE
 """What a process is given without asking (Linux Documentation, x86_64 5-level paging, "User-space and large virtual

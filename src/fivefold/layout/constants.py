@@ -9,9 +9,8 @@ from fivefold.layout.areas import Area, area_named
 from fivefold.layout.kasan import shadow_offset
 from fivefold.layout.linux import linux_areas
 from fivefold.layout.versions import Version, check_levels, parse_version
-from fivefold.units import GIB, TIB
+from fivefold.units import GIB, PAGE, TIB
 
-PAGE: Final = 4096
 STRUCT_PAGE: Final = 64
 """Bytes of vmemmap per page of memory."""
 

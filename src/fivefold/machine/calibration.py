@@ -17,12 +17,12 @@ from fivefold.machine.hidden_state import (
     find_segments,
 )
 from fivefold.machine.vcpu import FLAT_CODE32, FLAT_DATA
+from fivefold.units import PAGE
 
 PROBE_MEMORY: Final = 0x10000
 """Bytes of memory, from physical 0, that the probing engine must have."""
 
 _GDT, _TABLES, _CODE, _DATA = 0x1000, 0x2000, 0x7000, 0x8000
-_PAGE: Final = 0x1000
 _SELECTORS: Final = (0x28, 0x08, 0x10, 0x18, 0x20, 0x30)
 _READ, _WRITE, _JUMP = b"\xa0", b"\xa2", b"\xff\xe0"
 # (code, bits of the entry that maps the page, the page fault's error code): every code once.
@@ -99,7 +99,7 @@ def _fault_words(probe: Probe, rax: int) -> tuple[int, int] | None:
     after = []
     for number, (code, _, _) in enumerate(_FAULTS):
         # Each fault has code and a page of its own: nothing translated before can be in the way.
-        page, at = _DATA + number * _PAGE, _CODE + 0x40 * number
+        page, at = _DATA + number * PAGE, _CODE + 0x40 * number
         probe.write_memory(at, code if code == _JUMP else code + struct.pack("<Q", page))
         probe.set_gprs((page, *GPR_SENTINELS[1:]))
         after.append(probe.run_to_trap(at))
@@ -124,8 +124,8 @@ def _write_tables(probe: Probe) -> None:
     """Four levels that map the probe's memory page by page at its own address."""
     for level in range(3):
         probe.write_memory(_TABLES + level * 0x1000, struct.pack("<Q", _TABLES + (level + 1) * 0x1000 | 3))
-    entries = {at: at | 3 for at in range(0, PROBE_MEMORY, _PAGE)}
+    entries = {at: at | 3 for at in range(0, PROBE_MEMORY, PAGE)}
     for number, (_, bits, _) in enumerate(_FAULTS):
-        page = _DATA + number * _PAGE
+        page = _DATA + number * PAGE
         entries[page] = page | bits if bits else 0
     probe.write_memory(_TABLES + 0x3000, struct.pack(f"<{len(entries)}Q", *entries.values()))

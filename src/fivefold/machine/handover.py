@@ -17,12 +17,11 @@ from fivefold.errors import MachineError
 from fivefold.machine.base import TableRegister
 from fivefold.machine.vcpu import FLAT_CODE64, FLAT_DATA
 from fivefold.memory import PhysMemory
-from fivefold.units import PhysAddr
+from fivefold.units import PAGE, PhysAddr
 
 _MODES = {"long48": LA48, "long57": LA57}
 _PRESENT_WRITABLE = 0x3
 _PAGE_SIZE_BIT = 1 << 7
-_PAGE = 0x1000
 _STACK = 0x1000
 GDT = (0, FLAT_CODE64, FLAT_DATA)
 CODE_SELECTOR = 0x08
@@ -49,14 +48,14 @@ def handover_size(entry: str, top: int, cpu: Cpu) -> int:
     if mode.top > cpu.widest.top:
         raise MachineError(f"entry {entry} needs a CPU with LA57, and this one has four levels only")
     tables = sum(_tables(level, top) for level in mode.levels if level >= _leaf_level(cpu))
-    return tables * _PAGE + _STACK + _PAGE
+    return tables * PAGE + _STACK + PAGE
 
 
 def build_handover(entry: str, top: int, at: int, cpu: Cpu, memory: PhysMemory) -> Handover:
     """Write tables for all of 0 to *top*, a GDT and a stack to *at*; see the module's contract."""
     mode = _MODES[entry]
     memory.write(PhysAddr(at), struct.pack("<3Q", *GDT))
-    stack = at + _PAGE + _STACK
+    stack = at + PAGE + _STACK
     root = _identity_tables(mode, top, stack, _leaf_level(cpu), memory)
     return Handover(mode, root, stack, TableRegister(at, 8 * len(GDT) - 1))
 
@@ -74,8 +73,8 @@ def _identity_tables(mode: PagingMode, top: int, at: int, leaf: Level, memory: P
     below, step, flags = 0, leaf.span, _PRESENT_WRITABLE | _PAGE_SIZE_BIT
     for level in reversed([level for level in mode.levels if level >= leaf]):
         entries = -(-top // level.span)
-        size = _tables(level, top) * _PAGE
+        size = _tables(level, top) * PAGE
         table = b"".join((below + n * step | flags).to_bytes(8, "little") for n in range(entries))
         memory.write(PhysAddr(at), table.ljust(size, b"\0"))
-        below, step, flags, at = at, _PAGE, _PRESENT_WRITABLE, at + size
+        below, step, flags, at = at, PAGE, _PRESENT_WRITABLE, at + size
     return below

@@ -16,7 +16,7 @@ from fivefold.machine.elf import Segment, load_segments, pvh_entry
 from fivefold.machine.handover import Handover, build_handover, handover_size
 from fivefold.machine.memory_map import EBDA, RAM
 from fivefold.memory import Extent, PhysMemory
-from fivefold.units import GIB, MIB, PhysAddr, hex64
+from fivefold.units import GIB, MIB, PAGE, PhysAddr, hex64
 
 START_MAGIC: Final = 0x336EC578
 """The first word of the start information: "xEn3" with the top bit of the E set."""
@@ -24,7 +24,6 @@ START_MAGIC: Final = 0x336EC578
 _START_INFO: Final = struct.Struct("<IIIIQQQQII")
 _MODULE: Final = struct.Struct("<QQQQ")
 _ROW: Final = struct.Struct("<QQII")
-_PAGE: Final = 0x1000
 
 
 class Placement(NamedTuple):
@@ -39,7 +38,7 @@ class Room:
     """RAM that nobody has taken yet."""
 
     def __init__(self, rows: tuple[MapRow, ...]) -> None:
-        self._free = [Extent(max(row.start, _PAGE), row.end) for row in rows if row.kind == RAM]
+        self._free = [Extent(max(row.start, PAGE), row.end) for row in rows if row.kind == RAM]
 
     def take_exactly(self, start: int, end: int) -> bool:
         """Take *start* to *end*; False if some of it is not RAM or is taken."""
@@ -52,7 +51,7 @@ class Room:
     def take_highest(self, size: int, below: int) -> int | None:
         """Take *size* bytes, page-aligned, ending at or before *below*; None if there is no room."""
         for free in sorted(self._free, reverse=True):
-            start = min(free.end, below) - size & ~(_PAGE - 1)
+            start = min(free.end, below) - size & ~(PAGE - 1)
             if start >= free.start and self.take_exactly(start, start + size):
                 return start
         return None

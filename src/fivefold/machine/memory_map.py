@@ -8,11 +8,10 @@ from typing import Final
 from fivefold.errors import MachineError
 from fivefold.machine.base import MapRow
 from fivefold.memory import Extent
-from fivefold.units import GIB, KIB, MIB, format_size, hex64
+from fivefold.units import GIB, MIB, PAGE, format_size, hex64
 
 RAM: Final = 1
 RESERVED: Final = 2
-PAGE: Final = 4 * KIB
 PC_SPLIT: Final = 3 * GIB
 """QEMU's "pc" machine: RAM beyond this is moved above 4 GiB (hw/i386/pc_piix, measured on 7.2)."""
 EBDA: Final = 0x9FC00

@@ -23,11 +23,10 @@ from fivefold.memory.base import Extent
 from fivefold.memory.files import ByteSource, FileBytes
 from fivefold.memory.notes import MAX_NOTE_BYTES, cpus_of, parse_vmcoreinfo, split_notes, vmcoreinfo_of
 from fivefold.memory.source import Source
-from fivefold.units import GIB
+from fivefold.units import GIB, PAGE
 
 SIGNATURES: Final = (b"KDUMP   ", b"DISKDUMP", kdump_flat.SIGNATURE)
 
-PAGE: Final = 4096
 MAX_RUNS: Final = 1 << 20
 MAX_BITMAP: Final = 4 * GIB // 8
 """Bytes of one bitmap that are taken: 16 TiB of memory."""

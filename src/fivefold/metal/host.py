@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from fivefold.errors import CompileError, MemoryReadError
 from fivefold.metal.build import cached
 from fivefold.metal.instance import MACHINE_WORDS, Callee, Instance, checked, find
-from fivefold.metal.native import PAGE, CodeImage, PinnedBuffer
+from fivefold.metal.native import CodeImage, PinnedBuffer
 from fivefold.metal.program import Program
-from fivefold.units import MASK64
+from fivefold.units import MASK64, PAGE
 
 if TYPE_CHECKING:
     from fivefold.metal.link import Linked

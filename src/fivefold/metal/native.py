@@ -8,8 +8,8 @@ import os
 from typing import Any, Final
 
 from fivefold.errors import MachineError
+from fivefold.units import PAGE
 
-PAGE: Final = 4096
 _PROT_READ: Final = 1
 _PROT_EXEC: Final = 4
 

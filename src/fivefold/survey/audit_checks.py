@@ -12,12 +12,10 @@ from fivefold.layout import Area
 from fivefold.survey.audit_views import Views
 from fivefold.survey.regions import Region, spell
 from fivefold.survey.scan_result import Flags, Kind, ScanResult
-from fivefold.units import hex64
+from fivefold.units import PAGE, hex64
 
 MAX_HITS: Final = 1000
 """Findings of one rule that are told; more are counted only."""
-
-PAGE: Final = 4096
 
 
 class Hit(NamedTuple):

@@ -18,7 +18,7 @@ from fivefold.arch import Flag
 from fivefold.layout import shadow_bounds
 from fivefold.survey.evidence import Found
 from fivefold.survey.scan_result import Kind, ScanResult
-from fivefold.units import GIB, MASK64, MIB, format_size, hex64
+from fivefold.units import GIB, MASK64, MIB, PAGE, format_size, hex64
 
 KERNEL_WINDOW: Final = 0xFFFF_FFFF_8000_0000
 KERNEL_WINDOW_END: Final = 0xFFFF_FFFF_C000_0000
@@ -29,7 +29,6 @@ SECTION: Final = 128 * MIB
 DESCRIPTOR_SIZES: Final = (64, 56)
 """Bytes of a page descriptor: Linux aligns it to 16 bytes but with SLOB, its smallest allocator."""
 
-_PAGE: Final = 4096
 LEAST_DIRECT_MAP: Final = 2 * MIB
 UNCACHED: Final = int(Flag.PWT | Flag.PCD)
 _KERNEL_HALF: Final = 1 << 63
@@ -182,8 +181,8 @@ def _vmemmap(above: list[_Run], memory_end: int) -> Found[int | None]:
     # vmalloc comes first, and may look so by chance.
     starts = [start for start, _ in reversed(clusters) if start % GIB == 0]
     for size in DESCRIPTOR_SIZES:
-        last_descriptor = (memory_end - 1) // _PAGE * size
-        limit = _up(_up(memory_end, SECTION) // _PAGE * size, 2 * MIB)
+        last_descriptor = (memory_end - 1) // PAGE * size
+        limit = _up(_up(memory_end, SECTION) // PAGE * size, 2 * MIB)
         for start in starts:
             ends = (high - start for low, high in clusters if low >= start and low - start <= last_descriptor)
             if any(last_descriptor <= end < limit for end in ends):

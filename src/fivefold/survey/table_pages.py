@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fivefold.arch import FRAME_BITS, Flag, Level
 from fivefold.memory import Bank, Extent
-from fivefold.units import PhysAddr
+from fivefold.units import PAGE, PhysAddr
 
 Words = npt.NDArray[np.uint64]
 Marks = npt.NDArray[np.bool_]
@@ -36,7 +36,6 @@ EMPTY_LEFT_OUT: Final = 128
 What looks so is a PT of the direct map over memory that was never written, among it a few page tables.
 """
 
-PAGE: Final = 4096
 _P: Final = np.uint64(int(Flag.P))
 _PS: Final = np.uint64(int(Flag.BIT7))
 _FRAME: Final = np.uint64(FRAME_BITS)
