@@ -153,8 +153,15 @@ def test_bits(fivefold: Run, capture: Capture) -> None:
         (["--range", "0x2000-0x1000"], "is no range of 64-bit addresses; expected the start before the end"),
         (["--range", "0x2000"], "is not a range; expected START-END, START+SIZE or START-, the end exclusive"),
         (["--rights", "q"], "are no rights; expected letters of w, x and u"),
-        (["--format", "ptdump", "--user"], "--format ptdump prints what it prints"),
-        (["--format", "info-tlb", "--leaf"], "--format info-tlb prints what it prints"),
+        (
+            ["--format", "ptdump", "--user"],
+            "prints what another program would; expected it without --range, --user",
+        ),
+        (
+            ["--format", "info-tlb", "--leaf"],
+            "prints what another program would; expected it without --rights,",
+        ),
+        (["--build", "kasan=yes"], "--build is of --format ptdump; expected both or none of them"),
         (["--format", "xml"], "'xml'"),
     ],
 )

@@ -78,6 +78,8 @@ def dump(
     asked = FormatChoice.json if as_json else format
     part = _part(window, user, kernel)
     narrowed = rights is not None or leaf or phys or bits is not None
+    if build and asked is not FormatChoice.ptdump:
+        raise typer.BadParameter("--build is of --format ptdump; expected both or none of them")
     with chosen.open_space() as space:
         if asked is FormatChoice.ptdump:
             _refuse_narrowing(asked, narrowed or part is not None)
@@ -104,7 +106,11 @@ def _part(window: range | None, user: bool, kernel: bool) -> range | None:
 
 def _refuse_narrowing(asked: FormatChoice, narrowed: bool) -> None:
     if narrowed:
-        raise typer.BadParameter(f"--format {asked.value} prints what it prints; narrow --format text, json or csv")
+        parts = "--range, --user, --kernel, " if asked is FormatChoice.ptdump else ""
+        raise typer.BadParameter(
+            f"--format {asked.value} prints what another program would; "
+            f"expected it without {parts}--rights, --leaf, --phys and --bits, or --format text, json or csv"
+        )
 
 
 def _filter(rights: str | None, leaf: bool) -> RightsFilter | None:
