@@ -183,7 +183,7 @@ def test_a_truncated_image_is_refused(tmp_path: Path) -> None:
     target.write_bytes(target.read_bytes()[:30_000])
     done = fivefold("boot", str(target))
     assert done.returncode == 2
-    assert done.stderr.startswith("fivefold: not an image of ours, or cut short at 30000 bytes: ")
+    assert done.stderr.startswith(f"fivefold: {target}: not an image of ours, or cut short at 30000 bytes: ")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fivefold.cli import values
-from fivefold.errors import FivefoldError
+from fivefold.errors import FivefoldError, ImageError
 
 if TYPE_CHECKING:
     from fivefold.machine import Event, Machine
@@ -99,7 +99,13 @@ def boot(
         hibernate=hibernate,
         smp=smp,
     )
-    given = parse(read_file(image, MOST_BYTES)) if image else None
+    given = None
+    if image:
+        data = read_file(image, MOST_BYTES)
+        try:
+            given = parse(data)
+        except ImageError as error:
+            raise ImageError(f"{image}: {error}") from error
     cpus = CPUS if cpu is CpuChoice.both else (cpu.value,)
     for word in unknown_words(f"{cmdline} {kexec or ''}"):
         print(f"fivefold: the kernel does not know {word!r}, and passes over it", file=sys.stderr)
@@ -117,17 +123,18 @@ def boot(
 
 
 def _why(event: Event, machine: Machine) -> str:
-    """The story of a run that did not come to its end; a guest that stopped itself has said why."""
+    """The story of a run that did not come to its end; "" where only a shutdown would have one."""
     from fivefold.explain import explain_event
-    from fivefold.machine import Exit
+    from fivefold.machine import Shutdown
     from fivefold.report.explain_text import explanation_lines
 
-    if isinstance(event, Exit):
-        return ""
     try:
-        return "\n".join(explanation_lines(explain_event(event, machine)))
+        told = explain_event(event, machine)
     except FivefoldError as error:
         return f"it cannot be explained: {error}"
+    if told.cause.rule == "unknown" and not isinstance(event, Shutdown):
+        return ""
+    return "\n".join(explanation_lines(told))
 
 
 def _say(step: str) -> None:
