@@ -102,6 +102,7 @@ def test_unicorn_has_no_firmware(boot: Boot) -> None:
         boot("la57", engine="unicorn", entry="efi")
 
 
+@pytest.mark.qemu
 def test_firmware_that_is_not_there(boot: Boot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine_firmware, "FIRMWARE", (Firmware(tmp_path / "none.fd"),))
     with pytest.raises(MachineError, match=r"^the entry efi needs the firmware OVMF, .* apt-get install ovmf$"):
