@@ -176,3 +176,11 @@ def test_a_stub_that_stops_the_guest_needs_leave(run: Run, words: tuple[str, ...
     assert (status, said.endswith("allow that with --freeze\n")) == (2, True)
     status, _, said = run(*words, "--freeze")
     assert (status, said.startswith("fivefold: cannot connect to localhost:1 for a gdb stub")) == (2, True)
+
+
+def test_memory_that_may_be_none_is_said(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "serial.log"
+    path.write_text("no memory, but a log\n" * 300)
+    status, _, said = run("--cr2", "1000", "--error-code", "2", "--cr4", "1020", "--cr3", "0", "--memory", path)
+    raw = "no header was recognised: taken as raw memory from physical 0, without holes"
+    assert (status, said) == (0, f"fivefold: {path}: {raw}\n")

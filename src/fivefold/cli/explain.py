@@ -146,4 +146,8 @@ def _tell(
     if log is None and memory is None and not given and not addresses:
         raise FormatError("nothing to explain: expected a log, a source of memory, or numbers such as --cr2")
     with open_source(memory, ram_map=ram_map, freeze=freeze) if memory is not None else nullcontext() as source:
+        if source is not None and source.format.startswith("raw image") and ram_map is None:
+            # A log that is given as memory is raw memory, too.
+            for note in source.notes:
+                print(f"fivefold: {source.name}: {note}", file=sys.stderr)
         return run_explain(log, source, given=given, addresses=addresses, what_if=what_if)
