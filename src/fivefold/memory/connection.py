@@ -107,7 +107,6 @@ def connect(address: str, timeout: float, what: str) -> socket.socket:
     """A connected socket to a path or to HOST:PORT; `MachineError` with *what* was expected there."""
     host, colon, port = address.rpartition(":")
     by_port = bool(colon) and port.isdecimal() and "/" not in host
-    family = socket.AF_INET if by_port else socket.AF_UNIX
     with contextlib.ExitStack() as undo:
         try:
             if by_port:
@@ -116,7 +115,7 @@ def connect(address: str, timeout: float, what: str) -> socket.socket:
                 # Small packets in turn: without this each waits for the other side's delayed acknowledgement.
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             else:
-                connected = socket.socket(family, socket.SOCK_STREAM)
+                connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 undo.callback(connected.close)
                 connected.settimeout(timeout)
                 connected.connect(address)
