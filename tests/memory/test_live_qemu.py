@@ -218,6 +218,20 @@ def test_a_process_without_a_socket() -> None:
     )
 
 
+def test_a_process_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command line may be read, where it was started may not."""
+
+    def refused(path: Path, strict: bool = False) -> Path:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"qemu\0-qmp\0unix:qmp.sock,server=on\0")
+    monkeypatch.setattr(Path, "resolve", refused)
+    with pytest.raises(
+        MachineError, match=r"^cannot read /proc/77/cwd: permission denied; run as .* or give qmp:SOCKET"
+    ):
+        qmp_address_of(77)
+
+
 @pytest.mark.parametrize(
     ("line", "addresses"),
     [

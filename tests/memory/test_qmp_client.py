@@ -51,6 +51,17 @@ def test_answers_and_events(serve) -> None:
     }
 
 
+def test_what_was_left_of_another_client_comes_first(serve) -> None:
+    left = b'{"event": "STOP"}\r\n{"return": {}, "id": 7}\r\n'
+
+    def script(connection: socket.socket) -> None:
+        connection.sendall(left)
+        server(b'{"return": "text"}\n')(connection)
+
+    with closing(QmpClient(serve(script), timeout=5)) as client:
+        assert client.monitor("info mtree -f") == "text"
+
+
 def test_refusal_is_an_error_with_its_class(serve) -> None:
     refusal = b'{"error": {"class": "CommandNotFound", "desc": "The command x has not been found"}}\n'
     with closing(QmpClient(serve(server(refusal)), timeout=5)) as client:

@@ -108,7 +108,9 @@ class _Attachment(NamedTuple):
             except MachineError as error:
                 refusals.append(f"{each}: {error}")
                 continue
-            return each, memory, remarks
+            # What copies all of RAM is the last resort: say why it came to that.
+            why = [f"not read by {refusal}" for refusal in refusals] if each == "pmemsave" else []
+            return each, memory, (*remarks, *why)
         raise MachineError(f"cannot read RAM of {self.name}; " + "; ".join(refusals))
 
     def _by(self, way: str) -> tuple[BankedMemory | PagedMemory, tuple[str, ...]]:
@@ -159,11 +161,22 @@ def qmp_address_of(pid: int) -> str:
         raise MachineError(f"cannot read the command line of process {pid}: {error.strerror}") from error
     for address in _qmp_addresses(words):
         # A relative path is relative to where QEMU was started.
-        return address if _is_tcp(address) else str(folder.joinpath("cwd").resolve() / address)
+        return address if _is_tcp(address) else str(_started_in(folder) / address)
     raise MachineError(
         f"process {pid} has no QMP socket on its command line; start QEMU with "
         "-qmp unix:/path/qmp.sock,server=on,wait=off, or give qmp:SOCKET"
     )
+
+
+def _started_in(folder: Path) -> Path:
+    """The working directory of the process with this folder in /proc."""
+    try:
+        return folder.joinpath("cwd").resolve()
+    except OSError as error:
+        raise MachineError(
+            f"cannot read {folder}/cwd: {(error.strerror or str(error)).lower()}; run as the same user as the process, "
+            "with CAP_SYS_PTRACE, or give qmp:SOCKET"
+        ) from error
 
 
 def _is_tcp(address: str) -> bool:

@@ -45,8 +45,7 @@ class QmpClient:
         try:
             self._connection.begin()
             self._connection.if_silent = "" if connected else "; another client may hold the socket"
-            if "QMP" not in self._message():
-                raise MachineError(f"{address} does not speak QMP: its first message has no 'QMP'")
+            self._greet()
             self._connection.if_silent = ""
             # Within the same time limit: a client is connected when it can ask.
             self._answer("qmp_capabilities", {})
@@ -86,6 +85,12 @@ class QmpClient:
     def close(self) -> None:
         """Disconnect; the guest goes on as it was."""
         self._connection.close()
+
+    def _greet(self) -> None:
+        """Read up to the greeting. What QEMU had left to tell the client before us may come first."""
+        while "QMP" not in (message := self._message()):
+            if not message.keys() & {"event", "return", "error"}:
+                raise MachineError(f"{self.address} does not speak QMP: its first message has no 'QMP'")
 
     def _note_event(self, event: dict[str, Any]) -> None:
         """Called with what arrives unasked; here it concerns nobody."""
