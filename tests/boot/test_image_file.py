@@ -13,11 +13,26 @@ import pytest
 
 from fivefold.boot import DEFAULT_LOAD_ADDRESS, Image, parse
 from fivefold.boot.files import read_file, write_file
-from fivefold.errors import ImageError
+from fivefold.cli.image import FormatChoice
+from fivefold.cli.image import image as image_command
+from fivefold.errors import ImageError, MachineError
 from fivefold.machine.elf import load_segments, pvh_entry
 from fivefold.units import GIB, MIB
 
 BUILD = "import sys; from fivefold.boot import build_image; sys.stdout.buffer.write(build_image().place())"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("pages=4k pages=2m", "pages"),
+        ("x" * 5000, "a command line of 5000 characters; the EFI application reads 2048 at most"),
+    ],
+)
+def test_a_menu_gets_no_command_line_that_means_nothing(words: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=reason):
+        image_command(tmp_path / "iso", FormatChoice.iso, cmdline=words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_builds_in_two_processes_are_the_same_bytes(image: Image) -> None:

@@ -144,7 +144,7 @@ def _chosen(regions: Iterable[Region], rights: RightsFilter | None) -> Iterable[
 
 
 def _write(space: Space, asked: FormatChoice, regions: Iterable[Region], leaf: bool) -> int:
-    from fivefold.report.dump_text import Findings, loops_of, write_csv, write_json, write_text
+    from fivefold.report.dump_text import NOT_LOOKED_AT, Findings, loops_of, write_csv, write_json, write_text
 
     findings = Findings(regions)
     if asked is FormatChoice.json:
@@ -153,11 +153,11 @@ def _write(space: Space, asked: FormatChoice, regions: Iterable[Region], leaf: b
         write_csv(findings, sys.stdout)
     else:
         write_text(space, findings, sys.stdout, of_leaf=leaf)
+    loops = loops_of(space)
     sentences = [findings.sentence()] if findings.kept else []
-    sentences += [found["message"] for found in loops_of(space)]
-    for sentence in sentences:
+    for sentence in [*sentences, *(loop["message"] for loop in loops)]:
         print(f"fivefold: {sentence}", file=sys.stderr)
-    return int(bool(sentences))
+    return int(bool(sentences) or any(loop["what"] != NOT_LOOKED_AT for loop in loops))
 
 
 def _write_ptdump(space: Space, build: str, unlimited: bool) -> int:

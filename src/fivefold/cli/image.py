@@ -48,11 +48,18 @@ def image(
 ) -> int:
     """Write the bootable image: the same bytes from the same sources."""
     from fivefold.boot import DEFAULT_LOAD_ADDRESS, build_image, write_file
+    from fivefold.boot.command_line import check_given
     from fivefold.boot.efi_image import efi_file
     from fivefold.boot.iso import iso_file
+    from fivefold.kernel.efi_stub import MOST_OPTIONS
 
     if cmdline and format is not FormatChoice.iso:
         raise MachineError(f"a command line goes into an ISO's menu; the loader gives one to {format.value}")
+    check_given(cmdline)
+    if len(cmdline) > MOST_OPTIONS:
+        raise MachineError(
+            f"a command line of {len(cmdline)} characters; the EFI application reads {MOST_OPTIONS} at most"
+        )
     built = build_image()
     load = DEFAULT_LOAD_ADDRESS if load_address is None else load_address
     if format is not FormatChoice.elf:

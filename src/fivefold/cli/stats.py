@@ -42,6 +42,7 @@ def stats(
         else:
             write_text(found, sys.stdout)
         wrong = sentences(found)
-        for sentence in wrong:
-            print(f"fivefold: {sentence}", file=sys.stderr)
+        if format is not FormatChoice.text or as_json:  # the text has them
+            for sentence in wrong:
+                print(f"fivefold: {sentence}", file=sys.stderr)
     return int(bool(wrong))

@@ -14,6 +14,9 @@ from fivefold.survey.space import Space
 from fivefold.units import format_size, hex64
 
 SCHEMA: Final = "fivefold.dump/1"
+NOT_LOOKED_AT: Final = "not looked at"
+"""In the place of what kind of finding it is: nothing is known to be wrong."""
+
 COLUMNS: Final = (
     "start",
     "end",
@@ -133,7 +136,7 @@ def loops_of(space: Space) -> list[dict[str, Any]]:
         return loop_findings(space.overview.counts)
     except TooManyRuns as error:
         text = f"tables that lead back to themselves were not looked for: {error}"
-        return [{"what": "not looked at", "start": hex64(0), "count": 0, "message": text}]
+        return [{"what": NOT_LOOKED_AT, "start": hex64(0), "count": 0, "message": text}]
 
 
 def loop_findings(counts: ScanCounts) -> list[dict[str, Any]]:
