@@ -62,9 +62,7 @@ MISTAKES: Final = (
     Mistake("kasan", "kasan.py", "image_phys(zero_page) | KERNEL_RO)", "image_phys(zero_page) | KERNEL_RW)"),
     Mistake("scan", "scan_entries.py", "(~entry >> 61 & EXECUTE)", "(entry >> 61 & EXECUTE)"),
     Mistake("scan", "scan_entries.py", "level <= PUD_LEVEL)", "level < PUD_LEVEL)", options={"memory": 3072 * MIB}),
-    Mistake(
-        "scan", "scan.py", "va = VirtAddr(load64(frame + VA) + (i << PTE_SHIFT))", "va = VirtAddr(load64(frame + VA))"
-    ),
+    Mistake("scan", "scan.py", "va = VirtAddr(first_va + (i << PTE_SHIFT))", "va = VirtAddr(first_va)"),
     Mistake("scan", "memblock.py", "    table_pages += 1\n", "    table_pages += 2\n"),
     Mistake("sync", "sync.py", "    if mapping.top_changed:\n", "    if not mapping.top_changed:\n"),
     Mistake("sync", "sync.py", "    if top_none(entry) or is_private(slot):\n", "    if top_none(entry):\n"),

@@ -32,11 +32,10 @@ ptrs_per_p4d: u64 = 1
 """The mode. Written once, before any helper runs; folded by default, because code runs before detection."""
 
 PTRS_PER_TABLE: Final = 512
+"""Of every table that there is. Static storage is never sized by `ptrs_per_p4d`, which is no constant."""
 KERNEL_SLOT: Final = 256
 LAST_SLOT: Final = 511
 """The first top entry of the upper half, in both modes, and its last: where the kernel image is."""
-MAX_PTRS_PER_P4D: Final = 512
-"""What static storage is sized by: never by `ptrs_per_p4d`, which is not a constant."""
 
 PTE_SHIFT: Final = 12
 PMD_SHIFT: Final = 21
