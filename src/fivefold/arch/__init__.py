@@ -3,21 +3,19 @@
 Written from the manuals in plain Python, sharing no code with the kernel under test.
 """
 
-from fivefold.arch.access import (
+from fivefold.arch.access import Allowed, Fault, PageFault, Rule, Verdict, access, error_code, is_shadow_stack
+from fivefold.arch.accesses import (
     FETCH,
     READ,
+    RSTORSSP,
+    SHADOW_POP,
+    SHADOW_PUSH,
     WRITE,
+    WRSS,
+    WRUSS,
     Access,
-    Allowed,
-    Fault,
     Kind,
-    PageFault,
-    Rule,
-    Verdict,
-    access,
-    accessed_and_dirty,
-    error_code,
-    untagged,
+    is_user,
 )
 from fivefold.arch.build import (
     TABLE,
@@ -29,21 +27,11 @@ from fivefold.arch.build import (
     map_page,
     map_range,
 )
-from fivefold.arch.control import (
-    MSRS,
-    Flush,
-    Legal,
-    Refused,
-    Register,
-    check_write,
-    cr3_bits,
-    cr4_bits,
-    efer_bits,
-    flush_of,
-)
 from fivefold.arch.cpu import MAX_PHYS_BITS, Cpu, CpuidReader, Vendor, cpu_from_cpuid
 from fivefold.arch.entry import FRAME_BITS, PAT_RESET, SOFTWARE_BITS, Entry, Flag, MemoryType
 from fivefold.arch.exceptions import HAS_ERROR_CODE, Escalation, Vector, escalate
+from fivefold.arch.history import History, accessed_and_dirty, history, history_of
+from fivefold.arch.linear import first_separated, masked, untagged
 from fivefold.arch.modes import ENTRIES, LA48, LA57, TABLE_SIZE, Level, PagingMode, extend
 from fivefold.arch.regions import (
     ACCESS_HISTORY,
@@ -55,6 +43,17 @@ from fivefold.arch.regions import (
     regions,
     scan,
 )
+from fivefold.arch.registers.control import (
+    Flush,
+    Legal,
+    Refused,
+    check_write,
+    cr3_bits,
+    cr4_bits,
+    efer_bits,
+    flush_of,
+)
+from fivefold.arch.registers.names import MSRS, Register
 from fivefold.arch.state import (
     CR3_KEEP,
     CR3_LAM_U48,
@@ -67,9 +66,13 @@ from fivefold.arch.state import (
     Paging,
 )
 from fivefold.arch.walk import (
+    HLAT_RESTART,
     AddressSpace,
     Cause,
+    Hlat,
     Mapped,
+    Owned,
+    Owner,
     Rights,
     Step,
     TableReader,
@@ -90,6 +93,7 @@ __all__ = [
     "FETCH",
     "FRAME_BITS",
     "HAS_ERROR_CODE",
+    "HLAT_RESTART",
     "LA48",
     "LA57",
     "MAX_PHYS_BITS",
@@ -97,10 +101,15 @@ __all__ = [
     "PAT_RESET",
     "READ",
     "RFLAGS_AC",
+    "RSTORSSP",
+    "SHADOW_POP",
+    "SHADOW_PUSH",
     "SOFTWARE_BITS",
     "TABLE",
     "TABLE_SIZE",
     "WRITE",
+    "WRSS",
+    "WRUSS",
     "Access",
     "AddressSpace",
     "Allowed",
@@ -119,6 +128,8 @@ __all__ = [
     "Flush",
     "FrameSource",
     "Frames",
+    "History",
+    "Hlat",
     "Kind",
     "Legal",
     "Level",
@@ -126,6 +137,8 @@ __all__ = [
     "MappingConflict",
     "MemoryType",
     "OutOfFrames",
+    "Owned",
+    "Owner",
     "PageFault",
     "Paging",
     "PagingMode",
@@ -155,9 +168,15 @@ __all__ = [
     "error_code",
     "escalate",
     "extend",
+    "first_separated",
     "flush_of",
+    "history",
+    "history_of",
+    "is_shadow_stack",
+    "is_user",
     "map_page",
     "map_range",
+    "masked",
     "regions",
     "scan",
     "slot_of",

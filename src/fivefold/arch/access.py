@@ -15,44 +15,14 @@ from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import Final
 
+from fivefold.arch.accesses import READ, Access, Kind, is_user
 from fivefold.arch.entry import Flag
 from fivefold.arch.exceptions import Vector
-from fivefold.arch.modes import LA48, LA57, Level, PagingMode, extend
-from fivefold.arch.state import CR3_LAM_U48, CR3_LAM_U57, ControlState, Cr4
+from fivefold.arch.linear import first_non_canonical, first_separated, masked, past_segment_limit
+from fivefold.arch.modes import Level
+from fivefold.arch.state import ControlState, Cr4
 from fivefold.arch.walk import AddressSpace, Cause, Mapped, Step, Unmapped, translate
 from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
-
-
-class Kind(Enum):
-    """What an access does. A read-modify-write is a write."""
-
-    READ = "read"
-    WRITE = "write"
-    FETCH = "fetch"
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """What is done to an address; who does it follows from the privilege level.
-
-    *size* in bytes, 1 to 4096. *implicit*: the CPU's own access to a descriptor table or TSS,
-    which is a supervisor's at any privilege level. *stack*: through SS, or a push, pop, call or return.
-    """
-
-    kind: Kind
-    size: int = 1
-    implicit: bool = False
-    stack: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse a size that no access has."""
-        if not 1 <= self.size <= 4096:
-            raise ValueError(f"an access of {self.size} bytes; expected 1 to 4096")
-
-
-READ: Final = Access(Kind.READ)
-WRITE: Final = Access(Kind.WRITE)
-FETCH: Final = Access(Kind.FETCH)
 
 
 class PageFault(IntFlag):
@@ -79,10 +49,15 @@ class Rule(Enum):
     USER = "user access to a supervisor page"
     WRITE = "write to a read-only page"
     EXECUTE = "fetch from a no-execute page"
+    SHADOW = "shadow-stack access to a page that is no shadow stack"
+    SHADOW_SIDE = "supervisor shadow-stack access to a user page"
+    LASS = "bit 63 of the address is the other privilege's (LASS)"
     SMEP = "supervisor fetch from a user page (SMEP)"
     SMAP = "supervisor access to user data (SMAP)"
     PKU = "the user page's protection key forbids it (PKU)"
     PKS = "the supervisor page's protection key forbids it (PKS)"
+    SGX = "the enclave page cache map forbids it (SGX)"
+    RMP = "the reverse map table gives the page to another owner (SEV-SNP)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +111,13 @@ def access(space: AddressSpace, state: ControlState, va: VirtAddr, how: Access =
     """
     if state.mode != space.mode or state.nxe != space.nxe:
         raise ValueError(f"the state has {state.paging.value}, NXE={state.nxe:d}; the space differs")
-    if how.kind is not Kind.FETCH:
-        va = untagged(va, state, space.mode)
-    if (bad := _non_canonical(space.mode, va, how.size)) is not None:
-        vector = Vector.SS if how.stack and how.kind is not Kind.FETCH else Vector.GP
-        return Fault(vector, 0, Cause.NON_CANONICAL, Rule.CANONICAL, bad, None, ())
+    if past_segment_limit(state, space.cpu, how):
+        raise ValueError("EFER.LMSLE compares data accesses with segment limits, which the state does not hold")
+    va = masked(va, state, space.mode, how)
+    if (bad := first_non_canonical(space.mode, va, how.size)) is not None:
+        return _not_translated(how, Cause.NON_CANONICAL, Rule.CANONICAL, bad)
+    if (bad := first_separated(state, va, how)) is not None:
+        return _not_translated(how, Cause.SEPARATED, Rule.LASS, bad)
     pages: list[Mapped] = []
     for piece in _pieces(va, how.size):
         verdict = _page(space, state, piece, how)
@@ -150,68 +127,32 @@ def access(space: AddressSpace, state: ControlState, va: VirtAddr, how: Access =
     return Allowed(tuple(pages))
 
 
-def untagged(va: VirtAddr, state: ControlState, mode: PagingMode) -> VirtAddr:
-    """Remove the tag that linear-address masking lets data addresses carry.
-
-    The bits between the tag's top and bit 63 take the value of the highest bit below the tag;
-    bit 63 itself stays, so that the canonical check still compares it.
-    """
-    if va >> 63:
-        width = mode.va_bits if state.cr4_has(Cr4.LAM_SUP) else 0
-    elif state.cr3 & CR3_LAM_U57:
-        width = LA57.va_bits
-    else:
-        width = LA48.va_bits if state.cr3 & CR3_LAM_U48 else 0
-    if not width:
-        return va
-    return VirtAddr(extend(va, width) & ~_BIT63 | va & _BIT63)
+def _not_translated(how: Access, cause: Cause, rule: Rule, va: VirtAddr) -> Fault:
+    """The fault of an address that no table is asked about."""
+    vector = Vector.SS if how.stack and how.kind is not Kind.FETCH else Vector.GP
+    return Fault(vector, 0, cause, rule, va, None, ())
 
 
 def error_code(state: ControlState, how: Access, flags: PageFault) -> int:
-    """The error code of a page fault: *flags* (P, RSVD, PK) and what the access adds to them.
+    """The error code of a page fault: *flags* (P, RSVD, PK, HLAT, SGX, RMP) and what the access adds to them.
 
     I is reported only where a fetch can be refused at all: SMEP=1, or PAE and NXE.
     """
     code = int(flags)
     if how.kind is Kind.WRITE:
         code |= PageFault.W
-    if _is_user(state, how):
+    if is_user(state, how):
         code |= PageFault.U
-    if how.kind is Kind.FETCH and (state.cr4_has(Cr4.SMEP) or (state.cr4_has(Cr4.PAE) and state.nxe)):
+    if how.shadow:
+        code |= PageFault.SS
+    if how.kind is Kind.FETCH and (state.cr4 & _SMEP or (state.cr4 & _PAE and state.nxe)):
         code |= PageFault.I
     return int(code)
 
 
-def accessed_and_dirty(pages: Allowed, how: Access) -> tuple[tuple[PhysAddr, int], ...]:
-    """The entries the CPU rewrites when the access goes ahead: (where, new value).
-
-    A is set in every entry used, D in the leaf of a write; entries that have them are left out.
-    """
-    changes: dict[PhysAddr, int] = {}
-    for page in pages.pages:
-        for step in page.steps:
-            dirty = Flag.D if how.kind is Kind.WRITE and step.entry == page.leaf else 0
-            raw = step.entry.raw | int(Flag.A | dirty)
-            if raw != step.entry.raw:
-                changes[step.at] = raw
-    return tuple(changes.items())
-
-
-_BIT63: Final = 1 << 63
 _NO_BITS: Final = PageFault(0)
-
-
-def _is_user(state: ControlState, how: Access) -> bool:
-    return state.cpl == 3 and not how.implicit
-
-
-def _non_canonical(mode: PagingMode, va: VirtAddr, size: int) -> VirtAddr | None:
-    """The first byte that is not canonical. An access is shorter than the gap: its ends suffice."""
-    if not mode.is_canonical(va):
-        return va
-    if not mode.is_canonical((va + size - 1) & MASK64):
-        return VirtAddr(mode.gap.start)
-    return None
+_SMEP: Final = int(Cr4.SMEP)
+_PAE: Final = int(Cr4.PAE)
 
 
 def _pieces(va: VirtAddr, size: int) -> Iterator[VirtAddr]:
@@ -228,27 +169,36 @@ def _page(space: AddressSpace, state: ControlState, va: VirtAddr, how: Access) -
     if isinstance(found, Unmapped):
         absent = found.cause is Cause.NOT_PRESENT
         # A reserved-bit fault is one on a present entry: P comes with it.
-        code = error_code(state, how, _NO_BITS if absent else PageFault.P | PageFault.RSVD)
+        flags = _NO_BITS if absent else PageFault.P | PageFault.RSVD
+        code = error_code(state, how, flags | (PageFault.HLAT if found.hlat else _NO_BITS))
         rule = Rule.PRESENT if absent else Rule.RESERVED
         return Fault(Vector.PF, code, found.cause, rule, va, found.steps[-1].entry.level, found.steps)
     key_rule = _key_refusal(state, found, how)
     rule_broken = _rights_refusal(state, found, how) or key_rule
-    if rule_broken is None:
-        return found
-    cause = Cause.KEY if rule_broken is key_rule else Cause.PROTECTION
-    code = error_code(state, how, PageFault.P | (PageFault.PK if key_rule else _NO_BITS))
-    return Fault(Vector.PF, code, cause, rule_broken, va, found.page, found.steps)
+    if rule_broken is not None:
+        cause = Cause.KEY if rule_broken is key_rule else Cause.PROTECTION
+        code = error_code(state, how, PageFault.P | (PageFault.PK if key_rule else _NO_BITS))
+        return Fault(Vector.PF, code, cause, rule_broken, va, found.page, found.steps)
+    if (refused := space.refused_by_owner(found, how)) is not None:
+        rule = Rule[refused.name]
+        code = error_code(state, how, PageFault.P | PageFault[refused.name])
+        return Fault(Vector.PF, code, Cause.OWNER, rule, va, found.page, found.steps)
+    return found
 
 
 def _rights_refusal(state: ControlState, page: Mapped, how: Access) -> Rule | None:
-    """The rule of R/W, U/S, NX, SMEP and SMAP that *page* breaks, if any."""
-    user, rights = _is_user(state, how), page.rights
+    """The rule of R/W, U/S, NX, SMEP, SMAP and shadow stacks that *page* breaks, if any."""
+    user, rights = is_user(state, how), page.rights
     if user and not rights.user:
         return Rule.USER
     if how.kind is Kind.FETCH:
         if not user and rights.user and state.cr4_has(Cr4.SMEP):
             return Rule.SMEP
         return None if rights.execute else Rule.EXECUTE
+    if how.shadow:
+        if not user and rights.user:
+            return Rule.SHADOW_SIDE
+        return None if is_shadow_stack(page) else Rule.SHADOW
     if not user and rights.user and state.cr4_has(Cr4.SMAP) and (how.implicit or not state.ac):
         return Rule.SMAP
     if how.kind is Kind.WRITE and not rights.write and (user or state.wp):
@@ -256,9 +206,19 @@ def _rights_refusal(state: ControlState, page: Mapped, how: Access) -> Rule | No
     return None
 
 
+def is_shadow_stack(page: Mapped) -> bool:
+    """Whether *page* is a shadow stack's: R/W=0 and D=1 in its leaf, R/W=1 in every entry above.
+
+    It counts as one only while CR4.CET is set, which is not asked here.
+    """
+    *above, leaf = page.steps
+    raw = leaf.entry.raw
+    return not raw & Flag.RW and bool(raw & Flag.D) and all(step.entry.raw & Flag.RW for step in above)
+
+
 def _key_refusal(state: ControlState, page: Mapped, how: Access) -> Rule | None:
     """The protection-key rule that *page* breaks, if any; fetches have none."""
-    user = _is_user(state, how)
+    user = is_user(state, how)
     if how.kind is Kind.FETCH or (user and not page.rights.user):
         return None
     rule = Rule.PKU if page.rights.user else Rule.PKS

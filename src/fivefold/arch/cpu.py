@@ -50,17 +50,60 @@ class Cpu:
     pcid: bool = True
     umip: bool = True
     lam: bool = False
+    lass: bool = False
     fsgsbase: bool = True
     xsave: bool = True
     cet: bool = False
     vmx: bool = False
     smx: bool = False
+    key_locker: bool = False
+    uintr: bool = False
+    fred: bool = False
+    svm: bool = False
+    lmsle: bool = False
+    ffxsr: bool = False
+    tce: bool = False
+    mcommit: bool = False
+    intwb: bool = False
+    uai: bool = False
+    aibrs: bool = False
     vendor: Vendor = Vendor.INTEL
+    phys_reduction: int = 0
+    """By how many bits memory encryption narrows *phys_bits* (SME: CPUID 8000_001F EBX[11:6])."""
+    c_bit: int | None = None
+    """The bit of an entry that asks for encryption (AMD SME and SEV); neither address nor reserved."""
+    shared_bit: int | None = None
+    """The bit of an entry that asks for shared memory (Intel TDX); neither address nor reserved."""
+    key_id_bits: int = 0
+    """How many of the highest address bits select a key (Intel TME-MK): not reserved, and no address."""
 
     def __post_init__(self) -> None:
-        """Refuse a physical width that no CPU has."""
+        """Refuse widths that no CPU has."""
         if not 32 <= self.phys_bits <= MAX_PHYS_BITS:
             raise ValueError(f"{self.phys_bits} physical address bits; expected 32 to {MAX_PHYS_BITS}")
+        if self.phys_reduction < 0 or self.key_id_bits < 0 or self.address_bits < 32:
+            raise ValueError(
+                f"{self.phys_bits} physical address bits without {self.phys_reduction} for encryption and "
+                f"{self.key_id_bits} for keys; expected at least 32 to be left"
+            )
+        for bit in (self.c_bit, self.shared_bit):
+            if bit is not None and not 32 <= bit < MAX_PHYS_BITS:
+                raise ValueError(f"encryption by bit {bit} of an entry; expected 32 to {MAX_PHYS_BITS - 1}")
+
+    @property
+    def width(self) -> int:
+        """Physical address bits that are not reserved: *phys_bits* without the reduction."""
+        return self.phys_bits - self.phys_reduction
+
+    @property
+    def address_bits(self) -> int:
+        """Physical address bits that reach memory: those of `width` that select no key."""
+        return self.width - self.key_id_bits
+
+    @property
+    def encryption_bits(self) -> int:
+        """The C-bit and the shared bit, as a mask; 0 without them."""
+        return sum(1 << bit for bit in {self.c_bit, self.shared_bit} if bit is not None)
 
     @property
     def widest(self) -> PagingMode:
@@ -73,11 +116,11 @@ class Cpu:
         >>> hex(Cpu(phys_bits=46).frame_mask(4096))
         '0x3ffffffff000'
         """
-        return ((1 << self.phys_bits) - 1) & ~(align - 1)
+        return ((1 << self.address_bits) - 1) & ~self.encryption_bits & ~(align - 1)
 
     def must_be_zero(self, entry: Entry, nxe: bool = True) -> int:
         """Bits that must be clear in a present entry at this level and with this page-size bit."""
-        mask = FRAME_BITS & ~((1 << self.phys_bits) - 1)
+        mask = FRAME_BITS & ~((1 << self.width) - 1) & ~self.encryption_bits
         if not (nxe and self.nx):
             mask |= _NX
         if entry.level >= 4:
@@ -108,26 +151,36 @@ class Cpu:
 CpuidReader = Callable[[int, int], tuple[int, int, int, int]]
 
 
-def cpu_from_cpuid(cpuid: CpuidReader) -> Cpu:
+def cpu_from_cpuid(cpuid: CpuidReader, encrypts: bool = True) -> Cpu:
     """Read a `Cpu` through *cpuid*, which maps (leaf, subleaf) to (EAX, EBX, ECX, EDX).
 
-    The maximum leaf is asked first: above it some CPUs answer with another leaf's values.
+    The maximum leaf is asked first: above it some CPUs answer with another leaf's values. Where the
+    CPU can encrypt memory, *encrypts* says that it does (AMD: SYSCFG.MEM_ENCRYPT, which CPUID does
+    not show): only then are physical addresses narrower, and the C-bit more than a reserved bit.
     """
     highest, ebx, ecx, edx = cpuid(0, 0)
     vendor = b"".join(part.to_bytes(4, "little") for part in (ebx, edx, ecx))
+    amd = vendor in (b"AuthenticAMD", b"HygonGenuine")
     _, _, c1, d1 = cpuid(1, 0)
     a7, b7, c7, d7 = cpuid(7, 0) if highest >= 7 else (0, 0, 0, 0)
-    lam = cpuid(7, 1)[0] if a7 >= 1 else 0
+    a71 = cpuid(7, 1)[0] if a7 >= 1 else 0
     highest_extended = cpuid(0x8000_0000, 0)[0]
-    extended = cpuid(0x8000_0001, 0)[3] if highest_extended >= 0x8000_0001 else 0
+
+    def extended(leaf: int) -> tuple[int, int, int, int]:
+        return cpuid(leaf, 0) if highest_extended >= leaf else (0, 0, 0, 0)
+
+    _, _, ce1, de1 = extended(0x8000_0001)
+    a8, b8, _, _ = extended(0x8000_0008)
     # 36 where the leaf is missing: the width that came with PAE.
-    width = cpuid(0x8000_0008, 0)[0] & 0xFF if highest_extended >= 0x8000_0008 else 36
+    width = a8 & 0xFF if highest_extended >= 0x8000_0008 else 36
+    a1f, b1f, _, _ = extended(0x8000_001F) if amd and encrypts else (0, 0, 0, 0)
+    a21 = extended(0x8000_0021)[0] if amd else 0
     return Cpu(
         phys_bits=min(width, MAX_PHYS_BITS),
         la57=bool(c7 >> 16 & 1),
-        gib_pages=bool(extended >> 26 & 1),
-        nx=bool(extended >> 20 & 1),
-        long_mode=bool(extended >> 29 & 1),
+        gib_pages=bool(de1 >> 26 & 1),
+        nx=bool(de1 >> 20 & 1),
+        long_mode=bool(de1 >> 29 & 1),
         smep=bool(b7 >> 7 & 1),
         smap=bool(b7 >> 20 & 1),
         pku=bool(c7 >> 3 & 1),
@@ -135,11 +188,25 @@ def cpu_from_cpuid(cpuid: CpuidReader) -> Cpu:
         pge=bool(d1 >> 13 & 1),
         pcid=bool(c1 >> 17 & 1),
         umip=bool(c7 >> 2 & 1),
-        lam=bool(lam >> 26 & 1),
+        lam=bool(a71 >> 26 & 1),
+        lass=bool(a71 >> 6 & 1),
         fsgsbase=bool(b7 & 1),
         xsave=bool(c1 >> 26 & 1),
         cet=bool(c7 >> 7 & 1 or d7 >> 20 & 1),
         vmx=bool(c1 >> 5 & 1),
         smx=bool(c1 >> 6 & 1),
-        vendor=Vendor.AMD if vendor in (b"AuthenticAMD", b"HygonGenuine") else Vendor.INTEL,
+        key_locker=bool(c7 >> 23 & 1),
+        uintr=bool(d7 >> 5 & 1),
+        fred=bool(a71 >> 17 & 1),
+        svm=amd and bool(ce1 >> 2 & 1),
+        lmsle=amd and bool(ce1 >> 2 & 1) and not b8 >> 20 & 1,
+        ffxsr=amd and bool(de1 >> 25 & 1),
+        tce=amd and bool(ce1 >> 17 & 1),
+        mcommit=amd and bool(b8 >> 8 & 1),
+        intwb=amd and bool(b8 >> 13 & 1),
+        uai=bool(a21 >> 7 & 1),
+        aibrs=bool(a21 >> 8 & 1),
+        vendor=Vendor.AMD if amd else Vendor.INTEL,
+        phys_reduction=b1f >> 6 & 0x3F if a1f & 3 else 0,
+        c_bit=b1f & 0x3F if a1f & 3 else None,
     )

@@ -1,6 +1,7 @@
 """The registers that govern paging, and the paging that follows from them.
 
-Source: Intel SDM, "Control Registers", "Paging Modes and Control Bits", "IA32_EFER MSR".
+Sources: Intel SDM, "Control Registers", "Paging Modes and Control Bits", "IA32_EFER MSR"; AMD APM
+volume 2, "Extended Feature Enable Register (EFER)".
 """
 
 from __future__ import annotations
@@ -50,21 +51,33 @@ class Cr4(IntFlag):
     FSGSBASE = 1 << 16
     PCIDE = 1 << 17
     OSXSAVE = 1 << 18
+    KL = 1 << 19
     SMEP = 1 << 20
     SMAP = 1 << 21
     PKE = 1 << 22
     CET = 1 << 23
     PKS = 1 << 24
+    UINTR = 1 << 25
+    LASS = 1 << 27
     LAM_SUP = 1 << 28
+    FRED = 1 << 32
 
 
 class Efer(IntFlag):
-    """Bits of the EFER MSR."""
+    """Bits of the EFER MSR; those from SVME up are AMD's alone."""
 
     SCE = 1 << 0
     LME = 1 << 8
     LMA = 1 << 10
     NXE = 1 << 11
+    SVME = 1 << 12
+    LMSLE = 1 << 13
+    FFXSR = 1 << 14
+    TCE = 1 << 15
+    MCOMMIT = 1 << 17
+    INTWB = 1 << 18
+    UAIE = 1 << 20
+    AIBRSE = 1 << 21
 
 
 RFLAGS_AC: Final = 1 << 18
@@ -141,6 +154,11 @@ class ControlState:
     def in_64bit(self) -> bool:
         """Whether the CPU runs 64-bit code, not compatibility mode or less."""
         return bool(self.efer & _LMA) and self.cs_long
+
+    @property
+    def long_mode_active(self) -> bool:
+        """EFER.LMA: 64-bit or compatibility mode."""
+        return bool(self.efer & _LMA)
 
     @property
     def wp(self) -> bool:

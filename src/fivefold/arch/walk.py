@@ -6,10 +6,11 @@ Source: Intel SDM, "4-Level Paging and 5-Level Paging" and "Determination of Acc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
+from fivefold.arch.accesses import Access, Kind
 from fivefold.arch.cpu import Cpu
 from fivefold.arch.entry import Entry
 from fivefold.arch.modes import Level, PagingMode
@@ -70,6 +71,52 @@ class Step(NamedTuple):
         return f"{self.entry.level.name:4} {hex64(self.at)}  {hex64(self.entry.raw)}  {self.rights}"
 
 
+class Owner(Enum):
+    """What beside the page tables may keep an access from a page."""
+
+    SGX = "the enclave page cache map"
+    RMP = "the reverse map table"
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """Physical pages that have an owner beside the page tables.
+
+    *epcm*: enclave pages whose entry in the enclave page cache map refuses whoever runs now, for any access.
+    *rmp*: pages that the reverse map table assigns to a guest, which their host may read but not write.
+    Sources: Intel SDM, "Enclave Access Control"; AMD APM volume 2, "RMP and VMPL Access Checks".
+    """
+
+    epcm: tuple[range, ...] = ()
+    rmp: tuple[range, ...] = ()
+
+    def refuses(self, pa: int, write: bool) -> Owner | None:
+        """The owner that keeps an access from the page at *pa*, if one does."""
+        if any(pa in part for part in self.epcm):
+            return Owner.SGX
+        return Owner.RMP if write and any(pa in part for part in self.rmp) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Hlat:
+    """Hypervisor-managed linear-address translation: a second root, for addresses that begin with ones.
+
+    *prefix* is how many of the highest bits have to be 1; 0 means every address. Source: Intel SDM,
+    "HLAT Paging".
+    """
+
+    root: PhysAddr
+    prefix: int = 0
+
+    def covers(self, va: VirtAddr) -> bool:
+        """Whether *va* is translated from this root first."""
+        return va >> (64 - self.prefix) == (1 << self.prefix) - 1
+
+
+HLAT_RESTART: Final = 1 << 11
+"""In a present entry below HLAT's root: start again at CR3's root. Ignored in ordinary paging."""
+
+
 @dataclass(frozen=True, slots=True)
 class AddressSpace:
     """A root table and everything needed to read meaning from it. *nxe* is EFER.NXE."""
@@ -79,17 +126,23 @@ class AddressSpace:
     mode: PagingMode
     cpu: Cpu = field(default_factory=Cpu)
     nxe: bool = True
+    hlat: Hlat | None = None
+    owned: Owned | None = None
 
     @classmethod
     def from_state(cls, memory: TableReader, state: ControlState, cpu: Cpu) -> AddressSpace:
         """The space that *state* makes a CPU use. `ValueError` if that is not a long mode."""
         if state.mode is None:
             raise ValueError(f"{state.paging.value}; expected 4-level or 5-level paging")
-        return cls(memory, state.root(cpu.phys_bits), state.mode, cpu, state.nxe)
+        return cls(memory, PhysAddr(state.cr3 & cpu.frame_mask(4096)), state.mode, cpu, state.nxe)
 
     def reserved(self, entry: Entry) -> int:
         """Bits set in *entry* that must be clear here; not zero means malformed."""
         return self.cpu.reserved(entry, self.nxe)
+
+    def refused_by_owner(self, page: Mapped, how: Access) -> Owner | None:
+        """The owner beside the tables that keeps *how* from *page*, if one does."""
+        return self.owned.refuses(page.pa, how.kind is Kind.WRITE) if self.owned else None
 
     def entry_at(self, at: PhysAddr, level: Level) -> Entry:
         """The entry stored at *at*, read as one of *level*."""
@@ -104,16 +157,22 @@ class Cause(Enum):
     RESERVED = "reserved bit set"
     PROTECTION = "rights do not allow it"
     KEY = "protection key does not allow it"
+    SEPARATED = "the half of the address space does not allow it"
+    OWNER = "the page's owner does not allow it"
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """The translation of *va*: its byte's address, and the level of the page it lies in."""
+    """The translation of *va*: its byte's address, and the level of the page it lies in.
+
+    *restarted* are entries that HLAT read before it started again at CR3's root.
+    """
 
     va: VirtAddr
     pa: PhysAddr
     page: Level
     steps: tuple[Step, ...]
+    restarted: tuple[Step, ...] = ()
 
     @property
     def leaf(self) -> Entry:
@@ -137,13 +196,15 @@ class Mapped:
 class Unmapped:
     """Why *va* has no translation, and *hole*: every address that the same entry rules out.
 
-    The hole's end is exclusive; for the highest addresses it is 2**64.
+    The hole's end is exclusive; for the highest addresses it is 2**64. *hlat*: it is HLAT's entry.
     """
 
     va: VirtAddr
     cause: Cause
     hole: range
     steps: tuple[Step, ...]
+    hlat: bool = False
+    restarted: tuple[Step, ...] = ()
 
     def _repr_html_(self) -> str:
         return _html(self, self.steps)
@@ -168,13 +229,13 @@ def slot_of(table: int, level: Level, va: int) -> PhysAddr:
     return PhysAddr(table + 8 * level.index(va))
 
 
-def walk(space: AddressSpace, va: VirtAddr) -> Iterator[Step]:
-    """Yield each entry the CPU would read for *va*, from the root down.
+def walk(space: AddressSpace, va: VirtAddr, root: PhysAddr | None = None) -> Iterator[Step]:
+    """Yield each entry the CPU would read for *va*, from *root* down, by default the space's.
 
     Ends after the leaf, or after the entry that stops the translation: not present, or with a
     reserved bit set. *va* is taken as canonical. `MemoryReadError` where a table cannot be read.
     """
-    table, rights = int(space.root), Rights()
+    table, rights = int(space.root if root is None else root), Rights()
     for level in space.mode.levels:
         at = slot_of(table, level, va)
         entry = space.entry_at(at, level)
@@ -198,7 +259,29 @@ def translate(space: AddressSpace, va: VirtAddr) -> Translation:
     """
     if not space.mode.is_canonical(va):
         return Unmapped(va, Cause.NON_CANONICAL, space.mode.gap, ())
-    steps = tuple(walk(space, va))
+    if space.hlat is None or not space.hlat.covers(va):
+        return _ended(space, va, tuple(walk(space, va)))
+    steps = tuple(_hlat_walk(space, va, space.hlat.root))
+    if _restarts(space, steps[-1].entry):
+        return replace(_ended(space, va, tuple(walk(space, va))), restarted=steps)
+    found = _ended(space, va, steps)
+    return replace(found, hlat=True) if isinstance(found, Unmapped) else found
+
+
+def _restarts(space: AddressSpace, entry: Entry) -> bool:
+    return entry.is_present and not space.reserved(entry) and bool(entry.raw & HLAT_RESTART)
+
+
+def _hlat_walk(space: AddressSpace, va: VirtAddr, root: PhysAddr) -> Iterator[Step]:
+    """The entries that HLAT reads for *va*; the last one may ask to start again."""
+    for step in walk(space, va, root):
+        yield step
+        if _restarts(space, step.entry):
+            return
+
+
+def _ended(space: AddressSpace, va: VirtAddr, steps: tuple[Step, ...]) -> Translation:
+    """What a walk of *va* came to that read *steps*."""
     entry = steps[-1].entry
     if not entry.is_present:
         return Unmapped(va, Cause.NOT_PRESENT, span_of(va, entry.level), steps)

@@ -1,4 +1,4 @@
-"""Which writes to control registers are legal in which state, and what state follows.
+"""Which writes to control registers and MSRs are legal in which state, and what state follows.
 
 Each rule is a row: a name, the test that finds the bits which break it, and a sentence. All
 refusals are #GP(0). Sources: Intel SDM, "MOV—Move to/from Control Registers", "Control
@@ -17,41 +17,10 @@ from typing import Final, NamedTuple
 
 from fivefold.arch.cpu import Cpu
 from fivefold.arch.exceptions import Vector
+from fivefold.arch.registers import msrs
+from fivefold.arch.registers.names import Register
 from fivefold.arch.state import CR3_KEEP, CR3_LAM_U48, CR3_LAM_U57, ControlState, Cr0, Cr4, Efer
 from fivefold.units import MASK64, hex64
-
-
-class Register(Enum):
-    """What can be written. The last group are addresses, by LGDT, LIDT or WRMSR."""
-
-    CR0 = "CR0"
-    CR3 = "CR3"
-    CR4 = "CR4"
-    EFER = "EFER"
-    PKRS = "IA32_PKRS"
-    GDTR = "GDTR base"
-    IDTR = "IDTR base"
-    FS_BASE = "FS base"
-    GS_BASE = "GS base"
-    KERNEL_GS_BASE = "KernelGSBase"
-    LSTAR = "LSTAR"
-    CSTAR = "CSTAR"
-    SYSENTER_ESP = "SYSENTER_ESP"
-    SYSENTER_EIP = "SYSENTER_EIP"
-
-
-MSRS: Final = {
-    0x175: Register.SYSENTER_ESP,
-    0x176: Register.SYSENTER_EIP,
-    0x6E1: Register.PKRS,
-    0xC000_0080: Register.EFER,
-    0xC000_0082: Register.LSTAR,
-    0xC000_0083: Register.CSTAR,
-    0xC000_0100: Register.FS_BASE,
-    0xC000_0101: Register.GS_BASE,
-    0xC000_0102: Register.KERNEL_GS_BASE,
-}
-"""The MSRs whose writes are judged here, by index."""
 
 
 class Flush(Enum):
@@ -110,19 +79,20 @@ class _Rule(NamedTuple):
     sentence: str
 
 
-def check_write(state: ControlState, register: Register, value: int, cpu: Cpu) -> Legal | Refused:
+def check_write(state: ControlState, register: Register, value: int, cpu: Cpu, selector: int = 0) -> Legal | Refused:
     """Decide a write of *value* (64 bits) to *register*, or to an MSR of `MSRS`.
 
     `Legal.state` has what hardware makes of it: LMA follows LME and PG, reserved bits of CR0's
-    lower half stay as they are, bit 63 of CR3 is not stored. `ValueError` if *value* has more
-    than 64 bits or a sign.
+    lower half stay as they are, bit 63 of CR3 is not stored. *selector*: what LLDT or LTR was given,
+    which becomes the error code. `ValueError` if *value* has more than 64 bits or a sign.
     """
     if not 0 <= value <= MASK64:
         raise ValueError(f"{value:#x} written to {register.value}; expected 64 bits without a sign")
     write = _Write(state, register, value, cpu)
     for rule in _RULES_OF.get(register, _ADDRESS_RULES):
         if bits := rule.broken_by(write):
-            return Refused(register, rule.name, rule.sentence.format(bits=hex64(bits)), bits)
+            code = selector & ~3 if register in (Register.LDTR, Register.TR) and rule is not _PRIVILEGE else 0
+            return Refused(register, rule.name, rule.sentence.format(bits=hex64(bits)), bits, error_code=code)
     return Legal(_apply(write), flush_of(state, register, value))
 
 
@@ -153,12 +123,12 @@ def cr4_bits(cpu: Cpu) -> int:
 def efer_bits(cpu: Cpu) -> int:
     """The bits of EFER that are not reserved on *cpu*; LMA is read-only but may be written."""
     long = int(Efer.SCE | Efer.LME | Efer.LMA) if cpu.long_mode else 0
-    return long | (int(Efer.NXE) if cpu.nx else 0)
+    return long | sum(int(bit) for name, bit in _EFER_OF_FEATURE if getattr(cpu, name))
 
 
 def cr3_bits(state: ControlState, cpu: Cpu) -> int:
     """The bits that a value moved to CR3 may have in *state*."""
-    mask = (1 << cpu.phys_bits) - 1
+    mask = (1 << cpu.width) - 1 | cpu.encryption_bits
     if state.cr4_has(Cr4.PCIDE):
         mask |= CR3_KEEP
     if cpu.lam:
@@ -185,6 +155,21 @@ _CR4_OF_FEATURE: Final = (
     ("cet", Cr4.CET),
     ("pks", Cr4.PKS),
     ("lam", Cr4.LAM_SUP),
+    ("key_locker", Cr4.KL),
+    ("uintr", Cr4.UINTR),
+    ("lass", Cr4.LASS),
+    ("fred", Cr4.FRED),
+)
+_EFER_OF_FEATURE: Final = (
+    ("nx", Efer.NXE),
+    ("svm", Efer.SVME),
+    ("lmsle", Efer.LMSLE),
+    ("ffxsr", Efer.FFXSR),
+    ("tce", Efer.TCE),
+    ("mcommit", Efer.MCOMMIT),
+    ("intwb", Efer.INTWB),
+    ("uai", Efer.UAIE),
+    ("aibrs", Efer.AIBRSE),
 )
 
 
@@ -289,23 +274,29 @@ def _lme_with_paging(w: _Write) -> int:
     return (w.value ^ w.state.efer) & Efer.LME if w.state.cr0 & Cr0.PG else 0
 
 
-def _high_half(w: _Write) -> int:
-    return w.value >> 32 << 32
+def _missing(w: _Write) -> int:
+    feature = msrs.FEATURE.get(w.register)
+    return 0 if feature is None or getattr(w.cpu, feature) else MASK64
 
 
-def _pkrs_missing(w: _Write) -> int:
-    return 0 if w.cpu.pks else MASK64
+def _msr_reserved(w: _Write) -> int:
+    return msrs.reserved(w.register, w.value, w.cpu)
 
 
 def _address(w: _Write) -> int:
+    if not msrs.has_address_rule(w.register, w.cpu):
+        return 0
     # By the width that the CPU supports, even while it runs with four levels.
-    return 0 if w.cpu.widest.is_canonical(w.value) else w.value
+    address = msrs.address_in(w.register, w.value)
+    return 0 if w.cpu.widest.is_canonical(address) else address
 
 
 _PRIVILEGE: Final = _Rule("privilege", _privilege, "only privilege level 0 may write it")
 
 _ADDRESS_RULES: Final = (
     _PRIVILEGE,
+    _Rule("no such MSR", _missing, "this CPU lacks the feature that the register belongs to"),
+    _Rule("reserved bits", _msr_reserved, "bits {bits} are reserved"),
     _Rule("canonical base", _address, "{bits} is not canonical in the widest mode that this CPU supports"),
 )
 
@@ -341,10 +332,5 @@ _RULES_OF: Final = {
         _PRIVILEGE,
         _Rule("reserved bits", _efer_reserved, "bits {bits} are reserved on this CPU"),
         _Rule("LME with paging", _lme_with_paging, "LME does not change while CR0.PG is set"),
-    ),
-    Register.PKRS: (
-        _PRIVILEGE,
-        _Rule("no such MSR", _pkrs_missing, "this CPU has no protection keys for supervisor pages"),
-        _Rule("reserved bits", _high_half, "bits {bits} are reserved"),
     ),
 }
