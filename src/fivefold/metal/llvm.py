@@ -42,14 +42,17 @@ def write(unit: Unit, target: Target, asm: str = "") -> str:
 
 
 def _storage(unit: Unit, target: Target) -> list[str]:
-    """Spell variables and buffers. Those of 32-bit code would need absolute addresses and are left out."""
+    """Spell variables and buffers. Those of 32-bit code would need absolute addresses and are left out.
+
+    They are sorted by the name of their symbol: where a module lies and who imports it first moves no byte.
+    """
     if target.arch == "i386":
         return []
     lines = []
-    for variable in unit.variables.values():
+    for variable in sorted(unit.variables.values(), key=lambda found: unit.short(found.full)):
         name = f"{target.prefix}{unit.short(variable.full)}"
         lines.append(f'@"{name}" = hidden global i64 {signed(variable.initial)}, section ".data", align 8')
-    for buffer in unit.buffers.values():
+    for buffer in sorted(unit.buffers.values(), key=lambda found: unit.short(found.full)):
         name = f"{target.prefix}{unit.short(buffer.full)}"
         kind = f"[{buffer.size} x i8] zeroinitializer"
         lines.append(f'@"{name}" = hidden global {kind}, section ".bss", align {buffer.align}')
