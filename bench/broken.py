@@ -204,7 +204,7 @@ def copy_kernel(place: Path, name: str, mistake: Mistake) -> str:
     """A package like the kernel's with *mistake* in it; its parts import each other."""
     target = place / name
     shutil.copytree(str(resources.files(KERNEL)), target, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in target.glob("*.py"):
+    for path in target.rglob("*.py"):
         path.write_text(path.read_text().replace(KERNEL, name))
     changed = target / mistake.file
     text = changed.read_text()

@@ -76,5 +76,5 @@ def mutated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutated]:
 def copy_kernel(target: Path) -> None:
     """Copy the kernel's sources, which then import each other and not the originals."""
     shutil.copytree(str(resources.files("fivefold.kernel")), target, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in target.glob("*.py"):
+    for path in target.rglob("*.py"):
         path.write_text(path.read_text().replace("fivefold.kernel", target.name))

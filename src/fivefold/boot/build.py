@@ -5,7 +5,6 @@ The result depends on the sources alone, byte for byte, and is kept in the cache
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,7 +15,7 @@ from fivefold.errors import ImageError
 from fivefold.kernel.phys import LINK_ADDRESS
 from fivefold.metal import cache
 from fivefold.metal.beside import compiling
-from fivefold.metal.build import toolchain
+from fivefold.metal.build import sources_digest, toolchain
 from fivefold.metal.link import Group, Linked, link
 from fivefold.metal.program import Program
 from fivefold.units import PAGE, VirtAddr
@@ -49,16 +48,10 @@ def build_image() -> Image:
     return parse(cache.get_or_make(image_key(), lambda: _build().place()))
 
 
-def image_key() -> str:
-    """Name of the image by the content of everything that it is made from, the compiler included."""
-    package = Path(str(resources.files("fivefold")))
-    sources = [package / "units.py"]
-    for part in ("kernel", "boot"):
-        sources += sorted(path for path in (package / part).iterdir() if path.suffix in (".py", ".S"))
-    digest = hashlib.sha256()
-    for path in sources:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"image {toolchain()} {digest.hexdigest()}"
+def image_key(package: Path | None = None) -> str:
+    """Return the name of the image of *package*, ours by default, by all that it is made from, the compiler too."""
+    package = package or Path(str(resources.files("fivefold")))
+    return f"image {toolchain()} {sources_digest(package, ('units.py', 'kernel', 'boot'))}"
 
 
 def _build() -> Image:

@@ -62,7 +62,23 @@ def _edited_since_start(names: Iterable[str]) -> bool:
 
 
 def _compiler() -> list[Path]:
-    return sorted(Path(__file__).parent.glob("*.py"))
+    return source_files(Path(__file__).parent)
+
+
+def source_files(place: Path) -> list[Path]:
+    """Return the Python and assembly files at and below *place*, sorted; a file stands for itself."""
+    if place.is_file():
+        return [place]
+    return sorted(path for path in place.rglob("*") if path.suffix in (".py", ".S") and path.is_file())
+
+
+def sources_digest(package: Path, parts: Iterable[str]) -> str:
+    """Return a digest of the paths below *package* and the bytes of all sources of its *parts*, files or folders."""
+    digest = hashlib.sha256()
+    for path in (path for part in parts for path in source_files(package / part)):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _dependencies(program: Program) -> tuple[str, ...]:
@@ -96,10 +112,8 @@ def source_path(name: str) -> Path | None:
 @once
 def toolchain() -> str:
     """Return what the compiler is: its own sources, Python, llvmlite."""
-    own = hashlib.sha256()
-    for path in _compiler():
-        own.update(path.name.encode() + path.read_bytes())
-    return f"{own.hexdigest()} python {sys.version_info[:2]} llvmlite {_llvmlite_version()}"
+    own = sources_digest(Path(__file__).parents[1], ("metal",))
+    return f"{own} python {sys.version_info[:2]} llvmlite {_llvmlite_version()}"
 
 
 def _llvmlite_version() -> str:
