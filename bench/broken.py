@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fivefold.boot import Options, Run
-from fivefold.boot.build import KERNEL, MODES, boot_object, kernel_object, link_image
+from fivefold.boot.image.build import KERNEL, MODES, boot_object, kernel_object, link_image
 from fivefold.boot.run import boot_guest, make_guest
 from fivefold.machine import available
 from fivefold.units import MIB
@@ -206,7 +206,7 @@ def copy_kernel(place: Path, name: str, mistake: Mistake) -> str:
     shutil.copytree(str(resources.files(KERNEL)), target, ignore=shutil.ignore_patterns("__pycache__"))
     for path in target.rglob("*.py"):
         path.write_text(path.read_text().replace(KERNEL, name))
-    changed = target / mistake.file
+    (changed,) = target.rglob(mistake.file)
     text = changed.read_text()
     if text.count(mistake.old) != 1:
         raise SystemExit(f"broken: {mistake.file} has {text.count(mistake.old)} times {mistake.old!r}")

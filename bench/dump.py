@@ -21,10 +21,10 @@ import dump_images
 from dump_images import BASE, Image
 from fivefold.arch import FRAME_BITS, AddressSpace, Flag
 from fivefold.memory import Bank
-from fivefold.metal import host
-from fivefold.survey.leaves import Leaves
-from fivefold.survey.scan import TableScanner, leaves_of, program
-from fivefold.survey.scan_result import Contiguity, ScanResult, ScanSettings
+from fivefold.metal.run import host
+from fivefold.survey.scan.leaves import Leaves
+from fivefold.survey.scan.scan import TableScanner, leaves_of, program
+from fivefold.survey.scan.scan_result import Contiguity, ScanResult, ScanSettings
 from fivefold.survey.space import open_space
 from fivefold.units import PhysAddr
 from measure import Claim, Row, Sample, arguments, ratio, take_turns, tell

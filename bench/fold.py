@@ -14,16 +14,16 @@ from typing import Final
 import unicorn
 from unicorn import x86_const as uc
 
-from fivefold.boot.build import MODES
-from fivefold.metal.elf import read_object
-from fivefold.metal.link import DEFAULT_GROUPS, Group, link
-from fivefold.metal.objects import compile_object
+from fivefold.boot.image.build import MODES
+from fivefold.metal.emit.elf import read_object
+from fivefold.metal.emit.link import DEFAULT_GROUPS, Group, link
+from fivefold.metal.emit.objects import compile_object
 from fivefold.metal.program import Program
 from jump_label import compile_with_jump_label, patches
 from measure import Claim, Row, arguments, tell
 
 CALLS: Final = 1000
-PGTABLE: Final = "fivefold.kernel.pgtable"
+PGTABLE: Final = "fivefold.kernel.paging.pgtable"
 LOOPS: Final = ("not_inlined", "inlined")
 ONE_MODE: Final = {"la57": "one_mode.five_levels", "la48": "one_mode.four_levels"}
 

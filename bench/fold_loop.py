@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fivefold.kernel.pgtable import p4d_offset
+from fivefold.kernel.paging.pgtable import p4d_offset
 from fivefold.metal.lang import export, noinline, u64
 from fivefold.units import VirtAddr
 

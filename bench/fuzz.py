@@ -27,14 +27,14 @@ import numpy as np
 from fivefold.arch import Cpu
 from fivefold.errors import FivefoldError
 from fivefold.memory import Bank, BankedMemory, CpuState, Source, open_source
-from fivefold.survey.audit import audit
-from fivefold.survey.diff import diff
-from fivefold.survey.roots import find_roots
-from fivefold.survey.scan import TableScanner
-from fivefold.survey.scan_result import Contiguity, ScanSettings
+from fivefold.survey.audit.audit import audit
+from fivefold.survey.diff.diff import diff
+from fivefold.survey.guest.roots import find_roots
+from fivefold.survey.scan.scan import TableScanner
+from fivefold.survey.scan.scan_result import Contiguity, ScanSettings
+from fivefold.survey.scan.translator import Translator
 from fivefold.survey.space import Space
 from fivefold.survey.stats import stats
-from fivefold.survey.translator import Translator
 from fivefold.units import PhysAddr
 
 CHUNK: Final = 1000

@@ -10,12 +10,12 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from fivefold.metal.check import check
-from fivefold.metal.link import Linked
-from fivefold.metal.llvm import write
-from fivefold.metal.objects import emit
+from fivefold.metal.check.check import check
+from fivefold.metal.emit.intrinsics import Target
+from fivefold.metal.emit.link import Linked
+from fivefold.metal.emit.llvm import write
+from fivefold.metal.emit.objects import emit
 from fivefold.metal.program import Program
-from fivefold.metal.words import Target
 
 _NOP: Final = bytes.fromhex("0f1f440000")
 _TEST: Final = """\

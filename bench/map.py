@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from fivefold.metal import host
 from fivefold.metal.extents import attach, check_misses
 from fivefold.metal.program import Program
+from fivefold.metal.run import host
 from measure import Claim, Row, arguments, gcc_version, ratio, take_turns, tell
 
 KERNEL: Final = "fivefold.kernel"
@@ -40,8 +40,8 @@ def program(*roots: str, modules: tuple[str, ...] = ()) -> Program:
     """The kernel of five levels for memory in this process."""
     return Program(
         modules,
-        bindings={f"{KERNEL}.pgtable.{name}": value for name, value in FIVE_LEVELS.items()},
-        replace={f"{KERNEL}.phys.phys_to_virt": "fivefold.metal.extents.phys_to_virt"},
+        bindings={f"{KERNEL}.paging.pgtable.{name}": value for name, value in FIVE_LEVELS.items()},
+        replace={f"{KERNEL}.paging.phys.phys_to_virt": "fivefold.metal.extents.phys_to_virt"},
         roots=tuple(f"{KERNEL}.{root}" for root in roots),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fivefold.kernel.mapping import map_page
+from fivefold.kernel.paging.mapping import map_page
 from fivefold.metal.lang import export, u64
 from fivefold.units import PhysAddr, VirtAddr
 

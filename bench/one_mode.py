@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fivefold.kernel.phys import phys_to_virt
+from fivefold.kernel.paging.phys import phys_to_virt
 from fivefold.metal.lang import inline, load64
 from fivefold.units import PhysAddr, VirtAddr
 

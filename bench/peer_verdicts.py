@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fivefold.survey.scan_result import ScanResult
+from fivefold.survey.scan.scan_result import ScanResult
 
 Spans = list[tuple[int, int]]
 """Ranges with exclusive ends, in order, none touching the next."""

@@ -33,12 +33,12 @@ import numpy as np
 
 from clock import VARIABLE
 from fivefold.arch import Mapped
-from fivefold.report.tlb_text import write_leaves
-from fivefold.survey.leaves import Leaves as LeafReader
-from fivefold.survey.scan import leaves_of
-from fivefold.survey.scan_result import Contiguity, Flags, Kind, ScanResult, Words, expand_leaves
+from fivefold.report.text.tlb import write_leaves
+from fivefold.survey.scan.leaves import Leaves as LeafReader
+from fivefold.survey.scan.scan import leaves_of
+from fivefold.survey.scan.scan_result import Contiguity, Flags, Kind, ScanResult, Words, expand_leaves
+from fivefold.survey.scan.translator import translator_of
 from fivefold.survey.space import Space
-from fivefold.survey.translator import translator_of
 from fivefold.units import MASK64, MIB, VirtAddr
 from measure import Claim, Row, duration, tell
 from peer_images import CAPTURES, Image, NoGuestError, captured, leaves_in, live

@@ -33,12 +33,12 @@ imported = now()
 host.load(Program(
     ("map_loop",),
     bindings={{
-        "fivefold.kernel.pgtable.l5_enabled": 1,
-        "fivefold.kernel.pgtable.pgdir_shift": 48,
-        "fivefold.kernel.pgtable.ptrs_per_p4d": 512,
+        "fivefold.kernel.paging.pgtable.l5_enabled": 1,
+        "fivefold.kernel.paging.pgtable.pgdir_shift": 48,
+        "fivefold.kernel.paging.pgtable.ptrs_per_p4d": 512,
     }},
-    replace={{"fivefold.kernel.phys.phys_to_virt": "fivefold.metal.extents.phys_to_virt"}},
-    roots=("fivefold.kernel.memblock.add",),
+    replace={{"fivefold.kernel.paging.phys.phys_to_virt": "fivefold.metal.extents.phys_to_virt"}},
+    roots=("fivefold.kernel.paging.memblock.add",),
 ))
 loaded = now()
 print(imported - began, loaded - imported, "llvmlite" in sys.modules)

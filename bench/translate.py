@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from dump_images import BASE, Image, runs
-from fivefold.survey.translator import Translator
+from fivefold.survey.scan.translator import Translator
 from fivefold.units import PhysAddr
 from measure import Claim, Row, Sample, arguments, gcc_version, ratio, take_turns, tell
 

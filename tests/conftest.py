@@ -58,7 +58,7 @@ def mutated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mutated]:
         name = f"kernel_mutant_{len(names)}"
         names.append(name)
         copy_kernel(place / name)
-        changed = place / name / file
+        (changed,) = (place / name).rglob(file)
         text = changed.read_text()
         for old, new in changes:
             assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"

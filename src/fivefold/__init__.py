@@ -20,7 +20,7 @@ _PUBLIC: Final = {
     "Cpu": "fivefold.arch",
     "FivefoldError": "fivefold.errors",
     "Ram": "fivefold.memory",
-    "Region": "fivefold.survey.regions",
+    "Region": "fivefold.survey.scan.regions",
     "Space": "fivefold.survey.space",
     "access": "fivefold.arch",
     "boot": "fivefold.boot",

@@ -11,7 +11,7 @@ import pytest
 
 from fivefold.boot import Image, Options, Run, build_image
 from fivefold.boot import run as boot_run
-from fivefold.boot.build import MODES, boot_object, kernel_object, link_image
+from fivefold.boot.image.build import MODES, boot_object, kernel_object, link_image
 from fivefold.kernel.report import WORDS
 from fivefold.machine import Machine, start
 from fivefold.units import MIB, PhysAddr

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fivefold.cli.main import main
-from fivefold.machine import qemu_engine
+from fivefold.machine.qemu import engine
 
 COMMAND = [sys.executable, "-c", "from fivefold.cli.main import main; main()"]
 
@@ -120,7 +120,7 @@ def test_an_engine_that_answers_nothing(
     fake.write_text(f"#!/bin/sh\n/bin/sleep {unusual}\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(qemu_engine, "LEAST_SECONDS", 0.1)
+    monkeypatch.setattr(engine, "LEAST_SECONDS", 0.1)
     monkeypatch.setattr(sys, "argv", ["fivefold", "boot", "--engine", "qemu", "--timeout", "0.5"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -11,10 +11,10 @@ import pytest
 
 from fivefold.boot import Image, Options, Run
 from fivefold.boot import boot as boot_all
-from fivefold.boot.efi_image import efi_file
+from fivefold.boot.image.efi_image import efi_file
 from fivefold.errors import ImageError, MachineError
-from fivefold.machine import firmware as machine_firmware
-from fivefold.machine.firmware import FIRMWARE, Firmware
+from fivefold.machine.loading import firmware as machine_firmware
+from fivefold.machine.loading.firmware import FIRMWARE, Firmware
 from fivefold.units import MIB
 
 Boot = Callable[..., Run]

@@ -10,7 +10,7 @@ import pytest
 from fivefold.boot import Image, Options
 from fivefold.boot.run import boot_guest, make_guest
 from fivefold.explain import Explanation, explain_event
-from fivefold.kernel.faults import FAULTS
+from fivefold.kernel.selftest.faults import FAULTS
 from fivefold.machine import Event, Machine
 
 NAMES = [fault.name for fault in FAULTS]

@@ -16,7 +16,7 @@ from fivefold.boot.files import read_file, write_file
 from fivefold.cli.image import FormatChoice
 from fivefold.cli.image import image as image_command
 from fivefold.errors import ImageError, MachineError
-from fivefold.machine.elf import load_segments, pvh_entry
+from fivefold.machine.loading.elf import load_segments, pvh_entry
 from fivefold.units import GIB, MIB
 
 BUILD = "import sys; from fivefold.boot import build_image; sys.stdout.buffer.write(build_image().place())"

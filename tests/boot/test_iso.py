@@ -12,13 +12,14 @@ from typing import NoReturn
 
 import pytest
 
-from fivefold.boot import Image, iso
-from fivefold.boot.efi_image import efi_file
-from fivefold.boot.iso import iso_file
+from fivefold.boot import Image
+from fivefold.boot.image import iso
+from fivefold.boot.image.efi_image import efi_file
+from fivefold.boot.image.iso import iso_file
 from fivefold.errors import ImageError, MachineError
 from fivefold.kernel.report import EXIT_PASSED
-from fivefold.machine.firmware import firmware, firmware_arguments
-from fivefold.machine.qemu_engine import PROGRAM
+from fivefold.machine.loading.firmware import firmware, firmware_arguments
+from fivefold.machine.qemu.engine import PROGRAM
 
 CMDLINE = "kaslr=3 kasan"
 SECONDS = 120

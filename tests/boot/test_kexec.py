@@ -10,7 +10,7 @@ import pytest
 from fivefold.boot import Image, Options, Run
 from fivefold.errors import MachineError
 from fivefold.machine import Machine, Module
-from fivefold.machine.qemu_engine import QemuMachine
+from fivefold.machine.qemu.engine import QemuMachine
 
 Boot = Callable[..., Run]
 ARRIVED = {"kexec_arrived", "kexec_first_kernel", "kexec_first_mode"}

@@ -12,7 +12,7 @@ from fivefold.boot import Image, Run
 from fivefold.boot.run import LAYOUTS, VARIABLES
 from fivefold.layout import image_areas
 from fivefold.machine import Machine, MapRow
-from fivefold.machine.unicorn_engine import UnicornMachine
+from fivefold.machine.unicorn.engine import UnicornMachine
 from fivefold.units import GIB, MIB
 
 PLAIN_ENTRIES = ("pvh", "long48", "long57")

@@ -14,7 +14,7 @@ import pytest
 from fivefold.boot import Image, Run
 from fivefold.errors import MachineError
 from fivefold.machine import Machine, MapRow
-from fivefold.metal.elf import read_object
+from fivefold.metal.emit.elf import read_object
 from fivefold.units import GIB, MIB, PhysAddr
 
 Boot = Callable[..., Run]

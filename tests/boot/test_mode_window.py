@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from fivefold.boot import Image, Options
-from fivefold.boot.guest_report import read_report
+from fivefold.boot.judge.guest_report import read_report
 from fivefold.boot.run import make_guest
 from fivefold.machine import Exit, LimitReached, Machine, Shutdown, start
-from fivefold.machine.qemu_engine import QemuMachine
-from fivefold.machine.unicorn_engine import UnicornMachine
-from fivefold.memory.gdb_stub import GdbClient
+from fivefold.machine.qemu.engine import QemuMachine
+from fivefold.machine.unicorn.engine import UnicornMachine
+from fivefold.memory.live.gdb_stub import GdbClient
 from fivefold.units import MIB, PhysAddr
 
 Begun = Callable[[str, str], UnicornMachine]

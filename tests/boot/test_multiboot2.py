@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fivefold.boot import DEFAULT_LOAD_ADDRESS, Image, Run
-from fivefold.boot.multiboot2 import HEADER_SIZE, WITHIN
-from fivefold.machine.elf import load_segments
+from fivefold.boot.image.multiboot2 import HEADER_SIZE, WITHIN
+from fivefold.machine.loading.elf import load_segments
 from fivefold.units import GIB, MIB, PhysAddr
 
 Boot = Callable[..., Run]

@@ -13,7 +13,7 @@ from fivefold.boot import Image, Options, Run
 from fivefold.boot import boot as boot_all
 from fivefold.boot.run import LAYOUTS
 from fivefold.errors import MachineError
-from fivefold.report.boot_text import print_boot
+from fivefold.report.text.boot import print_boot
 from fivefold.units import GIB, MIB, format_size
 
 PLAIN_ENTRIES = ("pvh", "long48", "long57")

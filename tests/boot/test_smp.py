@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fivefold.boot import Image, Options, Run
-from fivefold.boot.cpus import cpu_checks
+from fivefold.boot.judge.smp_checks import cpu_checks
 from fivefold.errors import MachineError
 from fivefold.machine import Guest, start
 from fivefold.machine.base import Registers

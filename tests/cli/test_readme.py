@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fivefold.boot import Options, boot
 from fivefold.cli.main import main
-from fivefold.report.boot_text import print_boot
+from fivefold.report.text.boot import print_boot
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

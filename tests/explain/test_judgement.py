@@ -23,12 +23,12 @@ from fivefold.arch import (
     walk,
 )  # fmt: skip
 from fivefold.explain import Given, Strike, Trace, explain
-from fivefold.explain.depth import wrong_depth
-from fivefold.explain.error_codes import decode_error, rule_from_code
-from fivefold.explain.instruction import decode
-from fivefold.explain.links import link
-from fivefold.explain.ruling import Granted, Refusal, rule_on
-from fivefold.explain.situation import Situation, situation
+from fivefold.explain.logs.links import link
+from fivefold.explain.rules.depth import wrong_depth
+from fivefold.explain.rules.error_codes import decode_error, rule_from_code
+from fivefold.explain.rules.instruction import decode
+from fivefold.explain.rules.ruling import Granted, Refusal, rule_on
+from fivefold.explain.rules.situation import Situation, situation
 from fivefold.memory import CpuState, Ram, Segment
 from fivefold.units import PhysAddr, VirtAddr
 

@@ -12,7 +12,7 @@ ORDERS = {
     "function first": """
 import fivefold
 told = fivefold.explain(LOG)
-import fivefold.explain.trace
+import fivefold.explain.logs.trace
 again = fivefold.explain(LOG)
 """,
     "package first": """
@@ -21,7 +21,7 @@ told = fivefold.explain(LOG)
 again = fivefold.explain(LOG)
 """,
     "member first": """
-from fivefold.explain.trace import Trace
+from fivefold.explain.logs.trace import Trace
 import fivefold
 told = again = fivefold.explain(LOG)
 """,

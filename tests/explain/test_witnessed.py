@@ -12,7 +12,7 @@ import pytest
 
 from fivefold.arch import LA48, LA57, ControlState, Flag, Level
 from fivefold.explain import Explanation, Given, Strike, Trace, explain
-from fivefold.explain.links import link
+from fivefold.explain.logs.links import link
 from fivefold.memory import CpuState, Ram, Segment
 from fivefold.units import PhysAddr
 

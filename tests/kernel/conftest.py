@@ -16,8 +16,8 @@ import pytest
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, translate
 from fivefold.errors import MemoryReadError
 from fivefold.memory import Extent, Ram
-from fivefold.metal import plain
 from fivefold.metal.program import Program
+from fivefold.metal.run import interpreter
 from fivefold.units import PhysAddr, VirtAddr
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -134,7 +134,7 @@ class Loaded:
         self.user: Callable[[], object] = lambda: None
         self.mapped: list[int] = []
         externs = {name: self._ask(name) for name in EXTERNS}
-        self.plain = plain.load(program, externs={**externs, **symbols}, cpu=self)
+        self.plain = interpreter.load(program, externs={**externs, **symbols}, cpu=self)
 
     def _ask(self, name: str) -> Callable[..., int | None]:
         return lambda *args: getattr(self.processor, name)(*args)

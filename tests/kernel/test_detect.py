@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fivefold.kernel import detect
+from fivefold.kernel.boot import detect
 
 HAS, LACKS, NO5LVL, OLD = (
     detect.REASON_CPU_HAS_LA57,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA48, LA57, PagingMode, distinct_tables
-from fivefold.kernel import early as kernel_early
+from fivefold.kernel.boot import early as kernel_early
 from fivefold.layout import image_areas, linux_constants
 
 TOP = 0x10_0000

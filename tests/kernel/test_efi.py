@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, distinct_tables, regions, translate
-from fivefold.boot.build import MODES
-from fivefold.kernel.efi_calls import NOT_FOUND, VALUE_SIZE
-from fivefold.kernel.efi_map import EFI_VA_START
-from fivefold.kernel.efi_stub import BUFFER_TOO_SMALL, EFI_MAGIC, HANDOFF_ATTRIBUTES, HANDOFF_EFI, MAP_ROOM
+from fivefold.boot.image.build import MODES
+from fivefold.kernel.efi.efi_calls import NOT_FOUND, VALUE_SIZE
+from fivefold.kernel.efi.efi_map import EFI_VA_START
+from fivefold.kernel.efi.efi_stub import BUFFER_TOO_SMALL, EFI_MAGIC, HANDOFF_ATTRIBUTES, HANDOFF_EFI, MAP_ROOM
 from fivefold.kernel.report import WORDS
-from fivefold.metal import host
 from fivefold.metal.program import Program
+from fivefold.metal.run import host
 from fivefold.units import PhysAddr, VirtAddr
 
 PAGE = 4096
@@ -388,14 +388,14 @@ BAD_TABLES: list[tuple[str, list[Row]]] = [
 ]  # fmt: skip
 
 
-MODE = {f"fivefold.kernel.pgtable.{name}": value for name, value in MODES["la57"].items()}
+MODE = {f"fivefold.kernel.paging.pgtable.{name}": value for name, value in MODES["la57"].items()}
 NATIVE = ("efi_attributes.is_sound", "efi_attributes.leaves_any", "efi_map.virtual_of", "efi_map.meets_earlier")
 
 
 @pytest.fixture(scope="module")
 def native() -> Any:
     """What of it needs no machine, as native code."""
-    modules = ("fivefold.kernel.efi_map", "fivefold.kernel.efi_attributes")
+    modules = ("fivefold.kernel.efi.efi_map", "fivefold.kernel.efi.efi_attributes")
     return host.load(Program(modules, MODE, roots=tuple(f"fivefold.kernel.{name}" for name in NATIVE)))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fivefold.metal import plain
 from fivefold.metal.program import Program
+from fivefold.metal.run import interpreter
 
 BASE = 0x10_0000
 HANDOFF, BOOT, TEXT = BASE, BASE + 0x2_0000, BASE + 0x2_1000
@@ -62,8 +62,8 @@ class Firmware:
 
 def stub(firmware: Firmware) -> Any:
     """The application's functions over memory with a table of boot services."""
-    name = "fivefold.kernel.efi_stub"
-    instance = plain.load(
+    name = "fivefold.kernel.efi.efi_stub"
+    instance = interpreter.load(
         Program((name,), roots=(f"{name}.*",)),
         externs={"efi_call": firmware.call, "efi_jump": print, "efi_go_up": print, "efi_words": 0, "efi_base": 0,
                  "efi_up_start": 0, "efi_up_end": 0},

@@ -10,9 +10,9 @@ import pytest
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Level, Mapped, PagingMode, translate
 from fivefold.layout import linux_constants
 from fivefold.memory import Extent, Ram
-from fivefold.metal import host
 from fivefold.metal.extents import attach, check_misses
 from fivefold.metal.program import Program
+from fivefold.metal.run import host
 from fivefold.units import GIB, MIB, PIB, TIB, PhysAddr, VirtAddr
 
 KERNEL = "fivefold.kernel"
@@ -26,9 +26,9 @@ def native(mode: PagingMode) -> Any:
     names = ("direct_map.direct_map_init", "direct_map.cut_memory", "memblock.add", "memblock.reserve")
     return host.load(
         Program(
-            (f"{KERNEL}.direct_map", "fivefold.metal.extents"),
-            {f"{KERNEL}.pgtable.{name}": value for name, value in numbers.items()},
-            replace={f"{KERNEL}.phys.phys_to_virt": "fivefold.metal.extents.phys_to_virt"},
+            (f"{KERNEL}.areas.direct_map", "fivefold.metal.extents"),
+            {f"{KERNEL}.paging.pgtable.{name}": value for name, value in numbers.items()},
+            replace={f"{KERNEL}.paging.phys.phys_to_virt": "fivefold.metal.extents.phys_to_virt"},
             roots=tuple(f"{KERNEL}.{name}" for name in (*names, "memblock.allocate_table", "layout.layout_init")),
         )
     )

@@ -12,10 +12,10 @@ import pytest
 
 from fivefold.arch import LA48, LA57, Cpu, Entry, Level, PagingMode, regions
 from fivefold.boot import Image, build_image
-from fivefold.boot.build import MODES
-from fivefold.kernel import early as kernel_early
-from fivefold.kernel import layout as kernel_layout
-from fivefold.metal.check import check as check_program
+from fivefold.boot.image.build import MODES
+from fivefold.kernel.boot import early as kernel_early
+from fivefold.kernel.paging import layout as kernel_layout
+from fivefold.metal.check.check import check as check_program
 from fivefold.metal.program import Program
 from fivefold.units import GIB, MIB
 
@@ -84,7 +84,7 @@ def test_inv_04_storage_does_not_depend_on_the_mode() -> None:
     """Every buffer of the kernel has the same size in both builds, and the P4D's most is a constant."""
     sizes = []
     for mode in MODES.values():
-        bindings = {f"{KERNEL}.pgtable.{name}": value for name, value in mode.items()}
+        bindings = {f"{KERNEL}.paging.pgtable.{name}": value for name, value in mode.items()}
         unit = check_program(Program((f"{KERNEL}.main",), bindings=bindings))
         sizes.append({buffer.full: buffer.size for buffer in unit.buffers.values()})
     assert sizes[0] == sizes[1]

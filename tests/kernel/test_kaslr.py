@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from fivefold.arch import LA48, LA57, PagingMode
-from fivefold.boot.moved import moved_areas
+from fivefold.boot.judge.kaslr_areas import moved_areas
 from fivefold.boot.result import Bounds
 from fivefold.errors import LayoutError
-from fivefold.kernel.layout import AREAS, LAYOUT_NAMES
+from fivefold.kernel.paging.layout import AREAS, LAYOUT_NAMES
 from fivefold.layout import check_tiling, image_areas, kaslr_bases
 from fivefold.units import GIB, TIB
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA57, PagingMode
-from fivefold.kernel import layout as kernel_layout
+from fivefold.kernel.paging import layout as kernel_layout
 from fivefold.layout import area_named, image_areas, linux_constants
 
 LAYOUTS = ("linux", "proposal")

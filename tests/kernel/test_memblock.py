@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fivefold.kernel import memblock as kernel_memblock
+from fivefold.kernel.paging import memblock as kernel_memblock
 
 PAGE = 4096
 TOP = 0xFFFF_FFFF_FFFF_F000

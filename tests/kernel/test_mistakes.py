@@ -14,8 +14,8 @@ import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, regions, translate
 from fivefold.errors import CompileError
-from fivefold.kernel.phys import LINK_ADDRESS
-from fivefold.metal.objects import compile_object
+from fivefold.kernel.paging.phys import LINK_ADDRESS
+from fivefold.metal.emit.objects import compile_object
 from fivefold.metal.program import Program
 from fivefold.units import GIB, MIB, PhysAddr, VirtAddr
 
@@ -27,7 +27,7 @@ VMALLOC = {LA48: 0xFFFF_C900_0000_0000, LA57: 0xFFA0_0000_0000_0000}
 
 def test_rfc_b01_no_flag_lies_in_memory_before_the_mode_is_known(mutated: Callable[..., str]) -> None:
     """The proposal's flag had 16 bits and was stored with 32. The 32-bit code keeps it in registers."""
-    compile_object(Program(("fivefold.kernel.startup32",)), arch="i386")
+    compile_object(Program(("fivefold.kernel.boot.startup32",)), arch="i386")
     wrong = mutated(
         "startup32.py",
         ("BOOT_TABLE_PAGES: Final = 7", "p4d_folded: u64 = 1\nBOOT_TABLE_PAGES: Final = 7"),

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fivefold.kernel import multiboot2 as kernel_multiboot2
-from fivefold.kernel import start_info as kernel_start_info
-from fivefold.kernel.multiboot2 import BAD_PLACE, BAD_TAG, DONE, INFO_SIZE, MOST_BYTES, NO_MAP
-from fivefold.metal import host
+from fivefold.kernel.boot import multiboot2 as kernel_multiboot2
+from fivefold.kernel.boot import start_info as kernel_start_info
+from fivefold.kernel.boot.multiboot2 import BAD_PLACE, BAD_TAG, DONE, INFO_SIZE, MOST_BYTES, NO_MAP
 from fivefold.metal.program import Program
+from fivefold.metal.run import host
 
 GIVEN = 0x10_0000
 IMAGE, IMAGE_END = 0x30_0000, 0x31_0000
@@ -166,7 +166,9 @@ def test_refused(code: Any, data: bytes, answer: int) -> None:
 @pytest.fixture(scope="module")
 def native() -> Any:
     """The walk over the tags as native code; the whole takes addresses below 4 GiB only."""
-    return host.load(Program(("fivefold.kernel.multiboot2",), roots=("fivefold.kernel.multiboot2.take_tags",)))
+    return host.load(
+        Program(("fivefold.kernel.boot.multiboot2",), roots=("fivefold.kernel.boot.multiboot2.take_tags",))
+    )
 
 
 @pytest.mark.parametrize("data", [row[1] for row in REFUSED], ids=[row[0] for row in REFUSED])
@@ -224,7 +226,7 @@ def test_forged_information_is_never_read_beyond_its_end(code: Any, data: st.Dat
 
 
 def test_the_buffer_has_the_size_that_is_filled() -> None:
-    assembly = resources.files("fivefold.kernel").joinpath("entry.S").read_text()
+    assembly = resources.files("fivefold.kernel").joinpath("boot", "entry.S").read_text()
     found = re.search(r"^multiboot2_info:\n\s+\.fill\s+(\w+), 1, 0", assembly, re.MULTILINE)
     assert found is not None
     assert int(found[1], 0) == INFO_SIZE

@@ -12,14 +12,14 @@ import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Entry, Level, PagingMode, Rights
 from fivefold.errors import MemoryReadError
-from fivefold.kernel import scan as kernel_scan
-from fivefold.kernel import scan_ranges
+from fivefold.kernel.scan import scan as kernel_scan
+from fivefold.kernel.scan import scan_ranges
 from fivefold.memory import Extent, Ram
-from fivefold.metal import host, plain
-from fivefold.metal.instance import Instance
 from fivefold.metal.program import Program
-from fivefold.survey import scan as host_scan
-from fivefold.survey.scan_result import Contiguity, ScanSettings
+from fivefold.metal.run import host, interpreter
+from fivefold.metal.run.instance import Instance
+from fivefold.survey.scan import scan as host_scan
+from fivefold.survey.scan.scan_result import Contiguity, ScanSettings
 from fivefold.units import MASK64, PhysAddr
 
 MODES = (LA48, LA57)
@@ -119,14 +119,16 @@ def joins(opened: Range, found: Range, after: int, contiguity: int) -> bool:
 def bindings(mode: PagingMode) -> dict[str, int]:
     five = mode is LA57
     values = {"l5_enabled": int(five), "pgdir_shift": 48 if five else 39, "ptrs_per_p4d": 512 if five else 1}
-    return {f"fivefold.kernel.pgtable.{name}": value for name, value in values.items()}
+    return {f"fivefold.kernel.paging.pgtable.{name}": value for name, value in values.items()}
 
 
 class Scanner:
     """The kernel's scan as plain Python, reading tables as the booted kernel does."""
 
     def __init__(self, mode: PagingMode) -> None:
-        self.code = plain.load(Program(("fivefold.kernel.scan", "fivefold.kernel.memblock"), bindings(mode)))
+        self.code = interpreter.load(
+            Program(("fivefold.kernel.scan.scan", "fivefold.kernel.paging.memblock"), bindings(mode))
+        )
         self.code.set("phys.phys_window", WINDOW)
         self.mapped: int | None = None
 

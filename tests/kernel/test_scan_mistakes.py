@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA48, LA57, PagingMode
-from fivefold.kernel import scan, scan_ranges
-from fivefold.kernel.scan_ranges import MAPPED, RANGE_SIZE, REPEAT, UNREADABLE
+from fivefold.kernel.scan import scan, scan_ranges
+from fivefold.kernel.scan.scan_ranges import MAPPED, RANGE_SIZE, REPEAT, UNREADABLE
 
 BASE = 0x10_0000
 P, W, U, NX = 1, 2, 4, 1 << 63

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from fivefold.metal import host
-from fivefold.metal.instance import Instance
 from fivefold.metal.program import Program
+from fivefold.metal.run import host
+from fivefold.metal.run.instance import Instance
 
-ROOTS = tuple(f"fivefold.kernel.scan_runs.{name}" for name in ("absent_end", "same_end", "following_end"))
+ROOTS = tuple(f"fivefold.kernel.scan.scan_runs.{name}" for name in ("absent_end", "same_end", "following_end"))
 LEAF = 0x5000_0063
 MASK = 0x000F_FFFF_FFFF_F063
 STEP = 4096
@@ -20,8 +20,8 @@ EDGES = (0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 200, 300, *range(480, 512))
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "prefetching"])
 def code(request: pytest.FixtureRequest) -> Instance:
-    bindings = {"fivefold.kernel.scan_runs.prefetching": int(request.param)}
-    return host.load(Program(("fivefold.kernel.scan_runs",), roots=ROOTS, bindings=bindings))
+    bindings = {"fivefold.kernel.scan.scan_runs.prefetching": int(request.param)}
+    return host.load(Program(("fivefold.kernel.scan.scan_runs",), roots=ROOTS, bindings=bindings))
 
 
 @pytest.fixture

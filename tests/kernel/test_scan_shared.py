@@ -10,8 +10,8 @@ import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Level, PagingMode, distinct_tables
 from fivefold.memory import Ram
-from fivefold.survey import scan as host_scan
-from fivefold.survey.scan_result import Contiguity, Kind, ScanResult, ScanSettings
+from fivefold.survey.scan import scan as host_scan
+from fivefold.survey.scan.scan_result import Contiguity, Kind, ScanResult, ScanSettings
 from fivefold.units import PhysAddr
 
 BASE = 0x10_0000

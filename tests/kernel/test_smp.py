@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fivefold.metal import plain
 from fivefold.metal.program import Program
+from fivefold.metal.run import interpreter
 
 PAGE = 0x1000
 LIMIT = 0x9F000
@@ -28,9 +28,13 @@ PLACES = [
 
 @pytest.mark.parametrize(("memory", "reserved", "place"), [row[1:] for row in PLACES], ids=[row[0] for row in PLACES])
 def test_place(memory: list[tuple[int, int]], reserved: list[tuple[int, int]], place: int) -> None:
-    modules = ("fivefold.kernel.smp", "fivefold.kernel.memblock")
-    roots = ("fivefold.kernel.smp.choose_place", "fivefold.kernel.memblock.add", "fivefold.kernel.memblock.reserve")
-    kernel = plain.load(Program(modules, roots=roots))
+    modules = ("fivefold.kernel.smp.smp", "fivefold.kernel.paging.memblock")
+    roots = (
+        "fivefold.kernel.smp.smp.choose_place",
+        "fivefold.kernel.paging.memblock.add",
+        "fivefold.kernel.paging.memblock.reserve",
+    )
+    kernel = interpreter.load(Program(modules, roots=roots))
     for row in memory:
         kernel.call("memblock.add", *row)
     for row in reserved:

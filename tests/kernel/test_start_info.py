@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fivefold.kernel import start_info as kernel_start_info
+from fivefold.kernel.boot import start_info as kernel_start_info
 
 INFO = 0x10_0000
 ROWS = 0x10_0100

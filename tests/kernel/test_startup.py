@@ -9,9 +9,9 @@ import pytest
 
 from fivefold.arch import LA48, LA57, TABLE, AddressSpace, Cpu, Entry, Frames, Level, Mapped, PagingMode, translate
 from fivefold.arch import map_range as arch_map_range
-from fivefold.kernel import multiboot2
-from fivefold.kernel import startup as kernel_startup
-from fivefold.kernel.phys import LINK_ADDRESS
+from fivefold.kernel.boot import multiboot2
+from fivefold.kernel.boot import startup as kernel_startup
+from fivefold.kernel.paging.phys import LINK_ADDRESS
 from fivefold.units import GIB, KIB, MIB, PhysAddr, VirtAddr
 
 INFO = 0x1_0000

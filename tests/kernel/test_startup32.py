@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, distinct_tables, regions, translate
-from fivefold.kernel import detect
-from fivefold.kernel.startup32 import BOOT_TABLE_PAGES
+from fivefold.kernel.boot import detect
+from fivefold.kernel.boot.startup32 import BOOT_TABLE_PAGES
 from fivefold.units import GIB, VirtAddr
 
 TABLES = 0x20_0000

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA48, LA57, PagingMode
-from fivefold.kernel.layout import LAYOUT_NAMES
+from fivefold.kernel.paging.layout import LAYOUT_NAMES
 from fivefold.units import MIB
 
 Guards = Callable[..., None]

@@ -21,7 +21,7 @@ import pytest
 
 from fivefold.machine import available
 from fivefold.machine.child import Child
-from fivefold.memory.qmp_client import QmpClient
+from fivefold.memory.live.qmp_client import QmpClient
 
 KERNEL, BUSYBOX = "linux-image-cloud-amd64", "busybox-static"
 RAM = 256 << 20

@@ -16,9 +16,9 @@ import pytest
 
 from fivefold.arch import Flag, Mapped
 from fivefold.memory import open_source
-from fivefold.survey.audit import audit
-from fivefold.survey.roots import find_roots
-from fivefold.survey.scan_result import ALL_FLAGS, Contiguity, expand_leaves
+from fivefold.survey.audit.audit import audit
+from fivefold.survey.guest.roots import find_roots
+from fivefold.survey.scan.scan_result import ALL_FLAGS, Contiguity, expand_leaves
 from fivefold.survey.space import Space, open_space
 from fivefold.units import VirtAddr
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fivefold.machine.decode import LoadTable, MovToCr, WriteMsr, decode, interrupt_length
+from fivefold.machine.unicorn.decode import LoadTable, MovToCr, WriteMsr, decode, interrupt_length
 
 RIP = 0x201000
 # Register n holds n * 0x1000 + 0x100.

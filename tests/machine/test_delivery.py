@@ -9,7 +9,7 @@ import pytest
 from fivefold.arch import LA57, ControlState, Cpu
 from fivefold.errors import MachineError
 from fivefold.machine import Shutdown, TableRegister
-from fivefold.machine.delivery import Trap, deliver
+from fivefold.machine.unicorn.delivery import Trap, deliver
 from fivefold.machine.vcpu import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, Segment, Vcpu
 from fivefold.memory import Ram
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fivefold.errors import ImageError
-from fivefold.machine.elf import load_segments, pvh_entry
+from fivefold.machine.loading.elf import load_segments, pvh_entry
 
 HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 PROGRAM = struct.Struct("<IIQQQQQQ")

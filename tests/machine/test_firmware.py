@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import MachineError
-from fivefold.machine import firmware as machine_firmware
-from fivefold.machine.firmware import FIRMWARE, Firmware, firmware, firmware_arguments
+from fivefold.machine.loading import firmware as machine_firmware
+from fivefold.machine.loading.firmware import FIRMWARE, Firmware, firmware, firmware_arguments
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from fivefold.errors import MachineError
-from fivefold.machine import Exit, Guest, Timeout, available, kvm_probe, start
+from fivefold.machine import Exit, Guest, Timeout, available, start
+from fivefold.machine.qemu import kvm_probe
 
 pytestmark = pytest.mark.qemu
 

@@ -9,8 +9,8 @@ import pytest
 from fivefold.arch import AddressSpace, ControlState, Cpu, Mapped, Unmapped, translate
 from fivefold.errors import MachineError
 from fivefold.machine import Guest, MapRow, Module
-from fivefold.machine.handover import build_handover, handover_size
-from fivefold.machine.loader import load
+from fivefold.machine.loading.loader import load
+from fivefold.machine.loading.loader_state import build_handover, handover_size
 from fivefold.memory import Extent, Ram
 from fivefold.units import GIB, MIB, TIB
 

@@ -8,8 +8,8 @@ import pytest
 
 from fivefold.errors import MachineError
 from fivefold.machine import MapRow
-from fivefold.machine.loader import Room
-from fivefold.machine.memory_map import memory_map, pc_map, ram_extents, split_extents
+from fivefold.machine.loading.loader import Room
+from fivefold.machine.loading.memory_map import memory_map, pc_map, ram_extents, split_extents
 from fivefold.units import GIB, MIB
 
 PC_RAM = """

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import MachineError
-from fivefold.machine import CpuidOverride, Exit, Guest, MapRow, Module, Timeout, qemu_engine, start
+from fivefold.machine import CpuidOverride, Exit, Guest, MapRow, Module, Timeout, start
 from fivefold.machine.child import Child
+from fivefold.machine.qemu import engine
 
 pytestmark = pytest.mark.qemu
 
@@ -145,8 +146,8 @@ def test_qemu_that_never_speaks_is_given_up_and_killed(workshop, qemu, monkeypat
             pids.append(self.pid)
             os.kill(self.pid, signal.SIGSTOP)
 
-    monkeypatch.setattr(qemu_engine, "Child", Stopped)
-    monkeypatch.setattr(qemu_engine, "LEAST_SECONDS", 0.05)
+    monkeypatch.setattr(engine, "Child", Stopped)
+    monkeypatch.setattr(engine, "LEAST_SECONDS", 0.05)
     with pytest.raises(MachineError, match=SILENT):
         start("qemu", Guest(workshop.assemble("exit 1").image), 0.1)
 

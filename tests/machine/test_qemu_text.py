@@ -6,7 +6,7 @@ import pytest
 
 from fivefold.errors import MachineError
 from fivefold.machine import ExceptionRecord
-from fivefold.machine.qemu_text import is_halted, last_story, parse_exceptions, parse_registers
+from fivefold.machine.qemu.text import is_halted, last_story, parse_exceptions, parse_registers
 
 LONG = """
 CPU#0

@@ -22,8 +22,8 @@ def test_unknown_engine(ask):
 
 
 def test_missing_package_says_what_to_install(monkeypatch):
-    monkeypatch.delitem(sys.modules, "fivefold.machine.unicorn_engine", raising=False)
-    monkeypatch.delitem(sys.modules, "fivefold.machine.unicorn_core", raising=False)
+    monkeypatch.delitem(sys.modules, "fivefold.machine.unicorn.engine", raising=False)
+    monkeypatch.delitem(sys.modules, "fivefold.machine.unicorn.core", raising=False)
     monkeypatch.setitem(sys.modules, "unicorn", None)
 
     reason = available("unicorn")

@@ -11,19 +11,9 @@ import weakref
 import pytest
 
 from fivefold.errors import ImageError, MachineError
-from fivefold.machine import (
-    CpuidOverride,
-    Exit,
-    Guest,
-    Halted,
-    LimitReached,
-    MapRow,
-    Shutdown,
-    Timeout,
-    start,
-    unicorn_core,
-)
-from fivefold.machine.unicorn_core import places
+from fivefold.machine import CpuidOverride, Exit, Guest, Halted, LimitReached, MapRow, Shutdown, Timeout, start
+from fivefold.machine.unicorn import core
+from fivefold.machine.unicorn.core import places
 from fivefold.units import GIB, MIB
 
 # Under `long_mode`, a #GP handler that notes RIP and the error code, and goes on at R14.
@@ -419,7 +409,7 @@ EXIT = 3
 def hook(request, monkeypatch):
     """Run with the hook in machine code, and with the one in Python that other hosts get."""
     if request.param == "plain":
-        monkeypatch.setattr(unicorn_core, "native_hook", lambda stop: None)
+        monkeypatch.setattr(core, "native_hook", lambda stop: None)
 
 
 def test_both_hooks_count_watch_and_limit_alike(hook, unicorn, workshop):

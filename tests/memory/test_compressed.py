@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import FormatError, MachineError
-from fivefold.memory import compressed, open_source
+from fivefold.memory import open_source
+from fivefold.memory.formats import compressed
 from fivefold.units import PhysAddr
 
 ZSTD = importlib.util.find_spec("zstandard") is not None

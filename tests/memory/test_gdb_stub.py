@@ -11,7 +11,7 @@ import pytest
 
 from fivefold.errors import MachineError, MemoryReadError
 from fivefold.memory import open_source
-from fivefold.memory.gdb_stub import GdbClient
+from fivefold.memory.live.gdb_stub import GdbClient
 from fivefold.units import PhysAddr
 
 MTREE = """FlatView #0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fivefold.errors import FormatError, MachineError, MemoryReadError
 from fivefold.memory import open_source
-from fivefold.memory.kdump import _runs
+from fivefold.memory.formats.kdump import _runs
 from fivefold.units import PhysAddr
 
 PAGES = {number: bytes([number % 251 + 1]) * 2000 + bytes(2096) for number in (3, 4, 5, 40, 70000)}

@@ -18,9 +18,10 @@ from types import ModuleType
 import pytest
 
 from fivefold.errors import MachineError
-from fivefold.memory import Source, gdb_stub, live_qemu, open_source
-from fivefold.memory.live_qemu import _qmp_addresses, qmp_address_of
-from fivefold.memory.qmp_client import QmpClient
+from fivefold.memory import Source, open_source
+from fivefold.memory.live import gdb_stub, live_qemu
+from fivefold.memory.live.live_qemu import _qmp_addresses, qmp_address_of
+from fivefold.memory.live.qmp_client import QmpClient
 from fivefold.units import MIB, PhysAddr
 
 PATTERN_AT = 0x2345000

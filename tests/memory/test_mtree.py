@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fivefold.errors import FormatError
-from fivefold.memory.mtree import RamRange, ram_ranges
+from fivefold.memory.live.mtree import RamRange, ram_ranges
 
 # Cut from QEMU 7.2, q35 with 3 GiB; the first view is that of system management mode.
 Q35 = """

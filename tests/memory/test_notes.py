@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fivefold.errors import FormatError
-from fivefold.memory.notes import cpus_of, parse_vmcoreinfo, split_notes, vmcoreinfo_of
+from fivefold.memory.formats.notes import cpus_of, parse_vmcoreinfo, split_notes, vmcoreinfo_of
 
 
 def test_names_and_padding(make) -> None:

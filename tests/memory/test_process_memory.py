@@ -9,7 +9,7 @@ import os
 import pytest
 
 from fivefold.errors import MachineError, MemoryReadError
-from fivefold.memory.process_memory import ProcessMemory, mapping_at, mappings_of, open_shared_file
+from fivefold.memory.live.process_memory import ProcessMemory, mapping_at, mappings_of, open_shared_file
 
 
 def test_bytes_of_a_process() -> None:

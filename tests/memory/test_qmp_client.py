@@ -11,8 +11,8 @@ from contextlib import closing
 import pytest
 
 from fivefold.errors import MachineError
-from fivefold.memory import qmp_client
-from fivefold.memory.qmp_client import QmpClient, QmpError
+from fivefold.memory.live import qmp_client
+from fivefold.memory.live.qmp_client import QmpClient, QmpError
 
 GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\r\n'
 DONE = b'{"return": {}}\r\n'

@@ -14,8 +14,8 @@ import unicorn
 from hypothesis import strategies as st
 from unicorn import x86_const as uc
 
-from fivefold.metal.link import link
-from fivefold.metal.objects import compile_object
+from fivefold.metal.emit.link import link
+from fivefold.metal.emit.objects import compile_object
 from fivefold.metal.program import Program
 
 PROGRAMS = Path(__file__).with_name("programs")

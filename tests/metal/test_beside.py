@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fivefold.errors import CompileError
-from fivefold.metal import beside
-from fivefold.metal.objects import compile_object
+from fivefold.metal.emit import worker
+from fivefold.metal.emit.objects import compile_object
 from fivefold.metal.program import Program
 
 SOURCE = """
@@ -53,8 +53,8 @@ def here(*_: object) -> bytes:
 
 def test_same_object(program: Program, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch) -> None:
     want = compile_object(program, prefix="p_")
-    monkeypatch.setattr(beside, "_compile", here)
-    with beside.compiling(program, "p_") as other:
+    monkeypatch.setattr(worker, "_compile", here)
+    with worker.compiling(program, "p_") as other:
         assert want == other()
 
     assert [process.returncode for process in started] == [0]
@@ -70,7 +70,7 @@ def test_without_a_free_processor(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: processors)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
-    with beside.compiling(program) as other:
+    with worker.compiling(program) as other:
         assert compile_object(program) == other()
 
     assert started == []
@@ -84,18 +84,18 @@ def test_without_the_process(
     executable: str,
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
-    with beside.compiling(program) as other:
+    with worker.compiling(program) as other:
         assert compile_object(program) == other()
 
 
 def test_refusal_is_raised_here(make_module: Callable[[str], str], started: list[subprocess.Popen[bytes]]) -> None:
     name = make_module("@export\ndef f(a: u64) -> u64:\n    return a / 2\n")
-    with pytest.raises(CompileError, match=r"the operator /; write //$"), beside.compiling(Program((name,))) as other:
+    with pytest.raises(CompileError, match=r"the operator /; write //$"), worker.compiling(Program((name,))) as other:
         other()
 
 
 def test_no_process_is_left(program: Program, started: list[subprocess.Popen[bytes]]) -> None:
-    with pytest.raises(KeyboardInterrupt), beside.compiling(program):
+    with pytest.raises(KeyboardInterrupt), worker.compiling(program):
         raise KeyboardInterrupt
 
     assert [process.returncode for process in started] == [-9]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fivefold.boot.build import image_key
+from fivefold.boot.image.build import image_key
 from fivefold.metal import build
 
 PACKAGE = Path(str(resources.files("fivefold")))

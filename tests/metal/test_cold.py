@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from unicorn import x86_const as uc
 
-from fivefold.metal import host, plain
 from fivefold.metal.program import Program
+from fivefold.metal.run import host, interpreter
 
 SOURCE = """
 PLACE: Final = buffer(64)
@@ -45,7 +45,7 @@ def program(make_module: Callable[[str], str]) -> Program:
 @pytest.mark.parametrize("a", [0, 1, 5, 0xFFFF_FFFF_FFFF_FFFE])
 def test_same_results_everywhere(program: Program, emulated: Callable[..., Any], a: int) -> None:
     name = f"{program.modules[0]}.total"
-    want = plain.load(program).call(name, a, 77)
+    want = interpreter.load(program).call(name, a, 77)
 
     assert want == host.load(program).call(name, a, 77)
     assert want == emulated(program).call(name, a, 77)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import CompileError, MemoryReadError
-from fivefold.metal import build, cache, extents, host, plain
+from fivefold.metal import build, cache, extents
 from fivefold.metal.program import Program
+from fivefold.metal.run import host, interpreter
 
 TEXT = """
 BUF: Final = buffer(8192, align=4096)
@@ -148,7 +149,7 @@ sys.path[:0] = sys.argv[1:3]
 from fivefold.metal import host
 from fivefold.metal.program import Program
 instance = host.load(Program((sys.argv[3],)), externs={"outside": lambda a, odd: True})
-names = ("llvmlite", "fivefold.metal.check", sys.argv[3])
+names = ("llvmlite", "fivefold.metal.check.check", sys.argv[3])
 print(instance.call(sys.argv[3] + ".add", 1), *(name in sys.modules for name in names))
 """
 
@@ -275,7 +276,7 @@ def test_cached_object(make_module, monkeypatch, tmp_path):
     monkeypatch.setenv("FIVEFOLD_CACHE", str(tmp_path))
     program = Program((make_module(TEXT),))
     first = build.cached_object(program, prefix="a_", asm=".globl x\nx: ret\n")
-    monkeypatch.setattr("fivefold.metal.objects.emit", None)
+    monkeypatch.setattr("fivefold.metal.emit.objects.emit", None)
 
     assert build.cached_object(program, prefix="a_", asm=".globl x\nx: ret\n") == first
     with pytest.raises(TypeError):
@@ -319,7 +320,7 @@ BANKS = """
 """
 
 
-@pytest.mark.parametrize("load", [plain.load, host.load])
+@pytest.mark.parametrize("load", [interpreter.load, host.load])
 def test_extents_show_whole_pages_and_nothing_else(load):
     instance = load(EXTENTS)
     rows = [line.split() for line in BANKS.strip().splitlines()[1:]]
@@ -350,7 +351,7 @@ def test_extents_show_whole_pages_and_nothing_else(load):
 
 
 @pytest.mark.parametrize("width", [22, 28, 40, 52, 64], ids="up to 2^{}".format)
-@pytest.mark.parametrize("load", [plain.load, host.load])
+@pytest.mark.parametrize("load", [interpreter.load, host.load])
 def test_any_number_of_extents_anywhere(load, width):
     """Near each other and far apart, so that chunks have one extent, several, a part of one, and none."""
     dice = random.Random(width)
@@ -373,4 +374,4 @@ def test_any_number_of_extents_anywhere(load, width):
 
 def test_extents_may_not_overlap():
     with pytest.raises(ValueError, match=r"^banks overlap at 0x0000000000002000$"):
-        extents.attach(plain.load(EXTENTS), [(0x1000, bytearray(0x2000)), (0x2000, bytearray(0x1000))])
+        extents.attach(interpreter.load(EXTENTS), [(0x1000, bytearray(0x2000)), (0x2000, bytearray(0x1000))])

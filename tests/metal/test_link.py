@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fivefold.errors import ImageError
-from fivefold.metal.elf import read_object
-from fivefold.metal.link import DEFAULT_GROUPS, Fixup, Group, link
-from fivefold.metal.objects import assemble
+from fivefold.metal.emit.elf import read_object
+from fivefold.metal.emit.link import DEFAULT_GROUPS, Fixup, Group, link
+from fivefold.metal.emit.objects import assemble
 
 BASE = 0xFFFF_FFFF_8100_0000
 GROUPS = (Group(".head", (".boot", ".note")), *DEFAULT_GROUPS)

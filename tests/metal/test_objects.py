@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import ImageError
-from fivefold.metal.check import check
-from fivefold.metal.elf import read_object
-from fivefold.metal.llvm import write
-from fivefold.metal.objects import compile_object, emit
+from fivefold.metal.check.check import check
+from fivefold.metal.emit.elf import read_object
+from fivefold.metal.emit.intrinsics import Target
+from fivefold.metal.emit.llvm import write
+from fivefold.metal.emit.objects import compile_object, emit
 from fivefold.metal.program import Program
-from fivefold.metal.words import Target
 
 CONSTRUCTS = Program(("metal_constructs",))
 ONE = """
 import hashlib, sys
 sys.path.insert(0, sys.argv[1])
-from fivefold.metal.objects import compile_object
+from fivefold.metal.emit.objects import compile_object
 from fivefold.metal.program import Program
 print(hashlib.sha256(compile_object(Program(("metal_constructs",)), prefix="p_")).hexdigest())
 """

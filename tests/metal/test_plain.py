@@ -9,8 +9,9 @@ import pytest
 
 from fivefold.errors import CompileError, MachineError, MemoryReadError
 from fivefold.memory.base import Extent, Ram
-from fivefold.metal import lang, plain
+from fivefold.metal import lang
 from fivefold.metal.program import Program
+from fivefold.metal.run import interpreter
 
 TEXT = """
 BUF: Final = buffer(64)
@@ -53,7 +54,7 @@ def name(make_module):
 
 @pytest.fixture
 def instance(name):
-    return plain.load(Program((name,)), externs={"outside": lambda a, odd: odd and a > 3, "mark": 0x1000})
+    return interpreter.load(Program((name,)), externs={"outside": lambda a, odd: odd and a > 3, "mark": 0x1000})
 
 
 def test_access_outside_memory_raises(instance, name):
@@ -80,9 +81,9 @@ def test_externs_and_symbols(instance, name):
     assert instance.call(f"{name}.asks", 4) == 0x1001
     assert instance.call(f"{name}.asks", 3) == 0x1000
     with pytest.raises(CompileError, match=r":\d+: extern outside is not given; pass externs=\{'outside': …\}$"):
-        plain.load(Program((name,)), externs={"mark": 1})
+        interpreter.load(Program((name,)), externs={"mark": 1})
     with pytest.raises(CompileError, match=r":\d+: symbol mark is not given; pass externs=\{'mark': …\}$"):
-        plain.load(Program((name,)), externs={"outside": lambda a, odd: True})
+        interpreter.load(Program((name,)), externs={"outside": lambda a, odd: True})
 
 
 def test_machine_intrinsics_call_the_cpu(instance, name):
@@ -98,7 +99,7 @@ def test_machine_intrinsics_call_the_cpu(instance, name):
         def cpuid(self, leaf, subleaf, register):
             return leaf * 100 + subleaf * 10 + register
 
-    loaded = plain.load(Program((name,), roots=()), externs={"outside": print, "mark": 1}, cpu=Cpu())
+    loaded = interpreter.load(Program((name,), roots=()), externs={"outside": print, "mark": 1}, cpu=Cpu())
 
     assert loaded.call(f"{name}.machine") == 0x5000 + 701
     assert Cpu.sent == [(0x3F8, 65)]

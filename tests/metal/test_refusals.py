@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import CompileError
-from fivefold.metal.check import check
-from fivefold.metal.objects import compile_object
+from fivefold.metal.check.check import check
+from fivefold.metal.emit.objects import compile_object
 from fivefold.metal.program import Program
 
 VECTORS = Path(__file__).parent / "vectors" / "refusals.txt"

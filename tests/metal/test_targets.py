@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fivefold.metal import host, plain
-from fivefold.metal.check import check
+from fivefold.metal.check.check import check
 from fivefold.metal.program import Program
+from fivefold.metal.run import host, interpreter
 
 LANDMARK = 0x0123_4567  # as near as code must be that reaches it relative to itself
 ASM = f"""
@@ -43,7 +43,7 @@ def targets(emulated):
     return SimpleNamespace(
         unit=check(CONSTRUCTS),
         instances=(
-            plain.load(CONSTRUCTS, externs=EXTERNS),
+            interpreter.load(CONSTRUCTS, externs=EXTERNS),
             host.load(CONSTRUCTS, externs=EXTERNS),
             emulated(CONSTRUCTS, asm=ASM, prefix="x_"),
         ),
@@ -82,7 +82,7 @@ def test_random_programs_agree(make_module, random_programs, emulated, data):
     """Each program is compiled twice, so few programs with many functions and inputs."""
     name = make_module(data.draw(random_programs.modules(functions=10)))
     program = Program((name,))
-    instances = (plain.load(program), host.load(program), emulated(program))
+    instances = (interpreter.load(program), host.load(program), emulated(program))
     for function in range(10):
         for args in data.draw(st.lists(st.tuples(numbers, numbers), min_size=3, max_size=3)):
             outcomes = []
@@ -96,7 +96,7 @@ def test_random_programs_agree(make_module, random_programs, emulated, data):
 @pytest.fixture(scope="module")
 def small(emulated):
     """A program that 32-bit code can hold, as Python and on an emulated CPU in 32-bit mode."""
-    return plain.load(SMALL), emulated(SMALL, arch="i386")
+    return interpreter.load(SMALL), emulated(SMALL, arch="i386")
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "compare", "bits", "loops"])

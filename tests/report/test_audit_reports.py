@@ -11,12 +11,12 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
-from fivefold.report import audit_text
 from fivefold.report.junit import write_junit
 from fivefold.report.sarif import sarif
-from fivefold.survey.audit import Audit, audit
-from fivefold.survey.policy import LINUX_EXCEPTIONS, Policy
-from fivefold.survey.rules import RULE_NAMES, Severity
+from fivefold.report.text import audit as audit_text
+from fivefold.survey.audit.audit import Audit, audit
+from fivefold.survey.audit.policy import LINUX_EXCEPTIONS, Policy
+from fivefold.survey.audit.rules import RULE_NAMES, Severity
 from fivefold.survey.space import open_space
 
 GUEST = Path(__file__).parents[1] / "data" / "guests" / "plain-la57-kaslr.elf.xz"

@@ -10,7 +10,7 @@ import pytest
 from fivefold.arch import LA48, LA57, Level
 from fivefold.errors import NotKnownError
 from fivefold.memory import CpuState, Ram, Source
-from fivefold.survey.choose import Given, choose_mode, choose_nxe, choose_phys_bits, choose_root, root_of
+from fivefold.survey.guest.identify import Given, choose_mode, choose_nxe, choose_phys_bits, choose_root, root_of
 from fivefold.survey.space import Space
 from fivefold.units import PhysAddr
 

@@ -11,9 +11,9 @@ import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Level
 from fivefold.memory import Ram
-from fivefold.report.tlb_text import letters, write_leaves
-from fivefold.survey.leaves import Leaves
-from fivefold.survey.scan import leaves_of
+from fivefold.report.text.tlb import letters, write_leaves
+from fivefold.survey.scan.leaves import Leaves
+from fivefold.survey.scan.scan import leaves_of
 from fivefold.survey.space import Space
 from fivefold.units import MIB, PhysAddr
 

@@ -10,7 +10,7 @@ import pytest
 from fivefold.arch import LA48, LA57, Level, PagingMode
 from fivefold.errors import MemoryReadError
 from fivefold.memory import Ram
-from fivefold.survey.level_evidence import LevelEvidence, level_evidence, looks_like_table
+from fivefold.survey.guest.level_evidence import LevelEvidence, level_evidence, looks_like_table
 from fivefold.survey.space import Space
 from fivefold.units import GIB, MIB, PhysAddr
 

@@ -11,9 +11,9 @@ import pytest
 from fivefold.arch import LA57, Level
 from fivefold.memory import CpuState, Ram, Source
 from fivefold.notebook import SHOWN, html_table
-from fivefold.survey.about import About
-from fivefold.survey.choose import Given
-from fivefold.survey.scan_result import Contiguity
+from fivefold.survey.guest.identify import Given
+from fivefold.survey.guest.info import About
+from fivefold.survey.scan.scan_result import Contiguity
 from fivefold.survey.space import Space
 
 ROOT = 0x10_0000

@@ -14,12 +14,12 @@ import pytest
 from fivefold.arch import LA48, LA57, Level, PagingMode
 from fivefold.memory import CpuState, Ram, Source
 from fivefold.memory.registers import parse_info_registers
-from fivefold.report.dump_text import write_json
-from fivefold.report.walk_text import walk_json
-from fivefold.survey.about import About
-from fivefold.survey.audit import audit
-from fivefold.survey.choose import Given
-from fivefold.survey.scan_result import Kind
+from fivefold.report.text.dump import write_json
+from fivefold.report.text.walk import walk_json
+from fivefold.survey.audit.audit import audit
+from fivefold.survey.guest.identify import Given
+from fivefold.survey.guest.info import About
+from fivefold.survey.scan.scan_result import Kind
 from fivefold.survey.space import Space
 from fivefold.survey.stats import stats
 

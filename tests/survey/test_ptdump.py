@@ -14,8 +14,8 @@ from fivefold.arch import LA48, LA57, AddressSpace, Level, PagingMode
 from fivefold.errors import FivefoldError, LayoutError, MemoryReadError
 from fivefold.layout import Marker, shadow_bounds, to_shadow
 from fivefold.memory import Ram
-from fivefold.survey.ptdump_headings import headings, parse_build
-from fivefold.survey.ptdump_lines import write_ptdump
+from fivefold.report.ptdump_headings import headings, parse_build
+from fivefold.report.ptdump_lines import write_ptdump
 from fivefold.survey.ptdump_walk import TableWalk, early_shadow, narrowed
 from fivefold.survey.space import Space
 from fivefold.units import PhysAddr

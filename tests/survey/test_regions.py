@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from fivefold.arch import Level, Rights
-from fivefold.survey.regions import Region, flag_names, part_of, split_at
-from fivefold.survey.scan_result import Kind
-from fivefold.survey.select import RightsFilter, meet
+from fivefold.survey.scan.regions import Region, flag_names, part_of, split_at
+from fivefold.survey.scan.scan_result import Kind
+from fivefold.survey.scan.select import RightsFilter, meet
 from fivefold.units import PhysAddr, VirtAddr
 
 

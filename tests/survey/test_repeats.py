@@ -16,13 +16,13 @@ import pytest
 from fivefold.arch import LA48, LA57, Level, PagingMode, TooManyRuns
 from fivefold.layout import Area
 from fivefold.memory import Ram, Source
-from fivefold.report.dump_text import write_csv, write_json
-from fivefold.survey import repeats
-from fivefold.survey.areas import AreaMap
-from fivefold.survey.choose import Given
-from fivefold.survey.regions import PAGE_NAMES, Region
-from fivefold.survey.repeats import regions_with_repeats
-from fivefold.survey.scan_result import Kind
+from fivefold.report.text.dump import write_csv, write_json
+from fivefold.survey.guest.areas import AreaMap
+from fivefold.survey.guest.identify import Given
+from fivefold.survey.scan import repeats
+from fivefold.survey.scan.regions import PAGE_NAMES, Region
+from fivefold.survey.scan.repeats import regions_with_repeats
+from fivefold.survey.scan.scan_result import Kind
 from fivefold.survey.space import Space
 from fivefold.units import GIB, MIB, PhysAddr
 

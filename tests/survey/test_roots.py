@@ -15,11 +15,11 @@ import pytest
 
 from fivefold.arch import LA48, LA57, Level, PagingMode
 from fivefold.memory import Bank, CpuState, Extent, Ram, Source
-from fivefold.survey import roots
-from fivefold.survey.about import About
-from fivefold.survey.roots import Confidence, find_roots
+from fivefold.survey.guest import roots
+from fivefold.survey.guest.info import About
+from fivefold.survey.guest.roots import Confidence, find_roots
+from fivefold.survey.guest.table_pages import TablePages
 from fivefold.survey.space import Space
-from fivefold.survey.table_pages import TablePages
 from fivefold.units import MIB, PhysAddr
 
 ROOT = 0x10_0000

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from fivefold.arch import LA48, LA57, AddressSpace, Content, Cpu, Vendor, regions
 from fivefold.errors import MemoryReadError
 from fivefold.memory import open_source
-from fivefold.metal import plain
-from fivefold.survey import scan as module
-from fivefold.survey.scan import TableScanner, leaves_of, scan_space
-from fivefold.survey.scan_result import ALL_FLAGS, Contiguity, Kind, ScanResult, ScanSettings, expand_leaves
+from fivefold.metal.run import interpreter
+from fivefold.survey.scan import scan as module
+from fivefold.survey.scan.scan import TableScanner, leaves_of, scan_space
+from fivefold.survey.scan.scan_result import ALL_FLAGS, Contiguity, Kind, ScanResult, ScanSettings, expand_leaves
 from fivefold.units import PhysAddr
 
 GUESTS = Path(__file__).parent.parent / "data" / "guests"
@@ -202,7 +202,7 @@ def test_plain_python_gives_the_same(levels: int) -> None:
         for slot in rng.sample(range(512), 6):
             tables[table, slot] = BASE + 0x1000 * rng.randrange(7) | rng.choice((P, P | W, P | PS, P | NX | U))
     banks = [(BASE, tables.astype("<u8").tobytes())]
-    native, stepped = TableScanner(banks), TableScanner(banks, load=plain.load)
+    native, stepped = TableScanner(banks), TableScanner(banks, load=interpreter.load)
     one, other = (scanner.scan(PhysAddr(BASE), levels) for scanner in (native, stepped))
     assert len(one) > 10
     assert np.array_equal(one.rows, other.rows)

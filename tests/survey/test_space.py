@@ -16,8 +16,8 @@ from fivefold.arch import scan as plain_scan
 from fivefold.errors import MachineError, MemoryReadError
 from fivefold.memory import PagedMemory, Ram, Source
 from fivefold.survey import space as module
-from fivefold.survey.regions import Region
-from fivefold.survey.scan_result import Kind
+from fivefold.survey.scan.regions import Region
+from fivefold.survey.scan.scan_result import Kind
 from fivefold.survey.space import Space, open_space
 from fivefold.units import PhysAddr
 

@@ -1,8 +1,8 @@
 """Build the image, run it on machines, collect and judge the result."""
 
-from fivefold.boot.build import build_image
-from fivefold.boot.elf_image import DEFAULT_LOAD_ADDRESS, MOST_BYTES, Image, parse
 from fivefold.boot.files import read_file, write_file
+from fivefold.boot.image.build import build_image
+from fivefold.boot.image.elf_image import DEFAULT_LOAD_ADDRESS, MOST_BYTES, Image, parse
 from fivefold.boot.result import BootReport, Bounds, Check, Run, Skipped
 from fivefold.boot.run import CPUS, DEFAULT_MEMORY, Options, boot
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from fivefold.errors import MachineError
-from fivefold.kernel.start_info import MAX_CMDLINE
+from fivefold.kernel.boot.start_info import MAX_CMDLINE
 
 MOST: Final = MAX_CMDLINE - 1
 """Characters that the kernel reads."""

@@ -8,27 +8,27 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fivefold.arch import AddressSpace, ControlState, Mapped, translate
-from fivefold.boot.build import build_image
 from fivefold.boot.command_line import LAYOUTS, MOST, check_given
-from fivefold.boot.cpus import cpu_checks
-from fivefold.boot.efi_image import efi_file
-from fivefold.boot.efi_space import efi_checks
-from fivefold.boot.elf_image import HIGHEST_32BIT_END, Image, check_load_address
-from fivefold.boot.entered import switch_checks
-from fivefold.boot.evidence import Evidence
-from fivefold.boot.guest_report import NO_REPORT, GuestReport, read_report
-from fivefold.boot.judge import judge
-from fivefold.boot.moved import moved_areas
+from fivefold.boot.image.build import build_image
+from fivefold.boot.image.efi_image import efi_file
+from fivefold.boot.image.elf_image import HIGHEST_32BIT_END, Image, check_load_address
+from fivefold.boot.judge.efi_checks import efi_checks
+from fivefold.boot.judge.entry_checks import switch_checks
+from fivefold.boot.judge.evidence import Evidence
+from fivefold.boot.judge.guest_report import NO_REPORT, GuestReport, read_report
+from fivefold.boot.judge.judge import judge
+from fivefold.boot.judge.kaslr_areas import moved_areas
+from fivefold.boot.judge.smp_checks import cpu_checks
 from fivefold.boot.result import BootReport, Check, Run, Skipped
 from fivefold.errors import LayoutError, MachineError, MemoryReadError
-from fivefold.kernel.detect import REASON_TEXT
-from fivefold.kernel.efi_stub import MOST_OPTIONS
+from fivefold.kernel.boot.detect import REASON_TEXT
+from fivefold.kernel.efi.efi_stub import MOST_OPTIONS
 from fivefold.kernel.report import EXIT_FAILED, EXIT_PASSED
-from fivefold.kernel.smp import MAX_CPUS
+from fivefold.kernel.smp.smp import MAX_CPUS
 from fivefold.layout import image_areas
 from fivefold.machine import Event, Exit, Guest, Halted, Machine, Module, available, start
 from fivefold.machine.base import EFI_ENTRIES, Entry, Registers
-from fivefold.machine.unicorn_limits import unicorn_lacks
+from fivefold.machine.unicorn.limits import unicorn_lacks
 from fivefold.units import GIB, MIB, PhysAddr, format_size, hex64
 
 DEFAULT_MEMORY: Final = 512 * MIB

@@ -13,7 +13,7 @@ from fivefold.cli import values
 from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 
 if TYPE_CHECKING:
-    from fivefold.survey.audit import Audit
+    from fivefold.survey.audit.audit import Audit
 
 
 class FormatChoice(StrEnum):
@@ -28,7 +28,7 @@ class FormatChoice(StrEnum):
 
 def pat_value(text: str) -> int:
     """A PAT MSR: a number that it can hold, ``linux`` or ``reset``."""
-    from fivefold.survey.alias_checks import PATS, is_pat
+    from fivefold.survey.audit.alias_checks import PATS, is_pat
 
     expected = "expected linux, reset, or eight bytes, each of 0, 1, 4, 5, 6, 7"
     try:
@@ -55,8 +55,8 @@ def audit(
     all: Annotated[bool, typer.Option("--all", help="Show every finding at length, excepted ones too.")] = False,
 ) -> int:
     """Look for what breaks W^X, isolation and the architecture's rules. Status 1 when there is such a thing."""
-    from fivefold.survey.audit import audit as run_audit
-    from fivefold.survey.policy import load_policy
+    from fivefold.survey.audit.audit import audit as run_audit
+    from fivefold.survey.audit.policy import load_policy
 
     rules = None if policy is None else load_policy(policy)
     with chosen.open_space() as space:
@@ -66,10 +66,10 @@ def audit(
 
 
 def _write(found: Audit, form: FormatChoice, everything: bool) -> None:
-    from fivefold.report import audit_text
     from fivefold.report.json_text import write_document
     from fivefold.report.junit import write_junit
     from fivefold.report.sarif import sarif
+    from fivefold.report.text import audit as audit_text
 
     match form:
         case FormatChoice.text:

@@ -114,8 +114,8 @@ def boot(
         json.dump(report.to_json(), sys.stdout, indent=2)
         print()
     else:
-        from fivefold.report.boot_text import print_boot
         from fivefold.report.console import ReportConsole
+        from fivefold.report.text.boot import print_boot
 
         # Tables are as wide as they are: what reads a pipe can cut, but cannot put together again.
         print_boot(report, ReportConsole(width=None if sys.stdout.isatty() else 160, highlight=False), verbose)
@@ -126,7 +126,7 @@ def _why(event: Event, machine: Machine) -> str:
     """The story of a run that did not come to its end; "" where only a shutdown would have one."""
     from fivefold.explain import explain_event
     from fivefold.machine import Shutdown
-    from fivefold.report.explain_text import explanation_lines
+    from fivefold.report.text.explain import explanation_lines
 
     try:
         told = explain_event(event, machine)

@@ -14,7 +14,7 @@ from fivefold.cli import values
 from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 
 if TYPE_CHECKING:
-    from fivefold.survey.diff import Diff
+    from fivefold.survey.diff.diff import Diff
     from fivefold.survey.space import Space
 
 
@@ -62,8 +62,8 @@ def diff(
 
     The root and levels of OTHER are its own: --cr3, --cr4, --cpu and --levels are of SOURCE, the other options of both.
     """
-    from fivefold.survey.diff import DiffSettings
-    from fivefold.survey.diff import diff as compare
+    from fivefold.survey.diff.diff import DiffSettings
+    from fivefold.survey.diff.diff import diff as compare
 
     settings = DiffSettings(all_bits=bits is BitsChoice.all, phys=phys, relative=relative, window=window)
     given = {**chosen.given, "cr3": other_cr3, "cr4": None, "levels": other_levels, "cpu": other_cpu}
@@ -84,6 +84,6 @@ def _open_other(chosen: SourceChoice) -> Space:
 
 
 def _write(found: Diff, form: FormatChoice) -> None:
-    from fivefold.report.diff_text import write_csv, write_json, write_text
+    from fivefold.report.text.diff import write_csv, write_json, write_text
 
     {FormatChoice.text: write_text, FormatChoice.json: write_json, FormatChoice.csv: write_csv}[form](found, sys.stdout)

@@ -16,8 +16,8 @@ SHORT: Final = 16
 """In text a shared table with more ranges than this is told once, and then how often it is there again."""
 
 if TYPE_CHECKING:
-    from fivefold.survey.regions import Region
-    from fivefold.survey.select import RightsFilter
+    from fivefold.survey.scan.regions import Region
+    from fivefold.survey.scan.select import RightsFilter
     from fivefold.survey.space import Space
 
 
@@ -93,7 +93,7 @@ def dump(
 
 def _part(window: range | None, user: bool, kernel: bool) -> range | None:
     """The addresses that are asked for, None for all."""
-    from fivefold.survey.select import KERNEL_HALF, USER_HALF, meet
+    from fivefold.survey.scan.select import KERNEL_HALF, USER_HALF, meet
 
     if user and kernel:
         raise typer.BadParameter("--user and --kernel leave nothing; expected one of them")
@@ -114,7 +114,7 @@ def _refuse_narrowing(asked: FormatChoice, narrowed: bool) -> None:
 
 
 def _filter(rights: str | None, leaf: bool) -> RightsFilter | None:
-    from fivefold.survey.select import RightsFilter
+    from fivefold.survey.scan.select import RightsFilter
 
     try:
         return None if rights is None else RightsFilter.parse(rights, of_leaf=leaf)
@@ -127,7 +127,7 @@ def _regions(
 ) -> Iterable[Region]:
     from fivefold.arch import TooManyRuns
     from fivefold.errors import FivefoldError
-    from fivefold.survey.repeats import regions_with_repeats
+    from fivefold.survey.scan.repeats import regions_with_repeats
 
     is_text = asked is FormatChoice.text
     exact = (bits or (BitsChoice.few if is_text else BitsChoice.all)) is BitsChoice.all
@@ -144,7 +144,7 @@ def _chosen(regions: Iterable[Region], rights: RightsFilter | None) -> Iterable[
 
 
 def _write(space: Space, asked: FormatChoice, regions: Iterable[Region], leaf: bool) -> int:
-    from fivefold.report.dump_text import NOT_LOOKED_AT, Findings, loops_of, write_csv, write_json, write_text
+    from fivefold.report.text.dump import NOT_LOOKED_AT, Findings, loops_of, write_csv, write_json, write_text
 
     findings = Findings(regions)
     if asked is FormatChoice.json:
@@ -161,8 +161,8 @@ def _write(space: Space, asked: FormatChoice, regions: Iterable[Region], leaf: b
 
 
 def _write_ptdump(space: Space, build: str, unlimited: bool) -> int:
-    from fivefold.survey.ptdump_headings import headings, parse_build
-    from fivefold.survey.ptdump_lines import MAX_PIECES, write_ptdump
+    from fivefold.report.ptdump_headings import headings, parse_build
+    from fivefold.report.ptdump_lines import MAX_PIECES, write_ptdump
     from fivefold.survey.ptdump_walk import TableWalk
 
     try:
@@ -178,8 +178,8 @@ def _write_ptdump(space: Space, build: str, unlimited: bool) -> int:
 
 def _write_info_tlb(space: Space, part: range | None, unlimited: bool) -> int:
     from fivefold.errors import FivefoldError
-    from fivefold.report.tlb_text import MAX_LINES, write_leaves
-    from fivefold.survey.leaves import Leaves
+    from fivefold.report.text.tlb import MAX_LINES, write_leaves
+    from fivefold.survey.scan.leaves import Leaves
 
     leaves = Leaves(space.tables)
     count = 0 if unlimited else leaves.count() if part is None else leaves.count_in(part, MAX_LINES)

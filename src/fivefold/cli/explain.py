@@ -117,7 +117,7 @@ def explain(
         print()
     else:
         from fivefold.report.console import ReportConsole
-        from fivefold.report.explain_text import print_explanation
+        from fivefold.report.text.explain import print_explanation
 
         print_explanation(explanation, ReportConsole(highlight=False), verbose)
     return 0

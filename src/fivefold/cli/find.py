@@ -14,7 +14,7 @@ from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 
 if TYPE_CHECKING:
     from fivefold.memory import Source
-    from fivefold.report.find_text import Question
+    from fivefold.report.text.find import Question
 
 
 class FormatChoice(StrEnum):
@@ -73,13 +73,13 @@ def find(
     if any(not one for _, one in patterns):
         raise typer.BadParameter("nothing to search for; expected one byte or more")
     from fivefold.survey.find import find_mappings
-    from fivefold.survey.root_spaces import root_spaces
+    from fivefold.survey.guest.root_spaces import root_spaces
 
     with chosen.open_source() as source:
         asked = [*_of_memory(phys or []), *_of_bytes(source, patterns, limit)]
         roots = root_spaces(source, chosen.check_given())
         answers = iter(find_mappings(roots.spaces(), [target for _, targets, _ in asked for target in targets]))
-        from fivefold.report import find_text
+        from fivefold.report.text import find as find_text
 
         questions = [find_text.Question(name, [next(answers) for _ in targets], more) for name, targets, more in asked]
         form = FormatChoice.json if as_json else format

@@ -49,9 +49,9 @@ def image(
     """Write the bootable image: the same bytes from the same sources."""
     from fivefold.boot import DEFAULT_LOAD_ADDRESS, build_image, write_file
     from fivefold.boot.command_line import check_given
-    from fivefold.boot.efi_image import efi_file
-    from fivefold.boot.iso import iso_file
-    from fivefold.kernel.efi_stub import MOST_OPTIONS
+    from fivefold.boot.image.efi_image import efi_file
+    from fivefold.boot.image.iso import iso_file
+    from fivefold.kernel.efi.efi_stub import MOST_OPTIONS
 
     if cmdline and format is not FormatChoice.iso:
         raise MachineError(f"a command line goes into an ISO's menu; the loader gives one to {format.value}")

@@ -11,9 +11,9 @@ from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 def info(chosen: SourceChoice, as_json: JsonOption = False) -> int:
     """Format, extents, CPUs, mode, root, kernel and bases of a guest, each with its evidence."""
     from fivefold.errors import NotKnownError
-    from fivefold.report.info_text import write_info
     from fivefold.report.json_text import write_document
-    from fivefold.survey.about import About
+    from fivefold.report.text.info import write_info
+    from fivefold.survey.guest.info import About
 
     with chosen.open_source() as source:
         try:

@@ -50,9 +50,9 @@ def layout(
     if source is not None and (mode is not None or linux is not None):
         raise typer.BadParameter("--source says which mode and release it is; expected it without --mode and --linux")
     from fivefold.layout import shadow_offset
-    from fivefold.report import layout_text
     from fivefold.report.json_text import write_document
-    from fivefold.survey.describe_address import describe_address
+    from fivefold.report.text import layout as layout_text
+    from fivefold.survey.guest.describe_address import describe_address
 
     paging, areas, how, release = _map(source) if source is not None else _documented(mode, linux)
     offset = shadow_offset(release, int(paging.top))
@@ -78,7 +78,7 @@ def _documented(mode: ModeChoice | None, linux: str | None) -> tuple[PagingMode,
 
 
 def _map(source: str) -> tuple[PagingMode, tuple[Area, ...], str, str]:
-    from fivefold.survey.areas import ASSUMED_RELEASE
+    from fivefold.survey.guest.areas import ASSUMED_RELEASE
     from fivefold.survey.space import open_space
 
     with open_space(source) as space:

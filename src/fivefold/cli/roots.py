@@ -16,8 +16,8 @@ def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
     --levels and --phys-bits narrow what is looked for. Status 1 when there are none.
     """
     from fivefold.report.json_text import write_document
-    from fivefold.report.roots_text import roots_json, write_roots
-    from fivefold.survey.roots import find_roots
+    from fivefold.report.text.roots import roots_json, write_roots
+    from fivefold.survey.guest.roots import find_roots
 
     given = chosen.check_given()
     if given.force or any(value is not None for value in (given.cr3, given.cr4, given.cpu)):

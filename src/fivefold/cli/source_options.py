@@ -20,7 +20,7 @@ from fivefold.cli import values
 
 if TYPE_CHECKING:
     from fivefold.memory import Source
-    from fivefold.survey.choose import Given
+    from fivefold.survey.guest.identify import Given
     from fivefold.survey.space import Space
 
 
@@ -52,7 +52,7 @@ class SourceChoice:
 
     def check_given(self) -> Given:
         """What was said of root, mode and width."""
-        from fivefold.survey.choose import Given
+        from fivefold.survey.guest.identify import Given
 
         try:
             return Given(**self.given)

@@ -30,7 +30,7 @@ def stats(
     Status 1 when entries are malformed, tables are not in memory, or lead back to themselves or to two levels.
     """
     from fivefold.report.json_text import write_document
-    from fivefold.report.stats_text import sentences, stats_json, write_csv, write_text
+    from fivefold.report.text.stats import sentences, stats_json, write_csv, write_text
     from fivefold.survey.stats import stats as count
 
     with chosen.open_space() as space:

@@ -30,7 +30,7 @@ def walk(
     """
     from fivefold.arch import Mapped
     from fivefold.report.json_text import write_document
-    from fivefold.report.walk_text import walk_json, write_path
+    from fivefold.report.text.walk import walk_json, write_path
 
     with chosen.open_space() as space:
         for address in addresses:

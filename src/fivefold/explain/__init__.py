@@ -6,11 +6,11 @@
 
 from fivefold.callable_package import make_callable
 from fivefold.explain.answer import explain, explain_event
-from fivefold.explain.read_log import read_log
+from fivefold.explain.logs.read_log import read_log
+from fivefold.explain.logs.trace import Strike, Trace
 from fivefold.explain.result import Cause, Explanation, Told, WhatIf
-from fivefold.explain.ruling import MANUAL
-from fivefold.explain.situation import Given
-from fivefold.explain.trace import Strike, Trace
+from fivefold.explain.rules.ruling import MANUAL
+from fivefold.explain.rules.situation import Given
 
 make_callable(__name__)
 

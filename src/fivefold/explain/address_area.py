@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 from fivefold.arch import LA48, LA57, PagingMode
 from fivefold.errors import LayoutError
-from fivefold.explain.ruling import physical
-from fivefold.explain.situation import Situation
+from fivefold.explain.rules.ruling import physical
+from fivefold.explain.rules.situation import Situation
 from fivefold.layout import Area, area_of, from_shadow, linux_areas, shadow_offset
 from fivefold.machine.base import vector_name
 from fivefold.units import GIB, MASK64, hex64

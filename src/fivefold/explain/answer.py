@@ -10,16 +10,16 @@ from typing import Any, BinaryIO, Final
 
 from fivefold.arch import TableReader
 from fivefold.errors import FormatError
-from fivefold.explain.links import link
-from fivefold.explain.other_logs import pair_up
-from fivefold.explain.places import describe
+from fivefold.explain.address_area import describe
+from fivefold.explain.logs.links import link
+from fivefold.explain.logs.other_logs import pair_up
+from fivefold.explain.logs.read_log import open_log, read_log
+from fivefold.explain.logs.trace import Strike, Trace
 from fivefold.explain.predict import first_strike, follow, strike_of
-from fivefold.explain.read_log import open_log, read_log
 from fivefold.explain.remedy import legal_changes, missing_link
 from fivefold.explain.result import Explanation, Told
-from fivefold.explain.situation import PAGING_NAMES, Given, Situation, situation
+from fivefold.explain.rules.situation import PAGING_NAMES, Given, Situation, situation
 from fivefold.explain.story import Story, find_cause
-from fivefold.explain.trace import Strike, Trace
 from fivefold.explain.what_if import ask
 from fivefold.machine.base import Event as MachineEvent
 from fivefold.machine.base import ExceptionRecord, Machine, Registers, Shutdown

@@ -10,15 +10,15 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import FETCH, HAS_ERROR_CODE, READ, Escalation, Vector, escalate
-from fivefold.explain.delivery import SYSTEM, replay
-from fivefold.explain.finding import instruction_at
-from fivefold.explain.general_fault import explain_write
-from fivefold.explain.impossible import impossible
-from fivefold.explain.instruction import LONGEST, Instruction
-from fivefold.explain.reserved import with_reserved
-from fivefold.explain.ruling import Granted, Outside, Refusal, Ruling, rule_on
-from fivefold.explain.situation import Given, Situation
-from fivefold.explain.trace import Code, Outcome, Strike
+from fivefold.explain.faults.delivery import SYSTEM, replay
+from fivefold.explain.faults.finding import instruction_at
+from fivefold.explain.faults.general_fault import explain_write
+from fivefold.explain.faults.illegal_state import impossible
+from fivefold.explain.logs.trace import Code, Outcome, Strike
+from fivefold.explain.rules.instruction import LONGEST, Instruction
+from fivefold.explain.rules.reserved import with_reserved
+from fivefold.explain.rules.ruling import Granted, Outside, Refusal, Ruling, rule_on
+from fivefold.explain.rules.situation import Given, Situation
 
 _MOST: Final = 4
 _SOFTWARE: Final = {"int3": Vector.BP, "int1": Vector.DB, "into": Vector.OF}

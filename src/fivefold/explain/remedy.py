@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from fivefold.arch import LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Flag, Level, Step, TableReader
-from fivefold.explain.finding import Finding
-from fivefold.explain.ruling import Granted, RuleName, rule_on
-from fivefold.explain.situation import Situation
+from fivefold.explain.faults.finding import Finding
+from fivefold.explain.rules.ruling import Granted, RuleName, rule_on
+from fivefold.explain.rules.situation import Situation
 from fivefold.units import MASK64, PhysAddr, hex64
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from fivefold.arch import Level, Step
-from fivefold.explain.error_codes import decode_error
-from fivefold.explain.finding import Confidence, Finding
-from fivefold.explain.places import Place
-from fivefold.explain.ruling import MANUAL, RuleName
-from fivefold.explain.trace import Outcome, Strike
+from fivefold.explain.address_area import Place
+from fivefold.explain.faults.finding import Confidence, Finding
+from fivefold.explain.logs.trace import Outcome, Strike
+from fivefold.explain.rules.error_codes import decode_error
+from fivefold.explain.rules.ruling import MANUAL, RuleName
 from fivefold.units import hex64
 
 SCHEMA: Final = "fivefold.explain/1"
@@ -139,7 +139,7 @@ class WhatIf(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Everything that was found out. Prints well through `fivefold.report.explain_text`.
+    """Everything that was found out. Prints well through `fivefold.report.text.explain`.
 
     *mode* is ``la57``, ``la48``, another paging mode's name, or None where it is not known.
     *unknown* lists what neither log nor memory says, and what was taken in its place.

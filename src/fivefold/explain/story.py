@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fivefold.arch import Escalation, Kind, TableReader, Vector, escalate
-from fivefold.explain.delivery import GATE_SIZE, read_gate
-from fivefold.explain.finding import Confidence, Finding, instruction_at
-from fivefold.explain.general_fault import explain_general_fault
-from fivefold.explain.handover import SELECTOR_FAULTS, explain_delivery, is_of_delivery
-from fivefold.explain.page_fault import FRAME_WORDS, explain_page_fault
-from fivefold.explain.places import describe, notable_registers, phys_base_hint
+from fivefold.explain.address_area import describe, notable_registers, phys_base_hint
+from fivefold.explain.faults.delivery import GATE_SIZE, read_gate
+from fivefold.explain.faults.failed_delivery import SELECTOR_FAULTS, explain_delivery, is_of_delivery
+from fivefold.explain.faults.finding import Confidence, Finding, instruction_at
+from fivefold.explain.faults.general_fault import explain_general_fault
+from fivefold.explain.faults.page_fault import FRAME_WORDS, explain_page_fault
+from fivefold.explain.logs.trace import Strike, Trace
 from fivefold.explain.result import Cause, Told
-from fivefold.explain.situation import Given, Situation, situation
-from fivefold.explain.trace import Strike, Trace
+from fivefold.explain.rules.situation import Given, Situation, situation
 from fivefold.machine.base import vector_name
 from fivefold.memory import CpuState
 from fivefold.units import MASK64, hex64

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import LA48, LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Kind, PagingMode
-from fivefold.explain.finding import Finding
+from fivefold.explain.faults.finding import Finding
 from fivefold.explain.result import WhatIf
-from fivefold.explain.ruling import Granted, Outside, describe_entry, rule_on
-from fivefold.explain.situation import Situation
+from fivefold.explain.rules.ruling import Granted, Outside, describe_entry, rule_on
+from fivefold.explain.rules.situation import Situation
 from fivefold.machine.base import vector_name
 from fivefold.units import hex64
 

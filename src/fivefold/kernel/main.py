@@ -6,41 +6,24 @@ its tables with the scan, reports, and stops the machine.
 
 from __future__ import annotations
 
-from fivefold.kernel import (
-    checks,
-    early,
-    efi,
-    faults,
-    handover_checks,
-    hibernate,
-    kasan,
-    kaslr,
-    kernel_map,
-    kexec,
-    layout,
-    mapping,
-    memblock,
-    mode_switch,
-    params,
-    pgtable,
-    phys,
-    process_checks,
-    report,
-    smp,
-    smp_checks,
-    start_info,
-    syscall,
-    traps,
-)
-from fivefold.kernel.checks import equals
-from fivefold.kernel.cpu import CR4_KEPT, CR4_LA57, CR4_PAE, CR4_PGE, MSR_EFER, write_cr3, write_cr4
-from fivefold.kernel.detect import cpu_has_gib_pages, cpu_phys_bits
-from fivefold.kernel.direct_map import cut_memory, direct_map_init
-from fivefold.kernel.layout import AREAS
-from fivefold.kernel.pgtable import PMD_LEVEL, PTE_LEVEL, PUD_LEVEL, levels
-from fivefold.kernel.phys import START_KERNEL_MAP, phys_to_virt
-from fivefold.kernel.self_scan import dump_own_tables
-from fivefold.kernel.vmemmap import number_descriptors, vmemmap_init
+from fivefold.kernel import params, report
+from fivefold.kernel.areas import kasan, kaslr, kernel_map
+from fivefold.kernel.areas.direct_map import cut_memory, direct_map_init
+from fivefold.kernel.areas.vmemmap import number_descriptors, vmemmap_init
+from fivefold.kernel.boot import early, start_info
+from fivefold.kernel.boot.detect import cpu_has_gib_pages, cpu_phys_bits
+from fivefold.kernel.efi import efi
+from fivefold.kernel.handover import hibernate, kexec
+from fivefold.kernel.paging import layout, mapping, memblock, pgtable, phys
+from fivefold.kernel.paging.cpu import CR4_KEPT, CR4_LA57, CR4_PAE, CR4_PGE, MSR_EFER, write_cr3, write_cr4
+from fivefold.kernel.paging.layout import AREAS
+from fivefold.kernel.paging.pgtable import PMD_LEVEL, PTE_LEVEL, PUD_LEVEL, levels
+from fivefold.kernel.paging.phys import START_KERNEL_MAP, phys_to_virt
+from fivefold.kernel.process import syscall, traps
+from fivefold.kernel.selftest import checks, faults, handover_checks, mode_switch, process_checks, smp_checks
+from fivefold.kernel.selftest.checks import equals
+from fivefold.kernel.selftest.self_scan import dump_own_tables
+from fivefold.kernel.smp import smp
 from fivefold.metal.lang import copy64, export, rdmsr, read_cr0, read_cr3, read_cr4, text_address, u64
 from fivefold.units import PhysAddr, VirtAddr
 

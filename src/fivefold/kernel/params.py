@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel import report
-from fivefold.kernel.detect import separates
-from fivefold.kernel.start_info import MAX_CMDLINE
+from fivefold.kernel.boot.detect import separates
+from fivefold.kernel.boot.start_info import MAX_CMDLINE
 from fivefold.metal.lang import byte_at, load8, noinline, u64
 from fivefold.units import VirtAddr
 

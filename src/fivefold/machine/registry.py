@@ -52,26 +52,26 @@ def _find(engine: str) -> _Engine:
 
 def _unicorn_available() -> str | None:
     try:
-        import fivefold.machine.unicorn_engine  # noqa: F401
+        import fivefold.machine.unicorn.engine  # noqa: F401
     except ImportError as error:
         return f"the engine unicorn needs the package unicorn ({error}); install it with: pip install unicorn"
     return None
 
 
 def _start_unicorn(guest: Guest, timeout: float) -> Machine:
-    from fivefold.machine.unicorn_engine import UnicornMachine
+    from fivefold.machine.unicorn.engine import UnicornMachine
 
     return UnicornMachine(guest)
 
 
 def _qemu_available() -> str | None:
-    from fivefold.machine.qemu_engine import INSTALL, PROGRAM
+    from fivefold.machine.qemu.engine import INSTALL, PROGRAM
 
     return None if shutil.which(PROGRAM) else f"the engine qemu needs {PROGRAM}, which is not there; {INSTALL}"
 
 
 def _start_qemu(guest: Guest, timeout: float) -> Machine:
-    from fivefold.machine.qemu_engine import QemuMachine
+    from fivefold.machine.qemu.engine import QemuMachine
 
     return QemuMachine(guest, timeout=timeout)
 
@@ -82,13 +82,13 @@ def _kvm_available() -> str | None:
     if not os.access(_KVM, os.R_OK | os.W_OK):
         state = "may not be opened by this user" if Path(_KVM).exists() else "is not there"
         return f"the engine kvm needs {_KVM}, which {state}"
-    from fivefold.machine.kvm_probe import probe
+    from fivefold.machine.qemu.kvm_probe import probe
 
     return probe()
 
 
 def _start_kvm(guest: Guest, timeout: float) -> Machine:
-    from fivefold.machine.qemu_engine import QemuMachine
+    from fivefold.machine.qemu.engine import QemuMachine
 
     return QemuMachine(guest, "kvm", timeout)
 

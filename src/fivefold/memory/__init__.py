@@ -2,8 +2,8 @@
 
 from fivefold.memory.banked import Bank, BankedMemory, PagedMemory, SourceMemory
 from fivefold.memory.base import Extent, PhysMemory, PhysReader, Ram
+from fivefold.memory.formats.raw_image import parse_ram_map
 from fivefold.memory.open_source import Options, open_file, open_source
-from fivefold.memory.raw_image import parse_ram_map
 from fivefold.memory.registers import CpuState, Segment
 from fivefold.memory.source import Source
 

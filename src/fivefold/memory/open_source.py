@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from fivefold.errors import FivefoldError, FormatError
-from fivefold.memory import elf_core, kdump, lime
 from fivefold.memory.banked import MAX_COPY
-from fivefold.memory.compressed import MAX_UNPACKED, compression_of, unpack
 from fivefold.memory.files import FileBytes
-from fivefold.memory.raw_image import read_raw
+from fivefold.memory.formats import elf_core, kdump, lime
+from fivefold.memory.formats.compressed import MAX_UNPACKED, compression_of, unpack
+from fivefold.memory.formats.raw_image import read_raw
 from fivefold.memory.source import Progress, Source
 
 LiveRam = Literal["auto", "file", "process", "pmemsave"]
@@ -106,7 +106,7 @@ _READERS: Final[dict[bytes, Callable[[FileBytes], Source]]] = {
 
 def _open_live(prefix: str, rest: str, options: Options) -> Source:
     # Imported here: files are the common case, and these need sockets and processes.
-    from fivefold.memory import gdb_stub, live_qemu
+    from fivefold.memory.live import gdb_stub, live_qemu
 
     if not rest:
         raise ValueError(f"'{prefix}:' has no address; expected qmp:SOCKET, pid:NUMBER or gdb:HOST:PORT")

@@ -26,7 +26,7 @@ def cached_object(program: Program, *, arch: str = "x86_64", prefix: str = "", a
     """Return what `objects.compile_object` returns, from the cache if it is there."""
 
     def make() -> bytes:
-        from fivefold.metal.objects import compile_object
+        from fivefold.metal.emit.objects import compile_object
 
         return compile_object(program, arch=arch, prefix=prefix, asm=asm)
 
@@ -82,7 +82,7 @@ def sources_digest(package: Path, parts: Iterable[str]) -> str:
 
 
 def _dependencies(program: Program) -> tuple[str, ...]:
-    from fivefold.metal.check import dependencies
+    from fivefold.metal.check.check import dependencies
 
     return dependencies(program)
 

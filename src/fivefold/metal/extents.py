@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fivefold.errors import MemoryReadError
-from fivefold.metal.instance import Instance
 from fivefold.metal.lang import buffer, cold, inline, load64, u64
+from fivefold.metal.run.instance import Instance
 from fivefold.units import PhysAddr, VirtAddr, hex64
 
 _PAGE: Final = 4096

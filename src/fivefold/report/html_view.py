@@ -12,9 +12,9 @@ from itertools import islice
 from typing import Final
 
 from fivefold.layout import Area
-from fivefold.report.dump_text import finding_text
-from fivefold.survey.regions import Region, spell
-from fivefold.survey.scan_result import Kind
+from fivefold.report.text.dump import finding_text
+from fivefold.survey.scan.regions import Region, spell
+from fivefold.survey.scan.scan_result import Kind
 from fivefold.survey.space import Space
 from fivefold.units import format_size, hex64
 

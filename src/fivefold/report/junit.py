@@ -6,8 +6,8 @@ import re
 from typing import Final, TextIO
 from xml.etree import ElementTree as Xml
 
-from fivefold.report.audit_text import sentence
-from fivefold.survey.audit import Audit, Finding, RuleResult
+from fivefold.report.text.audit import sentence
+from fivefold.survey.audit.audit import Audit, Finding, RuleResult
 from fivefold.units import hex64
 
 _NO_XML: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

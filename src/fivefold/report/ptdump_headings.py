@@ -7,7 +7,7 @@ from typing import Final
 
 from fivefold.errors import LayoutError
 from fivefold.layout import Bases, KernelBuild, Marker, default_bases, ptdump_markers
-from fivefold.survey.areas import ASSUMED_RELEASE
+from fivefold.survey.guest.areas import ASSUMED_RELEASE
 from fivefold.survey.space import Space
 from fivefold.units import VirtAddr, format_size, hex64, parse_size
 

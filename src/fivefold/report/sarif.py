@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from fivefold.report.audit_text import finding_json
-from fivefold.survey.audit import Audit, Finding
-from fivefold.survey.rules import RULE_NAMES, RULES, Rule, Severity
+from fivefold.report.text.audit import finding_json
+from fivefold.survey.audit.audit import Audit, Finding
+from fivefold.survey.audit.rules import RULE_NAMES, RULES, Rule, Severity
 from fivefold.units import hex64
 
 SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"

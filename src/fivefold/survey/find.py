@@ -15,12 +15,12 @@ import numpy as np
 
 from fivefold.arch import ENTRIES, Level, Rights, TooManyRuns
 from fivefold.memory import Extent, SourceMemory
-from fivefold.survey.frame_sets import Leaves
-from fivefold.survey.regions import PAGE_NAMES, Stride
-from fivefold.survey.scan import MAX_RANGES
-from fivefold.survey.scan_result import Contiguity, Kind, ScanResult, ScanSettings, column
+from fivefold.survey.scan.frame_sets import Leaves
+from fivefold.survey.scan.regions import PAGE_NAMES, Stride
+from fivefold.survey.scan.scan import MAX_RANGES
+from fivefold.survey.scan.scan_result import Contiguity, Kind, ScanResult, ScanSettings, column
+from fivefold.survey.scan.table_census import census
 from fivefold.survey.space import Space
-from fivefold.survey.table_census import census
 from fivefold.units import MASK64, PhysAddr, VirtAddr
 
 SEARCH_STEP: Final = 4 << 20

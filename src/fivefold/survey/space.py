@@ -20,14 +20,14 @@ from fivefold.arch import (
 from fivefold.errors import MemoryReadError
 from fivefold.memory import Bank, Options, Source, open_source
 from fivefold.notebook import html_table
-from fivefold.survey.areas import AreaMap, detect_areas
-from fivefold.survey.bases import KernelBases, find_bases
-from fivefold.survey.choose import Given, choose_mode, choose_nxe, choose_phys_bits, choose_root
-from fivefold.survey.evidence import Found
+from fivefold.survey.guest.areas import AreaMap, detect_areas
+from fivefold.survey.guest.bases import KernelBases, find_bases
+from fivefold.survey.guest.evidence import Found
+from fivefold.survey.guest.identify import Given, choose_mode, choose_nxe, choose_phys_bits, choose_root
 from fivefold.survey.paths import Path, path_of
-from fivefold.survey.regions import Regions, regions_of
-from fivefold.survey.scan import TableScanner
-from fivefold.survey.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, ScanResult, ScanSettings
+from fivefold.survey.scan.regions import Regions, regions_of
+from fivefold.survey.scan.scan import TableScanner
+from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, ScanResult, ScanSettings
 from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
 
 MAX_UNFOLDED: Final = 1 << 22

@@ -10,13 +10,13 @@ from typing import Final
 import numpy as np
 
 from fivefold.arch import ENTRIES, Level, Rights
-from fivefold.survey.frame_sets import Leaves
-from fivefold.survey.regions import PAGE_NAMES, spell
-from fivefold.survey.scan import MAX_RANGES
-from fivefold.survey.scan_result import Contiguity, Kind, ScanCounts, ScanSettings, Words
-from fivefold.survey.select import HALF
+from fivefold.survey.scan.frame_sets import Leaves
+from fivefold.survey.scan.regions import PAGE_NAMES, spell
+from fivefold.survey.scan.scan import MAX_RANGES
+from fivefold.survey.scan.scan_result import Contiguity, Kind, ScanCounts, ScanSettings, Words
+from fivefold.survey.scan.select import HALF
+from fivefold.survey.scan.table_census import LevelCensus, census
 from fivefold.survey.space import Space
-from fivefold.survey.table_census import LevelCensus, census
 
 SHARED_ABOVE: Final = 0
 """Every table is looked at once for each set of rights."""

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA48, LA57, Flag, Level
-from fivefold.survey import audit as module
-from fivefold.survey import audit_checks
-from fivefold.survey.alias_checks import LINUX_PAT
-from fivefold.survey.audit import Audit, audit
-from fivefold.survey.policy import Policy
-from fivefold.survey.rules import RULE_NAMES, Severity
+from fivefold.survey.audit import audit as module
+from fivefold.survey.audit import audit_checks
+from fivefold.survey.audit.alias_checks import LINUX_PAT
+from fivefold.survey.audit.audit import Audit, audit
+from fivefold.survey.audit.policy import Policy
+from fivefold.survey.audit.rules import RULE_NAMES, Severity
 from fivefold.survey.space import open_space
 from fivefold.units import GIB, MIB
 

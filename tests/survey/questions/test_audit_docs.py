@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fivefold.survey.policy import LINUX_EXCEPTIONS, Policy
-from fivefold.survey.rules import RULES
+from fivefold.survey.audit.policy import LINUX_EXCEPTIONS, Policy
+from fivefold.survey.audit.rules import RULES
 
 TEXT = (Path(__file__).parents[3] / "docs" / "audit.md").read_text()
 

@@ -6,7 +6,7 @@ import pytest
 
 from fivefold.arch import LA48, LA57, PagingMode
 from fivefold.layout import linux_areas, shadow_offset
-from fivefold.survey.describe_address import describe_address
+from fivefold.survey.guest.describe_address import describe_address
 
 VECTORS = """
 # mode address          canonical area+offset                indices            shadow           shadow of

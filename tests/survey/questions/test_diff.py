@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fivefold.arch import LA48, LA57, Flag, Level, Mapped, translate
-from fivefold.survey import diff_windows
-from fivefold.survey.diff import Diff, DiffSettings, Nature, diff
+from fivefold.survey.diff import diff_windows
+from fivefold.survey.diff.diff import Diff, DiffSettings, Nature, diff
 from fivefold.survey.space import Space, open_space
 from fivefold.units import GIB, MIB, VirtAddr
 

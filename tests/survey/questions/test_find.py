@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from fivefold.arch import LA48, Level, Mapped, Rights, TooManyRuns, translate
 from fivefold.memory import Bank, BankedMemory, Extent, Source, open_source
-from fivefold.survey.choose import Given
 from fivefold.survey.find import SEARCH_STEP, find_mappings, search_memory
-from fivefold.survey.root_spaces import root_spaces
+from fivefold.survey.guest.identify import Given
+from fivefold.survey.guest.root_spaces import root_spaces
 from fivefold.survey.space import Space
 from fivefold.units import GIB, MIB, PhysAddr, VirtAddr
 

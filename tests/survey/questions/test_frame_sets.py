@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fivefold.survey.frame_sets import EMPTY, FrameSet, joined
+from fivefold.survey.scan.frame_sets import EMPTY, FrameSet, joined
 
 RUNS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=12)
 

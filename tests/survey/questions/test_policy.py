@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import FormatError
-from fivefold.survey.policy import LINUX_EXCEPTIONS, MAX_FILE, Policy, load_policy
-from fivefold.survey.rules import BY_NAME, RULES, Severity
+from fivefold.survey.audit.policy import LINUX_EXCEPTIONS, MAX_FILE, Policy, load_policy
+from fivefold.survey.audit.rules import BY_NAME, RULES, Severity
 
 HEAD = 'schema = "fivefold.policy/1"\n'
 FULL = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fivefold.arch import LA48, LA57, Flag, Level, PagingMode, distinct_tables
+from fivefold.survey.scan.table_census import census, table_frames
 from fivefold.survey.space import Space, open_space
-from fivefold.survey.table_census import census, table_frames
 from fivefold.units import GIB, MIB
 
 GUESTS = Path(__file__).parents[2] / "data" / "guests"

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from fivefold.arch import LA48, LA57, AddressSpace, Cause, Cpu, Mapped, PagingMode, Vendor
 from fivefold.errors import MemoryReadError
 from fivefold.memory import Extent, Ram
-from fivefold.metal import plain
+from fivefold.metal.run import interpreter
 from fivefold.survey.paths import path_of
-from fivefold.survey.scan_result import Contiguity, Kind, expand_leaves
+from fivefold.survey.scan.scan_result import Contiguity, Kind, expand_leaves
+from fivefold.survey.scan.translator import ABSENT, NON_CANONICAL, Translator, translator_of
 from fivefold.survey.space import open_space
-from fivefold.survey.translator import ABSENT, NON_CANONICAL, Translator, translator_of
 from fivefold.units import GIB, PhysAddr, VirtAddr
 
 GUESTS = Path(__file__).parents[2] / "data" / "guests"
@@ -92,7 +92,7 @@ def test_hostile_tables(seed: int, mode: PagingMode, vendor: Vendor, gib_pages: 
 
 @pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
 def test_the_same_as_plain_python(mode: PagingMode) -> None:
-    compare(hostile(3), mode, Cpu(phys_bits=46), addresses_in(mode, 40, 3), load=plain.load)
+    compare(hostile(3), mode, Cpu(phys_bits=46), addresses_in(mode, 40, 3), load=interpreter.load)
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 129])

@@ -10,13 +10,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from fivefold.boot.elf_image import Image, Part, parse
+from fivefold.boot.image.elf_image import Image, Part, parse
 from fivefold.errors import ImageError
-from fivefold.kernel.phys import LINK_ADDRESS
+from fivefold.kernel.paging.phys import LINK_ADDRESS
 from fivefold.metal import cache
-from fivefold.metal.beside import compiling
 from fivefold.metal.build import sources_digest, toolchain
-from fivefold.metal.link import Group, Linked, link
+from fivefold.metal.emit.link import Group, Linked, link
+from fivefold.metal.emit.worker import compiling
 from fivefold.metal.program import Program
 from fivefold.units import PAGE, VirtAddr
 
@@ -27,7 +27,7 @@ MODES: Final = {
     "la57": {"l5_enabled": 1, "pgdir_shift": 48, "ptrs_per_p4d": 512},
 }
 """The two copies of the kernel: the prefix of their symbols, and the mode that is bound in them."""
-ASSEMBLY: Final = ("entry.S", "window.S", "smp.S", "hibernate.S", "efi_call.S")
+ASSEMBLY: Final = ("boot/entry.S", "boot/window.S", "smp/smp.S", "handover/hibernate.S", "efi/efi_call.S")
 """The boot code's assembly, in this order: the first defines the macros."""
 FOR_32_BITS: Final = ("startup_32", "take_multiboot2")
 """Functions that the assembly calls in 32-bit code, there with ``_blob`` behind their names."""
@@ -64,41 +64,41 @@ def _build() -> Image:
 
 def link_image(objects: Mapping[str, bytes]) -> Image:
     """Link the image from its objects: ``boot`` and the two copies of the kernel, by their names in `MODES`."""
-    from fivefold.metal.objects import assemble
+    from fivefold.metal.emit.objects import assemble
 
     ordered = {name: objects[name] for name in ("boot", *MODES)}
-    ordered["end"] = assemble(_assembly(KERNEL, "end.S"))
+    ordered["end"] = assemble(_assembly(KERNEL, "boot/end.S"))
     return _image(link(ordered, base=LINK_ADDRESS, groups=_GROUPS))
 
 
 def kernel_program(mode: str, kernel: str = KERNEL) -> Program:
     """The kernel proper of package *kernel* with a mode of `MODES` as a constant."""
-    bindings = {f"{kernel}.pgtable.{name}": value for name, value in MODES[mode].items()}
+    bindings = {f"{kernel}.paging.pgtable.{name}": value for name, value in MODES[mode].items()}
     return Program((f"{kernel}.main",), bindings=bindings)
 
 
 def kernel_object(mode: str, kernel: str = KERNEL) -> bytes:
     """Compile the kernel proper of package *kernel* for one mode of `MODES`, with the mode as a constant."""
-    from fivefold.metal.objects import compile_object
+    from fivefold.metal.emit.objects import compile_object
 
     return compile_object(kernel_program(mode, kernel), prefix=f"{mode}_")
 
 
 def boot_object(kernel: str = KERNEL) -> bytes:
     """Compile the boot code of package *kernel*: the mode a variable, the assembly, and the 32-bit code inside it."""
-    from fivefold.metal.objects import compile_object
+    from fivefold.metal.emit.objects import compile_object
 
-    program = Program((f"{kernel}.startup", f"{kernel}.move"))
+    program = Program((f"{kernel}.boot.startup", f"{kernel}.boot.move"))
     text = "".join(_assembly(kernel, name) for name in ASSEMBLY)
     return compile_object(program, asm=text + _code_for_32_bits(kernel))
 
 
 def _code_for_32_bits(kernel: str) -> str:
     """What runs in 32-bit code, compiled for i386, as bytes in the assembly, since one object has one machine."""
-    from fivefold.metal.elf import read_object
-    from fivefold.metal.objects import compile_object
+    from fivefold.metal.emit.elf import read_object
+    from fivefold.metal.emit.objects import compile_object
 
-    program = Program((f"{kernel}.startup32", f"{kernel}.multiboot2"))
+    program = Program((f"{kernel}.boot.startup32", f"{kernel}.boot.multiboot2"))
     found = read_object(compile_object(program, arch="i386"), "startup32")
     text = next(section for section in found.sections if section.name == ".text")
     rows = "\n".join(f".byte {','.join(map(str, text.data[i : i + 16]))}" for i in range(0, len(text.data), 16))

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
-from fivefold.boot.build import KERNEL, image_key
-from fivefold.boot.elf_image import DEFAULT_LOAD_ADDRESS, Image, check_load_address
+from fivefold.boot.image.build import KERNEL, image_key
+from fivefold.boot.image.elf_image import DEFAULT_LOAD_ADDRESS, Image, check_load_address
 from fivefold.metal import cache
-from fivefold.metal.link import Group, link
+from fivefold.metal.emit.link import Group, link
 from fivefold.metal.program import Program
 from fivefold.units import PAGE
 
@@ -77,10 +77,10 @@ def _loader() -> Loader:
 
 
 def _build_loader() -> bytes:
-    from fivefold.metal.objects import compile_object
+    from fivefold.metal.emit.objects import compile_object
 
-    text = "".join((resources.files(KERNEL) / name).read_text() for name in ("efi_stub.S", "efi_call.S", "efi_up.S"))
-    made = compile_object(Program((f"{KERNEL}.efi_stub",)), asm=text)
+    text = "".join((resources.files(KERNEL) / name).read_text() for name in ("efi/efi_stub.S", "efi/efi_call.S", "efi/efi_up.S"))
+    made = compile_object(Program((f"{KERNEL}.efi.efi_stub",)), asm=text)
     linked = link({"efi": made}, base=_BASE, groups=_GROUPS)
     flat = linked.flat()
     end = max(group.end for group in linked.groups) - _BASE

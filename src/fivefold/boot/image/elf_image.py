@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from fivefold.boot.multiboot2 import HEADER_SIZE, Extent, multiboot2_header
+from fivefold.boot.image.multiboot2 import HEADER_SIZE, Extent, multiboot2_header
 from fivefold.errors import ImageError
 from fivefold.units import MIB, PAGE, PhysAddr, VirtAddr, hex64
 
@@ -33,7 +33,7 @@ _PT_LOAD, _PT_NOTE = 1, 4
 _NOTE_HEAD: Final = struct.pack("<III", 4, 4, 18) + b"Xen\0"
 _OWN_NOTE_HEAD: Final = struct.pack("<III", 9, 4, 1) + b"Fivefold\0\0\0\0"
 CAN_BE_ENTERED_WITH_FIVE_LEVELS: Final = 1
-"""What our note says to a kernel that would start this one (`kernel/kexec.py`)."""
+"""What our note says to a kernel that would start this one (`kernel/handover/kexec.py`)."""
 _NEEDED: Final = (
     "_text", "_rodata", "_data", "_end", "pvh_entry", "entry_64", "startup.table", "stack_guard",
     "multiboot2_header", "multiboot2_entry",

@@ -21,7 +21,7 @@ from fivefold.arch import (
     distinct_tables,
     regions,
 )
-from fivefold.boot.elf_image import Image
+from fivefold.boot.image.elf_image import Image
 from fivefold.boot.result import Bounds
 from fivefold.layout import Area, area_named
 from fivefold.memory import PhysReader

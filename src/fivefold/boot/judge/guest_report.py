@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from struct import iter_unpack
 from typing import Final
 
-from fivefold.boot.elf_image import Image
+from fivefold.boot.image.elf_image import Image
 from fivefold.boot.result import Bounds, Check, Skipped
 from fivefold.errors import FormatError
 from fivefold.kernel import report

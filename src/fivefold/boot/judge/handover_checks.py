@@ -8,7 +8,7 @@ from struct import iter_unpack
 from typing import Final
 
 from fivefold.arch import ENTRIES, AddressSpace, regions
-from fivefold.boot.evidence import Evidence
+from fivefold.boot.judge.evidence import Evidence
 from fivefold.boot.result import Bounds, Check
 from fivefold.units import MASK64, PhysAddr, hex64
 

@@ -26,9 +26,9 @@ from fivefold.arch import (
     distinct_tables,
     translate,
 )
-from fivefold.boot.evidence import Evidence
-from fivefold.boot.handover import handover_checks
-from fivefold.boot.processes import process_checks
+from fivefold.boot.judge.evidence import Evidence
+from fivefold.boot.judge.handover_checks import handover_checks
+from fivefold.boot.judge.process_checks import process_checks
 from fivefold.boot.result import Bounds, Check
 from fivefold.errors import MemoryReadError
 from fivefold.layout import Area, to_shadow

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import ENTRIES, AddressSpace, distinct_tables, regions
-from fivefold.boot.evidence import Evidence
+from fivefold.boot.judge.evidence import Evidence
 from fivefold.boot.result import Check
 from fivefold.units import PAGE, PhysAddr, hex64
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from fivefold.arch import FETCH, HAS_ERROR_CODE, Access, Kind, Level, Step, Vector
-from fivefold.explain.ruling import Granted, Outside, Refusal, RuleName, Ruling, read_virtual, rule_on
-from fivefold.explain.situation import Situation
+from fivefold.explain.rules.ruling import Granted, Outside, Refusal, RuleName, Ruling, read_virtual, rule_on
+from fivefold.explain.rules.situation import Situation
 from fivefold.machine.base import vector_name
 from fivefold.units import MASK64, hex64
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import FETCH, HAS_ERROR_CODE, Access, Kind, Vector
-from fivefold.explain.delivery import GATE_SIZE, SYSTEM, Obstacle, Route, gate_address, replay
-from fivefold.explain.error_codes import kind_of, rule_from_code
-from fivefold.explain.finding import Confidence, Finding
-from fivefold.explain.page_fault import FRAME_WORDS
-from fivefold.explain.reserved import with_reserved
-from fivefold.explain.ruling import Refusal, RuleName, describe_entry, rule_on
-from fivefold.explain.situation import Situation
-from fivefold.explain.trace import Strike
+from fivefold.explain.faults.delivery import GATE_SIZE, SYSTEM, Obstacle, Route, gate_address, replay
+from fivefold.explain.faults.finding import Confidence, Finding
+from fivefold.explain.faults.page_fault import FRAME_WORDS
+from fivefold.explain.logs.trace import Strike
+from fivefold.explain.rules.error_codes import kind_of, rule_from_code
+from fivefold.explain.rules.reserved import with_reserved
+from fivefold.explain.rules.ruling import Refusal, RuleName, describe_entry, rule_on
+from fivefold.explain.rules.situation import Situation
 from fivefold.machine.base import vector_name
 from fivefold.units import MASK64, hex64
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fivefold.arch import Access, Level, Step
-from fivefold.explain.instruction import LONGEST, Instruction, Use, decode
-from fivefold.explain.ruling import RuleName, read_virtual
-from fivefold.explain.situation import Situation
-from fivefold.explain.trace import Code, Strike
+from fivefold.explain.logs.trace import Code, Strike
+from fivefold.explain.rules.instruction import LONGEST, Instruction, Use, decode
+from fivefold.explain.rules.ruling import RuleName, read_virtual
+from fivefold.explain.rules.situation import Situation
 
 Confidence = Literal["certain", "likely", "guess"]
 """``certain``: source and rules leave nothing else. ``likely``: the evidence speaks for it, something is

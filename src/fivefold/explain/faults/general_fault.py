@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from fivefold.arch import FETCH, LA48, LA57, Access, Cr0, Cr4, Kind, PagingMode, Refused, Register, Vector, check_write
-from fivefold.explain.finding import Finding, instruction_at
-from fivefold.explain.instruction import ControlWrite, Instruction, Use
-from fivefold.explain.ruling import Refusal, RuleName, rule_on
-from fivefold.explain.situation import Situation
-from fivefold.explain.trace import Strike, Trace
+from fivefold.explain.faults.finding import Finding, instruction_at
+from fivefold.explain.logs.trace import Strike, Trace
+from fivefold.explain.rules.instruction import ControlWrite, Instruction, Use
+from fivefold.explain.rules.ruling import Refusal, RuleName, rule_on
+from fivefold.explain.rules.situation import Situation
 from fivefold.machine.base import vector_name
 from fivefold.units import MASK64, hex64
 

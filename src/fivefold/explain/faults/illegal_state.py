@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fivefold.arch import Cr0, Cr4, Efer
-from fivefold.explain.finding import Finding
-from fivefold.explain.situation import L_BIT, Situation
+from fivefold.explain.faults.finding import Finding
+from fivefold.explain.rules.situation import L_BIT, Situation
 
 
 def impossible(here: Situation) -> Finding | None:

@@ -11,15 +11,15 @@ from typing import Final
 
 from fivefold.arch import FETCH, Access, Cr4, Entry, Flag, Kind, PageFault, Step, slot_of
 from fivefold.errors import MemoryReadError
-from fivefold.explain.depth import wrong_depth
-from fivefold.explain.error_codes import kind_of, rule_from_code
-from fivefold.explain.finding import Confidence, Finding, instruction_at
-from fivefold.explain.impossible import impossible
-from fivefold.explain.instruction import LONGEST, Instruction, Use
-from fivefold.explain.reserved import with_reserved
-from fivefold.explain.ruling import Granted, Outside, Refusal, RuleName, Ruling, describe_entry, rule_on
-from fivefold.explain.situation import Situation
-from fivefold.explain.trace import Strike, Trace
+from fivefold.explain.faults.finding import Confidence, Finding, instruction_at
+from fivefold.explain.faults.illegal_state import impossible
+from fivefold.explain.logs.trace import Strike, Trace
+from fivefold.explain.rules.depth import wrong_depth
+from fivefold.explain.rules.error_codes import kind_of, rule_from_code
+from fivefold.explain.rules.instruction import LONGEST, Instruction, Use
+from fivefold.explain.rules.reserved import with_reserved
+from fivefold.explain.rules.ruling import Granted, Outside, Refusal, RuleName, Ruling, describe_entry, rule_on
+from fivefold.explain.rules.situation import Situation
 from fivefold.units import MASK64, PhysAddr, hex64
 
 FRAME_WORDS: Final = 6

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import Escalation, Vector, escalate
-from fivefold.explain.trace import Strike
+from fivefold.explain.logs.trace import Strike
 
 _MOVED: Final = frozenset({"rip", "rsp", "rflags", "cpl"})
 """What a delivery changes."""

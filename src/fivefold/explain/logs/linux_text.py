@@ -11,9 +11,9 @@ import re
 from typing import Final
 
 from fivefold.arch import HAS_ERROR_CODE, Vector
-from fivefold.explain.lines import Block
-from fivefold.explain.register_text import parse_code, parse_registers
-from fivefold.explain.trace import Outcome, Strike, Trace
+from fivefold.explain.logs.lines import Block
+from fivefold.explain.logs.register_text import parse_code, parse_registers
+from fivefold.explain.logs.trace import Outcome, Strike, Trace
 
 _ADDRESS: Final = re.compile(
     r"(?:page fault for address|paging request at|NULL pointer dereference(?:, address)?|"

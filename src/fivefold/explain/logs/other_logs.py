@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import Vector
-from fivefold.explain.lines import Block
-from fivefold.explain.register_text import parse_registers
-from fivefold.explain.trace import Strike, Trace
+from fivefold.explain.logs.lines import Block
+from fivefold.explain.logs.register_text import parse_registers
+from fivefold.explain.logs.trace import Strike, Trace
 
 _RAISED: Final = re.compile(r"exception\(0x([0-9a-f]{2})\): error_code=([0-9a-f]{1,8})")
 _FAULT: Final = re.compile(r"page fault for address ([0-9a-f]{16}) @ ([0-9a-f]{16})")

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fivefold.arch import HAS_ERROR_CODE, Escalation, Vector, escalate
-from fivefold.explain.lines import Block
-from fivefold.explain.links import link
-from fivefold.explain.register_text import parse_code, parse_registers
-from fivefold.explain.trace import NO_VECTOR, Outcome, Strike, Trace
+from fivefold.explain.logs.lines import Block
+from fivefold.explain.logs.links import link
+from fivefold.explain.logs.register_text import parse_code, parse_registers
+from fivefold.explain.logs.trace import NO_VECTOR, Outcome, Strike, Trace
 
 _HEX: Final = r"(?:0x)?([0-9a-f]{1,16})(?![0-9a-f])"
 _CHECK: Final = re.compile(rf"check_exception old: *{_HEX} new:? *{_HEX}(?:, *cr2: *{_HEX})?(?:, *rip: *{_HEX})?")

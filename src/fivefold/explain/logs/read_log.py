@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol, cast
 
 from fivefold.errors import FormatError, MachineError
-from fivefold.explain.lines import Block, read_lines, split
-from fivefold.explain.linux_text import LinuxText
-from fivefold.explain.other_logs import BochsLog, EventLine
-from fivefold.explain.qemu_log import QemuLog
-from fivefold.explain.trace import Trace
+from fivefold.explain.logs.lines import Block, read_lines, split
+from fivefold.explain.logs.linux_text import LinuxText
+from fivefold.explain.logs.other_logs import BochsLog, EventLine
+from fivefold.explain.logs.qemu_log import QemuLog
+from fivefold.explain.logs.trace import Trace
 
 PEEK: Final = 4096
 _EXPECTED: Final = "expected QEMU's -d int log or `info registers`, a KVM error, a Linux oops or a Bochs log"

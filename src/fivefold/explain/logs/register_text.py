@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from fivefold.explain.trace import Code
+from fivefold.explain.logs.trace import Code
 from fivefold.memory import CpuState, Segment
 
 _NAMED: Final = re.compile(

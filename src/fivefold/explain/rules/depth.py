@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from fivefold.arch import FETCH, LA48, LA57, TABLE_SIZE, Access, Cr4, Entry, Kind, Level, PagingMode
 from fivefold.errors import MemoryReadError
-from fivefold.explain.instruction import LONGEST, decode
-from fivefold.explain.ruling import Granted, physical, read_virtual, rule_on
-from fivefold.explain.situation import Situation
+from fivefold.explain.rules.instruction import LONGEST, decode
+from fivefold.explain.rules.ruling import Granted, physical, read_virtual, rule_on
+from fivefold.explain.rules.situation import Situation
 from fivefold.units import MASK64, PhysAddr, hex64
 
 

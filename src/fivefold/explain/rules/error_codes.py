@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from fivefold.arch import Access, Cr4, Kind, PageFault, Vector
-from fivefold.explain.ruling import RuleName
-from fivefold.explain.situation import Situation
+from fivefold.explain.rules.ruling import RuleName
+from fivefold.explain.rules.situation import Situation
 from fivefold.machine.base import vector_name
 
 _BITS: Final = (

@@ -11,8 +11,8 @@ from typing import Final
 
 from fivefold.arch import Access, Efer, Entry, Flag, Level, PageFault, Step
 from fivefold.errors import MemoryReadError
-from fivefold.explain.ruling import Granted, Outside, describe_entry, rule_on
-from fivefold.explain.situation import Situation
+from fivefold.explain.rules.ruling import Granted, Outside, describe_entry, rule_on
+from fivefold.explain.rules.situation import Situation
 from fivefold.units import PhysAddr
 
 _MIN_PHYS_BITS: Final = 32

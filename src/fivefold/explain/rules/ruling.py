@@ -25,7 +25,7 @@ from fivefold.arch import (
     walk,
 )
 from fivefold.errors import MemoryReadError
-from fivefold.explain.situation import Situation
+from fivefold.explain.rules.situation import Situation
 from fivefold.units import MASK64, VirtAddr, hex64
 
 RuleName = Literal[

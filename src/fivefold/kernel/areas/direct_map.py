@@ -8,9 +8,9 @@ not be written at one address may not be written at another.
 
 from __future__ import annotations
 
-from fivefold.kernel import layout, memblock
-from fivefold.kernel.mapping import map_range
-from fivefold.kernel.pgtable import KERNEL_RO, KERNEL_RW, max_physmem_bits
+from fivefold.kernel.paging import layout, memblock
+from fivefold.kernel.paging.mapping import map_range
+from fivefold.kernel.paging.pgtable import KERNEL_RO, KERNEL_RW, max_physmem_bits
 from fivefold.metal.lang import noinline, u64
 from fivefold.units import PhysAddr, VirtAddr
 

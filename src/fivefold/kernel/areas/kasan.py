@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import early, layout, memblock, phys
-from fivefold.kernel.backing import back_range
-from fivefold.kernel.layout import AREAS, SHADOW_END, SHADOW_START
-from fivefold.kernel.pgtable import (
+from fivefold.kernel.boot import early
+from fivefold.kernel.paging import layout, memblock, phys
+from fivefold.kernel.paging.backing import back_range
+from fivefold.kernel.paging.layout import AREAS, SHADOW_END, SHADOW_START
+from fivefold.kernel.paging.pgtable import (
     KERNEL_RO,
     KERNEL_RW,
     P4D_SIZE,
@@ -41,7 +42,7 @@ from fivefold.kernel.pgtable import (
     pud_offset,
     table_at,
 )
-from fivefold.kernel.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
+from fivefold.kernel.paging.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
 from fivefold.metal.lang import buffer, fill64, inline, load64, noinline, store64, symbol, u64
 from fivefold.units import PhysAddr, VirtAddr
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import layout
-from fivefold.kernel.layout import CPU_ENTRY_AREA, ESPFIX_BASE, SHADOW_START, STRUCT_PAGE_SIZE
-from fivefold.kernel.pgtable import P4D_SHIFT, PUD_SHIFT, l5_column, max_physmem_bits, pgd_size
-from fivefold.kernel.phys import PAGE_SHIFT
+from fivefold.kernel.paging import layout
+from fivefold.kernel.paging.layout import CPU_ENTRY_AREA, ESPFIX_BASE, SHADOW_START, STRUCT_PAGE_SIZE
+from fivefold.kernel.paging.pgtable import P4D_SHIFT, PUD_SHIFT, l5_column, max_physmem_bits, pgd_size
+from fivefold.kernel.paging.phys import PAGE_SHIFT
 from fivefold.metal.lang import rdtsc, u64
 from fivefold.units import PhysAddr
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import layout, memblock, traps
-from fivefold.kernel.cpu import load_gdt, load_idt, load_task_register
-from fivefold.kernel.layout import CPU_ENTRY_AREA, ESPFIX_BASE, FIXADDR_TOP, LDT_BASE, MODULES_VADDR
-from fivefold.kernel.mapping import map_page, map_range
-from fivefold.kernel.pgtable import KERNEL_RO, KERNEL_RW, KERNEL_RX, PTE_LEVEL
-from fivefold.kernel.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
+from fivefold.kernel.paging import layout, memblock
+from fivefold.kernel.paging.cpu import load_gdt, load_idt, load_task_register
+from fivefold.kernel.paging.layout import CPU_ENTRY_AREA, ESPFIX_BASE, FIXADDR_TOP, LDT_BASE, MODULES_VADDR
+from fivefold.kernel.paging.mapping import map_page, map_range
+from fivefold.kernel.paging.pgtable import KERNEL_RO, KERNEL_RW, KERNEL_RX, PTE_LEVEL
+from fivefold.kernel.paging.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
+from fivefold.kernel.process import traps
 from fivefold.metal.lang import fill64, load64, noinline, store64, symbol, u64
 from fivefold.units import PhysAddr, VirtAddr
 

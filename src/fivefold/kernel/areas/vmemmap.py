@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fivefold.kernel import layout, memblock
-from fivefold.kernel.backing import back_range
-from fivefold.kernel.layout import STRUCT_PAGE_SIZE
-from fivefold.kernel.phys import PAGE_SHIFT, PAGE_SIZE
+from fivefold.kernel.paging import layout, memblock
+from fivefold.kernel.paging.backing import back_range
+from fivefold.kernel.paging.layout import STRUCT_PAGE_SIZE
+from fivefold.kernel.paging.phys import PAGE_SHIFT, PAGE_SIZE
 from fivefold.metal.lang import inline, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 

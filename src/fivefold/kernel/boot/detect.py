@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.cpu import EAX, ECX, EDX
-from fivefold.kernel.start_info import MAX_CMDLINE
+from fivefold.kernel.boot.start_info import MAX_CMDLINE
+from fivefold.kernel.paging.cpu import EAX, ECX, EDX
 from fivefold.metal.lang import cpuid, inline, load8, u64
 
 CPUID_LA57: Final = 1 << 16

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import layout, phys
-from fivefold.kernel.cpu import write_cr3
-from fivefold.kernel.pgtable import (
+from fivefold.kernel.paging import layout, phys
+from fivefold.kernel.paging.cpu import write_cr3
+from fivefold.kernel.paging.pgtable import (
     LAST_SLOT,
     PMD_SIZE,
     PRESENT,
@@ -35,7 +35,7 @@ from fivefold.kernel.pgtable import (
     pmd_offset,
     pud_offset,
 )
-from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
 from fivefold.metal.lang import load64, noinline, read_cr3, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 

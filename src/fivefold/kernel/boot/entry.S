@@ -135,7 +135,7 @@ multiboot2_entry:
         .globl  multiboot2_header
         .hidden multiboot2_header
 multiboot2_header:
-        .fill   128, 1, 0                       # written by who places the image (boot/multiboot2.py)
+        .fill   128, 1, 0                       # written by who places the image (boot/image/multiboot2.py)
 
         .p2align 4
 head_gdt:

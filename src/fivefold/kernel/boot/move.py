@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import kaslr, params, start_info
-from fivefold.kernel.cpu import CR4_LA57
-from fivefold.kernel.pgtable import FRAME_MASK, PMD_SIZE, PRESENT, PSE, pgtable_levels_of
-from fivefold.kernel.startup import meets
+from fivefold.kernel import params
+from fivefold.kernel.areas import kaslr
+from fivefold.kernel.boot import start_info
+from fivefold.kernel.boot.startup import meets
+from fivefold.kernel.paging.cpu import CR4_LA57
+from fivefold.kernel.paging.pgtable import FRAME_MASK, PMD_SIZE, PRESENT, PSE, pgtable_levels_of
 from fivefold.metal.lang import export, load64, noinline, read_cr3, read_cr4, u64
 from fivefold.units import PhysAddr, VirtAddr
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import start_info
+from fivefold.kernel.boot import start_info
 from fivefold.metal.lang import copy64, export, fill64, load8, load32, store8, store32, store64, u64
 
 INFO_MODULES: Final = 0x40

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import memblock
-from fivefold.kernel.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
+from fivefold.kernel.paging import memblock
+from fivefold.kernel.paging.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
 from fivefold.metal.lang import (
     buffer,
     copy64,

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import early, multiboot2, phys, report, start_info
-from fivefold.kernel.cpu import CR0_WP, CR4_LA57, EFER_NXE, MSR_EFER, write_cr0, write_msr
-from fivefold.kernel.detect import cpu_has_nx, reason_for_mode, wants_five_levels
-from fivefold.kernel.pgtable import (
+from fivefold.kernel import report
+from fivefold.kernel.boot import early, multiboot2, start_info
+from fivefold.kernel.boot.detect import cpu_has_nx, reason_for_mode, wants_five_levels
+from fivefold.kernel.paging import phys
+from fivefold.kernel.paging.cpu import CR0_WP, CR4_LA57, EFER_NXE, MSR_EFER, write_cr0, write_msr
+from fivefold.kernel.paging.pgtable import (
     ACCESSED,
     DIRTY,
     FRAME_MASK,
@@ -30,7 +32,7 @@ from fivefold.kernel.pgtable import (
     pgtable_levels_of,
     set_mode,
 )
-from fivefold.kernel.phys import LINK_ADDRESS, PAGE_SIZE, START_KERNEL_MAP
+from fivefold.kernel.paging.phys import LINK_ADDRESS, PAGE_SIZE, START_KERNEL_MAP
 from fivefold.metal.lang import (
     buffer,
     copy64,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.detect import REASON_CPU_HAS_LA57, REASON_CPU_LACKS_LA57, reason_for_mode, wants_five_levels
+from fivefold.kernel.boot.detect import REASON_CPU_HAS_LA57, REASON_CPU_LACKS_LA57, reason_for_mode, wants_five_levels
 from fivefold.metal.lang import export, fill64, load64, store64, u64
 
 BOOT_TABLE_PAGES: Final = 7

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import efi_attributes, efi_calls, efi_map, efi_space, layout, memblock, report, sync
-from fivefold.kernel.checks import equals
-from fivefold.kernel.efi_map import EFI_VA_START
-from fivefold.kernel.mapping import lookup, map_page
-from fivefold.kernel.pgtable import KERNEL_RW, entry_frame, pgd_size
-from fivefold.kernel.phys import PAGE_SIZE
+from fivefold.kernel import report
+from fivefold.kernel.efi import efi_attributes, efi_calls, efi_map, efi_space
+from fivefold.kernel.efi.efi_map import EFI_VA_START
+from fivefold.kernel.paging import layout, memblock, sync
+from fivefold.kernel.paging.mapping import lookup, map_page
+from fivefold.kernel.paging.pgtable import KERNEL_RW, entry_frame, pgd_size
+from fivefold.kernel.paging.phys import PAGE_SIZE
+from fivefold.kernel.selftest.checks import equals
 from fivefold.metal.lang import noinline, u64
 from fivefold.units import PhysAddr, VirtAddr
 

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import efi_map, report
-from fivefold.kernel.checks import equals
-from fivefold.kernel.efi_map import (
+from fivefold.kernel import report
+from fivefold.kernel.efi import efi_map
+from fivefold.kernel.efi.efi_map import (
     DESCRIPTOR_ATTRIBUTES,
     DESCRIPTOR_PAGES,
     DESCRIPTOR_VIRTUAL,
     RUNTIME_CODE,
     RUNTIME_DATA,
 )
-from fivefold.kernel.efi_stub import ATTRIBUTES_HEAD, EFI_ATTRIBUTES_SIZE, HANDOFF_ATTRIBUTES, HANDOFF_EFI
-from fivefold.kernel.mapping import lookup
-from fivefold.kernel.pgtable import DIRTY, NX, RW, p4d_offset, pgd_offset, pmd_offset, pte_offset, pud_offset
-from fivefold.kernel.phys import PAGE_SIZE
+from fivefold.kernel.efi.efi_stub import ATTRIBUTES_HEAD, EFI_ATTRIBUTES_SIZE, HANDOFF_ATTRIBUTES, HANDOFF_EFI
+from fivefold.kernel.paging.mapping import lookup
+from fivefold.kernel.paging.pgtable import DIRTY, NX, RW, p4d_offset, pgd_offset, pmd_offset, pte_offset, pud_offset
+from fivefold.kernel.paging.phys import PAGE_SIZE
+from fivefold.kernel.selftest.checks import equals
 from fivefold.metal.lang import load32, load64, noinline, store64, u64
 from fivefold.units import VirtAddr
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import efi_map, efi_space, report
-from fivefold.kernel.checks import equals
-from fivefold.kernel.cpu import write_cr3, write_cr4
-from fivefold.kernel.efi_stub import (
+from fivefold.kernel import report
+from fivefold.kernel.efi import efi_map, efi_space
+from fivefold.kernel.efi.efi_stub import (
     BUFFER_TOO_SMALL,
     EFI_DESCRIPTOR_SIZE,
     EFI_DESCRIPTOR_VERSION,
@@ -21,6 +20,8 @@ from fivefold.kernel.efi_stub import (
     SYSTEM_RUNTIME,
     efi_call,
 )
+from fivefold.kernel.paging.cpu import write_cr3, write_cr4
+from fivefold.kernel.selftest.checks import equals
 from fivefold.metal.lang import (
     buffer,
     fill64,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import report, start_info
-from fivefold.kernel.efi_stub import (
+from fivefold.kernel import report
+from fivefold.kernel.boot import start_info
+from fivefold.kernel.efi.efi_stub import (
     EFI_DESCRIPTOR_SIZE,
     EFI_MAGIC,
     EFI_MAP_SIZE,
@@ -16,9 +17,9 @@ from fivefold.kernel.efi_stub import (
     HANDOFF_MAP,
     is_map_sound,
 )
-from fivefold.kernel.layout import EFI_VA_END
-from fivefold.kernel.pgtable import va_bits
-from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.paging.layout import EFI_VA_END
+from fivefold.kernel.paging.pgtable import va_bits
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
 from fivefold.metal.lang import load32, load64, noinline, u64
 from fivefold.units import PhysAddr
 

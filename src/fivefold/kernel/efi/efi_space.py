@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import efi_map, free, memblock, report, sync
-from fivefold.kernel.cpu import write_cr3
-from fivefold.kernel.efi_attributes import pte_of
-from fivefold.kernel.efi_map import DESCRIPTOR_VIRTUAL, EFI_VA_START, RUNTIME_CODE
-from fivefold.kernel.layout import EFI_VA_END
-from fivefold.kernel.mapping import map_range
-from fivefold.kernel.pgtable import (
+from fivefold.kernel import report
+from fivefold.kernel.efi import efi_map
+from fivefold.kernel.efi.efi_attributes import pte_of
+from fivefold.kernel.efi.efi_map import DESCRIPTOR_VIRTUAL, EFI_VA_START, RUNTIME_CODE
+from fivefold.kernel.paging import free, memblock, sync
+from fivefold.kernel.paging.cpu import write_cr3
+from fivefold.kernel.paging.layout import EFI_VA_END
+from fivefold.kernel.paging.mapping import map_range
+from fivefold.kernel.paging.pgtable import (
     ACCESSED,
     DIRTY,
     FRAME_MASK,
@@ -37,7 +39,7 @@ from fivefold.kernel.pgtable import (
     pud_index,
     table_at,
 )
-from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
 from fivefold.metal.lang import copy64, load64, noinline, read_cr3, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 

@@ -11,10 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel import report
-from fivefold.kernel.cpu import CR4_LA57
-from fivefold.kernel.pgtable import FRAME_MASK, TABLE
-from fivefold.kernel.phys import PAGE_SIZE
-from fivefold.kernel.start_info import (
+from fivefold.kernel.boot.start_info import (
     MAGIC,
     MAP_ENTRY_SIZE,
     MAX_MAP_ENTRIES,
@@ -25,6 +22,9 @@ from fivefold.kernel.start_info import (
     OFFSET_MODULES,
     OFFSET_VERSION,
 )
+from fivefold.kernel.paging.cpu import CR4_LA57
+from fivefold.kernel.paging.pgtable import FRAME_MASK, TABLE
+from fivefold.kernel.paging.phys import PAGE_SIZE
 from fivefold.metal.lang import (
     buffer,
     copy64,

@@ -16,12 +16,25 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import memblock, phys, report, smp, start_info
-from fivefold.kernel.cpu import CR4_KEPT, CR4_PAE, CR4_PGE, write_cr4
-from fivefold.kernel.direct_map import map_memory
-from fivefold.kernel.mapping import map_page, map_range
-from fivefold.kernel.pgtable import ACCESSED, DIRTY, FRAME_MASK, KERNEL_RW, PMD_LEVEL, PMD_SIZE, PRESENT, RW, levels
-from fivefold.kernel.phys import LINK_ADDRESS, PAGE_SHIFT, PAGE_SIZE, phys_to_virt
+from fivefold.kernel import report
+from fivefold.kernel.areas.direct_map import map_memory
+from fivefold.kernel.boot import start_info
+from fivefold.kernel.paging import memblock, phys
+from fivefold.kernel.paging.cpu import CR4_KEPT, CR4_PAE, CR4_PGE, write_cr4
+from fivefold.kernel.paging.mapping import map_page, map_range
+from fivefold.kernel.paging.pgtable import (
+    ACCESSED,
+    DIRTY,
+    FRAME_MASK,
+    KERNEL_RW,
+    PMD_LEVEL,
+    PMD_SIZE,
+    PRESENT,
+    RW,
+    levels,
+)
+from fivefold.kernel.paging.phys import LINK_ADDRESS, PAGE_SHIFT, PAGE_SIZE, phys_to_virt
+from fivefold.kernel.smp import smp
 from fivefold.metal.lang import (
     buffer,
     copy64,

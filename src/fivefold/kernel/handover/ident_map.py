@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import memblock
-from fivefold.kernel.mapping import map_range, p4d_free
-from fivefold.kernel.memblock import allocate_table, free_table
-from fivefold.kernel.pgtable import (
+from fivefold.kernel.paging import memblock
+from fivefold.kernel.paging.mapping import map_range, p4d_free
+from fivefold.kernel.paging.memblock import allocate_table, free_table
+from fivefold.kernel.paging.pgtable import (
     KERNEL_SLOT,
     P4D_SIZE,
     PRESENT,
@@ -28,7 +28,7 @@ from fivefold.kernel.pgtable import (
     pgd_size,
     table_at,
 )
-from fivefold.kernel.phys import phys_to_virt
+from fivefold.kernel.paging.phys import phys_to_virt
 from fivefold.metal.lang import load64, noinline, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import ident_map, memblock, params, report, smp, start_info
-from fivefold.kernel.cpu import CR4_LA57
-from fivefold.kernel.pgtable import FRAME_MASK, l5_column
-from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
-from fivefold.kernel.startup import TRAMPOLINE_LIMIT
+from fivefold.kernel import params, report
+from fivefold.kernel.boot import start_info
+from fivefold.kernel.boot.startup import TRAMPOLINE_LIMIT
+from fivefold.kernel.handover import ident_map
+from fivefold.kernel.paging import memblock
+from fivefold.kernel.paging.cpu import CR4_LA57
+from fivefold.kernel.paging.pgtable import FRAME_MASK, l5_column
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.smp import smp
 from fivefold.metal.lang import (
     byte_at,
     copy64,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fivefold.kernel import memblock
-from fivefold.kernel.mapping import lookup, map_page, map_range
-from fivefold.kernel.pgtable import KERNEL_RW, PMD_LEVEL, PMD_SIZE
-from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.paging import memblock
+from fivefold.kernel.paging.mapping import lookup, map_page, map_range
+from fivefold.kernel.paging.pgtable import KERNEL_RW, PMD_LEVEL, PMD_SIZE
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
 from fivefold.metal.lang import fill64, noinline, u64
 from fivefold.units import VirtAddr
 

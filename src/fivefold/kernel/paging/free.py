@@ -8,9 +8,9 @@ level is cleared last.
 
 from __future__ import annotations
 
-from fivefold.kernel.mapping import p4d_free
-from fivefold.kernel.memblock import free_page, free_table
-from fivefold.kernel.pgtable import (
+from fivefold.kernel.paging.mapping import p4d_free
+from fivefold.kernel.paging.memblock import free_page, free_table
+from fivefold.kernel.paging.pgtable import (
     FRAME_MASK,
     P4D_SIZE,
     PMD_SIZE,
@@ -31,7 +31,7 @@ from fivefold.kernel.pgtable import (
     pud_offset,
     table_at,
 )
-from fivefold.kernel.phys import PAGE_SIZE
+from fivefold.kernel.paging.phys import PAGE_SIZE
 from fivefold.metal.lang import inline, load64, noinline, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from fivefold.kernel.pgtable import l5_column
+from fivefold.kernel.paging.pgtable import l5_column
 from fivefold.metal.lang import u64
 from fivefold.units import VirtAddr
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.memblock import allocate_table, free_table
-from fivefold.kernel.pgtable import (
+from fivefold.kernel.paging.memblock import allocate_table, free_table
+from fivefold.kernel.paging.pgtable import (
     PMD_LEVEL,
     PRESENT,
     PSE,

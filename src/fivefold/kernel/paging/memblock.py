@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.pgtable import clear_table
-from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.paging.pgtable import clear_table
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
 from fivefold.metal.lang import buffer, cold, inline, load64, noinline, store64, u64
 from fivefold.units import PhysAddr
 

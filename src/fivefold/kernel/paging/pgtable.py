@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
 from fivefold.metal.lang import fill64, inline, load64, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 

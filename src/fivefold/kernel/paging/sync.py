@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import layout, mapping, report
-from fivefold.kernel.layout import GUARD_HOLE_END_SLOT, GUARD_HOLE_FIRST_SLOT, LDT_BASE
-from fivefold.kernel.mapping import map_range
-from fivefold.kernel.pgtable import KERNEL_SLOT, entry_frame, pgd_index, top_none
-from fivefold.kernel.phys import phys_to_virt
+from fivefold.kernel import report
+from fivefold.kernel.paging import layout, mapping
+from fivefold.kernel.paging.layout import GUARD_HOLE_END_SLOT, GUARD_HOLE_FIRST_SLOT, LDT_BASE
+from fivefold.kernel.paging.mapping import map_range
+from fivefold.kernel.paging.pgtable import KERNEL_SLOT, entry_frame, pgd_index, top_none
+from fivefold.kernel.paging.phys import phys_to_virt
 from fivefold.metal.lang import buffer, load64, noinline, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import traps
-from fivefold.kernel.cpu import EFER_SCE, MSR_EFER, MSR_FMASK, MSR_LSTAR, MSR_STAR, write_msr
-from fivefold.kernel.pgtable import is_canonical
-from fivefold.kernel.traps import FRAME_RIP, KERNEL_CS
+from fivefold.kernel.paging.cpu import EFER_SCE, MSR_EFER, MSR_FMASK, MSR_LSTAR, MSR_STAR, write_msr
+from fivefold.kernel.paging.pgtable import is_canonical
+from fivefold.kernel.process import traps
+from fivefold.kernel.process.traps import FRAME_RIP, KERNEL_CS
 from fivefold.metal.lang import address_of, extern, load64, rdmsr, store64, symbol, u64
 from fivefold.units import VirtAddr
 

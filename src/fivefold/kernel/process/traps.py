@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import early, report
-from fivefold.kernel.cpu import load_idt
+from fivefold.kernel import report
+from fivefold.kernel.boot import early
+from fivefold.kernel.paging.cpu import load_idt
 from fivefold.metal.lang import address_of, buffer, extern, inline, load64, noinline, read_cr2, store64, symbol, u64
 from fivefold.units import VirtAddr
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import memblock, sync
-from fivefold.kernel.free import free_range
-from fivefold.kernel.mapping import lookup, map_page
-from fivefold.kernel.memblock import allocate_page, allocate_table, free_page, free_table
-from fivefold.kernel.pgtable import NX, PRESENT, RW, USER, entry_frame, lower_half_size
-from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.paging import memblock, sync
+from fivefold.kernel.paging.free import free_range
+from fivefold.kernel.paging.mapping import lookup, map_page
+from fivefold.kernel.paging.memblock import allocate_page, allocate_table, free_page, free_table
+from fivefold.kernel.paging.pgtable import NX, PRESENT, RW, USER, entry_frame, lower_half_size
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
 from fivefold.metal.lang import buffer, copy64, fill64, load64, noinline, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 

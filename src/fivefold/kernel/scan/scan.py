@@ -24,8 +24,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import scan_counts, scan_entries, scan_memo, scan_ranges, scan_runs, scan_stack
-from fivefold.kernel.pgtable import (
+from fivefold.kernel.paging.pgtable import (
     FRAME_MASK,
     PMD_LEVEL,
     PRESENT,
@@ -36,12 +35,23 @@ from fivefold.kernel.pgtable import (
     level_shift,
     levels,
 )
-from fivefold.kernel.phys import PAGE_SIZE
-from fivefold.kernel.scan_entries import is_leaf, is_wx, must_be_zero, narrowed, run_mask, told_flags
-from fivefold.kernel.scan_memo import chain, find, is_kept, key_of, ranges_of, replay, walk_number
-from fivefold.kernel.scan_ranges import ALL_RIGHTS, MALFORMED, MAPPED, REPEAT, UNREADABLE, emit, info_of, room, tell
-from fivefold.kernel.scan_runs import BLOCK, absent_end, run_end
-from fivefold.kernel.scan_stack import (
+from fivefold.kernel.paging.phys import PAGE_SIZE
+from fivefold.kernel.scan import scan_counts, scan_entries, scan_memo, scan_ranges, scan_runs, scan_stack
+from fivefold.kernel.scan.scan_entries import is_leaf, is_wx, must_be_zero, narrowed, run_mask, told_flags
+from fivefold.kernel.scan.scan_memo import chain, find, is_kept, key_of, ranges_of, replay, walk_number
+from fivefold.kernel.scan.scan_ranges import (
+    ALL_RIGHTS,
+    MALFORMED,
+    MAPPED,
+    REPEAT,
+    UNREADABLE,
+    emit,
+    info_of,
+    room,
+    tell,
+)
+from fivefold.kernel.scan.scan_runs import BLOCK, absent_end, run_end
+from fivefold.kernel.scan.scan_stack import (
     END,
     HEAD,
     INDEX,
@@ -60,7 +70,7 @@ from fivefold.kernel.scan_stack import (
     leave,
     narrow_to_canonical,
 )
-from fivefold.kernel.tables import frame_index, phys_table
+from fivefold.kernel.scan.tables import frame_index, phys_table
 from fivefold.metal.lang import export, inline, load64, noinline, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 

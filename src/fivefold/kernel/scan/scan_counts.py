@@ -6,8 +6,8 @@ walk: not again when a shared table is answered from an earlier walk of it.
 
 from __future__ import annotations
 
-from fivefold.kernel.pgtable import level_shift
-from fivefold.kernel.scan_memo import MAPPED_BYTES, WX_BYTES, met_at
+from fivefold.kernel.paging.pgtable import level_shift
+from fivefold.kernel.scan.scan_memo import MAPPED_BYTES, WX_BYTES, met_at
 from fivefold.metal.lang import inline, load64, u64
 from fivefold.units import VirtAddr
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.pgtable import FRAME_MASK, NX, PRESENT, PSE, PTE_LEVEL, PUD_LEVEL, RW, USER, level_shift
-from fivefold.kernel.scan_ranges import EXECUTE, WRITE
+from fivefold.kernel.paging.pgtable import FRAME_MASK, NX, PRESENT, PSE, PTE_LEVEL, PUD_LEVEL, RW, USER, level_shift
+from fivefold.kernel.scan.scan_ranges import EXECUTE, WRITE
 from fivefold.metal.lang import inline, u64
 
 LARGE_PAT: Final = 1 << 12

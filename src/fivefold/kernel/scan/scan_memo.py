@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import scan_ranges
-from fivefold.kernel.pgtable import level_shift
-from fivefold.kernel.scan_ranges import (
+from fivefold.kernel.paging.pgtable import level_shift
+from fivefold.kernel.scan import scan_ranges
+from fivefold.kernel.scan.scan_ranges import (
     FLAGS,
     INFO,
     JUMP,

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import scan_ranges
-from fivefold.kernel.pgtable import FRAME_MASK, PRESENT, PTRS_PER_TABLE, level_shift
-from fivefold.kernel.phys import PAGE_SIZE
-from fivefold.kernel.scan_ranges import IGNORE
+from fivefold.kernel.paging.pgtable import FRAME_MASK, PRESENT, PTRS_PER_TABLE, level_shift
+from fivefold.kernel.paging.phys import PAGE_SIZE
+from fivefold.kernel.scan import scan_ranges
+from fivefold.kernel.scan.scan_ranges import IGNORE
 from fivefold.metal.lang import ctz, inline, load64, noinline, prefetch, u64
 
 BLOCK: Final = 8

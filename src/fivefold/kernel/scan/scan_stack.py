@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import scan_counts, scan_memo
-from fivefold.kernel.pgtable import PTRS_PER_TABLE, level_shift, levels, va_bits
-from fivefold.kernel.scan_memo import PARTIAL, close_walk, key_of, open_walk, remember
+from fivefold.kernel.paging.pgtable import PTRS_PER_TABLE, level_shift, levels, va_bits
+from fivefold.kernel.scan import scan_counts, scan_memo
+from fivefold.kernel.scan.scan_memo import PARTIAL, close_walk, key_of, open_walk, remember
 from fivefold.metal.lang import buffer, inline, load64, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 

@@ -7,9 +7,9 @@ extents of a memory image. Nothing else of the scan knows where it runs.
 
 from __future__ import annotations
 
-from fivefold.kernel import memblock
-from fivefold.kernel.memblock import memory, range_end, range_start
-from fivefold.kernel.phys import PAGE_SHIFT, PAGE_SIZE, phys_to_virt
+from fivefold.kernel.paging import memblock
+from fivefold.kernel.paging.memblock import memory, range_end, range_start
+from fivefold.kernel.paging.phys import PAGE_SHIFT, PAGE_SIZE, phys_to_virt
 from fivefold.metal.lang import u64
 from fivefold.units import PhysAddr
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.pgtable import FRAME_MASK, NX, PRESENT, RW, USER, entry_frame, level_shift, levels, va_bits
-from fivefold.kernel.scan_entries import is_leaf, must_be_zero
-from fivefold.kernel.scan_ranges import EXECUTE, MALFORMED, MAPPED, UNREADABLE, info_of
-from fivefold.kernel.tables import phys_table
+from fivefold.kernel.paging.pgtable import FRAME_MASK, NX, PRESENT, RW, USER, entry_frame, level_shift, levels, va_bits
+from fivefold.kernel.scan.scan_entries import is_leaf, must_be_zero
+from fivefold.kernel.scan.scan_ranges import EXECUTE, MALFORMED, MAPPED, UNREADABLE, info_of
+from fivefold.kernel.scan.tables import phys_table
 from fivefold.metal.lang import export, inline, load64, prefetch, store64, u64
 from fivefold.units import PhysAddr
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from fivefold.kernel import kasan, kaslr, kernel_map, layout, memblock, pgtable, phys, report, traps
-from fivefold.kernel.cpu import CR0_PG, CR0_WP, CR4_LA57, EFER_LMA, EFER_NXE, MSR_EFER
-from fivefold.kernel.detect import cpu_has_nx
-from fivefold.kernel.layout import (
+from fivefold.kernel import report
+from fivefold.kernel.areas import kasan, kaslr, kernel_map
+from fivefold.kernel.areas.vmemmap import descriptor_of
+from fivefold.kernel.boot.detect import cpu_has_nx
+from fivefold.kernel.paging import layout, memblock, pgtable, phys
+from fivefold.kernel.paging.cpu import CR0_PG, CR0_WP, CR4_LA57, EFER_LMA, EFER_NXE, MSR_EFER
+from fivefold.kernel.paging.layout import (
     AREAS,
     ESPFIX_BASE,
     FIXADDR_TOP,
@@ -22,8 +25,8 @@ from fivefold.kernel.layout import (
     LDT_BASE,
     MODULES_VADDR,
 )
-from fivefold.kernel.mapping import lookup, p4d_free
-from fivefold.kernel.pgtable import (
+from fivefold.kernel.paging.mapping import lookup, p4d_free
+from fivefold.kernel.paging.pgtable import (
     TABLE,
     entry_frame,
     l5_column,
@@ -43,8 +46,8 @@ from fivefold.kernel.pgtable import (
     set_pgd,
     va_bits,
 )
-from fivefold.kernel.phys import PAGE_SHIFT, PAGE_SIZE, kernel_to_phys, phys_to_virt
-from fivefold.kernel.vmemmap import descriptor_of
+from fivefold.kernel.paging.phys import PAGE_SHIFT, PAGE_SIZE, kernel_to_phys, phys_to_virt
+from fivefold.kernel.process import traps
 from fivefold.metal.lang import buffer, load64, noinline, rdmsr, read_cr0, read_cr3, read_cr4, store64, symbol, u64
 from fivefold.units import PhysAddr, VirtAddr
 

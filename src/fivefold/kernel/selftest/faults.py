@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from fivefold.kernel import kernel_map, layout, memblock, params, phys, report, syscall, traps, user
-from fivefold.kernel.cpu import CR4_LA57, CR4_PAE, load_idt, write_cr3, write_cr4
-from fivefold.kernel.layout import ESPFIX_BASE, MODULES_VADDR, VSYSCALL
-from fivefold.kernel.mapping import entry_for
-from fivefold.kernel.pgtable import PTE_LEVEL, va_bits
-from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel import params, report
+from fivefold.kernel.areas import kernel_map
+from fivefold.kernel.paging import layout, memblock, phys
+from fivefold.kernel.paging.cpu import CR4_LA57, CR4_PAE, load_idt, write_cr3, write_cr4
+from fivefold.kernel.paging.layout import ESPFIX_BASE, MODULES_VADDR, VSYSCALL
+from fivefold.kernel.paging.mapping import entry_for
+from fivefold.kernel.paging.pgtable import PTE_LEVEL, va_bits
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.process import syscall, traps, user
 from fivefold.metal.lang import load64, noinline, read_cr4, store64, symbol, u64
 from fivefold.units import PhysAddr, VirtAddr
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import hibernate, ident_map, kexec, memblock, report
-from fivefold.kernel.checks import equals
-from fivefold.kernel.mapping import lookup
-from fivefold.kernel.pgtable import PSE, entry_frame, l5_column, levels
-from fivefold.kernel.phys import kernel_to_phys, phys_to_virt
+from fivefold.kernel import report
+from fivefold.kernel.handover import hibernate, ident_map, kexec
+from fivefold.kernel.paging import memblock
+from fivefold.kernel.paging.mapping import lookup
+from fivefold.kernel.paging.pgtable import PSE, entry_frame, l5_column, levels
+from fivefold.kernel.paging.phys import kernel_to_phys, phys_to_virt
+from fivefold.kernel.selftest.checks import equals
 from fivefold.metal.lang import buffer, fill64, noinline, store8, store16, store32, store64, u64
 from fivefold.units import VirtAddr
 

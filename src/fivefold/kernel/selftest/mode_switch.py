@@ -5,13 +5,14 @@ The change itself is in `startup.py`, `entry.S` and `window.S`.
 
 from __future__ import annotations
 
-from fivefold.kernel import report, traps
-from fivefold.kernel.checks import equals
-from fivefold.kernel.cpu import CR4_LA57
-from fivefold.kernel.detect import wants_five_levels
-from fivefold.kernel.pgtable import levels
-from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
-from fivefold.kernel.startup import TRAMPOLINE_LIMIT
+from fivefold.kernel import report
+from fivefold.kernel.boot.detect import wants_five_levels
+from fivefold.kernel.boot.startup import TRAMPOLINE_LIMIT
+from fivefold.kernel.paging.cpu import CR4_LA57
+from fivefold.kernel.paging.pgtable import levels
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.process import traps
+from fivefold.kernel.selftest.checks import equals
 from fivefold.metal.lang import load64, noinline, read_cr4, symbol, u64
 from fivefold.units import PhysAddr
 

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import layout, memblock, phys, report, sync, syscall, traps, user
-from fivefold.kernel.checks import equals
-from fivefold.kernel.cpu import write_cr3
-from fivefold.kernel.mapping import lookup
-from fivefold.kernel.pgtable import KERNEL_RW, KERNEL_SLOT, PTE_LEVEL, entry_frame, l5_column, pgd_index, pgd_size
-from fivefold.kernel.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
+from fivefold.kernel import report
+from fivefold.kernel.paging import layout, memblock, phys, sync
+from fivefold.kernel.paging.cpu import write_cr3
+from fivefold.kernel.paging.mapping import lookup
+from fivefold.kernel.paging.pgtable import (
+    KERNEL_RW,
+    KERNEL_SLOT,
+    PTE_LEVEL,
+    entry_frame,
+    l5_column,
+    pgd_index,
+    pgd_size,
+)
+from fivefold.kernel.paging.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
+from fivefold.kernel.process import syscall, traps, user
+from fivefold.kernel.selftest.checks import equals
 from fivefold.metal.lang import load64, noinline, store64, symbol, u64
 from fivefold.units import PhysAddr, VirtAddr
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import kasan, layout, memblock, phys, report, scan, scan_counts, scan_entries
-from fivefold.kernel import scan_ranges as ranges
-from fivefold.kernel.detect import cpu_has_gib_pages, cpu_has_nx, cpu_phys_bits
-from fivefold.kernel.pgtable import FRAME_MASK, NX
-from fivefold.kernel.phys import PAGE_SHIFT, PAGE_SIZE, phys_to_virt
+from fivefold.kernel import report
+from fivefold.kernel.areas import kasan
+from fivefold.kernel.boot.detect import cpu_has_gib_pages, cpu_has_nx, cpu_phys_bits
+from fivefold.kernel.paging import layout, memblock, phys
+from fivefold.kernel.paging.pgtable import FRAME_MASK, NX
+from fivefold.kernel.paging.phys import PAGE_SHIFT, PAGE_SIZE, phys_to_virt
+from fivefold.kernel.scan import scan, scan_counts, scan_entries
+from fivefold.kernel.scan import scan_ranges as ranges
 from fivefold.metal.lang import fill64, u64
 from fivefold.units import PhysAddr, VirtAddr
 

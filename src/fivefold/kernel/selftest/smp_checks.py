@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import cpu, kernel_map, memblock, report, smp, traps
-from fivefold.kernel.checks import equals
-from fivefold.kernel.mapping import map_page
-from fivefold.kernel.pgtable import KERNEL_RW, entry_frame
-from fivefold.kernel.phys import phys_to_virt
-from fivefold.kernel.smp import (
+from fivefold.kernel import report
+from fivefold.kernel.areas import kernel_map
+from fivefold.kernel.paging import cpu, memblock
+from fivefold.kernel.paging.mapping import map_page
+from fivefold.kernel.paging.pgtable import KERNEL_RW, entry_frame
+from fivefold.kernel.paging.phys import phys_to_virt
+from fivefold.kernel.process import traps
+from fivefold.kernel.selftest.checks import equals
+from fivefold.kernel.smp import smp
+from fivefold.kernel.smp.smp import (
     AREA_CR3,
     AREA_CR4,
     AREA_EFER,

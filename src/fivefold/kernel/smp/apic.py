@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import cpu, report
-from fivefold.kernel.layout import FIXADDR_TOP
-from fivefold.kernel.mapping import map_page
-from fivefold.kernel.pgtable import KERNEL_RW, entry_frame
-from fivefold.kernel.phys import PAGE_SIZE
+from fivefold.kernel import report
+from fivefold.kernel.paging import cpu
+from fivefold.kernel.paging.layout import FIXADDR_TOP
+from fivefold.kernel.paging.mapping import map_page
+from fivefold.kernel.paging.pgtable import KERNEL_RW, entry_frame
+from fivefold.kernel.paging.phys import PAGE_SIZE
 from fivefold.metal.lang import cpuid, load32, noinline, pause, rdmsr, rdtsc, store32, u64
 from fivefold.units import VirtAddr
 

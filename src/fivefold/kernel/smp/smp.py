@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel import apic, cpu, free, kernel_map, memblock, params, report, traps
-from fivefold.kernel.mapping import map_page
-from fivefold.kernel.pgtable import (
+from fivefold.kernel import params, report
+from fivefold.kernel.areas import kernel_map
+from fivefold.kernel.boot.startup import TRAMPOLINE_LIMIT
+from fivefold.kernel.paging import cpu, free, memblock
+from fivefold.kernel.paging.mapping import map_page
+from fivefold.kernel.paging.pgtable import (
     KERNEL_RW,
     KERNEL_RX,
     entry_frame,
@@ -24,8 +27,9 @@ from fivefold.kernel.pgtable import (
     pte_offset,
     pud_offset,
 )
-from fivefold.kernel.phys import PAGE_SIZE, phys_to_virt
-from fivefold.kernel.startup import TRAMPOLINE_LIMIT
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
+from fivefold.kernel.process import traps
+from fivefold.kernel.smp import apic
 from fivefold.metal.lang import (
     address_of,
     atomic_add64,

@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 from fivefold.arch import Cpu
 from fivefold.errors import MachineError
 from fivefold.machine.base import Guest, MapRow, Module
-from fivefold.machine.elf import Segment, load_segments, pvh_entry
-from fivefold.machine.handover import Handover, build_handover, handover_size
-from fivefold.machine.memory_map import EBDA, RAM
+from fivefold.machine.loading.elf import Segment, load_segments, pvh_entry
+from fivefold.machine.loading.loader_state import Handover, build_handover, handover_size
+from fivefold.machine.loading.memory_map import EBDA, RAM
 from fivefold.memory import Extent, PhysMemory
 from fivefold.units import GIB, MIB, PAGE, PhysAddr, hex64
 

@@ -36,15 +36,15 @@ from fivefold.machine.base import (
     Timeout,
 )
 from fivefold.machine.child import Child
-from fivefold.machine.elf import load_segments, pvh_entry
-from fivefold.machine.firmware import firmware, firmware_arguments
+from fivefold.machine.loading.elf import load_segments, pvh_entry
+from fivefold.machine.loading.firmware import firmware, firmware_arguments
+from fivefold.machine.loading.memory_map import PC_SPLIT, split_extents
 from fivefold.machine.mapped_ram import MappedRam
-from fivefold.machine.memory_map import PC_SPLIT, split_extents
-from fivefold.machine.qemu_monitor import QemuMonitor
-from fivefold.machine.qemu_text import is_halted, last_story, parse_registers
+from fivefold.machine.qemu.monitor import QemuMonitor
+from fivefold.machine.qemu.text import is_halted, last_story, parse_registers
 from fivefold.memory import PhysMemory
-from fivefold.memory.connection import ConnectionLostError
-from fivefold.memory.qmp_client import QmpClient
+from fivefold.memory.live.connection import ConnectionLostError
+from fivefold.memory.live.qmp_client import QmpClient
 from fivefold.units import format_size
 
 PROGRAM: Final = "qemu-system-x86_64"

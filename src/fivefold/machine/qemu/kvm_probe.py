@@ -12,7 +12,7 @@ from typing import Final
 
 from fivefold.errors import MachineError
 from fivefold.machine.base import Exit, Guest
-from fivefold.machine.qemu_engine import QemuMachine
+from fivefold.machine.qemu.engine import QemuMachine
 from fivefold.units import MIB
 
 PROBE_SECONDS: Final = 15.0

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fivefold.memory.qmp_client import QmpClient
+from fivefold.memory.live.qmp_client import QmpClient
 
 
 class QemuMonitor(QmpClient):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import Final, Protocol
 
-from fivefold.machine.hidden_state import (
+from fivefold.machine.unicorn.hidden_state import (
     GPR_SENTINELS,
     Places,
     check_mode,

@@ -18,9 +18,9 @@ from unicorn.unicorn_py3 import unicorn as binding
 from fivefold.arch import Cpu, cpu_from_cpuid
 from fivefold.errors import MachineError
 from fivefold.machine.base import CpuidOverride, TableRegister
-from fivefold.machine.calibration import PROBE_MEMORY, measure
-from fivefold.machine.hidden_state import Context, Places
-from fivefold.machine.instruction_hook import InstructionHook, PlainHook, native_hook
+from fivefold.machine.unicorn.calibration import PROBE_MEMORY, measure
+from fivefold.machine.unicorn.hidden_state import Context, Places
+from fivefold.machine.unicorn.instruction_hook import InstructionHook, PlainHook, native_hook
 from fivefold.machine.vcpu import Segment, Vcpu
 from fivefold.units import MASK64, hex64
 

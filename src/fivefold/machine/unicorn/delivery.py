@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from fivefold.arch import HAS_ERROR_CODE, Access, Cpu, Escalation, Kind, Vector, escalate
 from fivefold.errors import MachineError
 from fivefold.machine.base import ExceptionRecord, Shutdown
-from fivefold.machine.police import Linear, Refusal
+from fivefold.machine.unicorn.privileged_writes import Linear, Refusal
 from fivefold.machine.vcpu import (
     BIG,
     CODE_OR_DATA,

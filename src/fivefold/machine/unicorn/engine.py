@@ -30,17 +30,17 @@ from fivefold.machine.base import (
     Shutdown,
     Timeout,
 )
-from fivefold.machine.decode import decode, interrupt_length
-from fivefold.machine.delivery import Trap, deliver, has_error_code
-from fivefold.machine.instruction_hook import LOW_END
-from fivefold.machine.loader import load
+from fivefold.machine.loading.loader import load
+from fivefold.machine.loading.memory_map import memory_map, ram_extents
 from fivefold.machine.mapped_ram import Bus, MappedRam
-from fivefold.machine.memory_map import memory_map, ram_extents
-from fivefold.machine.police import Linear, Refusal, is_refused, page_fault_code
 from fivefold.machine.ports import Ports
-from fivefold.machine.unicorn_core import GPR_NAMES, MSR_FMASK, MSR_LSTAR, MSR_STAR, UnicornCore, features
-from fivefold.machine.unicorn_limits import unicorn_lacks
-from fivefold.machine.unicorn_start import enter, map_memory, poison
+from fivefold.machine.unicorn.core import GPR_NAMES, MSR_FMASK, MSR_LSTAR, MSR_STAR, UnicornCore, features
+from fivefold.machine.unicorn.decode import decode, interrupt_length
+from fivefold.machine.unicorn.delivery import Trap, deliver, has_error_code
+from fivefold.machine.unicorn.instruction_hook import LOW_END
+from fivefold.machine.unicorn.limits import unicorn_lacks
+from fivefold.machine.unicorn.privileged_writes import Linear, Refusal, is_refused, page_fault_code
+from fivefold.machine.unicorn.start import enter, map_memory, poison
 from fivefold.machine.vcpu import BIG, FLAT_CODE64, FLAT_DATA, RFLAGS_IF, RFLAGS_RF, Segment, Vcpu
 from fivefold.memory import PhysMemory
 from fivefold.units import MASK64, PhysAddr, hex64

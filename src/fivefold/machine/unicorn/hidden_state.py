@@ -4,7 +4,7 @@ Unicorn delivers no exceptions, so the engine must know the error code of a page
 the exception "in flight" (else the next page fault becomes a double fault), and change the
 privilege level and the code size when a handler starts. All of that lies in the bytes of a
 saved context. Nothing documents their places, so they are *measured* at the first start, by
-values that can be there only once: see `fivefold.machine.calibration`. Offsets count from RAX.
+values that can be there only once: see `fivefold.machine.unicorn.calibration`. Offsets count from RAX.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from fivefold.arch import (
     check_write,
 )
 from fivefold.errors import MachineError, MemoryReadError
-from fivefold.machine.decode import LoadTable, MovToCr, Policed, ReadGpr, WriteMsr
+from fivefold.machine.unicorn.decode import LoadTable, MovToCr, Policed, ReadGpr, WriteMsr
 from fivefold.machine.vcpu import Vcpu
 from fivefold.memory import PhysMemory
 from fivefold.units import MASK64, PhysAddr, VirtAddr

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.errors import MachineError
-from fivefold.machine.handover import CODE_SELECTOR, DATA_SELECTOR, Handover
-from fivefold.machine.loader import Placement
+from fivefold.machine.loading.loader import Placement
+from fivefold.machine.loading.loader_state import CODE_SELECTOR, DATA_SELECTOR, Handover
 from fivefold.machine.mapped_ram import MappedRam
-from fivefold.machine.unicorn_core import (
+from fivefold.machine.unicorn.core import (
     CR0_LONG,
     CS,
     DS,
@@ -71,7 +71,7 @@ def _protected_mode(core: UnicornCore, placement: Placement) -> None:
 
 
 def _long_mode(core: UnicornCore, placement: Placement, handover: Handover) -> None:
-    """The 64-bit start of `fivefold.machine.handover`: RSI = start information."""
+    """The 64-bit start of `fivefold.machine.loading.loader_state`: RSI = start information."""
     core.set_msr(MSR_EFER, EFER_LME | EFER_LMA)
     core.write("cr4", handover.cr4)
     core.write("cr3", handover.root)

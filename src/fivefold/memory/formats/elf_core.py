@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from fivefold.errors import FormatError
 from fivefold.memory.file_memory import file_memory
 from fivefold.memory.files import FileBytes
-from fivefold.memory.notes import MAX_NOTE_BYTES, Note, cpus_of, split_notes, vmcoreinfo_of
+from fivefold.memory.formats.notes import MAX_NOTE_BYTES, Note, cpus_of, split_notes, vmcoreinfo_of
 from fivefold.memory.source import Source
 from fivefold.memory.spans import MAX_SPANS, Span, without_overlap
 from fivefold.units import MASK64

@@ -17,11 +17,11 @@ from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from fivefold.errors import FormatError, MachineError, MemoryReadError
-from fivefold.memory import kdump_flat
 from fivefold.memory.banked import MAX_COPY, PagedMemory
 from fivefold.memory.base import Extent
 from fivefold.memory.files import ByteSource, FileBytes
-from fivefold.memory.notes import MAX_NOTE_BYTES, cpus_of, parse_vmcoreinfo, split_notes, vmcoreinfo_of
+from fivefold.memory.formats import kdump_flat
+from fivefold.memory.formats.notes import MAX_NOTE_BYTES, cpus_of, parse_vmcoreinfo, split_notes, vmcoreinfo_of
 from fivefold.memory.source import Source
 from fivefold.units import GIB, PAGE
 

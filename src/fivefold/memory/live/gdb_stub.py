@@ -14,9 +14,9 @@ from typing import Final
 from fivefold.errors import FivefoldError, FormatError, MachineError, MemoryReadError
 from fivefold.memory.banked import MAX_COPY, PagedMemory
 from fivefold.memory.base import Extent
-from fivefold.memory.connection import Connection, connect
-from fivefold.memory.mtree import ram_ranges
-from fivefold.memory.raw_image import parse_ram_map
+from fivefold.memory.formats.raw_image import parse_ram_map
+from fivefold.memory.live.connection import Connection, connect
+from fivefold.memory.live.mtree import ram_ranges
 from fivefold.memory.registers import CpuState, parse_info_registers
 from fivefold.memory.source import Source
 from fivefold.units import MIB

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from fivefold.errors import FivefoldError, MachineError
-from fivefold.memory import live_ram
 from fivefold.memory.banked import MAX_COPY, BankedMemory, PagedMemory
-from fivefold.memory.connection import NoAnswerError
-from fivefold.memory.mtree import RamRange, ram_ranges
-from fivefold.memory.qmp_client import QmpClient
+from fivefold.memory.live import live_ram
+from fivefold.memory.live.connection import NoAnswerError
+from fivefold.memory.live.mtree import RamRange, ram_ranges
+from fivefold.memory.live.qmp_client import QmpClient
 from fivefold.memory.registers import parse_info_registers
 from fivefold.memory.source import Progress, Source
 

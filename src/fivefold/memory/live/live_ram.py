@@ -16,15 +16,15 @@ from fivefold.errors import MachineError, MemoryReadError
 from fivefold.memory.banked import Bank, BankedMemory, PagedMemory
 from fivefold.memory.base import Extent
 from fivefold.memory.files import FileBytes
-from fivefold.memory.mtree import RamRange
-from fivefold.memory.process_memory import (
+from fivefold.memory.live.mtree import RamRange
+from fivefold.memory.live.process_memory import (
     Mapping,
     ProcessMemory,
     mapping_at,
     mappings_of,
     open_shared_file,
 )
-from fivefold.memory.qmp_client import QmpClient
+from fivefold.memory.live.qmp_client import QmpClient
 from fivefold.memory.source import Progress
 from fivefold.units import MIB
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from fivefold.errors import FivefoldError, MachineError
-from fivefold.memory.connection import Connection, connect
+from fivefold.memory.live.connection import Connection, connect
 from fivefold.units import MIB
 
 MAX_ANSWER: Final = 64 * MIB

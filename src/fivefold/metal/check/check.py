@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 
 from fivefold.errors import CompileError
-from fivefold.metal.context import Context
+from fivefold.metal.check.context import Context
+from fivefold.metal.check.source import Library, Module, refusal
+from fivefold.metal.check.statements import check_function
+from fivefold.metal.check.tree import Signature, Unit
 from fivefold.metal.program import Program
-from fivefold.metal.source import Library, Module, refusal
-from fivefold.metal.statements import check_function
-from fivefold.metal.tree import Signature, Unit
 
 
 def check(program: Program) -> Unit:

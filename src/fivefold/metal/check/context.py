@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fivefold.errors import CompileError
+from fivefold.metal.check.source import BufferName, Library, Meaning, Module, Word, refusal
+from fivefold.metal.check.tree import Buffer, Expression, Flag, Kind, Load, Number, Signature, Site, Unit, Variable
 from fivefold.metal.program import Program
-from fivefold.metal.source import BufferName, Library, Meaning, Module, Word, refusal
-from fivefold.metal.tree import Buffer, Expression, Flag, Kind, Load, Number, Signature, Site, Unit, Variable
 from fivefold.units import MASK64
 
 MARKS: Final = ("inline", "noinline", "cold", "export", "extern")

@@ -7,10 +7,10 @@ from typing import Final
 
 from fivefold.errors import CompileError
 from fivefold.metal import lang
-from fivefold.metal.arith import OPERATIONS
-from fivefold.metal.context import MARKS
-from fivefold.metal.meanings import Meanings
-from fivefold.metal.source import (
+from fivefold.metal.check.arith import OPERATIONS
+from fivefold.metal.check.context import MARKS
+from fivefold.metal.check.names import Meanings
+from fivefold.metal.check.source import (
     BUILTINS,
     WORDS,
     BufferName,
@@ -20,7 +20,7 @@ from fivefold.metal.source import (
     VariableName,
     Word,
 )
-from fivefold.metal.tree import (
+from fivefold.metal.check.tree import (
     AsNumber,
     Binary,
     Call,

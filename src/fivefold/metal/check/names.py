@@ -6,9 +6,9 @@ import ast
 from dataclasses import dataclass, field
 
 from fivefold.errors import CompileError
-from fivefold.metal.context import Context
-from fivefold.metal.source import Constant, Meaning, Module, ModuleName, refusal
-from fivefold.metal.tree import Kind
+from fivefold.metal.check.context import Context
+from fivefold.metal.check.source import Constant, Meaning, Module, ModuleName, refusal
+from fivefold.metal.check.tree import Kind
 
 
 @dataclass

@@ -20,7 +20,7 @@ from typing import Final
 
 from fivefold.errors import CompileError
 from fivefold.metal import lang
-from fivefold.metal.tree import Kind
+from fivefold.metal.check.tree import Kind
 
 WORDS: Final = {
     value: name

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from fivefold.metal.context import Context
-from fivefold.metal.expressions import OPERATORS, Expressions
-from fivefold.metal.meanings import Scope
-from fivefold.metal.source import Constant, Module, ModuleName, VariableName, Word
-from fivefold.metal.tree import (
+from fivefold.metal.check.context import Context
+from fivefold.metal.check.expressions import OPERATORS, Expressions
+from fivefold.metal.check.names import Scope
+from fivefold.metal.check.source import Constant, Module, ModuleName, VariableName, Word
+from fivefold.metal.check.tree import (
     Assign,
     Break,
     Call,

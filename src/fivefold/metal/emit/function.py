@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from fivefold.metal.blocks import Blocks
-from fivefold.metal.tree import (
+from fivefold.metal.check.tree import (
     AsNumber,
     Assign,
     Binary,
@@ -42,7 +41,8 @@ from fivefold.metal.tree import (
     Unrolled,
     While,
 )
-from fivefold.metal.words import WORDS, Target
+from fivefold.metal.emit.blocks import Blocks
+from fivefold.metal.emit.intrinsics import WORDS, Target
 
 _SIMPLE: Final = {"+": "add", "-": "sub", "*": "mul", "&": "and", "|": "or", "^": "xor"}
 _SHIFTS: Final = {"<<": "shl", ">>": "lshr"}

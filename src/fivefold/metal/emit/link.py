@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from fivefold.errors import ImageError
-from fivefold.metal.elf import ObjectFile, Relocation, Section, read_object
+from fivefold.metal.emit.elf import ObjectFile, Relocation, Section, read_object
 from fivefold.units import MASK64, hex64
 
 _FILLER: Final = b"\xcc"

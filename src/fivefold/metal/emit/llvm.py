@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.metal.check import signature_table
-from fivefold.metal.function import FunctionWriter, convention, signed
-from fivefold.metal.tree import Function, Kind, Signature, Unit
-from fivefold.metal.words import COPY64, DECLARATIONS, FILL64, Target
+from fivefold.metal.check.check import signature_table
+from fivefold.metal.check.tree import Function, Kind, Signature, Unit
+from fivefold.metal.emit.function import FunctionWriter, convention, signed
+from fivefold.metal.emit.intrinsics import COPY64, DECLARATIONS, FILL64, Target
 
 TRIPLES: Final = {"x86_64": "x86_64-unknown-none-elf", "i386": "i386-unknown-none-elf"}
 _ATTRIBUTES: Final = 'noredzone nounwind null_pointer_is_valid "no-builtins" "no-jump-tables"="true"'

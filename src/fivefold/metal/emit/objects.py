@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from fivefold.errors import CompileError, ImageError
-from fivefold.metal.check import check
-from fivefold.metal.llvm import TRIPLES, write
+from fivefold.metal.check.check import check
+from fivefold.metal.check.tree import Unit
+from fivefold.metal.emit.intrinsics import Target
+from fivefold.metal.emit.llvm import TRIPLES, write
 from fivefold.metal.program import Program
-from fivefold.metal.tree import Unit
-from fivefold.metal.words import Target
 
 _CPUS: Final = {"x86_64": "x86-64", "i386": "i686"}
 _METAL_FEATURES: Final = {"x86_64": "-mmx,-sse,-sse2,+soft-float", "i386": "-mmx,-sse,+soft-float"}

@@ -15,7 +15,7 @@ from typing import Final
 
 from fivefold.metal.program import Program
 
-_CODE: Final = "from fivefold.metal.beside import serve; serve()"
+_CODE: Final = "from fivefold.metal.emit.worker import serve; serve()"
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def _is_processor_free() -> bool:
 
 
 def _compile(program: Program, prefix: str) -> bytes:
-    from fivefold.metal.objects import compile_object
+    from fivefold.metal.emit.objects import compile_object
 
     return compile_object(program, prefix=prefix)
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fivefold.errors import CompileError, MemoryReadError
 from fivefold.metal.build import cached
-from fivefold.metal.instance import MACHINE_WORDS, Callee, Instance, checked, find
-from fivefold.metal.native import CodeImage, PinnedBuffer
 from fivefold.metal.program import Program
+from fivefold.metal.run.instance import MACHINE_WORDS, Callee, Instance, checked, find
+from fivefold.metal.run.native import CodeImage, PinnedBuffer
 from fivefold.units import MASK64, PAGE
 
 if TYPE_CHECKING:
-    from fivefold.metal.link import Linked
-    from fivefold.metal.tree import Unit
+    from fivefold.metal.check.tree import Unit
+    from fivefold.metal.emit.link import Linked
 
 _ALLOWED: Final = ("cpuid", "rdtsc", "pause")
 """Machine intrinsics that a process may execute."""
@@ -49,11 +49,11 @@ def load(program: Program, *, externs: Mapping[str, Extern] | None = None) -> Ho
 
 def compile_blob(program: Program) -> bytes:
     """Compile and link *program* for this process: a header of text lines, an empty line, the image."""
-    from fivefold.metal.check import check
-    from fivefold.metal.link import link
-    from fivefold.metal.llvm import write
-    from fivefold.metal.objects import emit
-    from fivefold.metal.words import Target
+    from fivefold.metal.check.check import check
+    from fivefold.metal.emit.intrinsics import Target
+    from fivefold.metal.emit.link import link
+    from fivefold.metal.emit.llvm import write
+    from fivefold.metal.emit.objects import emit
 
     unit = check(program)
     _check_host(unit)

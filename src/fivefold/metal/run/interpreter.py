@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from fivefold.errors import CompileError, MachineError
 from fivefold.memory.base import PhysMemory
-from fivefold.metal.arena import Arena, BufferRegion, PhysicalRegion
-from fivefold.metal.arith import count_leading_zeros, count_trailing_zeros, divide, modulo
-from fivefold.metal.check import reach, start
-from fivefold.metal.context import Context
-from fivefold.metal.instance import MACHINE_WORDS, Callee, Instance, checked, find
+from fivefold.metal.check.arith import count_leading_zeros, count_trailing_zeros, divide, modulo
+from fivefold.metal.check.check import reach, start
+from fivefold.metal.check.context import Context
+from fivefold.metal.check.tree import Kind, Signature, Unit
 from fivefold.metal.program import Program
-from fivefold.metal.python import Writer, machinery
-from fivefold.metal.tree import Kind, Signature, Unit
+from fivefold.metal.run.arena import Arena, BufferRegion, PhysicalRegion
+from fivefold.metal.run.instance import MACHINE_WORDS, Callee, Instance, checked, find
+from fivefold.metal.run.rewrite import Writer, machinery
 from fivefold.units import MASK64
 
 _CODE_ADDRESS: Final = 0x6000_0000_0000

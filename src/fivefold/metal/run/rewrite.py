@@ -7,8 +7,7 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Final
 
-from fivefold.metal.arena import Arena
-from fivefold.metal.tree import (
+from fivefold.metal.check.tree import (
     AsNumber,
     Assign,
     Binary,
@@ -41,6 +40,7 @@ from fivefold.metal.tree import (
     Unrolled,
     While,
 )
+from fivefold.metal.run.arena import Arena
 from fivefold.units import MASK64
 
 _OPERATORS: Final[dict[str, ast.operator]] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from typing import Any, Final, TextIO
 
-from fivefold.report.walk_text import entry_index
-from fivefold.survey.audit import Audit, Finding, RuleResult
+from fivefold.report.text.walk import entry_index
+from fivefold.survey.audit.audit import Audit, Finding, RuleResult
 from fivefold.survey.paths import Path
 from fivefold.units import format_size, hex64
 

@@ -6,11 +6,11 @@ import csv
 from collections.abc import Iterator
 from typing import Any, Final, TextIO
 
-from fivefold.report.dump_text import finding_text
 from fivefold.report.json_text import hex_or_null, write_stream
-from fivefold.survey.diff import Change, Diff, Nature
-from fivefold.survey.regions import Region, spell
-from fivefold.survey.scan_result import Kind
+from fivefold.report.text.dump import finding_text
+from fivefold.survey.diff.diff import Change, Diff, Nature
+from fivefold.survey.scan.regions import Region, spell
+from fivefold.survey.scan.scan_result import Kind
 from fivefold.survey.space import Space
 from fivefold.units import format_size, hex64
 

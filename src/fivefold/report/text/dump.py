@@ -8,8 +8,8 @@ from typing import Any, Final, TextIO
 
 from fivefold.arch import TooManyRuns
 from fivefold.report.json_text import hex_or_null, write_stream
-from fivefold.survey.regions import Region, spell
-from fivefold.survey.scan_result import Kind, ScanCounts
+from fivefold.survey.scan.regions import Region, spell
+from fivefold.survey.scan.scan_result import Kind, ScanCounts
 from fivefold.survey.space import Space
 from fivefold.units import format_size, hex64
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fivefold.arch import Step
 from fivefold.explain import Explanation, Told
-from fivefold.explain.error_codes import decode_error
+from fivefold.explain.rules.error_codes import decode_error
 from fivefold.machine.base import vector_name
 from fivefold.units import hex64
 

@@ -9,8 +9,8 @@ from typing import Any, Final, TextIO
 
 from fivefold.memory import Source
 from fivefold.survey.find import Answer, Place
-from fivefold.survey.regions import spell
-from fivefold.survey.root_spaces import RootSpaces
+from fivefold.survey.guest.root_spaces import RootSpaces
+from fivefold.survey.scan.regions import spell
 from fivefold.units import format_size, hex64
 
 SCHEMA: Final = "fivefold.find/1"

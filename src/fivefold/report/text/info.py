@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any, Final, TextIO
 
 from fivefold.memory import CpuState, Extent
-from fivefold.survey.about import About
-from fivefold.survey.evidence import Found
+from fivefold.survey.guest.evidence import Found
+from fivefold.survey.guest.info import About
 from fivefold.units import format_size, hex64
 
 SHOWN_EXTENTS: Final = 8

@@ -10,7 +10,7 @@ from typing import Any, Final, TextIO
 from fivefold.arch import PagingMode
 from fivefold.layout import Area
 from fivefold.report.json_text import hex_or_null
-from fivefold.survey.describe_address import AddressFacts
+from fivefold.survey.guest.describe_address import AddressFacts
 from fivefold.units import format_size, hex64
 
 SCHEMA: Final = "fivefold.layout/1"

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any, Final, TextIO
 
 from fivefold.memory import Source
-from fivefold.survey.roots import Root
+from fivefold.survey.guest.roots import Root
 from fivefold.units import hex64
 
 SCHEMA: Final = "fivefold.roots/1"

@@ -6,7 +6,7 @@ import csv
 from dataclasses import asdict
 from typing import Any, Final, TextIO
 
-from fivefold.report.dump_text import loop_findings
+from fivefold.report.text.dump import loop_findings
 from fivefold.survey.stats import LevelStats, Stats
 from fivefold.units import format_size, hex64
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, TextIO
 
 from fivefold.arch import Flag, Level
-from fivefold.survey.leaves import LeafTable
+from fivefold.survey.scan.leaves import LeafTable
 
 MAX_LINES: Final = 10_000_000
 """More are printed only if asked for."""

@@ -7,7 +7,7 @@ from typing import Any, Final, TextIO
 
 from fivefold.arch import AddressSpace, Mapped, Step, Unmapped
 from fivefold.survey.paths import Path
-from fivefold.survey.regions import PAGE_NAMES, flag_names, leaf_rights, spell
+from fivefold.survey.scan.regions import PAGE_NAMES, flag_names, leaf_rights, spell
 from fivefold.survey.space import Space
 from fivefold.units import hex64
 

@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 
 from fivefold.arch import PAT_RESET, MemoryType
-from fivefold.survey.audit_checks import MAX_HITS, Hit
-from fivefold.survey.audit_views import Views
-from fivefold.survey.frame_sets import FrameSet, Leaves, joined
-from fivefold.survey.scan_result import Flags, Words
+from fivefold.survey.audit.audit_checks import MAX_HITS, Hit
+from fivefold.survey.audit.audit_views import Views
+from fivefold.survey.scan.frame_sets import FrameSet, Leaves, joined
+from fivefold.survey.scan.scan_result import Flags, Words
 from fivefold.units import PAGE, hex64
 
 _PAGE: Final = np.uint64(PAGE)

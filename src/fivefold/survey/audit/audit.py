@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from fivefold.survey import alias_checks, audit_checks
-from fivefold.survey.audit_checks import MAX_HITS, Check, Hit
-from fivefold.survey.audit_views import Views
+from fivefold.survey.audit import alias_checks, audit_checks
+from fivefold.survey.audit.audit_checks import MAX_HITS, Check, Hit
+from fivefold.survey.audit.audit_views import Views
+from fivefold.survey.audit.policy import Policy
+from fivefold.survey.audit.rules import RULES, Rule, Severity
 from fivefold.survey.paths import Path
-from fivefold.survey.policy import Policy
-from fivefold.survey.rules import RULES, Rule, Severity
 from fivefold.survey.space import Space
 
 MAX_EVIDENCE: Final = 64

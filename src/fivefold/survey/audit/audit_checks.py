@@ -9,9 +9,9 @@ import numpy as np
 
 from fivefold.arch import Flag
 from fivefold.layout import Area
-from fivefold.survey.audit_views import Views
-from fivefold.survey.regions import Region, spell
-from fivefold.survey.scan_result import Flags, Kind, ScanResult
+from fivefold.survey.audit.audit_views import Views
+from fivefold.survey.scan.regions import Region, spell
+from fivefold.survey.scan.scan_result import Flags, Kind, ScanResult
 from fivefold.units import PAGE, hex64
 
 MAX_HITS: Final = 1000

@@ -12,13 +12,22 @@ from typing import Final
 
 import numpy as np
 
-from fivefold.survey.frame_sets import Leaves
-from fivefold.survey.regions import Region, regions_of
-from fivefold.survey.scan import MAX_RANGES
-from fivefold.survey.scan_result import DEFAULT_FLAGS, Contiguity, Flags, Kind, ScanResult, ScanSettings, Words, column
-from fivefold.survey.select import KERNEL_HALF, USER_HALF
+from fivefold.survey.scan.frame_sets import Leaves
+from fivefold.survey.scan.regions import Region, regions_of
+from fivefold.survey.scan.scan import MAX_RANGES
+from fivefold.survey.scan.scan_result import (
+    DEFAULT_FLAGS,
+    Contiguity,
+    Flags,
+    Kind,
+    ScanResult,
+    ScanSettings,
+    Words,
+    column,
+)
+from fivefold.survey.scan.select import KERNEL_HALF, USER_HALF
+from fivefold.survey.scan.table_census import table_frames
 from fivefold.survey.space import Space
-from fivefold.survey.table_census import table_frames
 
 MAX_UNFOLDED_TABLES: Final = 4096
 """Shared tables of which a second place is looked at; further ones are told in `Views.limits`."""

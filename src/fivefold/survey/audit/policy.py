@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from fivefold.errors import FormatError
-from fivefold.survey.rules import BY_NAME, RULE_NAMES, Severity
+from fivefold.survey.audit.rules import BY_NAME, RULE_NAMES, Severity
 from fivefold.units import MIB, parse_size
 
 SCHEMA: Final = "fivefold.policy/1"

@@ -9,10 +9,10 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from fivefold.arch import ENTRIES, FRAME_BITS
-from fivefold.survey.diff_windows import NOTHING, Pair, Walker
-from fivefold.survey.regions import Region, split_at
-from fivefold.survey.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Kind
-from fivefold.survey.select import KERNEL_HALF, USER_HALF, meet
+from fivefold.survey.diff.diff_windows import NOTHING, Pair, Walker
+from fivefold.survey.scan.regions import Region, split_at
+from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Kind
+from fivefold.survey.scan.select import KERNEL_HALF, USER_HALF, meet
 from fivefold.survey.space import Space
 from fivefold.units import VirtAddr
 

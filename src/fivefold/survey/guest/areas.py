@@ -12,8 +12,8 @@ from typing import Final
 
 from fivefold.errors import LayoutError
 from fivefold.layout import Area, Bases, linux_areas, with_bases
-from fivefold.survey.bases import RANDOMISED_END, KernelBases
-from fivefold.survey.evidence import Found
+from fivefold.survey.guest.bases import RANDOMISED_END, KernelBases
+from fivefold.survey.guest.evidence import Found
 from fivefold.units import GIB, VirtAddr, hex64
 
 ASSUMED_RELEASE: Final = "6.1"

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from fivefold.arch import Flag
 from fivefold.layout import shadow_bounds
-from fivefold.survey.evidence import Found
-from fivefold.survey.scan_result import Kind, ScanResult
+from fivefold.survey.guest.evidence import Found
+from fivefold.survey.scan.scan_result import Kind, ScanResult
 from fivefold.units import GIB, MASK64, MIB, PAGE, format_size, hex64
 
 KERNEL_WINDOW: Final = 0xFFFF_FFFF_8000_0000

@@ -12,9 +12,9 @@ from typing import Final
 from fivefold.arch import FRAME_BITS, LA48, LA57, MAX_PHYS_BITS, TABLE_SIZE, Cr0, Cr4, Efer, PagingMode
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import CpuState, Source
-from fivefold.survey.bases import KERNEL_WINDOW
-from fivefold.survey.evidence import Found
-from fivefold.survey.level_evidence import level_evidence
+from fivefold.survey.guest.bases import KERNEL_WINDOW
+from fivefold.survey.guest.evidence import Found
+from fivefold.survey.guest.level_evidence import level_evidence
 from fivefold.units import MASK64, PhysAddr, hex64
 
 MODES: Final = {4: LA48, 5: LA57}

@@ -10,10 +10,10 @@ from fivefold.arch import MAX_PHYS_BITS, PagingMode
 from fivefold.errors import NotKnownError
 from fivefold.memory import CpuState, Source
 from fivefold.notebook import html_table
-from fivefold.survey.bases import KernelBases
-from fivefold.survey.choose import Given, choose_nxe, choose_phys_bits, choose_root, roots_in_registers
-from fivefold.survey.evidence import Found
-from fivefold.survey.scan_result import Kind
+from fivefold.survey.guest.bases import KernelBases
+from fivefold.survey.guest.evidence import Found
+from fivefold.survey.guest.identify import Given, choose_nxe, choose_phys_bits, choose_root, roots_in_registers
+from fivefold.survey.scan.scan_result import Kind
 from fivefold.survey.space import Space, release_of
 from fivefold.units import hex64
 

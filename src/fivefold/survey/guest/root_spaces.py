@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fivefold.memory import Source
-from fivefold.survey.choose import MODES, Given
-from fivefold.survey.evidence import Found
-from fivefold.survey.roots import Confidence, Root, find_roots
+from fivefold.survey.guest.evidence import Found
+from fivefold.survey.guest.identify import MODES, Given
+from fivefold.survey.guest.roots import Confidence, Root, find_roots
 from fivefold.survey.space import Space
 
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from fivefold.arch import FRAME_BITS, AddressSpace, Cr4, Flag, Level, Mapped, TableReader, translate
 from fivefold.errors import MemoryReadError
 from fivefold.memory import Source
-from fivefold.survey.bases import KERNEL_WINDOW
-from fivefold.survey.choose import MODES, roots_in_registers
-from fivefold.survey.level_evidence import level_evidence
+from fivefold.survey.guest.bases import KERNEL_WINDOW
+from fivefold.survey.guest.identify import MODES, roots_in_registers
+from fivefold.survey.guest.level_evidence import level_evidence
+from fivefold.survey.guest.table_pages import Indices, TablePages
 from fivefold.survey.space import PTI_USER_BIT
-from fivefold.survey.table_pages import Indices, TablePages
 from fivefold.units import MIB, PhysAddr, VirtAddr, hex64
 
 Words = npt.NDArray[np.uint64]

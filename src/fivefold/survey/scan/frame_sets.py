@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from fivefold.survey.scan_result import Flags, Kind, Rows, ScanResult, Words, column
+from fivefold.survey.scan.scan_result import Flags, Kind, Rows, ScanResult, Words, column
 
 _NOTHING: Final = np.zeros(0, np.uint64)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fivefold.arch import Entry, Flag, Level, Rights
 from fivefold.notebook import SHOWN, html_table
-from fivefold.survey.scan_result import Kind, ScanResult
+from fivefold.survey.scan.scan_result import Kind, ScanResult
 from fivefold.units import MASK64, PhysAddr, VirtAddr, format_size, hex64
 
 PAGE_NAMES: Final = {Level.PT: "4K", Level.PD: "2M", Level.PDPT: "1G"}
@@ -161,7 +161,7 @@ def leaf_rights(flags: int) -> Rights:
 
 
 class Names(Protocol):
-    """What names areas: `fivefold.survey.areas.AreaMap`."""
+    """What names areas: `fivefold.survey.guest.areas.AreaMap`."""
 
     def borders(self) -> list[int]:
         """Where names change, ascending."""

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 
 from fivefold.arch import TooManyRuns
-from fivefold.survey.regions import Region, Stride, regions_of
-from fivefold.survey.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, Kind, ScanResult
+from fivefold.survey.scan.regions import Region, Stride, regions_of
+from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, Kind, ScanResult
 from fivefold.survey.space import REPEAT_ABOVE, Space
 from fivefold.units import MASK64, VirtAddr
 

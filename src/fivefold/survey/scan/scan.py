@@ -1,6 +1,6 @@
 """Run the kernel's scan over the memory of any guest.
 
-The same source that the booted kernel runs over its own tables (`kernel/scan.py`), compiled
+The same source that the booted kernel runs over its own tables (`kernel/scan/scan.py`), compiled
 for this process, reaches the guest's memory through bounds-checked extents only. What this
 module adds is memory for it to work in, and an answer as numpy columns.
 """
@@ -19,12 +19,12 @@ import numpy as np
 
 from fivefold.arch import TooManyRuns
 from fivefold.errors import MemoryReadError
-from fivefold.kernel import scan as kernel_scan
-from fivefold.metal import host
+from fivefold.kernel.scan import scan as kernel_scan
 from fivefold.metal.extents import Attachment, attach
-from fivefold.metal.instance import Instance
 from fivefold.metal.program import Program
-from fivefold.survey.scan_result import COUNT_NAMES, RANGE, Rows, ScanCounts, ScanResult, ScanSettings
+from fivefold.metal.run import host
+from fivefold.metal.run.instance import Instance
+from fivefold.survey.scan.scan_result import COUNT_NAMES, RANGE, Rows, ScanCounts, ScanResult, ScanSettings
 from fivefold.units import MASK64, PhysAddr
 
 MAX_RANGES: Final = 1 << 24
@@ -63,16 +63,16 @@ def program(levels: int, *, prefetch: bool) -> Program:
         raise ValueError(f"{levels} levels of page tables; expected 4 or 5")
     five = levels == 5
     return Program(
-        ("fivefold.kernel.scan",),
+        ("fivefold.kernel.scan.scan",),
         bindings={
-            "fivefold.kernel.pgtable.l5_enabled": int(five),
-            "fivefold.kernel.pgtable.pgdir_shift": 48 if five else 39,
-            "fivefold.kernel.pgtable.ptrs_per_p4d": 512 if five else 1,
-            "fivefold.kernel.scan_runs.prefetching": int(prefetch),
+            "fivefold.kernel.paging.pgtable.l5_enabled": int(five),
+            "fivefold.kernel.paging.pgtable.pgdir_shift": 48 if five else 39,
+            "fivefold.kernel.paging.pgtable.ptrs_per_p4d": 512 if five else 1,
+            "fivefold.kernel.scan.scan_runs.prefetching": int(prefetch),
         },
         replace={
-            "fivefold.kernel.tables.phys_table": "fivefold.metal.extents.phys_to_page",
-            "fivefold.kernel.tables.frame_index": "fivefold.metal.extents.frame_index",
+            "fivefold.kernel.scan.tables.phys_table": "fivefold.metal.extents.phys_to_page",
+            "fivefold.kernel.scan.tables.frame_index": "fivefold.metal.extents.frame_index",
         },
     )
 

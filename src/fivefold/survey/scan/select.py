@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Self
 
-from fivefold.survey.regions import Region
-from fivefold.survey.scan_result import Kind
+from fivefold.survey.scan.regions import Region
+from fivefold.survey.scan.scan_result import Kind
 
 HALF: Final = 1 << 63
 USER_HALF: Final = range(HALF)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fivefold.arch import ENTRIES, TABLE_SIZE, Cpu, Entry, Flag, Level
 from fivefold.errors import MemoryReadError
 from fivefold.memory import SourceMemory
-from fivefold.survey.scan_result import Flags, Words
+from fivefold.survey.scan.scan_result import Flags, Words
 from fivefold.survey.space import Space
 from fivefold.units import PhysAddr
 

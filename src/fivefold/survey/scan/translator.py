@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from fivefold.arch import Cpu, Entry, Level
 from fivefold.errors import MemoryReadError
-from fivefold.kernel import translate as kernel_translate
-from fivefold.metal import host
+from fivefold.kernel.scan import translate as kernel_translate
 from fivefold.metal.extents import attach
-from fivefold.metal.instance import Instance
 from fivefold.metal.program import Program
-from fivefold.survey.scan_result import Flags, Kind, Rows, Words, column
+from fivefold.metal.run import host
+from fivefold.metal.run.instance import Instance
+from fivefold.survey.scan.scan_result import Flags, Kind, Rows, Words, column
 from fivefold.survey.space import Space
 from fivefold.units import PhysAddr
 
@@ -138,11 +138,11 @@ def program(levels: int, *, scattered: bool) -> Program:
     # The extent that was used last is the right one where there is no other, and next to never among many.
     lookup = "any_page" if scattered else "phys_to_page"
     return Program(
-        ("fivefold.kernel.translate",),
+        ("fivefold.kernel.scan.translate",),
         bindings={
-            "fivefold.kernel.pgtable.l5_enabled": int(five),
-            "fivefold.kernel.pgtable.pgdir_shift": 48 if five else 39,
-            "fivefold.kernel.pgtable.ptrs_per_p4d": 512 if five else 1,
+            "fivefold.kernel.paging.pgtable.l5_enabled": int(five),
+            "fivefold.kernel.paging.pgtable.pgdir_shift": 48 if five else 39,
+            "fivefold.kernel.paging.pgtable.ptrs_per_p4d": 512 if five else 1,
         },
-        replace={"fivefold.kernel.tables.phys_table": f"fivefold.metal.extents.{lookup}"},
+        replace={"fivefold.kernel.scan.tables.phys_table": f"fivefold.metal.extents.{lookup}"},
     )
