@@ -1,0 +1,1 @@
+"""A finished boot checked from outside, with registers, memory and `arch/`."""

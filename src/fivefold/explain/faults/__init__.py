@@ -1,0 +1,1 @@
+"""What is said of each exception, and of one that could not be delivered."""

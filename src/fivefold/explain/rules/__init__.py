@@ -1,0 +1,1 @@
+"""What the CPU refuses, and why: one rule at a time."""

@@ -1,0 +1,1 @@
+"""Another kernel, or this one again: kexec and hibernation."""

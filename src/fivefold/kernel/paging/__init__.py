@@ -1,0 +1,1 @@
+"""Page tables: the mode, entries, folding, memory in and pages out, ranges mapped and freed."""

@@ -1,0 +1,1 @@
+"""Processes and the ways into the kernel: user halves, system calls, exceptions."""

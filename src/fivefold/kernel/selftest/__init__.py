@@ -1,0 +1,1 @@
+"""The kernel checks itself, and faults on purpose."""

@@ -1,0 +1,1 @@
+"""Secondary CPUs, and the local APIC that starts them."""

@@ -1,0 +1,1 @@
+"""What a loader and a firmware do before the first instruction of the image."""

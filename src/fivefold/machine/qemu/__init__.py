@@ -1,0 +1,1 @@
+"""QEMU as an engine: a child process with TCG or KVM."""

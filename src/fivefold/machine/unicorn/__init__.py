@@ -1,0 +1,1 @@
+"""Unicorn as an engine, in this process, with what it lacks of a CPU supplied."""

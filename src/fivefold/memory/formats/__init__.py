@@ -1,0 +1,1 @@
+"""Files that hold physical memory, one format a module."""

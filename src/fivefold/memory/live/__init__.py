@@ -1,0 +1,1 @@
+"""Physical memory of something that runs: QEMU, a gdb stub, a process."""

@@ -1,0 +1,1 @@
+"""The front end: from modules of the subset to a checked unit."""

@@ -1,0 +1,1 @@
+"""A program on the host: as native code, or as plain Python."""

@@ -1,0 +1,1 @@
+"""Results for people, one command a module, with its JSON and CSV."""
