@@ -51,7 +51,7 @@ class Python:
 
     def __init__(self, memory: mmap.mmap) -> None:
         self.memory = memory
-        self.native = host.load(program("memblock.add", "memblock.reserve", modules=("map_loop",)))
+        self.native = host.load(program("paging.memblock.add", "paging.memblock.reserve", modules=("map_loop",)))
         self.top = attach(self.native, [(FIRST, self.memory)]).addresses[0]
 
     def map(self, step: int, slots: int) -> float:
@@ -144,7 +144,7 @@ def direct_map(rounds: int) -> tuple[dict[str, Row | int | str], list[Claim]]:
     tables = 1 + sum(needed)
     size = 4096 * (tables + 15)  # Tables are taken 16 at a time.
     memory = mmap.mmap(-1, size)
-    native = host.load(program("memblock.add", "memblock.reserve", "direct_map.direct_map_init"))
+    native = host.load(program("paging.memblock.add", "paging.memblock.reserve", "areas.direct_map.direct_map_init"))
     top = attach(native, [(FIRST, memory)]).addresses[0]
 
     def run() -> float:

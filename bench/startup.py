@@ -27,7 +27,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from clock import now
 began = now()
-from fivefold.metal import host
+from fivefold.metal.run import host
 from fivefold.metal.program import Program
 imported = now()
 host.load(Program(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import ClassVar
 
@@ -187,8 +188,8 @@ class Code:
         self.ram = Ram([Extent(*extent) for extent in extents])
         for start, data in self.ram.banks():
             self.ram.write(PhysAddr(start), b"\xff" * len(data))
-        roots = tuple(f"{package}.{name}" if "." in name else f"{package}.{name}.*" for name in (*modules, "phys"))
-        program = Program((f"{package}.phys",), bindings(mode, package) if mode else {}, roots=roots)
+        roots = tuple(full_name(name, package) for name in (*modules, "phys"))
+        program = Program((f"{package}.paging.phys",), bindings(mode, package) if mode else {}, roots=roots)
         loaded = Loaded.take(program, symbols or {}, self)
         self.processor = loaded.processor = processor or Processor()
         self.plain = loaded.plain
@@ -223,11 +224,19 @@ class Code:
         return found.pa if isinstance(found, Mapped) else None
 
 
+def full_name(name: str, package: str = KERNEL) -> str:
+    """The root for *name*, ``module`` or ``module.function``, whose module lies in some room of the kernel."""
+    module, _, function = name.partition(".")
+    place = Path(str(resources.files(KERNEL)))
+    (file,) = place.rglob(f"{module}.py")
+    return ".".join([package, *file.relative_to(place).with_suffix("").parts, function or "*"])
+
+
 def bindings(mode: PagingMode, package: str = KERNEL) -> dict[str, int]:
     """The three numbers of *mode*, as the image's two kernels have them."""
     five = mode is LA57
     values = {"l5_enabled": int(five), "pgdir_shift": 48 if five else 39, "ptrs_per_p4d": 512 if five else 1}
-    return {f"{package}.pgtable.{name}": value for name, value in values.items()}
+    return {f"{package}.paging.pgtable.{name}": value for name, value in values.items()}
 
 
 Check = Callable[[str], None]

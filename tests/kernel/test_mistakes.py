@@ -34,7 +34,7 @@ def test_rfc_b01_no_flag_lies_in_memory_before_the_mode_is_known(mutated: Callab
         ("    fill64(tables, 0,", "    global p4d_folded\n    p4d_folded = u64(extra == 0)\n    fill64(tables, 0,"),
     )
     with pytest.raises(CompileError, match="a module variable in 32-bit code"):
-        compile_object(Program((f"{wrong}.startup32",)), arch="i386")
+        compile_object(Program((f"{wrong}.boot.startup32",)), arch="i386")
 
 
 def test_rfc_b01_nothing_beside_the_tables_is_overwritten(code: Any, guards: Guards) -> None:
@@ -234,7 +234,7 @@ def test_rfc_b18_and_rs_10_image_across_a_border(
 def boot_table_buffer(code: Any, package: str, mode: PagingMode) -> None:
     """The tables in a buffer of the size that the code says, ones before and behind, as RFC-B43 wants it tried."""
     helpers = code(None, "startup32", package=package, extents=[(MIB, 2 * MIB)], window=0)
-    size = PAGE * __import__(f"{package}.startup32", fromlist=["x"]).BOOT_TABLE_PAGES
+    size = PAGE * __import__(f"{package}.boot.startup32", fromlist=["x"]).BOOT_TABLE_PAGES
     root = helpers.call("startup32.build_boot_tables", MIB + PAGE, int(mode is LA57))
     space = AddressSpace(helpers.ram, root, mode, Cpu())
     assert [(run.start, run.end, run.phys) for run in regions(space, contiguous=True)] == [(0, 4 * GIB, 0)]

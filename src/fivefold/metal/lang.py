@@ -57,7 +57,7 @@ def export(function: _Function) -> _Function:
 
 
 def extern(function: _Function) -> _Function:
-    """Declare a function that assembly, or the caller of `plain.load`, provides."""
+    """Declare a function that assembly, or the caller of `interpreter.load`, provides."""
     function.__metal__ = "extern"  # type: ignore[attr-defined]
     return function
 

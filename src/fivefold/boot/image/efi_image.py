@@ -79,7 +79,8 @@ def _loader() -> Loader:
 def _build_loader() -> bytes:
     from fivefold.metal.emit.objects import compile_object
 
-    text = "".join((resources.files(KERNEL) / name).read_text() for name in ("efi/efi_stub.S", "efi/efi_call.S", "efi/efi_up.S"))
+    names = ("efi/efi_stub.S", "efi/efi_call.S", "efi/efi_up.S")
+    text = "".join((resources.files(KERNEL) / name).read_text() for name in names)
     made = compile_object(Program((f"{KERNEL}.efi.efi_stub",)), asm=text)
     linked = link({"efi": made}, base=_BASE, groups=_GROUPS)
     flat = linked.flat()

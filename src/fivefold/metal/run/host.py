@@ -41,7 +41,7 @@ class Item(NamedTuple):
 def load(program: Program, *, externs: Mapping[str, Extern] | None = None) -> HostInstance:
     """Load *program* as native code, compiled now or before. Raises `CompileError`.
 
-    *externs* as in `plain.load`. An exception in one is raised when the native call returns;
+    *externs* as in `interpreter.load`. An exception in one is raised when the native call returns;
     until then the program goes on with 0.
     """
     return HostInstance(Blob(cached("host", program, lambda: compile_blob(program))), dict(externs or {}))

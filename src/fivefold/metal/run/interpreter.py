@@ -188,7 +188,7 @@ class PlainInstance(Instance):
         """Execute a machine intrinsic on the ``cpu`` that the caller gave."""
         method = getattr(self._cpu, name, None)
         if method is None:
-            raise MachineError(f"plain code executes {name}, which the cpu passed to plain.load does not have")
+            raise MachineError(f"plain code executes {name}, which the cpu passed to interpreter.load does not have")
         return int(method(*args) or 0) & MASK64
 
 

@@ -98,7 +98,7 @@ class TableScanner:
     """Scans of one physical memory, which must stay as long as this does. Not for several threads at once.
 
     *prefetch* fetches tables ahead: a gain where the banks are in memory, a loss where they are a
-    file that was mapped and not read yet. *load* is `plain.load` to step through the scan as Python.
+    file that was mapped and not read yet. *load* is `interpreter.load` to step through the scan as Python.
     """
 
     def __init__(self, banks: Banks, *, prefetch: bool = True, load: Loader = host.load) -> None:

@@ -69,7 +69,7 @@ class Translations:
 class Translator:
     """Walks of one address space; its memory must stay as long as this does. Not for several threads at once.
 
-    *nxe* is EFER.NXE; *load* is `plain.load` to step through it as Python.
+    *nxe* is EFER.NXE; *load* is `interpreter.load` to step through it as Python.
     """
 
     def __init__(

@@ -259,7 +259,7 @@ def test_rs_21_nothing_else_lies_in_the_window(code: Any, guards: Guards, which:
         helpers = prepared(code, package, LA57, which, True)
         drawn = choose(helpers, which, TIB)
         column = helpers.call("layout.column")
-        table = __import__(f"{package}.layout", fromlist=["AREAS"]).AREAS
+        table = __import__(f"{package}.paging.layout", fromlist=["AREAS"]).AREAS
         fixed = [(row.start[column], row.end[column]) for row in table if row.movable == 0 and row.start[column]]
         assert len(fixed) >= 5
         assert all(end <= drawn.window.start or start >= drawn.window.end for start, end in fixed)

@@ -23,7 +23,7 @@ from fivefold.survey.scan.scan import TableScanner, leaves_of, scan_space
 from fivefold.survey.scan.scan_result import ALL_FLAGS, Contiguity, Kind, ScanResult, ScanSettings, expand_leaves
 from fivefold.units import PhysAddr
 
-GUESTS = Path(__file__).parent.parent / "data" / "guests"
+GUESTS = Path(__file__).parents[2] / "data" / "guests"
 BASE = 0x10_0000
 P, W, U, PS, G, NX = 1, 2, 4, 1 << 7, 1 << 8, 1 << 63
 

@@ -13,7 +13,7 @@ from fivefold.survey.space import open_space
 from fivefold.survey.stats import stats
 from fivefold.units import GIB, MIB
 
-GUESTS = Path(__file__).parents[2] / "data" / "guests"
+GUESTS = Path(__file__).parents[1] / "data" / "guests"
 P, W, U, NX = 1, 2, 4, 1 << 63
 KERNEL = 0xFFFF_9000_0000_0000
 

@@ -140,7 +140,7 @@ def test_numbers_and_texts_of_the_next_command_line(code: Any) -> None:
 
 
 def test_rs_12_and_rfc_b19_the_mode_is_kept_up_to_the_jump(code: Any, processor: Any, guards: Guards) -> None:
-    """CR4 without LA57 is a fault in long mode; `tests/boot/test_kexec.py` has the jump itself."""
+    """CR4 without LA57 is a fault in long mode; `tests/boot/options/test_kexec.py` has the jump itself."""
 
     def check(package: str) -> None:
         for mode, cr4, kept in ((LA57, 0x10A0, 1), (LA57, 0xA0, 0), (LA48, 0xA0, 1), (LA48, 0x10A0, 0)):

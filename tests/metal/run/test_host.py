@@ -146,7 +146,7 @@ def test_cpuid_and_time_are_there(make_module):
 WARM = """
 import sys
 sys.path[:0] = sys.argv[1:3]
-from fivefold.metal import host
+from fivefold.metal.run import host
 from fivefold.metal.program import Program
 instance = host.load(Program((sys.argv[3],)), externs={"outside": lambda a, odd: True})
 names = ("llvmlite", "fivefold.metal.check.check", sys.argv[3])
@@ -157,7 +157,7 @@ print(instance.call(sys.argv[3] + ".add", 1), *(name in sys.modules for name in 
 def run_fresh(make_module, name, **environment):
     """Load the program in a process of its own; return what it printed."""
     run = subprocess.run(
-        [sys.executable, "-I", "-c", WARM, str(make_module.place), str(Path(__file__).parent / "programs"), name],
+        [sys.executable, "-I", "-c", WARM, str(make_module.place), str(Path(__file__).parents[1] / "programs"), name],
         env=os.environ | environment,
         capture_output=True,
         text=True,

@@ -19,7 +19,7 @@ from fivefold.survey.guest.root_spaces import root_spaces
 from fivefold.survey.space import Space
 from fivefold.units import GIB, MIB, PhysAddr, VirtAddr
 
-GUESTS = Path(__file__).parents[2] / "data" / "guests"
+GUESTS = Path(__file__).parents[1] / "data" / "guests"
 P, W, U, NX = 1, 2, 4, 1 << 63
 KERNEL = 0xFFFF_9000_0000_0000
 

@@ -11,7 +11,7 @@ from fivefold.metal.check.check import check
 from fivefold.metal.emit.objects import compile_object
 from fivefold.metal.program import Program
 
-VECTORS = Path(__file__).parent / "vectors" / "refusals.txt"
+VECTORS = Path(__file__).parents[1] / "vectors" / "refusals.txt"
 HEAD_LINES = 5
 
 

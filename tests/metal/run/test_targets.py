@@ -56,7 +56,7 @@ def state(instance, unit, result):
     return result, variables, instance.read(instance.address("metal_constructs.BUF"), 256)
 
 
-SOURCE = (Path(__file__).parent / "programs" / "metal_constructs.py").read_text(encoding="utf-8")
+SOURCE = (Path(__file__).parents[1] / "programs" / "metal_constructs.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", re.findall(r"@export\ndef (\w+)", SOURCE))

@@ -117,7 +117,7 @@ def test_the_discussion_of_2017(data: Path) -> None:
     assert any("RIP differs between exceptions of one delivery" in remark for remark in told.remarks)
 
 
-HEALTHY = sorted((Path(__file__).parent.parent / "data" / "guests").glob("*.elf.xz"))
+HEALTHY = sorted((Path(__file__).parents[2] / "data" / "guests").glob("*.elf.xz"))
 
 
 @pytest.mark.parametrize("core", HEALTHY, ids=[path.name.partition(".")[0] for path in HEALTHY])

@@ -30,7 +30,7 @@ print(hashlib.sha256(compile_object(Program(("metal_constructs",)), prefix="p_")
 
 def test_same_bytes_in_every_process():
     here = hashlib.sha256(compile_object(CONSTRUCTS, prefix="p_")).hexdigest()
-    programs = str(Path(__file__).parent / "programs")
+    programs = str(Path(__file__).parents[1] / "programs")
     for seed in ("1", "2"):
         run = subprocess.run(
             [sys.executable, "-c", ONE, programs],

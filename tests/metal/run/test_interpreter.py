@@ -104,7 +104,7 @@ def test_machine_intrinsics_call_the_cpu(instance, name):
     assert loaded.call(f"{name}.machine") == 0x5000 + 701
     assert Cpu.sent == [(0x3F8, 65)]
     with pytest.raises(
-        MachineError, match=r"^plain code executes outb, which the cpu passed to plain\.load does not have$"
+        MachineError, match=r"^plain code executes outb, which the cpu passed to interpreter\.load does not have$"
     ):
         instance.call(f"{name}.machine")
 

@@ -396,7 +396,7 @@ NATIVE = ("efi_attributes.is_sound", "efi_attributes.leaves_any", "efi_map.virtu
 def native() -> Any:
     """What of it needs no machine, as native code."""
     modules = ("fivefold.kernel.efi.efi_map", "fivefold.kernel.efi.efi_attributes")
-    return host.load(Program(modules, MODE, roots=tuple(f"fivefold.kernel.{name}" for name in NATIVE)))
+    return host.load(Program(modules, MODE, roots=tuple(f"fivefold.kernel.efi.{name}" for name in NATIVE)))
 
 
 @pytest.mark.parametrize("attributes", [SPLIT, SPLIT[:2], *(row[1] for row in BAD_TABLES)])
