@@ -17,7 +17,28 @@ arguments to a function raise `ValueError` or `TypeError`.
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from fivefold.units import hex64
+
+# C0 and C1 with DEL, and what turns the direction of writing round: both change what a reader sees of other text.
+_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Spell every control character of *text* as its escape: a name or a message of others must not steer a terminal.
+
+    >>> printable("6.1" + chr(27) + "[2J")
+    '6.1\\\\x1b[2J'
+    """
+    return _CONTROLS.sub(escape, text) if _CONTROLS.search(text) else text
+
+
+def escape(found: re.Match[str]) -> str:
+    """Spell the one character in *found* as Python would."""
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class FivefoldError(Exception):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fivefold.cli import values
+from fivefold.cli.printing import over_write
 from fivefold.errors import FivefoldError, ImageError
 
 if TYPE_CHECKING:
@@ -140,4 +141,4 @@ def _why(event: Event, machine: Machine) -> str:
 def _say(step: str) -> None:
     """Show what goes on, where somebody watches."""
     if sys.stderr.isatty():
-        print(f"\r\033[K{step}", end="", file=sys.stderr, flush=True)
+        over_write(step)

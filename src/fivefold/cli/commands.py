@@ -1,11 +1,13 @@
 """The commands: every command is parse, one call of the library, one renderer, an exit status.
 
-0: all is well. 1: a check failed. 2: it could not be done, with one line on stderr.
+0: all is well. 1: a check failed. 2: it could not be done, with one line on stderr. 3: an error that nobody foresaw,
+with one line on stderr and its trace in the file that ``--report`` names.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -16,10 +18,9 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from fivefold.cli.printing import print_to_nobody, printing
+from fivefold.cli.failures import COULD_NOT, refuse, refuse_system, unforeseen, write_report_to
+from fivefold.cli.printing import clean_streams, print_to_nobody, printing
 from fivefold.errors import FivefoldError
-
-COULD_NOT: Final = 2
 
 COMMANDS: Final = {
     "boot": "Boot one image with five levels and with four, check both",
@@ -57,12 +58,24 @@ class _Commands(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+ReportOption = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write the trace of an internal error to FILE.")
+]
+
+
 def _printing(command: Callable[..., int]) -> Callable[..., int]:
     # Around the command itself: what click makes of a reader that went away is status 1.
     @functools.wraps(command)
-    def run(**given: Any) -> int:
+    def run(report: Path | None = None, **given: Any) -> int:
+        write_report_to(report)
         return printing(lambda: command(**given))
 
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    report = inspect.Parameter("report", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ReportOption)
+    # What reads the signature is to see the command's own with one option more.
+    del run.__wrapped__
+    run.__signature__ = inspect.Signature([*own, report])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, report]}
     return run
 
 
@@ -94,31 +107,47 @@ def fivefold(
 
 
 def run() -> int:
-    """Run the command line and return the exit status; errors that the package raises on purpose become one line.
+    """Run the command line and return the exit status; whatever is raised becomes one line.
 
     Ctrl-C raises `KeyboardInterrupt`.
     """
     _open_what_is_closed()
+    clean_streams()
     try:
         status = app(standalone_mode=False)
     except BrokenPipeError:
         status = 0  # a reader that went away, such as `head`, is no error
     except FivefoldError as error:
-        status = _refuse(str(error))
+        status = refuse(str(error))
     except OSError as error:
-        status = _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        status = refuse_system(error)
     except typer.Abort as error:  # what is made of Ctrl-C in a command
         raise KeyboardInterrupt from error
-    except Exception as error:  # click's usage errors; typer does not export their class
-        if not hasattr(error, "format_message"):
+    except Exception as error:  # a fault of ours must not look like a check that failed
+        if _is_interrupt(error):
             raise
-        message = error.format_message()
-        if message.startswith("Usage:"):  # no command was given: this is the whole help
-            print(message)
-            status = COULD_NOT
-        else:
-            status = _refuse(message)
+        status = _usage(error)
     return _flushed(status if isinstance(status, int) else 0)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Tell whether *error* is what Python made of a signal that came while it made a class."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _usage(error: Exception) -> int:
+    """Say what was wrong with the call, if that is what *error* is: typer does not export the class of click's."""
+    if not hasattr(error, "format_message"):
+        return unforeseen(error)
+    message = error.format_message()
+    if message.startswith("Usage:"):  # no command was given: this is the whole help
+        print(message)
+        return COULD_NOT
+    return refuse(message)
 
 
 def _open_what_is_closed() -> None:
@@ -128,18 +157,11 @@ def _open_what_is_closed() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for as long as the process
 
 
-def _refuse(message: str) -> int:
-    # pydantic, which typer asks about values, puts its own name for the error first.
-    line = " ".join(message.split()).replace(": Value error, ", ": ", 1)
-    print(f"fivefold: {line}", file=sys.stderr)
-    return COULD_NOT
-
-
 def _flushed(status: int) -> int:
     """Write out what is left, and return *status*; where the reader went away there is nobody to tell."""
     try:
         sys.stdout.flush()
     except OSError as error:
         print_to_nobody()
-        return status if isinstance(error, BrokenPipeError) else _refuse(f"standard output: {error.strerror}")
+        return status if isinstance(error, BrokenPipeError) else refuse(f"standard output: {error.strerror}")
     return status

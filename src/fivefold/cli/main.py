@@ -1,6 +1,8 @@
-"""Where the command line starts, with Ctrl-C in hand before anything heavy is imported.
+"""Where the command line starts, with signals in hand before anything heavy is imported.
 
-Ctrl-C is status 130 and no traceback from the moment that `main` runs. Python's own start comes before, out of reach.
+Ctrl-C, a terminal that closes (SIGHUP) and a request to end (SIGTERM) let a frozen guest go on, remove what was written
+and end the process with 128 and the signal's number, and no traceback, from the moment that `main` runs. Python's own
+start comes before, out of reach.
 """
 
 from __future__ import annotations
@@ -9,61 +11,66 @@ import atexit
 import os
 import signal
 import sys
+from types import FrameType
+from typing import Final
 
-INTERRUPTED = 130
-"""128 and the number of SIGINT, as shells have it."""
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALLED: Final = 128
+"""Added to a signal's number it is the exit status, as shells have it."""
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    interrupt = _Interrupt()
+    signals = _Signals()
     try:
-        sys.exit(_status(interrupt))
+        sys.exit(_status(signals))
     finally:
-        interrupt.give_back()
+        signals.give_back()
 
 
-def _status(interrupt: _Interrupt) -> int:
-    interrupt.end_at_once()
+def _status(signals: _Signals) -> int:
+    signals.end_at_once()
     from fivefold.cli.commands import run
 
-    interrupt.unwind()
+    signals.unwind()
     try:
         status = run()
     except BaseException:  # Ctrl-C while a class is made comes out as another error
-        if not interrupt.happened:
+        if signals.happened is None:
             raise
-        status = INTERRUPTED
-    interrupt.end_at_once()
-    return status
+    signals.end_at_once()
+    return status if signals.happened is None else SIGNALLED + signals.happened
 
 
-class _Interrupt:
-    """What SIGINT does: nothing of ours where it is ignored, as behind ``nohup``, or somebody else's."""
+class _Signals:
+    """What the signals that end us do: nothing of ours where they are ignored, as behind ``nohup``, or another's."""
 
     def __init__(self) -> None:
-        self.happened = False
-        self._ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._ours:
+        self.happened: int | None = None
+        """The first that came."""
+        defaults = (signal.SIG_DFL, signal.default_int_handler)
+        self._before = {number: old for number in ENDING if (old := signal.getsignal(number)) in defaults}
+        if self._before:
             # While Python takes itself down, there is nothing left to unwind.
             atexit.register(self.end_at_once)
 
     def end_at_once(self) -> None:
         """From now on there is nothing that would have to be put back."""
-        self._set(lambda *_: os._exit(INTERRUPTED))
+        for number in self._before:
+            signal.signal(number, lambda number, _: os._exit(SIGNALLED + number))
 
     def unwind(self) -> None:
         """From now on guests have to be let go on, files removed, and processes ended."""
-        self._set(self._raise)
+        for number in self._before:
+            signal.signal(number, self._raise)
 
     def give_back(self) -> None:
-        """Let Python have SIGINT again."""
-        self._set(signal.default_int_handler)
+        """Let Python have the signals again."""
+        for number, old in self._before.items():
+            signal.signal(number, old)
 
-    def _raise(self, *_: object) -> None:
-        self.happened = True
+    def _raise(self, number: int, _: FrameType | None) -> None:
+        if self.happened is not None:
+            return  # closing a terminal sends several: none may cut short what the first one began
+        self.happened = number
         raise KeyboardInterrupt
-
-    def _set(self, handler: signal._HANDLER) -> None:
-        if self._ours:
-            signal.signal(signal.SIGINT, handler)

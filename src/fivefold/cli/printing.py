@@ -1,12 +1,24 @@
-"""What becomes of a command whose output nobody takes: a reader such as `head` that goes away, a disk that is full."""
+"""What becomes of a command's output: control characters stay off the terminal, and a reader may go away.
+
+Text of a guest (its release, its regions' names, what its monitor answers) and names of files may hold anything. No
+command prints a control character on purpose, but for colours, and the line of progress that `CleanText.steer` prints.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
+import re
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TextIO
+
+from fivefold.errors import escape
+
+_UNWANTED: Final = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_CONTROLS: Final = re.compile(f"[{_UNWANTED}]")
+_NOT_COLOURS: Final = re.compile(f"(?!\x1b\\[[0-9;]*m)[{_UNWANTED}]")
 
 _CANNOT_PRINT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
@@ -31,3 +43,47 @@ def print_to_nobody() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+class CleanText(io.TextIOWrapper):
+    """A text stream that spells control characters, and what its encoding lacks, as escapes.
+
+    Colours pass where it is a terminal, since the reports print them there; line ends and tabs always do.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        """Take over what *stream* writes to; *stream* itself must stay alive."""
+        super().__init__(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=getattr(stream, "line_buffering", False),
+            write_through=getattr(stream, "write_through", False),
+        )
+        self._controls = _NOT_COLOURS if stream.isatty() else _CONTROLS
+
+    def write(self, text: str) -> int:
+        """Write *text* without what would steer a terminal."""
+        if self._controls.search(text):
+            text = self._controls.sub(escape, text)
+        return super().write(text)
+
+    def steer(self, text: str) -> None:
+        """Write *text* as it is: the caller made all of it."""
+        super().write(text)
+
+
+def clean_streams() -> None:
+    """Print through `CleanText` from now on, where the streams are the process's own."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            stream.flush()
+            setattr(sys, name, CleanText(stream))
+
+
+def over_write(text: str) -> None:
+    """Write *text*, all of it ours, over the last line of the terminal that stderr is."""
+    write = getattr(sys.stderr, "steer", sys.stderr.write)
+    write(f"\r\033[K{text}")
+    sys.stderr.flush()

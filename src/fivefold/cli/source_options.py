@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from fivefold.cli import values
+from fivefold.cli.printing import over_write
 
 if TYPE_CHECKING:
     from fivefold.memory import Source
@@ -115,13 +117,27 @@ def choose(
     """Collect what was said."""
     given = {"cr3": cr3, "cr4": cr4, "levels": levels, "phys_bits": phys_bits, "cpu": cpu, "force": force}
     options = {"ram_map": ram_map, "freeze": freeze, "live_ram": live_ram.value, "timeout": timeout}
-    return SourceChoice(source, given, {**options, "progress": _progress if sys.stderr.isatty() else None})
+    return SourceChoice(source, given, {**options, "progress": Progress()})
 
 
-def _progress(done: int, total: int | None) -> None:
-    of_all = f" of {total >> 20}" if total else ""
-    end = "\r\033[K" if done == total else ""
-    print(f"\r\033[Kread {done >> 20}{of_all} MiB{end}", end="", file=sys.stderr, flush=True)
+_TELL_EVERY: Final = 10.0
+"""Seconds between two lines of progress where nothing can be written over."""
+
+
+class Progress:
+    """Tells how much was read: a line that is written over on a terminal, elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._next = time.monotonic() + _TELL_EVERY
+
+    def __call__(self, done: int, total: int | None) -> None:
+        of_all = f" of {total >> 20}" if total else ""
+        if self._terminal:
+            over_write("" if done == total else f"read {done >> 20}{of_all} MiB")
+        elif (now := time.monotonic()) >= self._next:
+            self._next = now + _TELL_EVERY
+            print(f"fivefold: read {done >> 20}{of_all} MiB", file=sys.stderr, flush=True)
 
 
 def on_source(command: Callable[..., int]) -> Callable[..., int]:

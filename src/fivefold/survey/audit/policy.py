@@ -107,6 +107,8 @@ class Policy:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise FormatError(f"{name} is no TOML: {error}") from error
+        except RecursionError as error:
+            raise FormatError(f"{name} nests values too deeply; expected a policy in TOML") from error
         reader = _Reader(name)
         reader.check_keys(table, {"schema", "defaults", "rules", "except"}, "the policy")
         if table.get("schema") != SCHEMA:
