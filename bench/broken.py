@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from fivefold.boot import Options, Run
+from fivefold.boot import BootOptions, Run
 from fivefold.boot.image.build import KERNEL, MODES, boot_object, kernel_object, link_image
 from fivefold.boot.run import boot_guest, make_guest
 from fivefold.machine import available
@@ -219,7 +219,7 @@ def boot_wrong(mistake: Mistake, package: str, objects: dict[str, bytes]) -> Run
     wrong = boot_object(package) if mistake.cpu == "boot" else kernel_object(mistake.cpu, package)
     image = link_image({**objects, mistake.cpu: wrong})
     cpu = "la57" if mistake.cpu == "boot" else mistake.cpu
-    options = Options(**{"memory": 32 * MIB, **mistake.options})
+    options = BootOptions(**{"memory": 32 * MIB, **mistake.options})
     options = replace(options, load_address=image.load_address)
     return boot_guest(make_guest(cpu, options, image), options, image)
 

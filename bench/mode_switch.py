@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from fivefold.boot import Options, build_image
+from fivefold.boot import BootOptions, build_image
 from fivefold.boot.run import make_guest
 from fivefold.machine import Machine, start
 from fivefold.units import GIB, MIB
@@ -29,7 +29,7 @@ STRIDE: Final = 40
 
 def trampoline_cost(entry: str, cmdline: str) -> int:
     """Instructions inside the trampoline: from its first to the jump back."""
-    options = Options(entry=entry, cmdline=cmdline, memory=64 * MIB)  # type: ignore[arg-type]
+    options = BootOptions(entry=entry, cmdline=cmdline, memory=64 * MIB)  # type: ignore[arg-type]
     guest = make_guest("la57", options, build_image())
     with start("unicorn", guest) as machine:
         inside = _run_while(machine, lambda rip: rip >= MIB, STRIDE)

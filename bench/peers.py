@@ -36,7 +36,7 @@ from fivefold.arch import Mapped
 from fivefold.report.text.tlb import write_leaves
 from fivefold.survey.scan.leaves import Leaves as LeafReader
 from fivefold.survey.scan.scan import leaves_of
-from fivefold.survey.scan.scan_result import Contiguity, Flags, Kind, ScanResult, Words, expand_leaves
+from fivefold.survey.scan.scan_result import Contiguity, Flags, RegionKind, ScanResult, Words, expand_leaves
 from fivefold.survey.scan.translator import translator_of
 from fivefold.survey.space import Space
 from fivefold.units import MASK64, MIB, VirtAddr
@@ -118,7 +118,7 @@ def walked(space: Space, addresses: list[int]) -> list[int | None]:
 
 def ranges_of(result: ScanResult) -> list[tuple[int, int]]:
     """What is mapped, ends exclusive, as the peers give it."""
-    chosen = result.kind == Kind.MAPPED
+    chosen = result.kind == RegionKind.MAPPED
     return list(zip(result.start[chosen].tolist(), (result.last[chosen] + np.uint64(1)).tolist(), strict=True))
 
 
@@ -139,7 +139,7 @@ def sampled(space: Space) -> list[int]:
     """Addresses of words: most mapped, some just after what is mapped, some anywhere."""
     # A shared table once: else nearly all would be of the 65,536 aliases of one ESPfix page.
     result = space.scan(repeat_above=0)
-    result = replace(result, rows=result.rows[result.kind == Kind.MAPPED])
+    result = replace(result, rows=result.rows[result.kind == RegionKind.MAPPED])
     rng = np.random.default_rng(4)
     rows, after = rng.integers(0, len(result), MAPPED), rng.integers(0, len(result), OTHERS // 2)
     inside = rng.integers(0, 1 << 62, MAPPED, dtype=np.uint64) % result.size[rows]
@@ -177,7 +177,9 @@ def truth_of(image: Image, space: Space, addresses: list[int]) -> tuple[Truth, A
     (judge, mapped), va_bits = judged(image, space), space.mode.value.va_bits
     # A shared table once more: nobody shares tables of what is not RAM.
     pieces = space.scan(contiguity=Contiguity.BREAK, repeat_above=64)
-    ram = without(mapped, past_ram(replace(pieces, rows=pieces.rows[pieces.kind == Kind.MAPPED]), image.ram, va_bits))
+    ram = without(
+        mapped, past_ram(replace(pieces, rows=pieces.rows[pieces.kind == RegionKind.MAPPED]), image.ram, va_bits)
+    )
     phys = walked(space, addresses)
     memory = np.memmap(image.raw, "<u8", "r")
     not_ram = {pa for pa in phys if pa is not None and not any(pa in part for part in image.ram)}

@@ -13,13 +13,13 @@ import random
 import sys
 import time
 
-from fivefold.boot import Image, Options, build_image
+from fivefold.boot import BootOptions, Image, build_image
 from fivefold.boot.run import boot_guest, make_guest
 from fivefold.errors import FivefoldError
 from fivefold.units import GIB, MIB
 
 
-def draw(dice: random.Random, image: Image) -> tuple[str, Options]:
+def draw(dice: random.Random, image: Image) -> tuple[str, BootOptions]:
     """A CPU and options that it can be booted with."""
     cpu = dice.choice(("la57", "la48"))
     entry = dice.choice(("pvh", "long48") if cpu == "la48" else ("pvh", "long48", "long57"))
@@ -37,7 +37,7 @@ def draw(dice: random.Random, image: Image) -> tuple[str, Options]:
         words.append(f"pages={dice.choice(('4k', '2m', '1g'))}")
     dice.shuffle(words)
     highest = (min(memory, 2 * GIB) - image.size) // (2 * MIB)
-    return cpu, Options(
+    return cpu, BootOptions(
         entry=entry,
         layout=dice.choice(("linux", "linux", "proposal")),
         memory=memory,

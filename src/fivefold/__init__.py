@@ -31,7 +31,7 @@ _PUBLIC: Final = {
     "translate": "fivefold.arch",
     "walk": "fivefold.arch",
 }
-_RENAMED: Final = {"BootOptions": "Options", "open": "open_space"}
+_RENAMED: Final = {"open": "open_space"}
 
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605 - the names are in the table above
 

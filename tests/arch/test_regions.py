@@ -18,7 +18,7 @@ from fivefold.arch import (
     Frames,
     Level,
     Mapped,
-    Region,
+    PageRun,
     Scan,
     TooManyRuns,
     distinct_tables,
@@ -150,7 +150,7 @@ def test_hostile_tables_stop_at_the_limit() -> None:
     assert {level: len(tables) for level, tables in distinct_tables(space).items()} == dict.fromkeys(Level, 1)
 
 
-def probe(space: AddressSpace, run: Region, va: int) -> None:
+def probe(space: AddressSpace, run: PageRun, va: int) -> None:
     """One address of a run, translated."""
     try:
         found = translate(space, VirtAddr(va))

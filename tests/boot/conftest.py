@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from fivefold.boot import Image, Options, Run, build_image
+from fivefold.boot import BootOptions, Image, Run, build_image
 from fivefold.boot import run as boot_run
 from fivefold.boot.image.build import MODES, boot_object, kernel_object, link_image
 from fivefold.kernel.report import WORDS
@@ -39,7 +39,7 @@ def image() -> Image:
 
 @pytest.fixture
 def boot(image: Image, monkeypatch: pytest.MonkeyPatch) -> Boot:
-    """Boot on one CPU: ``boot("la57", entry="long48", …)`` with the fields of `Options`.
+    """Boot on one CPU: ``boot("la57", entry="long48", …)`` with the fields of `BootOptions`.
 
     *guest* changes fields of the guest; *before* is called with the machine before it runs.
     """
@@ -52,7 +52,7 @@ def boot(image: Image, monkeypatch: pytest.MonkeyPatch) -> Boot:
         before: Callable[[Machine], None] | None = None,
         **options: Any,
     ) -> Run:
-        chosen = Options(**{"memory": 32 * MIB, "timeout": 20.0, **options})
+        chosen = BootOptions(**{"memory": 32 * MIB, "timeout": 20.0, **options})
 
         def prepared(*what: Any) -> Machine:
             machine = start(*what)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fivefold.boot import Options
+from fivefold.boot import BootOptions
 from fivefold.boot.command_line import check_given, unknown_words
 from fivefold.errors import MachineError
 
@@ -61,11 +61,11 @@ def test_words_that_the_kernel_does_not_know() -> None:
 
 def test_no_more_than_is_read() -> None:
     """What is beyond would be lost in silence, a word cut in two with it."""
-    Options(entry="efi", cmdline="a" * 2048)
-    Options(cmdline="a" * 4095)
+    BootOptions(entry="efi", cmdline="a" * 2048)
+    BootOptions(cmdline="a" * 4095)
     with pytest.raises(
         MachineError, match=r"^a command line of 2049 characters; the EFI application reads 2048 at most$"
     ):
-        Options(entry="efi57", cmdline="a" * 2049)
+        BootOptions(entry="efi57", cmdline="a" * 2049)
     with pytest.raises(MachineError, match=r"^a command line of 4096 characters; the kernel reads 4095 at most$"):
-        Options(cmdline="a" * 4096)
+        BootOptions(cmdline="a" * 4096)

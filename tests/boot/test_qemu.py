@@ -9,7 +9,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from fivefold.boot import Image, Options, Run
+from fivefold.boot import BootOptions, Image, Run
 from fivefold.boot import boot as boot_all
 from fivefold.boot.run import LAYOUTS
 from fivefold.errors import MachineError
@@ -69,7 +69,7 @@ def test_a_place_above_4_gib_is_refused(boot: Boot) -> None:
 
 
 def test_what_unicorn_cannot_do_goes_to_qemu_and_says_so(image: Image) -> None:
-    report = boot_all(("la57",), Options(smp=2, memory=32 * MIB), image)
+    report = boot_all(("la57",), BootOptions(smp=2, memory=32 * MIB), image)
     text = Console(file=StringIO(), width=160)
     print_boot(report, text)
     assert report.ok
@@ -82,20 +82,20 @@ def test_what_unicorn_cannot_do_goes_to_qemu_and_says_so(image: Image) -> None:
 @pytest.mark.parametrize(
     ("options", "engine"),
     [
-        (Options(), "unicorn"),
-        (Options(entry="long57", hibernate=True), "unicorn"),
-        (Options(entry="efi57"), "qemu"),
-        (Options(engine="kvm", entry="efi"), "kvm"),
-        (Options(engine="unicorn", smp=2), "unicorn"),
+        (BootOptions(), "unicorn"),
+        (BootOptions(entry="long57", hibernate=True), "unicorn"),
+        (BootOptions(entry="efi57"), "qemu"),
+        (BootOptions(engine="kvm", entry="efi"), "kvm"),
+        (BootOptions(engine="unicorn", smp=2), "unicorn"),
     ],
 )
-def test_the_engine_that_is_chosen(options: Options, engine: str) -> None:
+def test_the_engine_that_is_chosen(options: BootOptions, engine: str) -> None:
     assert options.runs_on == engine
     assert bool(options.engine_reason) == (options.engine is None and engine == "qemu")
 
 
 def test_long57_is_skipped_on_the_cpu_without_la57(image: Image) -> None:
-    report = boot_all(options=Options(engine="qemu", entry="long57", memory=32 * MIB), image=image)
+    report = boot_all(options=BootOptions(engine="qemu", entry="long57", memory=32 * MIB), image=image)
     assert report.ok
     assert [run.cpu for run in report.runs] == ["la57"]
     assert [left.name for left in report.skipped] == ["la48"]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fivefold.boot import Image, Options
+from fivefold.boot import BootOptions, Image
 from fivefold.boot import boot as boot_all
 from fivefold.boot.run import VARIABLES
 from fivefold.layout import image_areas
@@ -21,7 +21,7 @@ HEX = re.compile(r"0x[0-9a-f]{16}")
 @pytest.fixture(scope="module")
 def report(image: Image) -> Report:
     """Both CPUs, through JSON and back."""
-    made: Report = json.loads(json.dumps(boot_all(options=Options(memory=32 * MIB), image=image).to_json()))
+    made: Report = json.loads(json.dumps(boot_all(options=BootOptions(memory=32 * MIB), image=image).to_json()))
     return made
 
 

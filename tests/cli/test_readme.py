@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fivefold.boot import Options, boot
+from fivefold.boot import BootOptions, boot
 from fivefold.cli.main import main
 from fivefold.report.text.boot import print_boot
 
@@ -31,7 +31,7 @@ def without_time(lines: list[str]) -> list[str]:
 
 def test_boot_is_what_the_readme_shows() -> None:
     out = io.StringIO()
-    print_boot(boot(options=Options()), Console(file=out, width=160, highlight=False))
+    print_boot(boot(options=BootOptions()), Console(file=out, width=160, highlight=False))
 
     assert without_time(block_after(".venv/bin/fivefold boot\n")) == without_time(out.getvalue().splitlines())
 

@@ -22,7 +22,7 @@ from fivefold.arch import (
     map_range,
     walk,
 )  # fmt: skip
-from fivefold.explain import Given, Strike, Trace, explain
+from fivefold.explain import GivenState, Strike, Trace, explain
 from fivefold.explain.logs.links import link
 from fivefold.explain.rules.depth import wrong_depth
 from fivefold.explain.rules.error_codes import decode_error, rule_from_code
@@ -150,7 +150,7 @@ def told_of(bench: Any, mode: Any, va: int, code: int, what_if: tuple[str, ...] 
     """A page fault at *va* in the memory of *bench*."""
     state = ControlState.long(mode, 0x30_0000)
     values = {"cr0": state.cr0, "cr3": state.cr3, "cr4": state.cr4, "efer": state.efer, "rip": HIGH, **cpu}
-    return explain(None, bench.ram, given=Given(cr2=va, error_code=code, **values), what_if=what_if)
+    return explain(None, bench.ram, given=GivenState(cr2=va, error_code=code, **values), what_if=what_if)
 
 
 def test_smallest_changes_are_offered_and_work(lab: Any) -> None:

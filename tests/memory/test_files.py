@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import FormatError, MachineError
-from fivefold.memory import Options, open_file
+from fivefold.memory import SourceOptions, open_file
 from fivefold.memory.files import SMALL, FileBytes
 from fivefold.units import PhysAddr
 
@@ -45,7 +45,7 @@ def test_what_is_written_of_a_sparse_file(tmp_path: Path) -> None:
         for place in places:
             out.seek(place)
             out.write(b"x")
-    with open_file(str(path), Options(ram_map="4K-1T=0,1T-1025G=1023G")) as source:
+    with open_file(str(path), SourceOptions(ram_map="4K-1T=0,1T-1025G=1023G")) as source:
         written = source.memory.written()
         assert source.memory.extents == [(0x1000, 1025 << 30)]
         assert sum(run.end - run.start for run in written) < 1 << 28
@@ -65,7 +65,7 @@ def test_runs_that_are_told_apart_are_counted_for_the_whole_file(
             out.seek(place << 30)
             out.write(b"x")
         out.truncate(4 << 30)
-    with open_file(str(path), Options(ram_map="0-4G=0,8G-12G=0,16G-20G=0")) as source:
+    with open_file(str(path), SourceOptions(ram_map="0-4G=0,8G-12G=0,16G-20G=0")) as source:
         runs = source.memory.written()
         assert len(runs) <= 3 + 3
         for place in range(0, 12, 4):

@@ -7,7 +7,7 @@ import lzma
 import pytest
 
 from fivefold.errors import FormatError, MachineError
-from fivefold.memory import Options, open_file, open_source
+from fivefold.memory import SourceOptions, open_file, open_source
 
 
 def test_the_content_decides(make, saved) -> None:
@@ -41,7 +41,7 @@ def test_known_but_not_read(saved, head: bytes, what: str) -> None:
 
 def test_options_by_name_or_together(saved) -> None:
     path = saved(bytes(8192))
-    options = Options(ram_map="0x1000-0x2000")
+    options = SourceOptions(ram_map="0x1000-0x2000")
 
     assert open_source(path, options).extents == [(0x1000, 0x2000)]
     assert open_source(path, options, ram_map="0x1000-8K=0").extents == [(0x1000, 0x2000)]

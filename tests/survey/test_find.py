@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fivefold.arch import LA48, Level, Mapped, Rights, TooManyRuns, translate
 from fivefold.memory import Bank, BankedMemory, Extent, Source, open_source
 from fivefold.survey.find import SEARCH_STEP, find_mappings, search_memory
-from fivefold.survey.guest.identify import Given
+from fivefold.survey.guest.identify import GivenPaging
 from fivefold.survey.guest.root_spaces import root_spaces
 from fivefold.survey.space import Space
 from fivefold.units import GIB, MIB, PhysAddr, VirtAddr
@@ -106,7 +106,7 @@ def test_every_page_against_translation(build: Build, pages: list[Any], first: i
 @pytest.mark.parametrize("path", sorted(GUESTS.glob("*.elf.xz")), ids=lambda path: path.name.partition(".")[0])
 def test_every_root_of_a_guest_maps_its_own_table(path: Path) -> None:
     with open_source(str(path)) as source:
-        roots = root_spaces(source, Given())
+        roots = root_spaces(source, GivenPaging())
         assert roots.roots
         answers = find_mappings(roots.spaces(), [range(root.root, root.root + 4096) for root in roots.roots])
         for root, answer in zip(roots.roots, answers, strict=True):
@@ -116,7 +116,7 @@ def test_every_root_of_a_guest_maps_its_own_table(path: Path) -> None:
 
 def test_a_given_root_is_the_only_one(build: Build) -> None:
     with open_source(str(GUESTS / "plain-la57-kaslr.elf.xz")) as source:
-        roots = root_spaces(source, Given(cr3=0x1EA0_A000))
+        roots = root_spaces(source, GivenPaging(cr3=0x1EA0_A000))
         assert [root.root for root in roots.roots] == [0x1EA0_A000]
 
 
@@ -147,7 +147,7 @@ def nested() -> Space:
         at = page * 0x1000 + slot * 8
         image[at : at + 8] = raw.to_bytes(8, "little")
     source = Source(BankedMemory([Bank(0x1000, memoryview(image))], "nested"), "test")
-    return Space(source, Given(cr3=0x1000, levels=4, force=True))
+    return Space(source, GivenPaging(cr3=0x1000, levels=4, force=True))
 
 
 def test_tables_shared_by_shared_tables() -> None:

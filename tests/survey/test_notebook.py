@@ -11,7 +11,7 @@ import pytest
 from fivefold.arch import LA57, Level
 from fivefold.memory import CpuState, Ram, Source
 from fivefold.notebook import SHOWN, html_table
-from fivefold.survey.guest.identify import Given
+from fivefold.survey.guest.identify import GivenPaging
 from fivefold.survey.guest.info import About
 from fivefold.survey.scan.scan_result import Contiguity
 from fivefold.survey.space import Space
@@ -28,7 +28,7 @@ def space(built: Callable[..., Ram], sourced: Callable[..., Source]) -> Space:
     ram = built(LA57, pages)
     ram.name = HOSTILE
     cpu = CpuState(HOSTILE, cr0=0x8005_0033, cr3=ROOT, cr4=0x16B0)
-    return Space(sourced(ram, (cpu,)), Given())
+    return Space(sourced(ram, (cpu,)), GivenPaging())
 
 
 def cells(shown: Any) -> list[list[str]]:

@@ -17,7 +17,7 @@ from fivefold.errors import MachineError, MemoryReadError
 from fivefold.memory import PagedMemory, Ram, Source
 from fivefold.survey import space as module
 from fivefold.survey.scan.regions import Region
-from fivefold.survey.scan.scan_result import Kind
+from fivefold.survey.scan.scan_result import RegionKind
 from fivefold.survey.space import Space, open_space
 from fivefold.units import PhysAddr
 
@@ -101,9 +101,9 @@ def test_all_bits_break_what_few_bits_join(look: Callable[..., Space]) -> None:
 def test_espfix_unfolds_and_repeats(look: Callable[..., Space]) -> None:
     space = look("plain-la57-kaslr")
     espfix = range(0xFFFF_FF00_0000_0000, 0xFFFF_FF80_0000_0000)
-    assert sum(region.kind is Kind.MAPPED for region in space.regions(espfix)) == 65536
+    assert sum(region.kind is RegionKind.MAPPED for region in space.regions(espfix)) == 65536
     told = list(space.regions(espfix, repeat_above=16))
-    assert [(region.repeats, region.level.name) for region in told if region.kind is Kind.REPEAT] == [
+    assert [(region.repeats, region.level.name) for region in told if region.kind is RegionKind.REPEAT] == [
         (511, "PT"),
         (3, "PD"),
     ]
@@ -114,14 +114,14 @@ def test_too_many_are_told_as_repeats(look: Callable[..., Space], monkeypatch: p
     monkeypatch.setattr(module, "MAX_UNFOLDED", 20_000)
     espfix = range(0xFFFF_FF00_0000_0000, 0xFFFF_FF80_0000_0000)
     found = list(look("plain-la57-kaslr").regions(espfix))
-    assert any(region.kind is Kind.REPEAT for region in found)
-    assert sum(region.size for region in found if region.kind is Kind.REPEAT) == 3 << 30
+    assert any(region.kind is RegionKind.REPEAT for region in found)
+    assert sum(region.size for region in found if region.kind is RegionKind.REPEAT) == 3 << 30
 
 
 def test_kasan_by_physical_pages_is_told_as_repeats(look: Callable[..., Space]) -> None:
     """The shadow maps one page a billion times: unfolded, no memory could hold it."""
     found = list(look("kasan-la48-kaslr").regions(contiguous=True))
-    repeats = [region for region in found if region.kind is Kind.REPEAT]
+    repeats = [region for region in found if region.kind is RegionKind.REPEAT]
     assert repeats and len(found) < 1 << 18
     assert max(region.size for region in repeats) > 1 << 40
 
@@ -130,7 +130,7 @@ def test_no_region_spans_two_page_sizes_or_two_areas(name: str, captures: Path, 
     space = look(name)
     end = 0
     for region in space.regions(repeat_above=16):
-        if region.kind is Kind.REPEAT:
+        if region.kind is RegionKind.REPEAT:
             continue
         assert end <= region.start < region.end
         assert region.start % region.level.span == region.end % region.level.span == 0
@@ -143,8 +143,10 @@ def test_malformed_and_missing_are_regions(built: Callable[..., Ram], sourced: C
     # An entry with PS at the top, and one whose table is not there.
     ram.write(PhysAddr(0x10_0000 + 8 * 9), (0x5000 | 0x87).to_bytes(8, "little"))
     ram.write(PhysAddr(0x10_0000 + 8 * 11), (0x90_0000_0000 | 7).to_bytes(8, "little"))
-    space = Space(sourced(ram), module.Given(cr3=0x10_0000, levels=5))
-    wrong = [(r.kind.name, r.start >> 48, r.level.name, r.phys) for r in space.regions() if r.kind is not Kind.MAPPED]
+    space = Space(sourced(ram), module.GivenPaging(cr3=0x10_0000, levels=5))
+    wrong = [
+        (r.kind.name, r.start >> 48, r.level.name, r.phys) for r in space.regions() if r.kind is not RegionKind.MAPPED
+    ]
 
     assert wrong == [("MALFORMED", 9, "PML5", 0x5000), ("UNREADABLE", 11, "PML4", 0x90_0000_0000)]
     assert _cause(space, 9 << 48) == (9 << 48, "reserved bit set", True)
@@ -162,10 +164,13 @@ def _cause(space: Space, va: int) -> tuple[int, str | None, bool]:
 def test_phys_bits_make_wide_addresses_malformed(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
     ram = built(LA57, [(0x40_0000, 1 << 45 | 7, Level.PT)])
     kinds = [
-        [region.kind for region in Space(sourced(ram), module.Given(cr3=0x10_0000, levels=5, phys_bits=bits)).regions()]
+        [
+            region.kind
+            for region in Space(sourced(ram), module.GivenPaging(cr3=0x10_0000, levels=5, phys_bits=bits)).regions()
+        ]
         for bits in (None, 46, 45)
     ]
-    assert kinds == [[Kind.MAPPED], [Kind.MAPPED], [Kind.MALFORMED]]
+    assert kinds == [[RegionKind.MAPPED], [RegionKind.MAPPED], [RegionKind.MALFORMED]]
 
 
 def test_memory_that_is_asked_page_by_page(captures: Path, look: Callable[..., Space]) -> None:

@@ -34,7 +34,7 @@ class Content(Enum):
     UNREADABLE = "table not in memory"
 
 
-class Region(NamedTuple):
+class PageRun(NamedTuple):
     """A run of equal pages: *start* inclusive, *end* exclusive (2**64 for the last).
 
     *level* is that of the leaf, or of the entry that is malformed or points at the unreadable
@@ -88,7 +88,7 @@ class Scan:
 
 def regions(
     space: AddressSpace, window: range | None = None, contiguous: bool = False, ignore: int = ACCESS_HISTORY
-) -> Iterator[Region]:
+) -> Iterator[PageRun]:
     """Yield the runs of *space* that meet *window*, cut to it, in ascending order.
 
     *window* is a range of canonical addresses, its end exclusive; all of them by default. A
@@ -98,7 +98,7 @@ def regions(
     return scan(Scan(space, contiguous, ignore), window)
 
 
-def scan(how: Scan, window: range | None = None) -> Iterator[Region]:
+def scan(how: Scan, window: range | None = None) -> Iterator[PageRun]:
     """`regions`, with every choice in *how*."""
     space = how.space
     window = range(_TOP) if window is None else window
@@ -158,13 +158,13 @@ class _Walker:
     def __init__(self, how: Scan) -> None:
         self.how = how
         self.space = how.space
-        self._known: dict[tuple[int, Level, Rights], list[Region] | None] = {}
+        self._known: dict[tuple[int, Level, Rights], list[PageRun] | None] = {}
 
-    def runs(self, table: int, level: Level, rights: Rights, window: range) -> list[Region]:
+    def runs(self, table: int, level: Level, rights: Rights, window: range) -> list[PageRun]:
         """The runs of the *level* table at *table* that may meet *window*; empty too where it cannot be read."""
         return self._below(table, level, rights, window) or []
 
-    def _below(self, table: int, level: Level, rights: Rights, window: range) -> list[Region] | None:
+    def _below(self, table: int, level: Level, rights: Rights, window: range) -> list[PageRun] | None:
         if window != range(ENTRIES * level.span):
             # Only a part of the table: what is known of the whole, and the other way round, is of no use.
             entries = _read_table(self.space, table)
@@ -175,9 +175,9 @@ class _Walker:
             self._known[key] = None if entries is None else self._join(entries, level, rights, window)
         return self._known[key]
 
-    def _join(self, entries: tuple[int, ...], level: Level, rights: Rights, window: range) -> list[Region]:
+    def _join(self, entries: tuple[int, ...], level: Level, rights: Rights, window: range) -> list[PageRun]:
         """Join the runs behind each of *entries* that *window* reaches."""
-        runs: list[Region] = []
+        runs: list[PageRun] = []
         for index in range(window.start >> level.shift, -(-window.stop >> level.shift)):
             if not entries[index] & 1:
                 continue
@@ -190,10 +190,10 @@ class _Walker:
                     runs.append(run)
         return runs
 
-    def _behind(self, entry: Entry, start: int, rights: Rights, window: range) -> Iterable[Region]:
+    def _behind(self, entry: Entry, start: int, rights: Rights, window: range) -> Iterable[PageRun]:
         """The runs behind one present entry that spans from *start*."""
         level, cpu = entry.level, self.space.cpu
-        here = Region(VirtAddr(start), start + level.span, level, rights, 0, PhysAddr(cpu.frame(entry)))
+        here = PageRun(VirtAddr(start), start + level.span, level, rights, 0, PhysAddr(cpu.frame(entry)))
         if self.space.reserved(entry):
             return (here._replace(flags=self._flags(entry), content=Content.MALFORMED),)
         below = rights.through(entry)
@@ -210,7 +210,7 @@ class _Walker:
         """The bits of *entry* that count, without its address."""
         return entry.raw & ~self.space.cpu.frame(entry) & ~self.how.ignore
 
-    def _continues(self, run: Region, after: Region) -> bool:
+    def _continues(self, run: PageRun, after: PageRun) -> bool:
         """Whether *after* is more of the same."""
         if run.end != after.start or run[2:5] != after[2:5] or run.content is not after.content:
             return False
@@ -222,7 +222,7 @@ def _meet(one: range, other: range) -> range:
     return range(max(one.start, other.start), min(one.stop, other.stop))
 
 
-def _cut(space: AddressSpace, run: Region, window: range) -> Iterator[Region]:
+def _cut(space: AddressSpace, run: PageRun, window: range) -> Iterator[PageRun]:
     """*run* within *window*, if any of it is."""
     both = _meet(range(run.start, run.end), window)
     if not both:

@@ -4,18 +4,18 @@ from fivefold.boot.files import read_file, write_file
 from fivefold.boot.image.build import build_image
 from fivefold.boot.image.elf_image import DEFAULT_LOAD_ADDRESS, MOST_BYTES, Image, parse
 from fivefold.boot.result import BootReport, Bounds, Check, Run, Skipped
-from fivefold.boot.run import CPUS, DEFAULT_MEMORY, Options, boot
+from fivefold.boot.run import CPUS, DEFAULT_MEMORY, BootOptions, boot
 
 __all__ = [
     "CPUS",
     "DEFAULT_LOAD_ADDRESS",
     "DEFAULT_MEMORY",
     "MOST_BYTES",
+    "BootOptions",
     "BootReport",
     "Bounds",
     "Check",
     "Image",
-    "Options",
     "Run",
     "Skipped",
     "boot",

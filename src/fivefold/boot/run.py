@@ -47,7 +47,7 @@ FACTS: Final = (
 
 
 @dataclass(frozen=True)
-class Options:
+class BootOptions:
     """How to boot. *memory* in bytes, *timeout* in seconds for each run, and for an engine to start."""
 
     engine: str | None = None
@@ -125,14 +125,14 @@ class Options:
         return self.randomised or self.entry in EFI_ENTRIES or self.kexec is not None
 
     @property
-    def last(self) -> Options:
+    def last(self) -> BootOptions:
         """The options of the kernel that runs at the end."""
         return self if self.kexec is None else replace(self, cmdline=self.kexec, layout="linux", kexec=None)
 
 
 def boot(
     cpus: tuple[str, ...] = CPUS,
-    options: Options | None = None,
+    options: BootOptions | None = None,
     image: Image | None = None,
     say: Callable[[str], None] = lambda step: None,
     explain: Explain | None = None,
@@ -144,7 +144,7 @@ def boot(
 
     Raises `MachineError` if nothing is left to run, or an engine cannot do what was asked.
     """
-    options = options or Options()
+    options = options or BootOptions()
     if options.engine_reason and (missing := available(options.runs_on)) is not None:
         raise MachineError(f"{options.engine_reason}, and {missing}")
     say("building the image")
@@ -170,12 +170,12 @@ def boot(
     return BootReport(tuple(runs), tuple(skipped))
 
 
-def boot_one(cpu: str, options: Options, image: Image, explain: Explain | None = None) -> Run:
+def boot_one(cpu: str, options: BootOptions, image: Image, explain: Explain | None = None) -> Run:
     """Boot on one CPU, read the guest's own report, and judge the result from outside."""
     return boot_guest(make_guest(cpu, options, image), options, image, explain)
 
 
-def hibernate(guest: Guest, options: Options, image: Image) -> Guest | Check:
+def hibernate(guest: Guest, options: BootOptions, image: Image) -> Guest | Check:
     """Run *guest* until it has saved itself; the guest that resumes it on a restarted machine, or why there is none."""
     saving = replace(guest, cmdline=f"{guest.cmdline} hibernate=save".strip())
     with start(options.runs_on, saving, options.timeout) as machine:
@@ -190,7 +190,7 @@ def hibernate(guest: Guest, options: Options, image: Image) -> Guest | Check:
     return replace(resuming, cmdline=f"{guest.cmdline} hibernate=resume".strip(), modules=(Module(saved),))
 
 
-def boot_guest(guest: Guest, options: Options, image: Image, explain: Explain | None = None) -> Run:
+def boot_guest(guest: Guest, options: BootOptions, image: Image, explain: Explain | None = None) -> Run:
     """Boot a *guest* that may differ from what *options* alone would make: another memory map, another CPUID."""
     began = time.perf_counter()
     early: list[Check] = []
@@ -234,7 +234,7 @@ def boot_guest(guest: Guest, options: Options, image: Image, explain: Explain | 
     )
 
 
-def last_report(machine: Machine, options: Options, image: Image) -> tuple[int, GuestReport]:
+def last_report(machine: Machine, options: BootOptions, image: Image) -> tuple[int, GuestReport]:
     """Where the image lies that runs at the end, and its report; after kexec the page tables say where."""
     load = options.load_address or image.load_address
     if options.may_move:
@@ -254,7 +254,7 @@ def running_image(machine: Machine, image: Image) -> int | None:
     return found.pa if isinstance(found, Mapped) else None
 
 
-def handed_over(machine: Machine, options: Options, image: Image, report: GuestReport) -> list[Check]:
+def handed_over(machine: Machine, options: BootOptions, image: Image, report: GuestReport) -> list[Check]:
     """Whether a first kernel ran to its end, in its own mode, and started the one that *report* is from."""
     previous = report.words.get("previous", 0)
     if not previous:
@@ -277,13 +277,13 @@ def handed_over(machine: Machine, options: Options, image: Image, report: GuestR
     ]
 
 
-def left_out(options: Options) -> Iterator[Skipped]:
+def left_out(options: BootOptions) -> Iterator[Skipped]:
     """What was asked for and the engine that was named cannot do."""
     if options.smp != options.cpus:
         yield Skipped("smp", f"{unicorn_lacks(options.entry, options.smp)}")
 
 
-def from_outside(machine: Machine, options: Options, image: Image, report: GuestReport) -> list[Check]:
+def from_outside(machine: Machine, options: BootOptions, image: Image, report: GuestReport) -> list[Check]:
     """The checks from outside; random bases that break the rules leave nothing to hold the rest against."""
     try:
         seen = evidence(machine, options, image, report)
@@ -297,7 +297,7 @@ def from_outside(machine: Machine, options: Options, image: Image, report: Guest
     return [*checks, Check("kaslr_bases", "outside", True)] if options.randomised else checks
 
 
-def make_guest(cpu: str, options: Options, image: Image) -> Guest:
+def make_guest(cpu: str, options: BootOptions, image: Image) -> Guest:
     """The guest that *options* describe. `MachineError` for memory or an address that cannot be."""
     load = options.load_address or image.load_address
     end = load + image.size
@@ -331,7 +331,7 @@ def make_guest(cpu: str, options: Options, image: Image) -> Guest:
     )
 
 
-def efi_guest(cpu: str, options: Options, image: Image, load: int) -> Guest:
+def efi_guest(cpu: str, options: BootOptions, image: Image, load: int) -> Guest:
     """The guest whose firmware starts the image as an application; the firmware has the last word on its place."""
     if options.kexec is not None:
         raise MachineError("the entry efi takes no second kernel: the firmware hands over no module")
@@ -360,7 +360,7 @@ def expected_levels(cpu_has_la57: bool, cmdline: str) -> int:
     return 5 if cpu_has_la57 and "no5lvl" not in cmdline.split() else 4
 
 
-def evidence(machine: Machine, options: Options, image: Image, report: GuestReport) -> Evidence:
+def evidence(machine: Machine, options: BootOptions, image: Image, report: GuestReport) -> Evidence:
     """What the judge looks at, from the machine itself; `LayoutError` if the guest's random bases break the rules."""
     words = options.full_cmdline.split()
     levels = expected_levels(machine.cpu.la57, options.full_cmdline)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fivefold.survey.audit.audit import Audit
 
 
-class FormatChoice(StrEnum):
+class AuditFormat(StrEnum):
     """How to print it."""
 
     text = "text"
@@ -46,7 +46,7 @@ def audit(
     policy: Annotated[
         Path | None, typer.Option("--policy", metavar="FILE", help="Severities and exceptions, in TOML.")
     ] = None,
-    format: Annotated[FormatChoice, typer.Option(help="How to print it.")] = FormatChoice.text,
+    format: Annotated[AuditFormat, typer.Option(help="How to print it.")] = AuditFormat.text,
     as_json: JsonOption = False,
     pat: Annotated[
         int | None,
@@ -61,24 +61,24 @@ def audit(
     rules = None if policy is None else load_policy(policy)
     with chosen.open_space() as space:
         found = run_audit(space, rules, pat=pat)
-        _write(found, FormatChoice.json if as_json else format, all)
+        _write(found, AuditFormat.json if as_json else format, all)
     return 0 if found.ok else 1
 
 
-def _write(found: Audit, form: FormatChoice, everything: bool) -> None:
+def _write(found: Audit, form: AuditFormat, everything: bool) -> None:
     from fivefold.report.json_text import write_document
     from fivefold.report.junit import write_junit
     from fivefold.report.sarif import sarif
     from fivefold.report.text import audit as audit_text
 
     match form:
-        case FormatChoice.text:
+        case AuditFormat.text:
             audit_text.write_text(found, sys.stdout, everything=everything)
-        case FormatChoice.json:
+        case AuditFormat.json:
             write_document(audit_text.audit_json(found), sys.stdout)
-        case FormatChoice.csv:
+        case AuditFormat.csv:
             audit_text.write_csv(found, sys.stdout)
-        case FormatChoice.sarif:
+        case AuditFormat.sarif:
             write_document(sarif(found), sys.stdout)
-        case FormatChoice.junit:
+        case AuditFormat.junit:
             write_junit(found, sys.stdout)

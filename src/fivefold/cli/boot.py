@@ -84,11 +84,11 @@ def boot(
     as_json: Annotated[bool, typer.Option("--json", help="Print the schema fivefold.boot/1.")] = False,
 ) -> int:
     """Boot one image with five levels of page tables and with four, and check the result from inside and outside."""
-    from fivefold.boot import CPUS, MOST_BYTES, Options, parse, read_file
+    from fivefold.boot import CPUS, MOST_BYTES, BootOptions, parse, read_file
     from fivefold.boot import boot as run_boot
     from fivefold.boot.command_line import unknown_words
 
-    options = Options(
+    options = BootOptions(
         engine.value if engine else None,
         entry.value,
         layout.value,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fivefold.cli import values
+from fivefold.cli.choices import BitsChoice, TableFormat
 from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 
 if TYPE_CHECKING:
@@ -18,26 +18,11 @@ if TYPE_CHECKING:
     from fivefold.survey.space import Space
 
 
-class FormatChoice(StrEnum):
-    """How to print it."""
-
-    text = "text"
-    json = "json"
-    csv = "csv"
-
-
-class BitsChoice(StrEnum):
-    """Which bits of a leaf count."""
-
-    few = "few"
-    all = "all"
-
-
 @on_source
 def diff(
     chosen: SourceChoice,
     other: Annotated[str, typer.Argument(metavar="OTHER", help="What to compare it with: later, or another guest.")],
-    format: Annotated[FormatChoice, typer.Option(help="How to print it.")] = FormatChoice.text,
+    format: Annotated[TableFormat, typer.Option(help="How to print it.")] = TableFormat.text,
     as_json: JsonOption = False,
     other_cr3: Annotated[
         int | None, typer.Option("--other-cr3", parser=values.number, metavar="VALUE", help="The root in OTHER.")
@@ -69,7 +54,7 @@ def diff(
     given = {**chosen.given, "cr3": other_cr3, "cr4": None, "levels": other_levels, "cpu": other_cpu}
     with chosen.open_space() as before, _open_other(replace(chosen, name=other, given=given)) as after:
         found = compare(before, after, settings)
-        _write(found, FormatChoice.json if as_json else format)
+        _write(found, TableFormat.json if as_json else format)
     return 0 if found.same else 1
 
 
@@ -83,7 +68,7 @@ def _open_other(chosen: SourceChoice) -> Space:
         raise NotKnownError(re.sub(r"--(cr3|cpu|levels)\b", r"--other-\1", str(error))) from error
 
 
-def _write(found: Diff, form: FormatChoice) -> None:
+def _write(found: Diff, form: TableFormat) -> None:
     from fivefold.report.text.diff import write_csv, write_json, write_text
 
-    {FormatChoice.text: write_text, FormatChoice.json: write_json, FormatChoice.csv: write_csv}[form](found, sys.stdout)
+    {TableFormat.text: write_text, TableFormat.json: write_json, TableFormat.csv: write_csv}[form](found, sys.stdout)

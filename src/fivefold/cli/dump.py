@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from fivefold.cli import values
+from fivefold.cli.choices import BitsChoice
 from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 
 SHORT: Final = 16
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fivefold.survey.space import Space
 
 
-class FormatChoice(StrEnum):
+class DumpFormat(StrEnum):
     """How to print it."""
 
     text = "text"
@@ -31,19 +32,12 @@ class FormatChoice(StrEnum):
     csv = "csv"
 
 
-class BitsChoice(StrEnum):
-    """Which bits of the leaf are told, and break a region where they change."""
-
-    few = "few"
-    all = "all"
-
-
 @on_source
 def dump(
     chosen: SourceChoice,
     format: Annotated[
-        FormatChoice, typer.Option(help="ptdump: as the guest's own page_tables file. info-tlb: as QEMU prints it.")
-    ] = FormatChoice.text,
+        DumpFormat, typer.Option(help="ptdump: as the guest's own page_tables file. info-tlb: as QEMU prints it.")
+    ] = DumpFormat.text,
     as_json: JsonOption = False,
     window: Annotated[
         range | None,
@@ -75,16 +69,16 @@ def dump(
 
     Status 1 when entries are malformed, tables are not in memory, or lead back to themselves or to two levels.
     """
-    asked = FormatChoice.json if as_json else format
+    asked = DumpFormat.json if as_json else format
     part = _part(window, user, kernel)
     narrowed = rights is not None or leaf or phys or bits is not None
-    if build and asked is not FormatChoice.ptdump:
+    if build and asked is not DumpFormat.ptdump:
         raise typer.BadParameter("--build is of --format ptdump; expected both or none of them")
     with chosen.open_space() as space:
-        if asked is FormatChoice.ptdump:
+        if asked is DumpFormat.ptdump:
             _refuse_narrowing(asked, narrowed or part is not None)
             return _write_ptdump(space, build, all)
-        if asked is FormatChoice.info_tlb:
+        if asked is DumpFormat.info_tlb:
             _refuse_narrowing(asked, narrowed)
             return _write_info_tlb(space, part, all)
         regions = _regions(space, asked, part, phys, bits, all or rights is not None)
@@ -104,9 +98,9 @@ def _part(window: range | None, user: bool, kernel: bool) -> range | None:
     return window
 
 
-def _refuse_narrowing(asked: FormatChoice, narrowed: bool) -> None:
+def _refuse_narrowing(asked: DumpFormat, narrowed: bool) -> None:
     if narrowed:
-        parts = "--range, --user, --kernel, " if asked is FormatChoice.ptdump else ""
+        parts = "--range, --user, --kernel, " if asked is DumpFormat.ptdump else ""
         raise typer.BadParameter(
             f"--format {asked.value} prints what another program would; "
             f"expected it without {parts}--rights, --leaf, --phys and --bits, or --format text, json or csv"
@@ -123,13 +117,13 @@ def _filter(rights: str | None, leaf: bool) -> RightsFilter | None:
 
 
 def _regions(
-    space: Space, asked: FormatChoice, part: range | None, phys: bool, bits: BitsChoice | None, unfold: bool
+    space: Space, asked: DumpFormat, part: range | None, phys: bool, bits: BitsChoice | None, unfold: bool
 ) -> Iterable[Region]:
     from fivefold.arch import TooManyRuns
     from fivefold.errors import FivefoldError
     from fivefold.survey.scan.repeats import regions_with_repeats
 
-    is_text = asked is FormatChoice.text
+    is_text = asked is DumpFormat.text
     exact = (bits or (BitsChoice.few if is_text else BitsChoice.all)) is BitsChoice.all
     try:
         if is_text:
@@ -143,13 +137,13 @@ def _chosen(regions: Iterable[Region], rights: RightsFilter | None) -> Iterable[
     return regions if rights is None else filter(rights.lets, regions)
 
 
-def _write(space: Space, asked: FormatChoice, regions: Iterable[Region], leaf: bool) -> int:
+def _write(space: Space, asked: DumpFormat, regions: Iterable[Region], leaf: bool) -> int:
     from fivefold.report.text.dump import NOT_LOOKED_AT, Findings, loops_of, write_csv, write_json, write_text
 
     findings = Findings(regions)
-    if asked is FormatChoice.json:
+    if asked is DumpFormat.json:
         write_json(space, findings, sys.stdout)
-    elif asked is FormatChoice.csv:
+    elif asked is DumpFormat.csv:
         write_csv(findings, sys.stdout)
     else:
         write_text(space, findings, sys.stdout, of_leaf=leaf)

@@ -42,7 +42,7 @@ def _number(text: str) -> int:
 
 
 def _options() -> Iterator[inspect.Parameter]:
-    """The options for what a caller may say instead of a log: the fields of `fivefold.explain.Given`."""
+    """The options for what a caller may say instead of a log: the fields of `fivefold.explain.GivenState`."""
     options: dict[str, Any] = {
         name: typer.Option(parser=_number, metavar="HEX", help=_HELP.get(name), rich_help_panel=_PANEL)
         for name in _REGISTERS
@@ -136,11 +136,11 @@ def _tell(
     from contextlib import nullcontext
 
     from fivefold.errors import FormatError
-    from fivefold.explain import Given
+    from fivefold.explain import GivenState
     from fivefold.explain import explain as run_explain
     from fivefold.memory import open_source
 
-    given = Given(**numbers)
+    given = GivenState(**numbers)
     if memory is None and log is not None and log.startswith(("qmp:", "pid:", "gdb:")):
         log, memory = None, log  # it is opened here, as options say
     if log is None and memory is None and not given and not addresses:

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fivefold.cli import values
+from fivefold.cli.choices import TableFormat
 from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 
 if TYPE_CHECKING:
     from fivefold.memory import Source
     from fivefold.report.text.find import Question
-
-
-class FormatChoice(StrEnum):
-    """How to print it."""
-
-    text = "text"
-    json = "json"
-    csv = "csv"
 
 
 def memory_range(text: str) -> range:
@@ -58,7 +50,7 @@ def find(
     ] = None,
     text: Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="Text in UTF-8.")] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="Places of the same bytes that are told.")] = 20,
-    format: Annotated[FormatChoice, typer.Option(help="How to print it.")] = FormatChoice.text,
+    format: Annotated[TableFormat, typer.Option(help="How to print it.")] = TableFormat.text,
     as_json: JsonOption = False,
 ) -> int:
     """Tell which virtual addresses, under all roots in the memory, lead to a frame, or to bytes wherever they are.
@@ -82,12 +74,12 @@ def find(
         from fivefold.report.text import find as find_text
 
         questions = [find_text.Question(name, [next(answers) for _ in targets], more) for name, targets, more in asked]
-        form = FormatChoice.json if as_json else format
-        if form is FormatChoice.json:
+        form = TableFormat.json if as_json else format
+        if form is TableFormat.json:
             from fivefold.report.json_text import write_document
 
             write_document(find_text.find_json(roots, questions), sys.stdout)
-        elif form is FormatChoice.csv:
+        elif form is TableFormat.csv:
             find_text.write_csv(questions, sys.stdout)
         else:
             find_text.write_text(roots, questions, sys.stdout)

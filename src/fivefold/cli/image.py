@@ -12,7 +12,7 @@ from fivefold.cli import values
 from fivefold.errors import MachineError
 
 
-class FormatChoice(StrEnum):
+class ImageFormat(StrEnum):
     """What kind of file."""
 
     elf = "elf"
@@ -20,7 +20,7 @@ class FormatChoice(StrEnum):
     iso = "iso"
 
 
-class EntryChoice(StrEnum):
+class FileEntryChoice(StrEnum):
     """Where the 32-bit entry of the file leads."""
 
     pvh = "pvh"
@@ -31,19 +31,19 @@ class EntryChoice(StrEnum):
 def image(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     format: Annotated[
-        FormatChoice,
+        ImageFormat,
         typer.Option(
             help="ELF with a PVH note and a multiboot2 header, for `qemu-system-x86_64 -kernel` and for GRUB. "
             "EFI application. ISO: GRUB for UEFI and BIOS."
         ),
-    ] = FormatChoice.elf,
+    ] = ImageFormat.elf,
     load_address: Annotated[
         int | None,
         typer.Option(parser=values.address, metavar="ADDRESS", help="Where it is to be loaded: a multiple of 2 MiB."),
     ] = None,
     entry: Annotated[
-        EntryChoice, typer.Option(help="Decide in 32-bit code, or first turn paging on in that depth.")
-    ] = EntryChoice.pvh,
+        FileEntryChoice, typer.Option(help="Decide in 32-bit code, or first turn paging on in that depth.")
+    ] = FileEntryChoice.pvh,
     cmdline: Annotated[str, typer.Option(help="Command line in the menu of an ISO.")] = "",
 ) -> int:
     """Write the bootable image: the same bytes from the same sources."""
@@ -53,7 +53,7 @@ def image(
     from fivefold.boot.image.iso import iso_file
     from fivefold.kernel.efi.efi_stub import MOST_OPTIONS
 
-    if cmdline and format is not FormatChoice.iso:
+    if cmdline and format is not ImageFormat.iso:
         raise MachineError(f"a command line goes into an ISO's menu; the loader gives one to {format.value}")
     check_given(cmdline)
     if len(cmdline) > MOST_OPTIONS:
@@ -62,13 +62,13 @@ def image(
         )
     built = build_image()
     load = DEFAULT_LOAD_ADDRESS if load_address is None else load_address
-    if format is not FormatChoice.elf:
-        if entry is not EntryChoice.pvh:
+    if format is not ImageFormat.elf:
+        if entry is not FileEntryChoice.pvh:
             raise MachineError(f"an EFI application is entered by the firmware, not by {entry.value}")
         data = efi_file(built, load)
-        data = iso_file(data, built.place(load), cmdline) if format is FormatChoice.iso else data
+        data = iso_file(data, built.place(load), cmdline) if format is ImageFormat.iso else data
     else:
-        data = built.place(load, "pvh_entry" if entry is EntryChoice.pvh else f"stub_{entry.value}")
+        data = built.place(load, "pvh_entry" if entry is FileEntryChoice.pvh else f"stub_{entry.value}")
     write_file(output, data)
     print(f"{output}: {format.value}, {len(data)} bytes, {built.size} bytes in memory")
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fivefold.cli import values
+from fivefold.cli.choices import TableFormat
 from fivefold.cli.source_options import JsonOption
 
 if TYPE_CHECKING:
@@ -23,14 +24,6 @@ class ModeChoice(StrEnum):
     la57 = "la57"
 
 
-class FormatChoice(StrEnum):
-    """How to print it."""
-
-    text = "text"
-    json = "json"
-    csv = "csv"
-
-
 def layout(
     addresses: Annotated[
         list[int] | None, typer.Argument(parser=values.number, metavar="[ADDRESS]...", help="What is at these?")
@@ -40,7 +33,7 @@ def layout(
     source: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="With the bases of the kernel in this source.")
     ] = None,
-    format: Annotated[FormatChoice, typer.Option(help="How to print it.")] = FormatChoice.text,
+    format: Annotated[TableFormat, typer.Option(help="How to print it.")] = TableFormat.text,
     as_json: JsonOption = False,
 ) -> int:
     """Show the map of areas, or what is at an address: its area, its indices, its KASAN shadow."""
@@ -58,9 +51,9 @@ def layout(
     offset = shadow_offset(release, int(paging.top))
     facts = [describe_address(address, paging, areas, offset) for address in addresses or []]
     report = layout_text.LayoutReport(paging, areas, how, facts)
-    if as_json or format is FormatChoice.json:
+    if as_json or format is TableFormat.json:
         write_document(layout_text.layout_json(report), sys.stdout)
-    elif format is FormatChoice.csv:
+    elif format is TableFormat.csv:
         layout_text.write_csv(report, sys.stdout)
     else:
         layout_text.write_text(report, sys.stdout)

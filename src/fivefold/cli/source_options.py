@@ -22,7 +22,7 @@ from fivefold.cli.printing import over_write
 
 if TYPE_CHECKING:
     from fivefold.memory import Source
-    from fivefold.survey.guest.identify import Given
+    from fivefold.survey.guest.identify import GivenPaging
     from fivefold.survey.space import Space
 
 
@@ -52,12 +52,12 @@ class SourceChoice:
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
 
-    def check_given(self) -> Given:
+    def check_given(self) -> GivenPaging:
         """What was said of root, mode and width."""
-        from fivefold.survey.guest.identify import Given
+        from fivefold.survey.guest.identify import GivenPaging
 
         try:
-            return Given(**self.given)
+            return GivenPaging(**self.given)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
 

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from fivefold.cli.choices import TableFormat
 from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
-
-
-class FormatChoice(StrEnum):
-    """How to print it."""
-
-    text = "text"
-    json = "json"
-    csv = "csv"
 
 
 @on_source
 def stats(
     chosen: SourceChoice,
-    format: Annotated[FormatChoice, typer.Option(help="How to print it.")] = FormatChoice.text,
+    format: Annotated[TableFormat, typer.Option(help="How to print it.")] = TableFormat.text,
     as_json: JsonOption = False,
 ) -> int:
     """Tell how much memory page tables take, how full they are, and how much is mapped as what.
@@ -35,14 +27,14 @@ def stats(
 
     with chosen.open_space() as space:
         found = count(space)
-        if as_json or format is FormatChoice.json:
+        if as_json or format is TableFormat.json:
             write_document(stats_json(found), sys.stdout)
-        elif format is FormatChoice.csv:
+        elif format is TableFormat.csv:
             write_csv(found, sys.stdout)
         else:
             write_text(found, sys.stdout)
         wrong = sentences(found)
-        if format is not FormatChoice.text or as_json:  # the text has them
+        if format is not TableFormat.text or as_json:  # the text has them
             for sentence in wrong:
                 print(f"fivefold: {sentence}", file=sys.stderr)
     return int(bool(wrong))

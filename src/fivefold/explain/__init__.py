@@ -8,17 +8,17 @@ from fivefold.callable_package import make_callable
 from fivefold.explain.answer import explain, explain_event
 from fivefold.explain.logs.read_log import read_log
 from fivefold.explain.logs.trace import Strike, Trace
-from fivefold.explain.result import Cause, Explanation, Told, WhatIf
+from fivefold.explain.result import Explanation, FaultCause, Told, WhatIf
 from fivefold.explain.rules.ruling import MANUAL
-from fivefold.explain.rules.situation import Given
+from fivefold.explain.rules.situation import GivenState
 
 make_callable(__name__)
 
 __all__ = [
     "MANUAL",
-    "Cause",
     "Explanation",
-    "Given",
+    "FaultCause",
+    "GivenState",
     "Strike",
     "Told",
     "Trace",

@@ -40,7 +40,7 @@ _WORDS: Final = {
 }
 
 
-class Place(NamedTuple):
+class AddressArea(NamedTuple):
     """An address: *area* by its name in the map, None where the modes differ, and *sentence* about it."""
 
     address: int
@@ -48,7 +48,7 @@ class Place(NamedTuple):
     sentence: str
 
 
-def describe(here: Situation, va: int, release: str | None = None) -> Place:
+def describe(here: Situation, va: int, release: str | None = None) -> AddressArea:
     """Say what lies at *va* for the CPU *here*."""
     areas = [_area(va, mode, release) for mode in ((here.mode,) if here.mode else (LA57, LA48))]
     found = {area.name: area for area in areas if area}
@@ -56,7 +56,7 @@ def describe(here: Situation, va: int, release: str | None = None) -> Place:
     text = f"with five levels {parts[0]}, with four {parts[1]}" if len(parts) > 1 else parts[0]
     if more := _relations(here, va):
         text += "; " + "; ".join(more)
-    return Place(va, next(iter(found)) if len(found) == 1 else None, f"{hex64(va)} is in {text}")
+    return AddressArea(va, next(iter(found)) if len(found) == 1 else None, f"{hex64(va)} is in {text}")
 
 
 def _area(va: int, mode: PagingMode, release: str | None) -> Area | None:

@@ -18,7 +18,7 @@ from fivefold.explain.logs.trace import Strike, Trace
 from fivefold.explain.predict import first_strike, follow, strike_of
 from fivefold.explain.remedy import legal_changes, missing_link
 from fivefold.explain.result import Explanation, Told
-from fivefold.explain.rules.situation import PAGING_NAMES, Given, Situation, situation
+from fivefold.explain.rules.situation import PAGING_NAMES, GivenState, Situation, situation
 from fivefold.explain.story import Story, find_cause
 from fivefold.explain.what_if import ask
 from fivefold.machine.base import Event as MachineEvent
@@ -34,7 +34,7 @@ def explain(
     log: str | os.PathLike[str] | BinaryIO | Trace | None = None,
     memory: str | os.PathLike[str] | Source | TableReader | None = None,
     *,
-    given: Given | None = None,
+    given: GivenState | None = None,
     addresses: Sequence[int] = (),
     what_if: Sequence[str] = (),
     **numbers: int,
@@ -43,13 +43,13 @@ def explain(
 
     *log* is a log in any of the known formats, or a source of memory that has registers too (an
     ELF core, ``qmp:SOCKET``); *memory* the guest's physical memory. Either may be left out, and
-    *numbers* (``cr2=…, error_code=…``; see `Given`) go before what they say. *addresses* are
+    *numbers* (``cr2=…, error_code=…``; see `GivenState`) go before what they say. *addresses* are
     described besides; *what_if* asks the same access under changes (see `what_if.ask`).
 
     `FormatError` for what is no log, `MachineError` for what cannot be opened, `ValueError` for numbers or changes
     that make no sense. A fault that cannot be explained is an answer, with rule ``unknown``.
     """
-    given = replace(given or Given(), **numbers)
+    given = replace(given or GivenState(), **numbers)
     with ExitStack() as stack:
         if isinstance(log, str | os.PathLike) and _is_source(os.fspath(log)):
             log, memory = None, memory if memory is not None else log
@@ -72,7 +72,7 @@ def explain_event(event: MachineEvent, machine: Machine) -> Explanation:
     For an end that is no shutdown the story is what the instruction at RIP would do.
     """
     cpu = cpu_state(machine.registers(), machine.name)
-    given = Given(phys_bits=machine.cpu.phys_bits)
+    given = GivenState(phys_bits=machine.cpu.phys_bits)
     if not isinstance(event, Shutdown) or not event.records:
         trace = _complete(Trace(machine.name, "engine's registers", cpu=cpu), machine.memory, given)
     else:
@@ -134,7 +134,7 @@ def _trace(log: Any, stack: ExitStack) -> Trace | None:
 
 
 def _from_registers(
-    name: str, memory: TableReader | None, given: Given, cpus: Sequence[CpuState], may_be_empty: bool
+    name: str, memory: TableReader | None, given: GivenState, cpus: Sequence[CpuState], may_be_empty: bool
 ) -> Trace:
     """What registers and memory lead to: on the first CPU that is about to fault, else on the first."""
     if not cpus and not given and not may_be_empty:
@@ -160,7 +160,7 @@ def _final(trace: Trace, cpus: Sequence[CpuState]) -> CpuState | None:
     return next((cpu for cpu in cpus if cpu.rip in rips), None)
 
 
-def _complete(trace: Trace, memory: TableReader | None, given: Given) -> Trace:
+def _complete(trace: Trace, memory: TableReader | None, given: GivenState) -> Trace:
     """Exceptions for a source that has none: those that were given, or that registers and memory lead to."""
     here = situation(trace.cpu, None, memory, given)
     said = strike_of(given, here)
@@ -184,7 +184,7 @@ def _complete(trace: Trace, memory: TableReader | None, given: Given) -> Trace:
 def _explain(
     trace: Trace,
     memory: TableReader | None,
-    given: Given,
+    given: GivenState,
     final: CpuState | None,
     addresses: Sequence[int],
     changes: Sequence[str],

@@ -18,13 +18,13 @@ from fivefold.explain.logs.trace import Code, Outcome, Strike
 from fivefold.explain.rules.instruction import LONGEST, Instruction
 from fivefold.explain.rules.reserved import with_reserved
 from fivefold.explain.rules.ruling import Granted, Outside, Refusal, Ruling, rule_on
-from fivefold.explain.rules.situation import Given, Situation
+from fivefold.explain.rules.situation import GivenState, Situation
 
 _MOST: Final = 4
 _SOFTWARE: Final = {"int3": Vector.BP, "int1": Vector.DB, "into": Vector.OF}
 
 
-def strike_of(given: Given, here: Situation) -> Strike | None:
+def strike_of(given: GivenState, here: Situation) -> Strike | None:
     """The exception that the caller describes, None if they describe none."""
     if given.vector is None and given.cr2 is None and given.error_code is None:
         return None

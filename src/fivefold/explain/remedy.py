@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from fivefold.arch import LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Flag, Level, Step, TableReader
-from fivefold.explain.faults.finding import Finding
+from fivefold.explain.faults.finding import FaultFinding
 from fivefold.explain.rules.ruling import Granted, RuleName, rule_on
 from fivefold.explain.rules.situation import Situation
 from fivefold.units import MASK64, PhysAddr, hex64
 
 
-class Change(NamedTuple):
+class Remedy(NamedTuple):
     """A change in words, and the CPU after it."""
 
     text: str
@@ -38,7 +38,7 @@ class Patched:
         return self.under.read(pa, size)
 
 
-def legal_changes(finding: Finding) -> tuple[str, ...]:
+def legal_changes(finding: FaultFinding) -> tuple[str, ...]:
     """The changes after which the refused access would have gone ahead, smallest first."""
     fixed = _WORDS.get(finding.rule)
     if finding.va is None or finding.how is None:
@@ -59,18 +59,18 @@ _WORDS: Final[dict[RuleName, str]] = {
 }
 
 
-def _is_allowed(change: Change, va: int, how: Access) -> bool:
+def _is_allowed(change: Remedy, va: int, how: Access) -> bool:
     return isinstance(rule_on(change.here, va, how), Granted)
 
 
-def _changes(finding: Finding) -> Iterator[Change]:
+def _changes(finding: FaultFinding) -> Iterator[Remedy]:
     here, culprit = finding.here, finding.culprit
     if culprit is not None and here.memory is not None:
         yield from _of_entries(here, finding.steps, culprit, finding.rule)
     yield from _of_registers(here, finding)
 
 
-def _of_entries(here: Situation, steps: tuple[Step, ...], culprit: Step, rule: RuleName) -> Iterator[Change]:
+def _of_entries(here: Situation, steps: tuple[Step, ...], culprit: Step, rule: RuleName) -> Iterator[Remedy]:
     raw = culprit.entry.raw
     if rule == "not-present" and raw:
         yield _entry(here, {culprit: raw | Flag.P}, "set P")
@@ -89,41 +89,41 @@ def _of_entries(here: Situation, steps: tuple[Step, ...], culprit: Step, rule: R
         yield _entry(here, {culprit: raw & ~(15 << 59)}, "take key 0")
 
 
-def _entry(here: Situation, values: dict[Step, int], what: str) -> Change:
+def _entry(here: Situation, values: dict[Step, int], what: str) -> Remedy:
     assert here.memory is not None  # entries come from memory
     memory = Patched(here.memory, {step.at: int(raw) & MASK64 for step, raw in values.items()})
     places = ", ".join(f"the {step.entry.level.name} entry at {hex64(step.at)}" for step in values)
-    return Change(f"{what} in {places}", replace(here, memory=memory))
+    return Remedy(f"{what} in {places}", replace(here, memory=memory))
 
 
-def _of_registers(here: Situation, finding: Finding) -> Iterator[Change]:
+def _of_registers(here: Situation, finding: FaultFinding) -> Iterator[Remedy]:
     state = here.state
     if finding.rule == "write-protected" and state.cpl < 3:
-        yield Change("CR0.WP=0", here.with_state(replace(state, cr0=state.cr0 & ~int(Cr0.WP))))
+        yield Remedy("CR0.WP=0", here.with_state(replace(state, cr0=state.cr0 & ~int(Cr0.WP))))
     if finding.rule == "smep":
-        yield Change("CR4.SMEP=0", here.with_state(replace(state, cr4=state.cr4 & ~int(Cr4.SMEP))))
+        yield Remedy("CR4.SMEP=0", here.with_state(replace(state, cr4=state.cr4 & ~int(Cr4.SMEP))))
     if finding.rule == "smap":
-        yield Change("RFLAGS.AC=1 (STAC)", here.with_state(replace(state, rflags=state.rflags | RFLAGS_AC)))
+        yield Remedy("RFLAGS.AC=1 (STAC)", here.with_state(replace(state, rflags=state.rflags | RFLAGS_AC)))
     if finding.rule == "user-supervisor":
-        yield Change("the same access at privilege level 0", here.with_state(replace(state, cpl=0)))
+        yield Remedy("the same access at privilege level 0", here.with_state(replace(state, cpl=0)))
     if finding.rule == "no-execute":
-        yield Change(
+        yield Remedy(
             "EFER.NXE=0, if no entry has XD set", here.with_state(replace(state, efer=state.efer & ~int(Efer.NXE)))
         )
     if finding.rule == "protection-key":
-        yield Change("PKRU or IA32_PKRS that allows the key", here.with_state(replace(state, pkru=0, pkrs=0)))
+        yield Remedy("PKRU or IA32_PKRS that allows the key", here.with_state(replace(state, pkru=0, pkrs=0)))
     if finding.rule in ("wrong-depth", "non-canonical"):
         yield _other_depth(here)
 
 
-def _other_depth(here: Situation) -> Change:
+def _other_depth(here: Situation) -> Remedy:
     mode = here.mode
     other = here.with_state(replace(here.state, cr4=here.state.cr4 ^ int(Cr4.LA57)))
     wanted = 0 if mode is LA57 else 1
-    return Change(f"CR4.LA57={wanted}, set before paging is turned on", other)
+    return Remedy(f"CR4.LA57={wanted}, set before paging is turned on", other)
 
 
-def missing_link(finding: Finding) -> str | None:
+def missing_link(finding: FaultFinding) -> str | None:
     """For an absent entry: what would have to be there."""
     culprit = finding.culprit
     if finding.rule != "not-present" or culprit is None or finding.va is None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from fivefold.arch import Level, Step
-from fivefold.explain.address_area import Place
-from fivefold.explain.faults.finding import Confidence, Finding
+from fivefold.explain.address_area import AddressArea
+from fivefold.explain.faults.finding import Confidence, FaultFinding
 from fivefold.explain.logs.trace import Outcome, Strike
 from fivefold.explain.rules.error_codes import decode_error
 from fivefold.explain.rules.ruling import MANUAL, RuleName
@@ -39,8 +39,8 @@ class Told:
     """One exception of the story. *delivery* says why its handler could not run, or how it did."""
 
     strike: Strike
-    finding: Finding
-    place: Place | None
+    finding: FaultFinding
+    place: AddressArea | None
     delivery: str | None = None
 
     @property
@@ -91,7 +91,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
+class FaultCause:
     """The first thing that went wrong. *legal* says what would have been legal, smallest change first."""
 
     rule: RuleName
@@ -150,10 +150,10 @@ class Explanation:
     mode: str | None
     outcome: Outcome
     exceptions: tuple[Told, ...]
-    cause: Cause
+    cause: FaultCause
     unknown: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
-    places: tuple[Place, ...] = ()
+    places: tuple[AddressArea, ...] = ()
     what_if: tuple[WhatIf, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

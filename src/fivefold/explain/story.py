@@ -10,12 +10,12 @@ from fivefold.arch import Escalation, Kind, TableReader, Vector, escalate
 from fivefold.explain.address_area import describe, notable_registers, phys_base_hint
 from fivefold.explain.faults.delivery import GATE_SIZE, read_gate
 from fivefold.explain.faults.failed_delivery import SELECTOR_FAULTS, explain_delivery, is_of_delivery
-from fivefold.explain.faults.finding import Confidence, Finding, instruction_at
+from fivefold.explain.faults.finding import Confidence, FaultFinding, instruction_at
 from fivefold.explain.faults.general_fault import explain_general_fault
 from fivefold.explain.faults.page_fault import FRAME_WORDS, explain_page_fault
 from fivefold.explain.logs.trace import Strike, Trace
-from fivefold.explain.result import Cause, Told
-from fivefold.explain.rules.situation import Given, Situation, situation
+from fivefold.explain.result import FaultCause, Told
+from fivefold.explain.rules.situation import GivenState, Situation, situation
 from fivefold.machine.base import vector_name
 from fivefold.memory import CpuState
 from fivefold.units import MASK64, hex64
@@ -36,7 +36,7 @@ class Story:
 
     trace: Trace
     memory: TableReader | None
-    given: Given
+    given: GivenState
     final: CpuState | None = None
     """Registers of the memory source: those after everything happened."""
     told: list[Told] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Story:
         cpu = strike.cpu if not is_last or strike.cpu is not None else self.final
         return replace(strike, cr2=cpu.cr2) if cpu is not None else strike
 
-    def _first(self, here: Situation, strike: Strike) -> Finding:
+    def _first(self, here: Situation, strike: Strike) -> FaultFinding:
         if strike.software or strike.external or strike.vector >= 32 or strike.vector in _BENIGN:
             return _legitimate(here, strike, self.trace)
         if strike.vector == Vector.PF:
@@ -103,9 +103,9 @@ class Story:
         if strike.vector == Vector.DF:
             return _double_fault(here, strike)
         sentence = f"{vector_name(strike.vector)}: no rule of paging raises it"
-        return Finding("unknown", sentence, "certain", here, legitimate=True)
+        return FaultFinding("unknown", sentence, "certain", here, legitimate=True)
 
-    def _told(self, strike: Strike, finding: Finding) -> Told:
+    def _told(self, strike: Strike, finding: FaultFinding) -> Told:
         va = finding.va if finding.va is not None else strike.cr2
         place = None if va is None else describe(finding.here, va, self.trace.release)
         return Told(strike, finding, place)
@@ -136,12 +136,12 @@ def _delivery(strike: Strike, after: Told | None, trace: Trace) -> str | None:
     return f"{delivered} could not be delivered"
 
 
-def _legitimate(here: Situation, strike: Strike, trace: Trace) -> Finding:
+def _legitimate(here: Situation, strike: Strike, trace: Trace) -> FaultFinding:
     instruction = instruction_at(here, strike, trace.code)
     name = strike.name
     if strike.external:
         low = _LOW_INTERRUPT if strike.vector < 32 else ""
-        return Finding("unknown", f"{name}, from outside{low}", "certain", here, legitimate=True)
+        return FaultFinding("unknown", f"{name}, from outside{low}", "certain", here, legitimate=True)
     if strike.software or (instruction is not None and instruction.on_purpose):
         how = f"by {instruction.text}" if instruction else "by an instruction for it"
         sentence = f"{name} was raised on purpose, {how}"
@@ -150,25 +150,25 @@ def _legitimate(here: Situation, strike: Strike, trace: Trace) -> Finding:
     else:
         text = f" by {instruction.text}" if instruction else ""
         sentence = f"{name} was raised{text}; no rule of paging is behind it"
-    return Finding("unknown", sentence, "certain", here, instruction=instruction, legitimate=True)
+    return FaultFinding("unknown", sentence, "certain", here, instruction=instruction, legitimate=True)
 
 
-def _double_fault(here: Situation, strike: Strike) -> Finding:
+def _double_fault(here: Situation, strike: Strike) -> FaultFinding:
     """A double fault with nothing before it: what led to it is not in the source, CR2 may tell."""
     cr2, rsp = here.registers.cr2, here.registers.rsp
     sentence = "a double fault; the exceptions that led to it are not in the source"
     if rsp is not None and here.mode is not None and not here.mode.is_canonical(rsp - 8 & MASK64):
         sentence += f". RSP is {hex64(rsp)}, which is not canonical: no frame can be pushed there"
-        return Finding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
+        return FaultFinding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
     if cr2 is not None and rsp is not None and 0 < rsp - cr2 <= 8 * FRAME_WORDS + 4096:
         sentence += f". CR2 is {rsp - cr2} bytes below RSP: the stack ran out"
         fault = replace(strike, vector=int(Vector.PF), error_code=None, cr2=cr2)
         inner = explain_page_fault(here, fault, Trace("", ""))
         return replace(inner, sentence=f"{sentence}; {inner.sentence}", confidence="likely")
-    return Finding("unknown", sentence, "guess", here)
+    return FaultFinding("unknown", sentence, "guess", here)
 
 
-def _cut_off(here: Situation, strike: Strike) -> Finding:
+def _cut_off(here: Situation, strike: Strike) -> FaultFinding:
     """The source begins in the middle of a delivery: what was being delivered is known, why it struck is not."""
     before = Strike(strike.during or 0, rip=strike.rip, rsp=strike.rsp, cpl=strike.cpl, cpu=strike.cpu)
     finding = explain_delivery(here, before, strike)
@@ -176,7 +176,7 @@ def _cut_off(here: Situation, strike: Strike) -> Finding:
     return replace(finding, remarks=(*finding.remarks, remark))
 
 
-def _in_handler(finding: Finding, name: str, remark: str, confidence: Confidence | None = None) -> Finding:
+def _in_handler(finding: FaultFinding, name: str, remark: str, confidence: Confidence | None = None) -> FaultFinding:
     """A fetch that failed at the first instruction of the handler of *name*, as *remark* says."""
     if finding.how is None or finding.how.kind is not Kind.FETCH:
         return finding
@@ -194,7 +194,7 @@ def _in_handler(finding: Finding, name: str, remark: str, confidence: Confidence
     )
 
 
-def _handled_there(finding: Finding) -> str | None:
+def _handled_there(finding: FaultFinding) -> str | None:
     """The exceptions whose gates lead to the address that could not be fetched, None if there are none."""
     here = finding.here
     idt = here.registers.idt
@@ -213,7 +213,7 @@ def _handled_there(finding: Finding) -> str | None:
 # -- the cause -------------------------------------------------------------------------------
 
 
-def find_cause(told: tuple[Told, ...], trace: Trace) -> Cause:
+def find_cause(told: tuple[Told, ...], trace: Trace) -> FaultCause:
     """The first thing that went wrong: the first exception that was not legitimate, or what stopped one that was."""
     for one in told:
         if one.finding.legitimate:
@@ -221,12 +221,12 @@ def find_cause(told: tuple[Told, ...], trace: Trace) -> Cause:
         return _cause_of(one, trace)
     if told:
         sentence = f"{told[-1].finding.sentence}; nothing shows that its handler did not run"
-        return Cause("unknown", None, None, None, sentence, "guess")
+        return FaultCause("unknown", None, None, None, sentence, "guess")
     sentence = "no exception in the source, and nothing in registers or memory that would raise one"
-    return Cause("unknown", None, None, None, sentence, "guess")
+    return FaultCause("unknown", None, None, None, sentence, "guess")
 
 
-def _cause_of(told: Told, trace: Trace) -> Cause:
+def _cause_of(told: Told, trace: Trace) -> FaultCause:
     finding = told.finding
     evidence = list(dict.fromkeys(_evidence(told)))
     if trace.outcome == "handled" and told.strike.during is None:
@@ -238,7 +238,7 @@ def _cause_of(told: Told, trace: Trace) -> Cause:
     if trace.inferred and told.strike.during is None and finding.instruction is None and finding.va != told.strike.rip:
         evidence.append("the memory does not hold the instruction at RIP; CR2 may be that of an older page fault")
         confidence = "guess"
-    return Cause(
+    return FaultCause(
         finding.rule,
         finding.level,
         finding.va,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import LA48, LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Kind, PagingMode
-from fivefold.explain.faults.finding import Finding
+from fivefold.explain.faults.finding import FaultFinding
 from fivefold.explain.result import WhatIf
 from fivefold.explain.rules.ruling import Granted, Outside, describe_entry, rule_on
 from fivefold.explain.rules.situation import Situation
@@ -33,7 +33,7 @@ _WORDS: Final = (
 _Question = tuple[Situation, Access]
 
 
-def ask(change: str, finding: Finding) -> WhatIf:
+def ask(change: str, finding: FaultFinding) -> WhatIf:
     """The verdict on the access of *finding* under *change*, such as ``cr0.wp=0`` or ``user``; several with commas.
 
     `ValueError` for a change that is none, with the ones there are.

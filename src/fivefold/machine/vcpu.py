@@ -23,7 +23,7 @@ RFLAGS_RF: Final = 1 << 16
 RFLAGS_VM: Final = 1 << 17
 
 
-class Segment(NamedTuple):
+class VcpuSegment(NamedTuple):
     """A loaded segment: *flags* are the upper half of its descriptor, bits in place."""
 
     selector: int
@@ -37,7 +37,7 @@ class Segment(NamedTuple):
         return self.flags >> 13 & 3
 
     @classmethod
-    def from_descriptor(cls, selector: int, raw: int) -> Segment:
+    def from_descriptor(cls, selector: int, raw: int) -> VcpuSegment:
         """What loading *selector* would cache of the 8-byte descriptor *raw*."""
         limit = raw & 0xFFFF | raw >> 32 & 0xF0000
         flags = raw >> 32 & 0x00F0_FF00
@@ -65,10 +65,10 @@ class Vcpu:
     cr4: int
     efer: int
     cpl: int
-    cs: Segment
-    ss: Segment
-    tr: Segment
-    ldt: Segment
+    cs: VcpuSegment
+    ss: VcpuSegment
+    tr: VcpuSegment
+    ldt: VcpuSegment
     gdt: TableRegister
     idt: TableRegister
     pkru: int = 0

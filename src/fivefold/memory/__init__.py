@@ -3,7 +3,7 @@
 from fivefold.memory.banked import Bank, BankedMemory, PagedMemory, SourceMemory
 from fivefold.memory.base import Extent, PhysMemory, PhysReader, Ram
 from fivefold.memory.formats.raw_image import parse_ram_map
-from fivefold.memory.open_source import Options, open_file, open_source
+from fivefold.memory.open_source import SourceOptions, open_file, open_source
 from fivefold.memory.registers import CpuState, Segment
 from fivefold.memory.source import Source
 
@@ -12,7 +12,6 @@ __all__ = [
     "BankedMemory",
     "CpuState",
     "Extent",
-    "Options",
     "PagedMemory",
     "PhysMemory",
     "PhysReader",
@@ -20,6 +19,7 @@ __all__ = [
     "Segment",
     "Source",
     "SourceMemory",
+    "SourceOptions",
     "open_file",
     "open_source",
     "parse_ram_map",

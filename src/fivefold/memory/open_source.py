@@ -19,7 +19,7 @@ LiveRam = Literal["auto", "file", "process", "pmemsave"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class SourceOptions:
     """What can be said about a source besides its name.
 
     *ram_map* is for raw images and gdb stubs (see `parse_ram_map`), *freeze* stops a live guest while it is
@@ -47,24 +47,24 @@ _UNSUPPORTED: Final = {
 }
 
 
-def open_source(spec: str, options: Options | None = None, **changes: object) -> Source:
+def open_source(spec: str, options: SourceOptions | None = None, **changes: object) -> Source:
     """Open *spec*: a file, ``qmp:SOCKET`` (a path or HOST:PORT), ``pid:NUMBER`` or ``gdb:HOST:PORT``.
 
     Files are raw images, ELF cores, kdump files and LiME, also inside .xz, .gz or .zst; the
-    first bytes decide, never the name. *changes* are fields of `Options`. Raises `FormatError`
+    first bytes decide, never the name. *changes* are fields of `SourceOptions`. Raises `FormatError`
     when the content is not what it claims, `MachineError` when something cannot be opened or
     does not answer, `ValueError` for a spec or option that makes no sense.
     """
-    chosen = replace(options or Options(), **changes)  # type: ignore[arg-type]
+    chosen = replace(options or SourceOptions(), **changes)  # type: ignore[arg-type]
     prefix, colon, rest = spec.partition(":")
     if colon and prefix in ("qmp", "pid", "gdb"):
         return _open_live(prefix, rest, chosen)
     return open_file(spec.removeprefix("file:"), chosen)
 
 
-def open_file(path: str, options: Options | None = None) -> Source:
+def open_file(path: str, options: SourceOptions | None = None) -> Source:
     """Open a file as `open_source` does, whatever its name looks like."""
-    chosen = options or Options()
+    chosen = options or SourceOptions()
     file = FileBytes.open(path)
     compression = compression_of(_head(file))
     if compression:
@@ -83,7 +83,7 @@ def _head(file: FileBytes) -> bytes:
     return file.read_at(0, min(file.size, 16))
 
 
-def _recognise(file: FileBytes, options: Options) -> Source:
+def _recognise(file: FileBytes, options: SourceOptions) -> Source:
     head = _head(file)
     for magic, what in _UNSUPPORTED.items():
         if head.startswith(magic):
@@ -104,7 +104,7 @@ _READERS: Final[dict[bytes, Callable[[FileBytes], Source]]] = {
 }
 
 
-def _open_live(prefix: str, rest: str, options: Options) -> Source:
+def _open_live(prefix: str, rest: str, options: SourceOptions) -> Source:
     # Imported here: files are the common case, and these need sockets and processes.
     from fivefold.memory.live import gdb_stub, live_qemu
 

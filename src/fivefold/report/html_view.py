@@ -14,7 +14,7 @@ from typing import Final
 from fivefold.layout import Area
 from fivefold.report.text.dump import finding_text
 from fivefold.survey.scan.regions import Region, spell
-from fivefold.survey.scan.scan_result import Kind
+from fivefold.survey.scan.scan_result import RegionKind
 from fivefold.survey.space import Space
 from fivefold.units import format_size, hex64
 
@@ -64,7 +64,7 @@ def _areas(areas: Iterable[Area], regions: Iterable[Region]) -> Iterator[str]:
     """A bar for each area, as long as its size has bits, with how much of it is mapped."""
     mapped: dict[str | None, int] = defaultdict(int)
     for region in regions:
-        mapped[region.area] += region.size if region.kind in (Kind.MAPPED, Kind.REPEAT) else 0
+        mapped[region.area] += region.size if region.kind in (RegionKind.MAPPED, RegionKind.REPEAT) else 0
     yield "<h2>Areas</h2><table><tr><th>start<th>name<th class=n>size<th class=n>mapped<th>bits of size, of mapped</tr>"
     for area in areas:
         if area.kind in ("hole", "non_canonical") and not mapped[area.name]:
@@ -97,10 +97,10 @@ def _table(regions: Iterable[Region], more: int) -> Iterator[str]:
 def _row(region: Region) -> str:
     ends = f"<td>{hex64(region.start)}<td>{hex64(region.end)}<td class=n>{format_size(region.size)}"
     area = escape(region.area or "")
-    if region.kind is Kind.REPEAT:
+    if region.kind is RegionKind.REPEAT:
         what = f"{region.level.name} table at {hex64(region.phys or 0)} again, {region.repeats} times"
         return f"<tr>{ends}<td colspan=3>{what}<td>{area}</tr>"
-    if region.kind is not Kind.MAPPED:
+    if region.kind is not RegionKind.MAPPED:
         return f"<tr class=bad>{ends}<td colspan=3>{escape(finding_text(region))}<td>{area}</tr>"
     place = "scattered" if region.phys is None else hex64(region.phys)
     return f"<tr{_shade(region)}>{ends}<td>{region.page}<td>{spell(region.effective)}<td>{place}<td>{area}</tr>"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fivefold.report.text.audit import finding_json
 from fivefold.survey.audit.audit import Audit, Finding
-from fivefold.survey.audit.rules import RULE_NAMES, RULES, Rule, Severity
+from fivefold.survey.audit.rules import RULE_NAMES, RULES, AuditRule, Severity
 from fivefold.units import hex64
 
 SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -44,7 +44,7 @@ def sarif(audit: Audit) -> dict[str, Any]:
     }
 
 
-def _rule(rule: Rule, audit: Audit) -> dict[str, Any]:
+def _rule(rule: AuditRule, audit: Audit) -> dict[str, Any]:
     severity = audit.policy.severity(rule.name)
     return {
         "id": rule.name,

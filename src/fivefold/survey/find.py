@@ -15,10 +15,10 @@ import numpy as np
 
 from fivefold.arch import ENTRIES, Level, Rights, TooManyRuns
 from fivefold.memory import Extent, SourceMemory
-from fivefold.survey.scan.frame_sets import Leaves
+from fivefold.survey.scan.frame_sets import LeafRuns
 from fivefold.survey.scan.regions import PAGE_NAMES, Stride
 from fivefold.survey.scan.scan import MAX_RANGES
-from fivefold.survey.scan.scan_result import Contiguity, Kind, ScanResult, ScanSettings, column
+from fivefold.survey.scan.scan_result import Contiguity, RegionKind, ScanResult, ScanSettings, column
 from fivefold.survey.scan.table_census import census
 from fivefold.survey.space import Space
 from fivefold.units import MASK64, PhysAddr, VirtAddr
@@ -139,7 +139,7 @@ class _Finder:
 
     def _in(self, result: ScanResult, target: range, known: dict[tuple[int, int], list[Place]]) -> Iterator[Place]:
         yield from self._mapped(result, target)
-        rows = result.rows[result.kind == Kind.REPEAT]
+        rows = result.rows[result.kind == RegionKind.REPEAT]
         columns = [column(rows, name).tolist() for name in ("start", "last", "phys", "info")]
         for start, last, phys, info in zip(*columns, strict=True):
             span = Level(info >> 4 & 15).span * ENTRIES
@@ -162,7 +162,7 @@ class _Finder:
         return self._behind[key]
 
     def _mapped(self, result: ScanResult, target: range) -> Iterator[Place]:
-        leaves = Leaves.of_rows(result.rows)
+        leaves = LeafRuns.of_rows(result.rows)
         low, high = np.uint64(target.start), np.uint64(target.stop)
         hit = leaves.where((leaves.phys < high) & (leaves.phys + leaves.size > low))
         columns = (hit.start, hit.phys, hit.size, hit.level, hit.writable, hit.user, hit.executable)

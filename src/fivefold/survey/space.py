@@ -18,12 +18,12 @@ from fivefold.arch import (
     translate,
 )
 from fivefold.errors import MemoryReadError
-from fivefold.memory import Bank, Options, Source, open_source
+from fivefold.memory import Bank, Source, SourceOptions, open_source
 from fivefold.notebook import html_table
 from fivefold.survey.guest.areas import AreaMap, detect_areas
 from fivefold.survey.guest.bases import KernelBases, find_bases
 from fivefold.survey.guest.evidence import Found
-from fivefold.survey.guest.identify import Given, choose_mode, choose_nxe, choose_phys_bits, choose_root
+from fivefold.survey.guest.identify import GivenPaging, choose_mode, choose_nxe, choose_phys_bits, choose_root
 from fivefold.survey.paths import Path, path_of
 from fivefold.survey.scan.regions import Regions, regions_of
 from fivefold.survey.scan.scan import TableScanner
@@ -36,7 +36,7 @@ MAX_UNFOLDED: Final = 1 << 22
 REPEAT_ABOVE: Final = 64
 """Where that is too many, a table with fewer ranges than this still unfolds."""
 
-_GIVEN: Final = tuple(field.name for field in fields(Given))
+_GIVEN: Final = tuple(field.name for field in fields(GivenPaging))
 
 PTI_USER_BIT: Final = 1 << 12
 """Linux' page-table isolation keeps the user half's root in the page after the kernel's."""
@@ -51,14 +51,14 @@ class Space:
     def __init__(
         self,
         source: Source,
-        given: Given | None = None,
+        given: GivenPaging | None = None,
         *,
         root: Found[PhysAddr] | None = None,
         mode: Found[PagingMode] | None = None,
     ) -> None:
         """Decide root and mode where they are not given, or raise `NotKnownError`; *source* is closed with this."""
         self.source = source
-        self.given = given or Given()
+        self.given = given or GivenPaging()
         self.root = root or choose_root(source, self.given)
         self.mode = mode or choose_mode(source, self.root.value, self.given)
         self.phys_bits: Found[int | None] = choose_phys_bits(self.given)
@@ -113,7 +113,7 @@ class Space:
         """All ranges, as numpy columns; *window* has an exclusive end.
 
         Shared tables unfold, unless there are more than `MAX_UNFOLDED` ranges: then they are told once and as
-        `Kind.REPEAT` after that. `TooManyRuns` when that does not help.
+        `RegionKind.REPEAT` after that. `TooManyRuns` when that does not help.
         """
         settings = ScanSettings.for_cpu(
             self.cpu,
@@ -231,13 +231,13 @@ def release_of(source: Source) -> Found[str | None]:
     return Found(None, "no VMCOREINFO in the source; the map of 6.1 is assumed")
 
 
-def open_space(spec: str, options: Options | None = None, **changes: object) -> Space:
+def open_space(spec: str, options: SourceOptions | None = None, **changes: object) -> Space:
     """Open *spec* as `fivefold.memory.open_source` does and decide which address space it is.
 
-    *changes*: ``cr3``, ``cr4``, ``levels``, ``phys_bits``, ``cpu``, ``force`` as in `Given`, all others as in
-    `fivefold.memory.Options`. Raises what `open_source` does, and `NotKnownError`.
+    *changes*: ``cr3``, ``cr4``, ``levels``, ``phys_bits``, ``cpu``, ``force`` as in `GivenPaging`, all others as in
+    `fivefold.memory.SourceOptions`. Raises what `open_source` does, and `NotKnownError`.
     """
-    given = Given(**{name: changes.pop(name) for name in _GIVEN if name in changes})  # type: ignore[arg-type]
+    given = GivenPaging(**{name: changes.pop(name) for name in _GIVEN if name in changes})  # type: ignore[arg-type]
     source = open_source(spec, options, **changes)
     try:
         return Space(source, given)

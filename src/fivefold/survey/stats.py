@@ -10,10 +10,10 @@ from typing import Final
 import numpy as np
 
 from fivefold.arch import ENTRIES, Level, Rights
-from fivefold.survey.scan.frame_sets import Leaves
+from fivefold.survey.scan.frame_sets import LeafRuns
 from fivefold.survey.scan.regions import PAGE_NAMES, spell
 from fivefold.survey.scan.scan import MAX_RANGES
-from fivefold.survey.scan.scan_result import Contiguity, Kind, ScanCounts, ScanSettings, Words
+from fivefold.survey.scan.scan_result import Contiguity, RegionKind, ScanCounts, ScanSettings, Words
 from fivefold.survey.scan.select import HALF
 from fivefold.survey.scan.table_census import LevelCensus, census
 from fivefold.survey.space import Space
@@ -42,7 +42,7 @@ class LevelStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Mapped:
+class MappedBytes:
     """Virtual bytes, by what they are: all places count, also of memory that is mapped again."""
 
     by_page: dict[str, int]
@@ -58,7 +58,7 @@ class Stats:
     space: Space
     levels: tuple[LevelStats, ...]
     counts: ScanCounts
-    mapped: Mapped
+    mapped: MappedBytes
     physical: int
     mapped_twice: int
     """Of `physical`, what is mapped at two addresses or more; by a shared table counts once."""
@@ -83,7 +83,7 @@ def stats(space: Space) -> Stats:
     """Count everything under the root of *space*. `TooManyRuns` where it unfolds beyond bounds."""
     settings = ScanSettings.for_cpu(space.cpu, space.tables.nxe, contiguity=Contiguity.BREAK, repeat_above=SHARED_ABOVE)
     apart = space.scanner.scan(space.root.value, space.levels, settings, max_ranges=MAX_RANGES)
-    leaves = Leaves.of(apart)
+    leaves = LeafRuns.of(apart)
     physical = leaves.frames.size
     return Stats(
         space,
@@ -111,7 +111,7 @@ def _level(one: LevelCensus) -> LevelStats:
     )
 
 
-def _twice(leaves: Leaves) -> int:
+def _twice(leaves: LeafRuns) -> int:
     """Bytes of memory that two or more of the runs cover."""
     points = np.concatenate([leaves.phys, leaves.phys + leaves.size])
     steps = np.concatenate([np.ones(len(leaves.phys), np.int64), -np.ones(len(leaves.phys), np.int64)])
@@ -121,10 +121,10 @@ def _twice(leaves: Leaves) -> int:
     return int(lengths[depth > 1].sum())
 
 
-def _mapped(space: Space) -> Mapped:
+def _mapped(space: Space) -> MappedBytes:
     """Bytes by page size, half, rights and area, from the merged scan, where shared tables are unfolded."""
     result = space.scan()
-    chosen = result.kind == Kind.MAPPED
+    chosen = result.kind == RegionKind.MAPPED
     start, last, size, level = (part[chosen] for part in (result.start, result.last, result.size, result.level))
     rights = [Rights(*word) for word in product((False, True), repeat=3)]
     columns = [part[chosen] for part in (result.writable, result.user, result.executable)]
@@ -134,7 +134,7 @@ def _mapped(space: Space) -> Mapped:
     }
     by_area = {area.name: _overlap(start, last, area.start, area.end - 1) for area in space.areas.areas}
     by_area["unnamed"] = size.sum() - sum(part.sum() for part in by_area.values())
-    return Mapped(
+    return MappedBytes(
         _sums({name: size[level == np.uint64(number)] for number, name in PAGE_NAMES.items()}),
         _sums({"user": size[start < np.uint64(HALF)], "kernel": size[start >= np.uint64(HALF)]}),
         _sums(by_rights),

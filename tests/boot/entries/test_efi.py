@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from fivefold.boot import Image, Options, Run
+from fivefold.boot import BootOptions, Image, Run
 from fivefold.boot import boot as boot_all
 from fivefold.boot.image.efi_image import efi_file
 from fivefold.errors import ImageError, MachineError
@@ -111,7 +111,7 @@ def test_firmware_that_is_not_there(boot: Boot, monkeypatch: pytest.MonkeyPatch,
 
 def test_five_levels_need_a_cpu_that_has_them() -> None:
     with pytest.raises(MachineError, match=r"^nothing to run: a CPU without LA57 cannot be entered with five levels$"):
-        boot_all(("la48",), Options(engine="qemu", entry="efi57"))
+        boot_all(("la48",), BootOptions(engine="qemu", entry="efi57"))
 
 
 def test_no_second_kernel_behind_firmware(boot: Boot) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fivefold.boot import Image, Options
+from fivefold.boot import BootOptions, Image
 from fivefold.boot.judge.guest_report import read_report
 from fivefold.boot.run import make_guest
 from fivefold.machine import Exit, LimitReached, Machine, Shutdown, start
@@ -39,7 +39,7 @@ def begun(image: Image) -> Iterator[Begun]:
     with contextlib.ExitStack() as stack:
 
         def begin(entry: str, cmdline: str) -> UnicornMachine:
-            options = Options(entry=entry, cmdline=cmdline, memory=32 * MIB)  # type: ignore[arg-type]
+            options = BootOptions(entry=entry, cmdline=cmdline, memory=32 * MIB)  # type: ignore[arg-type]
             machine = stack.enter_context(start("unicorn", make_guest("la57", options, image)))
             assert isinstance(machine, UnicornMachine)
             at = image.physical("window_start", image.load_address)
@@ -146,7 +146,7 @@ def stepped(image: Image, tmp_path: Path) -> Iterator[Callable[[str, str], tuple
     with contextlib.ExitStack() as stack:
 
         def begin(entry: str, cmdline: str) -> tuple[QemuMachine, GdbClient]:
-            options = Options(engine="qemu", entry=entry, cmdline=cmdline, memory=64 * MIB)  # type: ignore[arg-type]
+            options = BootOptions(engine="qemu", entry=entry, cmdline=cmdline, memory=64 * MIB)  # type: ignore[arg-type]
             machine = stack.enter_context(start("qemu", make_guest("la57", options, image)))
             assert isinstance(machine, QemuMachine)
             machine.debug(f"unix:{tmp_path}/gdb,server=on,wait=off")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from fivefold.boot import Image, Options
+from fivefold.boot import BootOptions, Image
 from fivefold.boot.run import boot_guest, make_guest
 from fivefold.explain import Explanation, explain_event
 from fivefold.kernel.selftest.faults import FAULTS
@@ -39,7 +39,7 @@ def story(engine: str, cpu: str, name: str, image: Image) -> Explanation:
         told.append(explain_event(event, machine))
         return ""
 
-    options = Options(engine=engine, memory=32 << 20, cmdline=f"fault={name}", timeout=20)
+    options = BootOptions(engine=engine, memory=32 << 20, cmdline=f"fault={name}", timeout=20)
     boot_guest(make_guest(cpu, options, image), options, image, tell)
     return told[0]
 

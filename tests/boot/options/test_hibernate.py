@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fivefold.boot import Image, Options, Run
+from fivefold.boot import BootOptions, Image, Run
 from fivefold.boot import run as boot_run
 from fivefold.machine import Guest, MapRow, Module
 from fivefold.units import MIB
@@ -34,7 +34,7 @@ def test_comes_back_with_all_cpus(passes: Boot) -> None:
 @pytest.fixture(scope="module")
 def saved(image: Image) -> bytes:
     """What a kernel with five levels saved."""
-    options = Options(memory=32 * MIB, load_address=image.load_address)
+    options = BootOptions(memory=32 * MIB, load_address=image.load_address)
     resuming = boot_run.hibernate(boot_run.make_guest("la57", options, image), options, image)
     assert isinstance(resuming, Guest), resuming
     return resuming.modules[0].data

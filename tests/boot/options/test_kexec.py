@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fivefold.boot import Image, Options, Run
+from fivefold.boot import BootOptions, Image, Run
 from fivefold.errors import MachineError
 from fivefold.machine import Machine, Module
 from fivefold.machine.qemu.engine import QemuMachine
@@ -121,7 +121,7 @@ def test_four_levels_start_it_as_it_is(passes: Boot, image: Image) -> None:
 @pytest.mark.parametrize("word", ["kexec", "--", "hibernate=save", "hibernate=resume"])
 def test_what_the_second_kernel_cannot_be_told(word: str) -> None:
     with pytest.raises(MachineError, match=f"^'{word}' on the command line needs more than the word; use --"):
-        Options(kexec=f"no5lvl {word}")
+        BootOptions(kexec=f"no5lvl {word}")
 
 
 @pytest.mark.parametrize(

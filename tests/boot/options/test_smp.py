@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fivefold.boot import Image, Options, Run
+from fivefold.boot import BootOptions, Image, Run
 from fivefold.boot.judge.smp_checks import cpu_checks
 from fivefold.errors import MachineError
 from fivefold.machine import Guest, start
@@ -75,13 +75,13 @@ def test_the_engine_refuses_more_cpus_than_it_has() -> None:
 @pytest.mark.parametrize("count", [0, -1, 65])
 def test_impossible_counts(count: int) -> None:
     with pytest.raises(MachineError, match=rf"^{count} CPUs; expected 1 to 64$"):
-        Options(smp=count)
+        BootOptions(smp=count)
 
 
 @pytest.mark.parametrize("given", [{"cmdline": "smp=2"}, {"kexec": "no5lvl smp=2"}])
 def test_a_count_that_the_machine_does_not_know_of(given: dict[str, str]) -> None:
     with pytest.raises(MachineError, match=r"^'smp=2' on the command line needs more than the word; use --smp$"):
-        Options(**given)  # type: ignore[arg-type]
+        BootOptions(**given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("word", ["smp=0", "smp=65", "smp=two", "smp="])

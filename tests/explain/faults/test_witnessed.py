@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA48, LA57, ControlState, Flag, Level
-from fivefold.explain import Explanation, Given, Strike, Trace, explain
+from fivefold.explain import Explanation, GivenState, Strike, Trace, explain
 from fivefold.explain.logs.links import link
 from fivefold.memory import CpuState, Ram, Segment
 from fivefold.units import PhysAddr
@@ -141,10 +141,10 @@ def test_an_idt_at_no_address() -> None:
 # -- reserved bits that no log names ---------------------------------------------------------------
 
 
-def numbers(mode: Any, **more: int) -> Given:
+def numbers(mode: Any, **more: int) -> GivenState:
     state = ControlState.long(mode, 0x30_0000)
     values = {"cr0": state.cr0, "cr3": state.cr3, "cr4": state.cr4, "rip": HIGH, "rsp": STACK}
-    return Given(**{**values, "efer": state.efer, **more})
+    return GivenState(**{**values, "efer": state.efer, **more})
 
 
 def test_a_stack_behind_a_reserved_bit(lab: Any) -> None:

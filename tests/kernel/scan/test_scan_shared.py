@@ -11,7 +11,7 @@ import pytest
 from fivefold.arch import LA48, LA57, AddressSpace, Level, PagingMode, distinct_tables
 from fivefold.memory import Ram
 from fivefold.survey.scan import scan as host_scan
-from fivefold.survey.scan.scan_result import Contiguity, Kind, ScanResult, ScanSettings
+from fivefold.survey.scan.scan_result import Contiguity, RegionKind, ScanResult, ScanSettings
 from fivefold.units import PhysAddr
 
 BASE = 0x10_0000
@@ -111,8 +111,12 @@ def test_memory_changes_nothing_but_the_work(contiguity: Contiguity) -> None:
     for seed in range(40):
         for space, one, other in scans(seed, ScanSettings(contiguity=contiguity)):
             assert np.array_equal(plain_rows(one), plain_rows(other)), f"seed {seed}"
-            assert one.counts.mapped_bytes == other.counts.mapped_bytes == int(one.size[one.kind == Kind.MAPPED].sum())
-            wx = one.writable & one.executable & (one.kind == Kind.MAPPED)
+            assert (
+                one.counts.mapped_bytes
+                == other.counts.mapped_bytes
+                == int(one.size[one.kind == RegionKind.MAPPED].sum())
+            )
+            wx = one.writable & one.executable & (one.kind == RegionKind.MAPPED)
             assert one.counts.wx_bytes == other.counts.wx_bytes == int(one.size[wx].sum())
             tables = frozenset().union(*distinct_tables(space).values())
             assert one.counts.tables_met == len(tables)
@@ -135,7 +139,7 @@ def test_a_long_table_met_again_is_told_as_a_repeat() -> None:
             full = scanner.scan(root, mode.top, ScanSettings(contiguity=Contiguity.BREAK), max_ranges=1 << 14)
         except host_scan.TooManyRuns:
             continue
-        repeats = np.flatnonzero(short.kind == Kind.REPEAT)
+        repeats = np.flatnonzero(short.kind == RegionKind.REPEAT)
         assert short.counts.mapped_bytes == full.counts.mapped_bytes
         assert all(short.repeats[repeats] > 0)
         for row in repeats[:20].tolist():
@@ -164,7 +168,7 @@ def test_repeats_in_a_row_are_one_range() -> None:
         ScanSettings(repeat_above=64, contiguity=Contiguity.NOTE),
     )
     assert len(result) == 257
-    assert result.kind[-1] == Kind.REPEAT
+    assert result.kind[-1] == RegionKind.REPEAT
     assert result.level[-1] == Level.PT
     assert result.phys[-1] == BASE
     assert result.repeats.tolist() == [0] * 256 + [511]

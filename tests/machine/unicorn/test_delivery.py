@@ -10,7 +10,7 @@ from fivefold.arch import LA57, ControlState, Cpu
 from fivefold.errors import MachineError
 from fivefold.machine import Shutdown, TableRegister
 from fivefold.machine.unicorn.delivery import Trap, deliver
-from fivefold.machine.vcpu import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, Segment, Vcpu
+from fivefold.machine.vcpu import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, Vcpu, VcpuSegment
 from fivefold.memory import Ram
 
 IDT, GDT, TSS, STACK, IST1, RSP0 = 0x10000, 0x11000, 0x12000, 0x20000, 0x21000, 0x22000
@@ -61,10 +61,10 @@ def vcpu():
         cr4=state.cr4,
         efer=state.efer,
         cpl=0,
-        cs=Segment.from_descriptor(CODE, FLAT_CODE64),
-        ss=Segment.from_descriptor(0x10, FLAT_DATA),
-        tr=Segment(0x38, TSS, 0x67, 0x8B00),
-        ldt=Segment(0),
+        cs=VcpuSegment.from_descriptor(CODE, FLAT_CODE64),
+        ss=VcpuSegment.from_descriptor(0x10, FLAT_DATA),
+        tr=VcpuSegment(0x38, TSS, 0x67, 0x8B00),
+        ldt=VcpuSegment(0),
         gdt=TableRegister(GDT, 8 * len(DESCRIPTORS) - 1),
         idt=TableRegister(IDT, 0xFFF),
     )
@@ -99,7 +99,7 @@ def test_trap_gate_keeps_interrupts_on_and_odd_stacks_are_aligned(ram, vcpu):
 def test_from_user_mode_the_stack_comes_from_the_tss(ram, vcpu, ist, top):
     ram.write(IDT + 16 * 6, gate(ist=ist))
     user = replace(
-        vcpu, cpl=3, cs=Segment.from_descriptor(0x23, USER_CODE), ss=Segment.from_descriptor(0x1B, FLAT_DATA)
+        vcpu, cpl=3, cs=VcpuSegment.from_descriptor(0x23, USER_CODE), ss=VcpuSegment.from_descriptor(0x1B, FLAT_DATA)
     )
 
     found = deliver(Trap(6), user, ram, CPU).vcpu
@@ -110,7 +110,7 @@ def test_from_user_mode_the_stack_comes_from_the_tss(ram, vcpu, ist, top):
 
 def test_conforming_handler_keeps_the_privilege(ram, vcpu):
     ram.write(IDT + 16 * 6, gate(selector=0x30))
-    user = replace(vcpu, cpl=3, cs=Segment.from_descriptor(0x23, USER_CODE))
+    user = replace(vcpu, cpl=3, cs=VcpuSegment.from_descriptor(0x23, USER_CODE))
 
     found = deliver(Trap(6), user, ram, CPU).vcpu
 
@@ -136,8 +136,8 @@ REFUSED = {
     "32-bit code": (gate(selector=0x18), {}, 13, 0x19),
     "less privileged code": (gate(selector=0x20), {}, 13, 0x21),
     "absent code": (gate(selector=0x28), {}, 11, 0x29),
-    "selector in an empty LDT": (gate(selector=0x0C), {"ldt": Segment(0, 0, 0)}, 13, 0x0D),
-    "stack of the IST beyond the TSS": (gate(ist=7), {"tr": Segment(0x38, TSS, 0x50, 0x8B00)}, 10, 0x39),
+    "selector in an empty LDT": (gate(selector=0x0C), {"ldt": VcpuSegment(0, 0, 0)}, 13, 0x0D),
+    "stack of the IST beyond the TSS": (gate(ist=7), {"tr": VcpuSegment(0x38, TSS, 0x50, 0x8B00)}, 10, 0x39),
     "stack of the IST not canonical": (gate(ist=2), {}, 12, 1),
     "stack absent": (gate(), {"rsp": ABSENT + 0x800}, 14, 2),
     "IDT absent": (None, {"idt": TableRegister(ABSENT, 0xFFF)}, 14, 0),
@@ -162,7 +162,7 @@ def test_refused_delivery_raises_the_next_exception(ram, vcpu, name):
 
 def test_software_interrupt_that_is_refused_points_back_at_itself(ram, vcpu):
     ram.write(IDT + 16 * 0x80, gate(flags=0x8E))
-    user = replace(vcpu, cpl=3, rip=0x50002, cs=Segment.from_descriptor(0x23, USER_CODE))
+    user = replace(vcpu, cpl=3, rip=0x50002, cs=VcpuSegment.from_descriptor(0x23, USER_CODE))
 
     found = deliver(Trap(0x80, software=True, length=2), user, ram, CPU)
 
@@ -210,7 +210,7 @@ def test_what_is_not_modelled_is_said(ram, vcpu):
         deliver(Trap(6), replace(vcpu, efer=0), ram, CPU)
     ram.write(IDT + 8 * 6, gate(flags=0x85)[:8])
     with pytest.raises(MachineError, match=r"^vector 6 has a task gate, which this engine does not model$"):
-        deliver(Trap(6), replace(vcpu, cr0=0x11, efer=0, cs=Segment.from_descriptor(8, FLAT_CODE32)), ram, CPU)
+        deliver(Trap(6), replace(vcpu, cr0=0x11, efer=0, cs=VcpuSegment.from_descriptor(8, FLAT_CODE32)), ram, CPU)
 
 
 def test_protected_mode_from_user_code_changes_the_stack(ram, vcpu):
@@ -221,8 +221,8 @@ def test_protected_mode_from_user_code_changes_the_stack(ram, vcpu):
         cr0=0x11,
         efer=0,
         cpl=3,
-        cs=Segment.from_descriptor(0x1B, FLAT_CODE32 | 3 << 45),
-        ss=Segment.from_descriptor(0x23, FLAT_DATA | 3 << 45),
+        cs=VcpuSegment.from_descriptor(0x1B, FLAT_CODE32 | 3 << 45),
+        ss=VcpuSegment.from_descriptor(0x23, FLAT_DATA | 3 << 45),
     )
 
     found = deliver(Trap(14, 4, cr2=0x77), user, ram, CPU).vcpu

@@ -10,7 +10,7 @@ import pytest
 from fivefold.arch import LA48, LA57, Level
 from fivefold.errors import NotKnownError
 from fivefold.memory import CpuState, Ram, Source
-from fivefold.survey.guest.identify import Given, choose_mode, choose_nxe, choose_phys_bits, choose_root, root_of
+from fivefold.survey.guest.identify import GivenPaging, choose_mode, choose_nxe, choose_phys_bits, choose_root, root_of
 from fivefold.survey.space import Space
 from fivefold.units import PhysAddr
 
@@ -37,23 +37,23 @@ Sourced = Callable[..., Source]
 
 def test_registers_decide(four: Ram, sourced: Sourced) -> None:
     source = sourced(four, (cpu(cr3=ROOT | 0x8000_0000_0000_0ABC),))
-    assert choose_root(source, Given()) == (choose_root(source, Given()))
-    assert str(choose_root(source, Given())) == f"{ROOT} (CR3 of CPU 0 (test))"
-    assert choose_mode(source, PhysAddr(ROOT), Given()).value is LA48
-    assert choose_mode(source, PhysAddr(ROOT), Given()).how == "CR4.LA57=0 of CPU 0 (test)"
+    assert choose_root(source, GivenPaging()) == (choose_root(source, GivenPaging()))
+    assert str(choose_root(source, GivenPaging())) == f"{ROOT} (CR3 of CPU 0 (test))"
+    assert choose_mode(source, PhysAddr(ROOT), GivenPaging()).value is LA48
+    assert choose_mode(source, PhysAddr(ROOT), GivenPaging()).how == "CR4.LA57=0 of CPU 0 (test)"
 
 
 def test_given_overrides_and_says_so(five: Ram, sourced: Sourced) -> None:
     source = sourced(five, (cpu(cr3=0x9000),))
-    assert str(choose_root(source, Given(cr3=ROOT))) == f"{ROOT} (given with --cr3)"
-    mode = choose_mode(source, PhysAddr(ROOT), Given(levels=5))
+    assert str(choose_root(source, GivenPaging(cr3=ROOT))) == f"{ROOT} (given with --cr3)"
+    mode = choose_mode(source, PhysAddr(ROOT), GivenPaging(levels=5))
     assert (mode.value, mode.how) == (LA57, "given with --levels; CR4.LA57=0 of CPU 0 (test) says la48")
-    assert choose_mode(source, PhysAddr(ROOT), Given(cr4=0x16B0)).value is LA57
+    assert choose_mode(source, PhysAddr(ROOT), GivenPaging(cr4=0x16B0)).value is LA57
 
 
 def test_tables_decide_where_nothing_else_does(five: Ram, four: Ram, sourced: Sourced) -> None:
-    assert choose_mode(sourced(five), PhysAddr(ROOT), Given()).value is LA57
-    found = choose_mode(sourced(four), PhysAddr(ROOT), Given())
+    assert choose_mode(sourced(five), PhysAddr(ROOT), GivenPaging()).value is LA57
+    found = choose_mode(sourced(four), PhysAddr(ROOT), GivenPaging())
     assert (found.value, found.how) == (
         LA48,
         "the tables: 0 entries of the tables speak for five levels, 4 for four",
@@ -62,7 +62,7 @@ def test_tables_decide_where_nothing_else_does(five: Ram, four: Ram, sourced: So
 
 def test_a_cr4_without_pae_says_nothing(five: Ram, sourced: Sourced) -> None:
     source = sourced(five, (cpu(cr4=0x10),))
-    assert choose_mode(source, PhysAddr(ROOT), Given()).how.startswith("the tables: ")
+    assert choose_mode(source, PhysAddr(ROOT), GivenPaging()).how.startswith("the tables: ")
 
 
 def test_vmcoreinfo_decides_without_registers(five: Ram, sourced: Sourced) -> None:
@@ -72,15 +72,15 @@ def test_vmcoreinfo_decides_without_registers(five: Ram, sourced: Sourced) -> No
         "NUMBER(pgtable_l5_enabled)": "1",
     }
     source = sourced(five, vmcoreinfo=facts)
-    assert str(choose_root(source, Given())) == f"{ROOT} (init_top_pgt and phys_base in VMCOREINFO)"
-    assert choose_mode(source, PhysAddr(ROOT), Given()).how == "pgtable_l5_enabled=1 in VMCOREINFO"
+    assert str(choose_root(source, GivenPaging())) == f"{ROOT} (init_top_pgt and phys_base in VMCOREINFO)"
+    assert choose_mode(source, PhysAddr(ROOT), GivenPaging()).how == "pgtable_l5_enabled=1 in VMCOREINFO"
 
 
 @pytest.mark.parametrize(("levels", "other"), [(4, 5), (5, 4)])
 def test_the_wrong_number_of_levels(five: Ram, four: Ram, sourced: Sourced, levels: int, other: int) -> None:
     source = sourced(five if other == 5 else four)
     with pytest.raises(NotKnownError) as caught:
-        choose_mode(source, PhysAddr(ROOT), Given(levels=levels))
+        choose_mode(source, PhysAddr(ROOT), GivenPaging(levels=levels))
     counts = "1 entries of the tables speak for five levels, 0 for four"
     if other == 4:
         counts = "0 entries of the tables speak for five levels, 4 for four"
@@ -89,13 +89,13 @@ def test_the_wrong_number_of_levels(five: Ram, four: Ram, sourced: Sourced, leve
         f"{against}, not {levels} as given with --levels; give --levels {other}, "
         "or --force to read them so all the same"
     )
-    forced = choose_mode(source, PhysAddr(ROOT), Given(levels=levels, force=True))
+    forced = choose_mode(source, PhysAddr(ROOT), GivenPaging(levels=levels, force=True))
     assert (int(forced.value.top), forced.how, forced.against) == (levels, "given with --levels", against)
     assert forced.evidence == f"given with --levels, but {against}"
 
 
 def test_force_changes_nothing_that_is_not_contradicted(five: Ram, sourced: Sourced) -> None:
-    found = choose_mode(sourced(five), PhysAddr(ROOT), Given(levels=5, force=True))
+    found = choose_mode(sourced(five), PhysAddr(ROOT), GivenPaging(levels=5, force=True))
     assert (found.how, found.against) == ("given with --levels", None)
 
 
@@ -103,11 +103,11 @@ def test_another_cpu(five: Ram, four: Ram, sourced: Sourced) -> None:
     """Root, mode and EFER are of the CPU that is asked for."""
     below = Ram.of_size(0x1000, start=ROOT, name="toy")
     source = sourced(below, (cpu(cr3=0x9000), cpu(cr4=0x16B0, efer=0xD00)))
-    given = Given(cpu=1)
+    given = GivenPaging(cpu=1)
     assert str(choose_root(source, given)) == f"{ROOT} (CR3 of CPU 1 (test))"
     assert choose_mode(source, PhysAddr(ROOT), given).how == "CR4.LA57=1 of CPU 1 (test)"
     assert str(choose_nxe(source, given)) == "True (EFER of CPU 1)"
-    assert choose_nxe(source, Given()).value is None
+    assert choose_nxe(source, GivenPaging()).value is None
 
 
 @pytest.mark.parametrize(
@@ -125,24 +125,24 @@ def test_another_cpu(five: Ram, four: Ram, sourced: Sourced) -> None:
 )
 def test_a_cpu_that_is_not_there(five: Ram, sourced: Sourced, cpus: tuple[CpuState, ...], message: str) -> None:
     with pytest.raises(NotKnownError) as caught:
-        choose_root(sourced(five, cpus), Given(cpu=1))
+        choose_root(sourced(five, cpus), GivenPaging(cpu=1))
     assert str(caught.value) == message
 
 
 def test_nothing_says(sourced: Sourced) -> None:
     empty = sourced(Ram.of_size(0x2000, start=ROOT, name="empty"))
     with pytest.raises(NotKnownError) as caught:
-        choose_root(empty, Given())
+        choose_root(empty, GivenPaging())
     assert str(caught.value) == (
         "empty (test memory) holds no CR3; give --cr3, or look for roots with `fivefold roots`"
     )
     with pytest.raises(NotKnownError, match=r"does not say how many levels .*; give --levels$"):
-        choose_mode(empty, PhysAddr(ROOT), Given())
+        choose_mode(empty, PhysAddr(ROOT), GivenPaging())
 
 
 def test_a_hole_where_the_root_should_be(five: Ram, sourced: Sourced) -> None:
     with pytest.raises(NotKnownError) as caught:
-        choose_root(sourced(five), Given(cr3=0x9000))
+        choose_root(sourced(five), GivenPaging(cr3=0x9000))
     assert str(caught.value) == (
         "toy has no memory at the root 0x0000000000009000 (given with --cr3); "
         "expected the top-level table there: give another with --cr3"
@@ -159,7 +159,7 @@ def test_a_hole_where_the_root_should_be(five: Ram, sourced: Sourced) -> None:
 )
 def test_a_cpu_without_long_paging(five: Ram, sourced: Sourced, registers: dict[str, int], wrong: str) -> None:
     with pytest.raises(NotKnownError) as caught:
-        choose_root(sourced(five, (cpu(**registers),)), Given())
+        choose_root(sourced(five, (cpu(**registers),)), GivenPaging())
     assert str(caught.value) == (f"CPU 0 of toy has {wrong}; expected 4- or 5-level paging: give --cr3 and --levels")
 
 
@@ -175,21 +175,21 @@ def test_a_cpu_without_long_paging(five: Ram, sourced: Sourced, registers: dict[
 )
 def test_given_that_cannot_be(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
-        Given(**given)
+        GivenPaging(**given)
     assert str(caught.value) == message
 
 
 def test_forged_vmcoreinfo(five: Ram, sourced: Sourced) -> None:
     source = sourced(five, vmcoreinfo={"SYMBOL(init_top_pgt)": "zz", "NUMBER(phys_base)": "0"})
     with pytest.raises(NotKnownError, match=r"VMCOREINFO holds 'zz' and '0'; expected numbers"):
-        choose_root(source, Given())
+        choose_root(source, GivenPaging())
 
 
 def test_width_and_nxe(five: Ram, sourced: Sourced) -> None:
-    assert choose_phys_bits(Given()).value is None
-    assert str(choose_phys_bits(Given(phys_bits=46))) == "46 (given with --phys-bits)"
-    assert choose_nxe(sourced(five), Given()).value is None
-    assert str(choose_nxe(sourced(five, (cpu(efer=0x500),)), Given())) == "False (EFER of CPU 0)"
+    assert choose_phys_bits(GivenPaging()).value is None
+    assert str(choose_phys_bits(GivenPaging(phys_bits=46))) == "46 (given with --phys-bits)"
+    assert choose_nxe(sourced(five), GivenPaging()).value is None
+    assert str(choose_nxe(sourced(five, (cpu(efer=0x500),)), GivenPaging())) == "False (EFER of CPU 0)"
 
 
 def test_root_of_leaves_out_what_is_not_address() -> None:

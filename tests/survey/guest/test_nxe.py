@@ -17,9 +17,9 @@ from fivefold.memory.registers import parse_info_registers
 from fivefold.report.text.dump import write_json
 from fivefold.report.text.walk import walk_json
 from fivefold.survey.audit.audit import audit
-from fivefold.survey.guest.identify import Given
+from fivefold.survey.guest.identify import GivenPaging
 from fivefold.survey.guest.info import About
-from fivefold.survey.scan.scan_result import Kind
+from fivefold.survey.scan.scan_result import RegionKind
 from fivefold.survey.space import Space
 from fivefold.survey.stats import stats
 
@@ -54,7 +54,7 @@ def test_reserved_where_nxe_is_clear(opened: Open) -> None:
     assert last["reserved_bits"] == "0x8000000000000000"
 
     kinds = [(region.start, region.kind) for region in space.regions()]
-    assert kinds == [(GUARDED, Kind.MALFORMED), (PLAIN, Kind.MAPPED)]
+    assert kinds == [(GUARDED, RegionKind.MALFORMED), (PLAIN, RegionKind.MAPPED)]
     out = io.StringIO()
     write_json(space, space.regions(), out)
     assert [found["what"] for found in json.loads(out.getvalue())["findings"]] == ["malformed entry"]
@@ -90,5 +90,5 @@ def test_what_info_says_of_it(opened: Open) -> None:
 
 def test_a_monitor_has_efer(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
     text = f"CR0=80050033 CR2=0 CR3={ROOT:016x} CR4=000006b0\nEFER=0000000000000500\n"
-    space = Space(sourced(built(LA48, PAGES), parse_info_registers(text)), Given())
+    space = Space(sourced(built(LA48, PAGES), parse_info_registers(text)), GivenPaging())
     assert (space.nxe.value, space.tables.nxe) == (False, False)

@@ -4,12 +4,12 @@ import pytest
 
 from fivefold.arch import Level, Rights
 from fivefold.survey.scan.regions import Region, flag_names, part_of, split_at
-from fivefold.survey.scan.scan_result import Kind
+from fivefold.survey.scan.scan_result import RegionKind
 from fivefold.survey.scan.select import RightsFilter, meet
 from fivefold.units import PhysAddr, VirtAddr
 
 
-def region(start: int, end: int, phys: int | None = 0x1000, kind: Kind = Kind.MAPPED) -> Region:
+def region(start: int, end: int, phys: int | None = 0x1000, kind: RegionKind = RegionKind.MAPPED) -> Region:
     place = None if phys is None else PhysAddr(phys)
     return Region(VirtAddr(start), end, kind, Level.PT, Rights(), Rights(), 0x67, place)
 
@@ -32,15 +32,15 @@ def test_rights_filter(rights_row: list[str]) -> None:
     assert found.lets(one) is (lets == "yes")
 
 
-@pytest.mark.parametrize("kind", [Kind.MALFORMED, Kind.UNREADABLE])
-def test_rights_never_hide_what_is_wrong(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [RegionKind.MALFORMED, RegionKind.UNREADABLE])
+def test_rights_never_hide_what_is_wrong(kind: RegionKind) -> None:
     assert RightsFilter.parse("wx").lets(
         region(0x1000, 0x2000, kind=kind)._replace(effective=Rights(False, False, False))
     )
 
 
 def test_a_repeat_may_hold_less_than_its_path_allows() -> None:
-    one = region(0x1000, 0x2000, kind=Kind.REPEAT)._replace(effective=rights_of("rw--"))
+    one = region(0x1000, 0x2000, kind=RegionKind.REPEAT)._replace(effective=rights_of("rw--"))
     assert [RightsFilter.parse(text).lets(one) for text in ("w", "-w", "x", "-x")] == [True, True, False, True]
 
 
@@ -62,7 +62,7 @@ def test_split_at_borders_inside_only() -> None:
 
 
 def test_split_leaves_repeats_whole() -> None:
-    one = region(0x4000, 0x8000, kind=Kind.REPEAT)
+    one = region(0x4000, 0x8000, kind=RegionKind.REPEAT)
     assert list(split_at(one, [0x5000])) == [one]
 
 
@@ -70,7 +70,7 @@ def test_sizes_and_text() -> None:
     last = region(0xFFFF_FFFF_FFFF_F000, 1 << 64)._replace(area="fixmap")
     assert (last.size, last.page) == (0x1000, "4K")
     assert str(last) == "0xfffffffffffff000-0xffffffffffffffff 4K   rwxu 0x0000000000001000 fixmap"
-    assert region(0x1000, 0x2000, kind=Kind.UNREADABLE).page is None
+    assert region(0x1000, 0x2000, kind=RegionKind.UNREADABLE).page is None
 
 
 def test_meet() -> None:

@@ -18,11 +18,11 @@ from fivefold.layout import Area
 from fivefold.memory import Ram, Source
 from fivefold.report.text.dump import write_csv, write_json
 from fivefold.survey.guest.areas import AreaMap
-from fivefold.survey.guest.identify import Given
+from fivefold.survey.guest.identify import GivenPaging
 from fivefold.survey.scan import repeats
 from fivefold.survey.scan.regions import PAGE_NAMES, Region
 from fivefold.survey.scan.repeats import regions_with_repeats
-from fivefold.survey.scan.scan_result import Kind
+from fivefold.survey.scan.scan_result import RegionKind
 from fivefold.survey.space import Space
 from fivefold.units import GIB, MIB, PhysAddr
 
@@ -64,7 +64,7 @@ Piece = tuple[int, Any]
 def pieces(regions: Iterable[Region]) -> Iterator[Piece]:
     """Each page of each place, or what a region has of it, with all that is said of it."""
     for region in regions:
-        assert region.kind is Kind.MAPPED
+        assert region.kind is RegionKind.MAPPED
         for at in product(*(range(0, stride.times * stride.bytes, stride.bytes) for stride in region.strides)):
             yield from _of_one_place(region._replace(repeats=0, strides=()), sum(at))
 
@@ -81,7 +81,7 @@ def _of_one_place(region: Region, shift: int) -> Iterator[Piece]:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
 def test_place_by_place(sourced: Callable[..., Source], mode: PagingMode, seed: int) -> None:
-    space = Space(sourced(tangled(mode, seed)), Given(cr3=ROOT, levels=int(mode.top), force=True))
+    space = Space(sourced(tangled(mode, seed)), GivenPaging(cr3=ROOT, levels=int(mode.top), force=True))
     space.areas = NAMED
     windows = [None, range(5 * 0x1000, 2 * GIB + 3 * MIB), range(GIB + 0x1000, 1 << 41)]
     for window in windows:
@@ -93,7 +93,7 @@ def test_place_by_place(sourced: Callable[..., Source], mode: PagingMode, seed: 
 
 
 def test_tables_shared_in_no_order_are_refused(sourced: Callable[..., Source], monkeypatch: pytest.MonkeyPatch) -> None:
-    space = Space(sourced(tangled(LA48, 1)), Given(cr3=ROOT, levels=4, force=True))
+    space = Space(sourced(tangled(LA48, 1)), GivenPaging(cr3=ROOT, levels=4, force=True))
     space.areas = NAMED
     monkeypatch.setattr(repeats, "MAX_TOLD", 10)
     with pytest.raises(TooManyRuns, match=r"^the tables at 0x0000000000100000 unfold into more than 10 runs$"):
@@ -102,7 +102,7 @@ def test_tables_shared_in_no_order_are_refused(sourced: Callable[..., Source], m
 
 def test_json_and_csv(sourced: Callable[..., Source]) -> None:
     """Rows with repeats are rows like all others, so who sums sizes by repeats has all bytes."""
-    space = Space(sourced(tangled(LA57, 1)), Given(cr3=ROOT, levels=5, force=True))
+    space = Space(sourced(tangled(LA57, 1)), GivenPaging(cr3=ROOT, levels=5, force=True))
     space.areas = NAMED
     out, table = io.StringIO(), io.StringIO()
     write_json(space, regions_with_repeats(space, repeat_above=0), out)

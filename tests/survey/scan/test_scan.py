@@ -20,7 +20,7 @@ from fivefold.memory import open_source
 from fivefold.metal.run import interpreter
 from fivefold.survey.scan import scan as module
 from fivefold.survey.scan.scan import TableScanner, leaves_of, scan_space
-from fivefold.survey.scan.scan_result import ALL_FLAGS, Contiguity, Kind, ScanResult, ScanSettings, expand_leaves
+from fivefold.survey.scan.scan_result import ALL_FLAGS, Contiguity, RegionKind, ScanResult, ScanSettings, expand_leaves
 from fivefold.units import PhysAddr
 
 GUESTS = Path(__file__).parents[2] / "data" / "guests"
@@ -55,7 +55,7 @@ def test_columns() -> None:
     assert result.size.tolist() == [0x2000, 0x2000]
     assert result.phys.tolist() == [0x7000, 0x9000]
     assert result.flags.tolist() == [P | W | U, P | NX]
-    assert result.kind.tolist() == [Kind.MAPPED, Kind.MAPPED]
+    assert result.kind.tolist() == [RegionKind.MAPPED, RegionKind.MAPPED]
     assert result.level.tolist() == [1, 1]
     assert result.writable.tolist() == [True, False]
     assert result.user.tolist() == [True, False]
@@ -137,7 +137,7 @@ def test_reserved_bits_follow_from_the_cpu() -> None:
     def kinds(cpu: Cpu, nxe: bool = True) -> list[int]:
         return scan_space([(BASE, data)], root, 4, ScanSettings.for_cpu(cpu, nxe)).kind.tolist()
 
-    mapped, malformed = Kind.MAPPED, Kind.MALFORMED
+    mapped, malformed = RegionKind.MAPPED, RegionKind.MALFORMED
     assert kinds(Cpu(phys_bits=46)) == [mapped, mapped]
     assert kinds(Cpu(phys_bits=45)) == [mapped, malformed, mapped]
     assert kinds(Cpu(phys_bits=45), nxe=False) == [mapped, malformed, malformed]
@@ -148,8 +148,8 @@ def test_bit_8_of_a_top_entry_is_reserved_on_amd() -> None:
     table[0, 0] = 0x7000 | P | G
     banks = [(BASE, table.tobytes())]
     intel, amd = (ScanSettings.for_cpu(Cpu(vendor=vendor)) for vendor in (Vendor.INTEL, Vendor.AMD))
-    assert scan_space(banks, PhysAddr(BASE), 4, intel).kind.tolist() == [Kind.UNREADABLE]
-    assert scan_space(banks, PhysAddr(BASE), 4, amd).kind.tolist() == [Kind.MALFORMED]
+    assert scan_space(banks, PhysAddr(BASE), 4, intel).kind.tolist() == [RegionKind.UNREADABLE]
+    assert scan_space(banks, PhysAddr(BASE), 4, amd).kind.tolist() == [RegionKind.MALFORMED]
 
 
 def guarded(image: bytes) -> memoryview:
@@ -228,14 +228,18 @@ def test_real_guests_against_arch(name: str) -> None:
     breaks = "kasan" not in name
     contiguity = Contiguity.BREAK if breaks else Contiguity.NOTE
     result, space = scan_capture(name, ScanSettings(flags=ALL_FLAGS & ~0x60, contiguity=contiguity))
-    content = {Content.MAPPED: Kind.MAPPED, Content.MALFORMED: Kind.MALFORMED, Content.UNREADABLE: Kind.UNREADABLE}
+    content = {
+        Content.MAPPED: RegionKind.MAPPED,
+        Content.MALFORMED: RegionKind.MALFORMED,
+        Content.UNREADABLE: RegionKind.UNREADABLE,
+    }
     expected = list(regions(space, contiguous=breaks))
     assert len(expected) > 100
     assert result.start.tolist() == [run.start for run in expected]
     assert (result.last + np.uint64(1)).tolist() == [run.end & (1 << 64) - 1 for run in expected]
     assert result.phys.tolist() == [run.phys for run in expected]
     assert result.kind.tolist() == [content[run.content] for run in expected]
-    mapped = result.kind == Kind.MAPPED
+    mapped = result.kind == RegionKind.MAPPED
     assert result.level[mapped].tolist() == [run.level for run in expected if run.content is Content.MAPPED]
     assert result.flags[mapped].tolist() == [run.flags for run in expected if run.content is Content.MAPPED]
     rights = zip(result.writable.tolist(), result.user.tolist(), result.executable.tolist(), strict=True)

@@ -16,14 +16,14 @@ from fivefold.errors import MemoryReadError
 from fivefold.memory import Extent, Ram
 from fivefold.metal.run import interpreter
 from fivefold.survey.paths import path_of
-from fivefold.survey.scan.scan_result import Contiguity, Kind, expand_leaves
+from fivefold.survey.scan.scan_result import Contiguity, RegionKind, expand_leaves
 from fivefold.survey.scan.translator import ABSENT, NON_CANONICAL, Translator, translator_of
 from fivefold.survey.space import open_space
 from fivefold.units import GIB, PhysAddr, VirtAddr
 
 GUESTS = Path(__file__).parents[2] / "data" / "guests"
 FIRST = 0x10_0000
-KINDS = {Cause.NON_CANONICAL: NON_CANONICAL, Cause.NOT_PRESENT: ABSENT, Cause.RESERVED: int(Kind.MALFORMED)}
+KINDS = {Cause.NON_CANONICAL: NON_CANONICAL, Cause.NOT_PRESENT: ABSENT, Cause.RESERVED: int(RegionKind.MALFORMED)}
 
 
 def hostile(seed: int, tables: int = 6) -> Ram:
@@ -47,9 +47,9 @@ def expected(tables: AddressSpace, va: int) -> tuple[int, ...]:
     path = path_of(tables, VirtAddr(va))
     found = path.end
     if found is None:
-        return int(Kind.UNREADABLE), path.steps[-1].entry.level - 1, path.missing or 0
+        return int(RegionKind.UNREADABLE), path.steps[-1].entry.level - 1, path.missing or 0
     if isinstance(found, Mapped):
-        return (int(Kind.MAPPED), found.pa, int(found.page), *(int(right) for right in found.rights))
+        return (int(RegionKind.MAPPED), found.pa, int(found.page), *(int(right) for right in found.rights))
     level = int(found.steps[-1].entry.level) if found.steps else 0
     return KINDS[found.cause], level
 
@@ -61,9 +61,9 @@ def compare(ram: Ram, mode: PagingMode, cpu: Cpu, addresses: list[int], **how: A
     for i, va in enumerate(addresses):
         kind = int(found.kind[i])
         got: tuple[int, ...] = (kind, int(found.level[i]))
-        if kind == Kind.UNREADABLE:
+        if kind == RegionKind.UNREADABLE:
             got = (*got, int(found.phys[i]))
-        if kind == Kind.MAPPED:
+        if kind == RegionKind.MAPPED:
             got = (kind, int(found.phys[i]), int(found.level[i]), *(int(right[i]) for right in rights))
         assert got == expected(tables, va), hex(va)
 

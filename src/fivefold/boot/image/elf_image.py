@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from fivefold.boot.image.multiboot2 import HEADER_SIZE, Extent, multiboot2_header
+from fivefold.boot.image.multiboot2 import HEADER_SIZE, ImageExtent, multiboot2_header
 from fivefold.errors import ImageError
 from fivefold.units import MIB, PAGE, PhysAddr, VirtAddr, hex64
 
@@ -102,7 +102,7 @@ class Image:
         """The multiboot2 header for *load*, where a loader is to put the file's bytes as they are."""
         last = self.parts[-1]
         data_end = last.start + len(last.data) - self.link_address + load
-        extent = Extent(self.physical("multiboot2_header", load), load, data_end, load + self.size)
+        extent = ImageExtent(self.physical("multiboot2_header", load), load, data_end, load + self.size)
         return multiboot2_header(extent, self.physical("multiboot2_entry", load))
 
 

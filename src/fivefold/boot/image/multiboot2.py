@@ -26,7 +26,7 @@ _END, _REQUEST, _ADDRESS, _ENTRY, _MODULE_ALIGNMENT, _RELOCATABLE = 0, 1, 2, 3, 
 _MEMORY_MAP: Final = 6
 
 
-class Extent(NamedTuple):
+class ImageExtent(NamedTuple):
     """Physical addresses: of the header, of the image's start, of the end of the file's bytes, and of its memory."""
 
     header: int
@@ -35,7 +35,7 @@ class Extent(NamedTuple):
     end: int
 
 
-def multiboot2_header(at: Extent, entry: int) -> bytes:
+def multiboot2_header(at: ImageExtent, entry: int) -> bytes:
     """The header for an image that likes to be at ``at.start`` and is entered at *entry*; zeros if it cannot be.
 
     That is so above 4 GiB, where no loader that starts in 32 bits can put it.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from fivefold.arch import AddressSpace, Region, regions
+from fivefold.arch import AddressSpace, PageRun, regions
 from fivefold.boot.judge.evidence import Evidence
 from fivefold.boot.result import Check
 from fivefold.units import PhysAddr
@@ -36,7 +36,7 @@ def _check(name: str, problem: str) -> Check:
     return Check(name, "outside", not problem, problem)
 
 
-def _window(seen: Evidence, mapped: list[Region]) -> str:
+def _window(seen: Evidence, mapped: list[PageRun]) -> str:
     """Something executable, all of it for the kernel only, none of it memory that the kernel hands out."""
     if not any(run.rights.execute for run in mapped):
         return "nothing in the window can be executed"

@@ -16,7 +16,7 @@ from fivefold.arch import (
     ControlState,
     Cpu,
     Fault,
-    Region,
+    PageRun,
     access,
     distinct_tables,
     regions,
@@ -52,7 +52,7 @@ class Evidence:
         return AddressSpace.from_state(self.memory, self.state, self.cpu)
 
     @cached_property
-    def runs(self) -> tuple[Region, ...]:
+    def runs(self) -> tuple[PageRun, ...]:
         """Everything that is mapped, in runs that are contiguous in physical memory too.
 
         With the shadow they are not: most of it is one page, over and over.
@@ -75,7 +75,7 @@ class Evidence:
         """An area of the layout by name."""
         return area_named(self.areas, name)
 
-    def runs_in(self, area: Area) -> list[Region]:
+    def runs_in(self, area: Area) -> list[PageRun]:
         """What is mapped between the bounds of *area*, in contiguous runs but for the shadow; cut at the bounds."""
         apart = area.name != "kasan_shadow"
         return list(regions(self.space, range(area.start, area.end), contiguous=apart))

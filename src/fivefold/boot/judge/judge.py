@@ -20,7 +20,7 @@ from fivefold.arch import (
     Content,
     Fault,
     Mapped,
-    Region,
+    PageRun,
     TooManyRuns,
     Vector,
     distinct_tables,
@@ -127,7 +127,7 @@ def _range_text(row: tuple[int, int, int, int, int] | None) -> str:
     return "nothing" if row is None else f"{hex64(row[0])}-{hex64(row[1])} level {row[3]} rights {row[4]:#x}"
 
 
-def _first(found: Iterable[Region]) -> str:
+def _first(found: Iterable[PageRun]) -> str:
     """The first of the runs that should not be, and how many there are."""
     rows = list(found)
     return f"{rows[0]} and {len(rows) - 1} more" if rows else ""

@@ -10,7 +10,7 @@ from typing import Final
 
 from fivefold.arch import FETCH, HAS_ERROR_CODE, Access, Kind, Vector
 from fivefold.explain.faults.delivery import GATE_SIZE, SYSTEM, Obstacle, Route, gate_address, replay
-from fivefold.explain.faults.finding import Confidence, Finding
+from fivefold.explain.faults.finding import Confidence, FaultFinding
 from fivefold.explain.faults.page_fault import FRAME_WORDS
 from fivefold.explain.logs.trace import Strike
 from fivefold.explain.rules.error_codes import kind_of, rule_from_code
@@ -26,7 +26,7 @@ SELECTOR_FAULTS: Final = frozenset({Vector.GP, Vector.SS, Vector.NP, Vector.TS})
 """Exceptions that a bad descriptor, selector or address raises; their error code names the selector."""
 
 
-def explain_delivery(here: Situation, before: Strike, strike: Strike, dialect: str = "") -> Finding:
+def explain_delivery(here: Situation, before: Strike, strike: Strike, dialect: str = "") -> FaultFinding:
     """Why the delivery of *before* (or of the double fault it became) ended in *strike*."""
     inferred: tuple[str, ...] = ()
     if strike.vector == Vector.PF and strike.cr2 is not None:
@@ -35,7 +35,7 @@ def explain_delivery(here: Situation, before: Strike, strike: Strike, dialect: s
     return replace(finding, remarks=(*finding.remarks, *inferred))
 
 
-def _explain(here: Situation, before: Strike, strike: Strike) -> Finding:
+def _explain(here: Situation, before: Strike, strike: Strike) -> FaultFinding:
     vector = strike.during if strike.during is not None else before.vector
     is_first = vector == before.vector
     pushes_code = before.has_error_code if is_first else vector in HAS_ERROR_CODE
@@ -72,7 +72,7 @@ def _fits(obstacle: Obstacle, strike: Strike) -> bool:
     return strike.vector in vectors and same_address
 
 
-def _of_obstacle(here: Situation, obstacle: Obstacle, strike: Strike) -> Finding:
+def _of_obstacle(here: Situation, obstacle: Obstacle, strike: Strike) -> FaultFinding:
     remarks: tuple[str, ...] = ()
     if obstacle.vector != strike.vector:
         remarks = (
@@ -86,16 +86,16 @@ def _of_obstacle(here: Situation, obstacle: Obstacle, strike: Strike) -> Finding
     sentence = obstacle.sentence
     if obstacle.culprit is not None and not obstacle.culprit.entry.is_present:
         sentence += f"; the {describe_entry(obstacle.culprit)} is not present"
-    return Finding(
+    return FaultFinding(
         obstacle.rule, sentence, "certain", here, obstacle.va, how, obstacle.culprit, obstacle.steps, remarks=remarks
     )
 
 
-def _page_fault_in_delivery(here: Situation, vector: int, strike: Strike, route: Route) -> Finding:
+def _page_fault_in_delivery(here: Situation, vector: int, strike: Strike, route: Route) -> FaultFinding:
     """By the address: the gate, a descriptor, the TSS, or the stack."""
     name, va = vector_name(vector), strike.cr2
     if va is None:
-        return Finding("unknown", f"a page fault in the delivery of {name}; where is not known", "guess", here)
+        return FaultFinding("unknown", f"a page fault in the delivery of {name}; where is not known", "guess", here)
     gate = gate_address(here, vector)
     code = strike.error_code
     kind = Kind.READ if code is None else kind_of(here, code, va, None)
@@ -124,30 +124,30 @@ def _page_fault_in_delivery(here: Situation, vector: int, strike: Strike, route:
 
 def _placed(
     here: Situation, rule: RuleName, sentence: str, va: int, how: Access, confidence: Confidence, code: int | None
-) -> Finding:
+) -> FaultFinding:
     """A finding with the walk of its address, if there is memory, which then also gives an unknown rule."""
     ruling = rule_on(here, va, how)
     if isinstance(ruling, Refusal):
         if ruling.culprit is not None:
             sentence += f"; {describe_entry(ruling.culprit)} refused it"
         named = ruling.rule if rule in ("stack", "unknown") else rule
-        return Finding(named, sentence, confidence, here, va, how, ruling.culprit, ruling.steps)
+        return FaultFinding(named, sentence, confidence, here, va, how, ruling.culprit, ruling.steps)
     if rule in ("stack", "unknown") and code is not None:
         candidate = rule_from_code(here, code, va, how)
-        return Finding(candidate.rule, f"{sentence}; {candidate.reason}", confidence, here, va, how)
-    return Finding(rule, sentence, confidence, here, va, how)
+        return FaultFinding(candidate.rule, f"{sentence}; {candidate.reason}", confidence, here, va, how)
+    return FaultFinding(rule, sentence, confidence, here, va, how)
 
 
-def _other_in_delivery(here: Situation, vector: int, strike: Strike, route: Route) -> Finding:
+def _other_in_delivery(here: Situation, vector: int, strike: Strike, route: Route) -> FaultFinding:
     name = vector_name(vector)
     if strike.vector == Vector.NP:
         sentence = f"the gate of {name}, or its code segment, is not present"
-        return Finding("idt-entry", sentence, "likely", here)
+        return FaultFinding("idt-entry", sentence, "likely", here)
     rsp, mode = here.registers.rsp, here.mode
     gate = gate_address(here, vector)
     if gate is not None and mode is not None and not mode.is_canonical(gate) and strike.vector == Vector.GP:
         sentence = f"the gate of {name} at {hex64(gate)} could not be read: the address is not canonical"
-        return Finding("idt-not-mapped", sentence, "certain", here, gate, SYSTEM)
+        return FaultFinding("idt-not-mapped", sentence, "certain", here, gate, SYSTEM)
     if (
         rsp is not None
         and mode is not None
@@ -155,12 +155,12 @@ def _other_in_delivery(here: Situation, vector: int, strike: Strike, route: Rout
         and strike.vector in SELECTOR_FAULTS
     ):
         sentence = f"the frame of {name} could not be pushed: RSP is {hex64(rsp)}, which is not canonical"
-        return Finding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
+        return FaultFinding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
     if strike.vector == Vector.GP:
         sentence = f"the gate of {name} lies inside the IDT's limit and could not be used"
         if here.registers.idt is None:
             sentence = f"the gate of {name} could not be used; IDTR is not known"
         missing = (route.missing,) if route.missing else ()
-        return Finding("idt-entry", sentence, "likely", here, remarks=missing)
+        return FaultFinding("idt-entry", sentence, "likely", here, remarks=missing)
     sentence = f"{vector_name(strike.vector)} in the delivery of {name}"
-    return Finding("unknown", sentence, "guess", here)
+    return FaultFinding("unknown", sentence, "guess", here)

@@ -17,7 +17,7 @@ inferred. ``guess``: one of several readings."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class FaultFinding:
     """The refused access behind an exception. *sentence* says what was done to which address and who refused.
 
     *culprit* is the entry to blame, *pointer* that it leads to a missing table. *agrees* says whether

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from fivefold.arch import FETCH, LA48, LA57, Access, Cr0, Cr4, Kind, PagingMode, Refused, Register, Vector, check_write
-from fivefold.explain.faults.finding import Finding, instruction_at
+from fivefold.explain.faults.finding import FaultFinding, instruction_at
 from fivefold.explain.logs.trace import Strike, Trace
 from fivefold.explain.rules.instruction import ControlWrite, Instruction, Use
 from fivefold.explain.rules.ruling import Refusal, RuleName, rule_on
@@ -27,7 +27,7 @@ _NEAR: Final = 1 << 40
 """How close to a canonical address a value must be to look like a pointer that went wrong."""
 
 
-def explain_general_fault(here: Situation, strike: Strike, trace: Trace) -> Finding:
+def explain_general_fault(here: Situation, strike: Strike, trace: Trace) -> FaultFinding:
     """Find the rule behind a #GP or #SS that struck outside of any delivery."""
     code = strike.error_code
     if code:
@@ -42,10 +42,10 @@ def explain_general_fault(here: Situation, strike: Strike, trace: Trace) -> Find
         return finding
     if instruction.privileged and here.state.cpl:
         sentence = f"{instruction.text} needs privilege level 0, and the code runs at {here.state.cpl}"
-        return Finding("unknown", sentence, "certain", here, how=None, instruction=instruction)
+        return FaultFinding("unknown", sentence, "certain", here, how=None, instruction=instruction)
     raised = f"{vector_name(strike.vector)}(0)"
     sentence = f"{instruction.text} raised {raised}, and no rule of paging refuses it"
-    return Finding("unknown", sentence, "guess", here, instruction=instruction)
+    return FaultFinding("unknown", sentence, "guess", here, instruction=instruction)
 
 
 def explain_write(here: Situation, write: ControlWrite) -> Refused | None:
@@ -57,7 +57,7 @@ def explain_write(here: Situation, write: ControlWrite) -> Refused | None:
 # -- with the instruction --------------------------------------------------------------------
 
 
-def _bad_rip(here: Situation, strike: Strike) -> Finding | None:
+def _bad_rip(here: Situation, strike: Strike) -> FaultFinding | None:
     rip = strike.rip if strike.rip is not None else here.registers.rip
     if rip is None or _mode_or_widest(here).is_canonical(rip):
         return None
@@ -65,7 +65,7 @@ def _bad_rip(here: Situation, strike: Strike) -> Finding | None:
     return _non_canonical(here, rip, FETCH, sentence, None, None, ())
 
 
-def _by_use(here: Situation, strike: Strike, instruction: Instruction, trace: Trace) -> Finding | None:
+def _by_use(here: Situation, strike: Strike, instruction: Instruction, trace: Trace) -> FaultFinding | None:
     for use in instruction.uses:
         ruling = rule_on(here, use.va, use.how)
         if not isinstance(ruling, Refusal) or ruling.rule != "non-canonical":
@@ -97,8 +97,8 @@ def _non_canonical(
     instruction: Instruction | None,
     use: Use | None,
     remarks: tuple[str, ...],
-) -> Finding:
-    return Finding(
+) -> FaultFinding:
+    return FaultFinding(
         "non-canonical", f"{sentence}{in_other_mode(here, va)}", "certain", here, va, how,
         instruction=instruction, use=use, remarks=remarks,
     )  # fmt: skip
@@ -120,7 +120,7 @@ def other_mode(mode: PagingMode) -> PagingMode:
     return LA48 if mode is LA57 else LA57
 
 
-def _by_write(here: Situation, instruction: Instruction, trace: Trace) -> Finding | None:
+def _by_write(here: Situation, instruction: Instruction, trace: Trace) -> FaultFinding | None:
     write = instruction.write
     if write is None:
         return None
@@ -129,12 +129,12 @@ def _by_write(here: Situation, instruction: Instruction, trace: Trace) -> Findin
     what = f"{instruction.text} writes {hex64(write.value)} to {write.register.value}"
     if refused is not None:
         va = write.value if rule == "non-canonical" else None
-        return Finding(
+        return FaultFinding(
             rule, f"{what}, which is refused: {refused.sentence}", "certain", here, va, instruction=instruction
         )
     changed = _changed(here, write)
     sentence = f"{what}, which was refused, though only features that this CPU may lack could forbid it{changed}"
-    return Finding(rule, sentence, "likely", here, instruction=instruction)
+    return FaultFinding(rule, sentence, "likely", here, instruction=instruction)
 
 
 def _changed(here: Situation, write: ControlWrite) -> str:
@@ -147,7 +147,7 @@ def _changed(here: Situation, write: ControlWrite) -> str:
     return f" (it sets {', '.join(set_now)})" if set_now else ""
 
 
-def _by_selector(here: Situation, strike: Strike, code: int, trace: Trace) -> Finding:
+def _by_selector(here: Situation, strike: Strike, code: int, trace: Trace) -> FaultFinding:
     instruction = instruction_at(here, strike, trace.code)
     text = f"{instruction.text}: " if instruction else ""
     if code & 2:
@@ -156,22 +156,22 @@ def _by_selector(here: Situation, strike: Strike, code: int, trace: Trace) -> Fi
         idt = here.registers.idt
         beyond = idt is not None and 16 * vector + 15 > idt.limit
         rule: RuleName = "idt-limit" if beyond else "idt-entry"
-        return Finding(rule, sentence, "certain", here, instruction=instruction)
+        return FaultFinding(rule, sentence, "certain", here, instruction=instruction)
     table = "LDT" if code & 4 else "GDT"
     sentence = f"{text}selector {code & ~3:#x} was refused: {table} entry {code >> 3} cannot be used so"
-    return Finding("unknown", sentence, "certain", here, instruction=instruction)
+    return FaultFinding("unknown", sentence, "certain", here, instruction=instruction)
 
 
 # -- without ---------------------------------------------------------------------------------
 
 
-def _by_registers(here: Situation, strike: Strike, trace: Trace) -> Finding:
+def _by_registers(here: Situation, strike: Strike, trace: Trace) -> FaultFinding:
     """Guess from the registers what the instruction, which nobody shows, was about to use."""
     named = next((remark for remark in trace.remarks if "non-canonical address" in remark), None)
     if named is not None:
         va = int(named.rsplit("0x", 1)[1], 16)
         sentence = f"an access to {hex64(va)} was refused: the address is not canonical{in_other_mode(here, va)}"
-        return Finding(
+        return FaultFinding(
             "non-canonical", sentence, "likely", here, va, remarks=("the kernel's report names the address",)
         )
     rsp = here.registers.rsp
@@ -182,13 +182,13 @@ def _by_registers(here: Situation, strike: Strike, trace: Trace) -> Finding:
     return _by_pointer(here)
 
 
-def _by_stack(here: Situation) -> Finding:
+def _by_stack(here: Situation) -> FaultFinding:
     rsp = here.registers.rsp
     va = None if rsp is None else _bad_stack_address(here, rsp)
     if rsp is not None and va is not None:
         sentence = f"RSP is {hex64(rsp)}: an access to the stack there is not canonical{in_other_mode(here, va)}"
-        return Finding("non-canonical", sentence, "likely", here, va)
-    return Finding("stack", "an access to the stack failed; nothing shows which", "guess", here)
+        return FaultFinding("non-canonical", sentence, "likely", here, va)
+    return FaultFinding("stack", "an access to the stack failed; nothing shows which", "guess", here)
 
 
 def _bad_stack_address(here: Situation, rsp: int) -> int | None:
@@ -197,7 +197,7 @@ def _bad_stack_address(here: Situation, rsp: int) -> int | None:
     return None if mode is None else next((va for va in (rsp - 8 & MASK64, rsp) if not mode.is_canonical(va)), None)
 
 
-def _by_control(here: Situation) -> Finding | None:
+def _by_control(here: Situation) -> FaultFinding | None:
     """A register that holds CR4 or CR0 with one bit changed, where that change is refused."""
     for name, value in _values(here):
         for register, old in ((Register.CR4, here.state.cr4), (Register.CR0, here.state.cr0)):
@@ -210,7 +210,7 @@ def _by_control(here: Situation) -> Finding | None:
                 f"writing that is refused: {refused.sentence}"
             )
             remarks = ("no memory shows the instruction at RIP",)
-            return Finding("mode-change-refused", sentence, "guess", here, remarks=remarks)
+            return FaultFinding("mode-change-refused", sentence, "guess", here, remarks=remarks)
     return None
 
 
@@ -219,7 +219,7 @@ def _mode_or_widest(here: Situation) -> PagingMode:
     return here.mode or LA57
 
 
-def _by_pointer(here: Situation) -> Finding:
+def _by_pointer(here: Situation) -> FaultFinding:
     """A register that holds an address which is not canonical; one next to the edge looks most like a pointer."""
     mode = _mode_or_widest(here)
     found = [(name, value) for name, value in _values(here) if not mode.is_canonical(value)]
@@ -228,7 +228,7 @@ def _by_pointer(here: Situation) -> Finding:
         sentence = "a general protection fault, and no register holds an address that is not canonical"
         if not known:
             sentence = "a general protection fault; neither the instruction nor the registers are known"
-        return Finding("unknown", sentence, "guess", here)
+        return FaultFinding("unknown", sentence, "guess", here)
     found.sort(key=lambda item: _distance(mode, item[1]))
     name, value = found[0]
     sentence = f"{name.upper()} holds {hex64(value)}, which as an address is not canonical{in_other_mode(here, value)}"
@@ -237,7 +237,7 @@ def _by_pointer(here: Situation) -> Finding:
     if others:
         remarks.append(f"not canonical either: {', '.join(others)}")
     clear = len(found) == 1 or other_mode(mode).is_canonical(value) or _distance(mode, value) < _NEAR
-    return Finding("non-canonical", sentence, "guess", here, value if clear else None, remarks=tuple(remarks))
+    return FaultFinding("non-canonical", sentence, "guess", here, value if clear else None, remarks=tuple(remarks))
 
 
 def _distance(mode: PagingMode, value: int) -> int:

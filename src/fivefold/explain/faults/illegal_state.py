@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fivefold.arch import Cr0, Cr4, Efer
-from fivefold.explain.faults.finding import Finding
+from fivefold.explain.faults.finding import FaultFinding
 from fivefold.explain.rules.situation import L_BIT, Situation
 
 
-def impossible(here: Situation) -> Finding | None:
+def impossible(here: Situation) -> FaultFinding | None:
     """The write that must have been refused, None if the control registers are in order."""
     registers, state = here.registers, here.state
     if registers.cr0 is not None and state.cr0 & Cr0.PG and not state.cr0 & Cr0.PE:
@@ -25,10 +25,10 @@ def impossible(here: Situation) -> Finding | None:
     return None
 
 
-def _found(here: Situation, what: str, register: str, why: str) -> Finding:
+def _found(here: Situation, what: str, register: str, why: str) -> FaultFinding:
     sentence = f"{what}: a write to {register} that a CPU refuses with #GP(0) went through"
     remark = f"QEMU's TCG does not refuse {why}; what follows is no walk that a CPU makes"
-    return Finding("mode-change-refused", sentence, "likely", here, remarks=(remark,))
+    return FaultFinding("mode-change-refused", sentence, "likely", here, remarks=(remark,))
 
 
 def _is_wide(here: Situation) -> bool:

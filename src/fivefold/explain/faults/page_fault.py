@@ -11,7 +11,7 @@ from typing import Final
 
 from fivefold.arch import FETCH, Access, Cr4, Entry, Flag, Kind, PageFault, Step, slot_of
 from fivefold.errors import MemoryReadError
-from fivefold.explain.faults.finding import Confidence, Finding, instruction_at
+from fivefold.explain.faults.finding import Confidence, FaultFinding, instruction_at
 from fivefold.explain.faults.illegal_state import impossible
 from fivefold.explain.logs.trace import Strike, Trace
 from fivefold.explain.rules.depth import wrong_depth
@@ -53,13 +53,13 @@ class _Question:
         return kinds[self.kind] if self.kind else "an access to"
 
 
-def explain_page_fault(here: Situation, strike: Strike, trace: Trace) -> Finding:
+def explain_page_fault(here: Situation, strike: Strike, trace: Trace) -> FaultFinding:
     """Find the rule behind a #PF that struck outside of any delivery."""
     va = strike.cr2
     if (finding := impossible(here)) is not None:
         return finding
     if va is None:
-        return Finding("unknown", "a page fault whose address the source does not give", "guess", here)
+        return FaultFinding("unknown", "a page fault whose address the source does not give", "guess", here)
     instruction = instruction_at(here, strike, trace.code)
     question = _question(_with_printed(here, strike, va), strike, va, instruction)
     here, remarks = with_reserved(question.here, va, question.how, question.code, trace.dialect)
@@ -149,7 +149,7 @@ class _Printed:
 # -- with tables ---------------------------------------------------------------------------
 
 
-def _by_tables(question: _Question, ruling: Ruling, trace: Trace, remarks: tuple[str, ...]) -> Finding:
+def _by_tables(question: _Question, ruling: Ruling, trace: Trace, remarks: tuple[str, ...]) -> FaultFinding:
     if isinstance(ruling, Granted):
         return _granted(question, ruling, remarks)
     if isinstance(ruling, Outside):
@@ -178,9 +178,9 @@ def _finding(
     steps: tuple[Step, ...],
     agrees: bool | None,
     remarks: tuple[str, ...],
-) -> Finding:
+) -> FaultFinding:
     how = question.how if question.kind else None
-    return Finding(
+    return FaultFinding(
         rule, sentence, confidence, question.here, question.va, how, culprit, steps,
         question.instruction, question.use, agrees, remarks=remarks,
     )  # fmt: skip
@@ -225,7 +225,7 @@ def _compare(question: _Question, ruling: Refusal, trace: Trace) -> tuple[bool |
     return False, ()
 
 
-def _contradicted(question: _Question, ruling: Refusal, remarks: tuple[str, ...]) -> Finding:
+def _contradicted(question: _Question, ruling: Refusal, remarks: tuple[str, ...]) -> FaultFinding:
     """The tables refuse, but for another reason than the one reported: they changed, or the access is another."""
     code = question.code
     assert code is not None  # there is nothing to contradict otherwise
@@ -239,7 +239,7 @@ def _contradicted(question: _Question, ruling: Refusal, remarks: tuple[str, ...]
     return _finding(question, reported.rule, sentence, "likely", None, ruling.steps, False, remarks)
 
 
-def _granted(question: _Question, ruling: Granted, remarks: tuple[str, ...]) -> Finding:
+def _granted(question: _Question, ruling: Granted, remarks: tuple[str, ...]) -> FaultFinding:
     if question.code is not None and not question.code & PageFault.PK:
         reported = rule_from_code(question.here, question.code, question.va, question.how)
         remarks = (
@@ -261,7 +261,7 @@ def _granted(question: _Question, ruling: Granted, remarks: tuple[str, ...]) -> 
     return _finding(question, "unknown", sentence, "guess", None, ruling.steps, None, remarks)
 
 
-def _hidden(question: _Question, ruling: Granted, remarks: tuple[str, ...]) -> Finding | None:
+def _hidden(question: _Question, ruling: Granted, remarks: tuple[str, ...]) -> FaultFinding | None:
     """A rule that turns on what the source does not hold, where the tables as such allow the access."""
     here, leaf = question.here, ruling.steps[-1]
     spelled = f"{question.spelled()} {hex64(question.va)} faulted, though the tables allow it"
@@ -288,7 +288,7 @@ def _uses_nx(here: Situation) -> bool:
     return False
 
 
-def _outside(question: _Question, ruling: Outside, remarks: tuple[str, ...]) -> Finding:
+def _outside(question: _Question, ruling: Outside, remarks: tuple[str, ...]) -> FaultFinding:
     pointer = ruling.pointer
     who = f"the {describe_entry(pointer)}" if pointer else f"CR3 ({hex64(question.here.state.cr3)})"
     code = question.code
@@ -317,7 +317,7 @@ def _outside(question: _Question, ruling: Outside, remarks: tuple[str, ...]) -> 
 # -- without -------------------------------------------------------------------------------
 
 
-def _by_code(question: _Question, remarks: tuple[str, ...]) -> Finding:
+def _by_code(question: _Question, remarks: tuple[str, ...]) -> FaultFinding:
     spelled = f"{question.spelled()} {hex64(question.va)}"
     if question.guard:
         sentence = (

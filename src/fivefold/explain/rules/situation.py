@@ -21,7 +21,7 @@ GENEROUS: Final = Cpu(vmx=True, smx=True, cet=True, lam=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
+class GivenState:
     """What the caller says; it goes before what any source says. Numbers, None where nothing is said."""
 
     vector: int | None = None
@@ -96,10 +96,10 @@ class Situation:
 
 
 def situation(
-    registers: CpuState | None, cpl: int | None, memory: TableReader | None, given: Given | None = None
+    registers: CpuState | None, cpl: int | None, memory: TableReader | None, given: GivenState | None = None
 ) -> Situation:
     """Complete *registers*. Nothing is required; what is guessed is in `Situation.assumed`."""
-    given = given or Given()
+    given = given or GivenState()
     registers = _override(registers or CpuState("nothing"), given)
     assumed: dict[str, str] = {}
     cr0 = registers.cr0
@@ -126,7 +126,7 @@ def situation(
     return Situation(registers, state, cpu, memory, assumed, known)
 
 
-def _override(registers: CpuState, given: Given) -> CpuState:
+def _override(registers: CpuState, given: GivenState) -> CpuState:
     said = dict(given)
     general = dict(registers.general)
     general.update({name: said[name] for name in ("rip", "rsp", "rflags", "cpl") if name in said})
@@ -141,7 +141,7 @@ def _override(registers: CpuState, given: Given) -> CpuState:
     )
 
 
-def _cr4(registers: CpuState, given: Given, assumed: dict[str, str]) -> tuple[int, bool]:
+def _cr4(registers: CpuState, given: GivenState, assumed: dict[str, str]) -> tuple[int, bool]:
     """CR4, and whether the number of levels is known."""
     la57 = int(Cr4.LA57)
     cr4 = registers.cr4
@@ -166,7 +166,7 @@ def _efer(registers: CpuState, cr0: int, cr4: int, assumed: dict[str, str]) -> i
     return int(Efer.LME | Efer.LMA | Efer.NXE)
 
 
-def _cpl(registers: CpuState, cpl: int | None, given: Given) -> int:
+def _cpl(registers: CpuState, cpl: int | None, given: GivenState) -> int:
     if given.cpl is not None:
         return given.cpl
     if cpl is not None:

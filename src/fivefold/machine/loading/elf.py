@@ -22,7 +22,7 @@ _PHDR: Final = struct.Struct("<IIQQQQQQ")
 _EM_X86_64: Final = 62
 
 
-class Segment(NamedTuple):
+class LoadSegment(NamedTuple):
     """A PT_LOAD: *data* goes to physical *start*; up to *end* the rest is zeroed."""
 
     start: int
@@ -30,7 +30,7 @@ class Segment(NamedTuple):
     data: bytes
 
 
-def load_segments(image: bytes) -> list[Segment]:
+def load_segments(image: bytes) -> list[LoadSegment]:
     """The parts to place, ascending; raises `ImageError` for a file that is not a sound ELF64."""
     found = []
     for kind, _flags, offset, _va, pa, filesz, memsz, _align in _headers(image):
@@ -39,7 +39,7 @@ def load_segments(image: bytes) -> list[Segment]:
                 raise ImageError(f"segment at {hex64(pa)} has {filesz} bytes in the file, {memsz} in memory")
             if pa + memsz > 1 << 52:
                 raise ImageError(f"segment at {hex64(pa)} ends beyond 52 physical address bits")
-            found.append(Segment(pa, pa + memsz, _slice(image, offset, filesz)))
+            found.append(LoadSegment(pa, pa + memsz, _slice(image, offset, filesz)))
     if not found:
         raise ImageError("the image has no segment to load")
     return _apart(sorted(found))
@@ -75,7 +75,7 @@ def _slice(image: bytes, offset: int, size: int) -> bytes:
     return image[offset : offset + size]
 
 
-def _apart(segments: list[Segment]) -> list[Segment]:
+def _apart(segments: list[LoadSegment]) -> list[LoadSegment]:
     for low, high in pairwise(segments):
         if high.start < low.end:
             raise ImageError(f"segments overlap at {hex64(high.start)}")

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from fivefold.arch import Cpu
 from fivefold.errors import MachineError
 from fivefold.machine.base import Guest, MapRow, Module
-from fivefold.machine.loading.elf import Segment, load_segments, pvh_entry
+from fivefold.machine.loading.elf import LoadSegment, load_segments, pvh_entry
 from fivefold.machine.loading.loader_state import Handover, build_handover, handover_size
 from fivefold.machine.loading.memory_map import EBDA, RAM
 from fivefold.memory import Extent, PhysMemory
@@ -91,7 +91,7 @@ def _entry(guest: Guest) -> int:
     return guest.entry64
 
 
-def _place_segment(segment: Segment, room: Room, memory: PhysMemory) -> None:
+def _place_segment(segment: LoadSegment, room: Room, memory: PhysMemory) -> None:
     if not room.take_exactly(segment.start, segment.end):
         raise MachineError(
             f"the image needs {hex64(segment.start)} to {hex64(segment.end)}, which is not free RAM in this guest"

@@ -21,7 +21,7 @@ from fivefold.machine.base import CpuidOverride, TableRegister
 from fivefold.machine.unicorn.calibration import PROBE_MEMORY, measure
 from fivefold.machine.unicorn.hidden_state import Context, Places
 from fivefold.machine.unicorn.instruction_hook import InstructionHook, PlainHook, native_hook
-from fivefold.machine.vcpu import Segment, Vcpu
+from fivefold.machine.vcpu import Vcpu, VcpuSegment
 from fivefold.units import MASK64, hex64
 
 MODELS: Final = {"la57": "ICELAKE_SERVER", "la48": "HASWELL"}
@@ -139,7 +139,7 @@ class UnicornCore:
         for name in ("rip", "rsp", "rflags", "cr2"):
             self.write(name, getattr(vcpu, name))
 
-    def load_segments(self, segments: dict[int, Segment], cpl: int, long_mode: bool) -> None:
+    def load_segments(self, segments: dict[int, VcpuSegment], cpl: int, long_mode: bool) -> None:
         """Load *segments* and the privilege level unchecked, and end the exception in flight."""
         saved = self._uc.context_save()
         context = Context(bytearray(bytes(saved)), places())

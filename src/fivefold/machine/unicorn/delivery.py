@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from fivefold.arch import HAS_ERROR_CODE, Access, Cpu, Escalation, Kind, Vector, escalate
 from fivefold.errors import MachineError
 from fivefold.machine.base import ExceptionRecord, Shutdown
-from fivefold.machine.unicorn.privileged_writes import Linear, Refusal
+from fivefold.machine.unicorn.privileged_writes import GuestException, Linear
 from fivefold.machine.vcpu import (
     BIG,
     CODE_OR_DATA,
@@ -27,8 +27,8 @@ from fivefold.machine.vcpu import (
     RFLAGS_RF,
     RFLAGS_TF,
     RFLAGS_VM,
-    Segment,
     Vcpu,
+    VcpuSegment,
 )
 from fivefold.memory import PhysMemory
 from fivefold.units import MASK64
@@ -84,7 +84,7 @@ def deliver(trap: Trap, vcpu: Vcpu, memory: PhysMemory, cpu: Cpu) -> Delivered |
         records.append(ExceptionRecord(trap.vector, trap.error_code, trap.cr2, vcpu.rip, vcpu.rsp))
         try:
             return Delivered(_enter(trap, vcpu, Linear(memory, vcpu, cpu), memory, cpu), tuple(records))
-        except Refusal as refusal:
+        except GuestException as refusal:
             # An `int n` of the program is no exception until its delivery raises one.
             first = trap.vector if not (trap.software or trap.external) else None
             second = Trap(refusal.vector, refusal.error_code, refusal.cr2)
@@ -131,7 +131,7 @@ def _gate(trap: Trap, vcpu: Vcpu, linear: Linear) -> _Gate:
     size = 16 if vcpu.long_mode else 8
     bad = trap.vector << 3 | 2 | trap.ext
     if trap.vector * size + size - 1 > vcpu.idt.limit:
-        raise Refusal(Vector.GP, bad)
+        raise GuestException(Vector.GP, bad)
     raw = linear.read(vcpu.idt.base + trap.vector * size, size, SYSTEM)
     low, selector, ist, access, middle = struct.unpack_from("<HHBBH", raw)
     offset = low | middle << 16 | (int.from_bytes(raw[8:12], "little") << 32 if vcpu.long_mode else 0)
@@ -139,36 +139,36 @@ def _gate(trap: Trap, vcpu: Vcpu, linear: Linear) -> _Gate:
     if kind == _TASK_GATE and not vcpu.long_mode:
         raise MachineError(f"vector {trap.vector} has a task gate, which this engine does not model")
     if kind not in (_INTERRUPT_GATE, _TRAP_GATE):
-        raise Refusal(Vector.GP, bad)
+        raise GuestException(Vector.GP, bad)
     if trap.software and access >> 5 & 3 < vcpu.cpl:
-        raise Refusal(Vector.GP, bad)
+        raise GuestException(Vector.GP, bad)
     if not access & 0x80:
-        raise Refusal(Vector.NP, bad)
+        raise GuestException(Vector.NP, bad)
     return _Gate(selector, offset, kind, ist & 7 if vcpu.long_mode else 0)
 
 
-def _handler_code(gate: _Gate, trap: Trap, vcpu: Vcpu, linear: Linear) -> Segment:
+def _handler_code(gate: _Gate, trap: Trap, vcpu: Vcpu, linear: Linear) -> VcpuSegment:
     if not gate.selector & ~3:
-        raise Refusal(Vector.GP, trap.ext)
+        raise GuestException(Vector.GP, trap.ext)
     bad = gate.selector & ~3 | trap.ext
     segment = _descriptor(gate.selector, bad, vcpu, linear)
     wanted = PRESENT | CODE_OR_DATA | EXECUTABLE
     if segment.flags & (CODE_OR_DATA | EXECUTABLE) != CODE_OR_DATA | EXECUTABLE or segment.dpl > vcpu.cpl:
-        raise Refusal(Vector.GP, bad)
+        raise GuestException(Vector.GP, bad)
     if segment.flags & wanted != wanted:
-        raise Refusal(Vector.NP, bad)
+        raise GuestException(Vector.NP, bad)
     if vcpu.long_mode and segment.flags & (LONG | BIG) != LONG:
-        raise Refusal(Vector.GP, bad)
+        raise GuestException(Vector.GP, bad)
     return segment
 
 
-def _descriptor(selector: int, bad: int, vcpu: Vcpu, linear: Linear) -> Segment:
+def _descriptor(selector: int, bad: int, vcpu: Vcpu, linear: Linear) -> VcpuSegment:
     base, limit = (vcpu.ldt.base, vcpu.ldt.limit) if selector & 4 else vcpu.gdt
     offset = selector & ~7
     if offset + 7 > limit:
-        raise Refusal(Vector.GP, bad)
+        raise GuestException(Vector.GP, bad)
     raw = int.from_bytes(linear.read(base + offset, 8, SYSTEM), "little")
-    return Segment.from_descriptor(selector, raw)
+    return VcpuSegment.from_descriptor(selector, raw)
 
 
 def _saved_rflags(trap: Trap, vcpu: Vcpu) -> int:
@@ -184,7 +184,7 @@ def _enter_long(trap: Trap, gate: _Gate, cpl: int, vcpu: Vcpu, linear: Linear, s
     elif cpl != vcpu.cpl:
         rsp = _tss_word(4 + 8 * cpl, 8, trap, vcpu, linear)
     if cpl != vcpu.cpl:
-        ss = Segment(cpl, 0, 0, cpl << 13)
+        ss = VcpuSegment(cpl, 0, 0, cpl << 13)
     frame = [vcpu.ss.selector, vcpu.rsp, _saved_rflags(trap, vcpu), vcpu.cs.selector, vcpu.rip]
     if trap.error_code is not None:
         frame.append(trap.error_code)
@@ -194,13 +194,13 @@ def _enter_long(trap: Trap, gate: _Gate, cpl: int, vcpu: Vcpu, linear: Linear, s
         top = top - 8 & MASK64
         try:
             stack.write(top, word.to_bytes(8, "little"), PUSH)
-        except Refusal as refusal:
+        except GuestException as refusal:
             # A stack that is not canonical is #SS, with EXT when the processor was delivering.
-            raise Refusal(refusal.vector, _stack_code(refusal, trap), refusal.cr2) from None
+            raise GuestException(refusal.vector, _stack_code(refusal, trap), refusal.cr2) from None
     return replace(vcpu, rsp=top, ss=ss)
 
 
-def _stack_code(refusal: Refusal, trap: Trap) -> int | None:
+def _stack_code(refusal: GuestException, trap: Trap) -> int | None:
     return trap.ext if refusal.vector == Vector.SS else refusal.error_code
 
 
@@ -224,5 +224,5 @@ def _enter_protected(trap: Trap, gate: _Gate, cpl: int, vcpu: Vcpu, linear: Line
 def _tss_word(offset: int, size: int, trap: Trap, vcpu: Vcpu, linear: Linear) -> int:
     """A stack pointer or selector out of the task-state segment."""
     if offset + size - 1 > vcpu.tr.limit or not vcpu.tr.flags & PRESENT:
-        raise Refusal(Vector.TS, vcpu.tr.selector & ~3 | trap.ext)
+        raise GuestException(Vector.TS, vcpu.tr.selector & ~3 | trap.ext)
     return int.from_bytes(linear.read(vcpu.tr.base + offset, size, SYSTEM), "little")

@@ -39,9 +39,9 @@ from fivefold.machine.unicorn.decode import decode, interrupt_length
 from fivefold.machine.unicorn.delivery import Trap, deliver, has_error_code
 from fivefold.machine.unicorn.instruction_hook import LOW_END
 from fivefold.machine.unicorn.limits import unicorn_lacks
-from fivefold.machine.unicorn.privileged_writes import Linear, Refusal, is_refused, page_fault_code
+from fivefold.machine.unicorn.privileged_writes import GuestException, Linear, is_refused, page_fault_code
 from fivefold.machine.unicorn.start import enter, map_memory, poison
-from fivefold.machine.vcpu import BIG, FLAT_CODE64, FLAT_DATA, RFLAGS_IF, RFLAGS_RF, Segment, Vcpu
+from fivefold.machine.vcpu import BIG, FLAT_CODE64, FLAT_DATA, RFLAGS_IF, RFLAGS_RF, Vcpu, VcpuSegment
 from fivefold.memory import PhysMemory
 from fivefold.units import MASK64, PhysAddr, hex64
 
@@ -251,8 +251,8 @@ class UnicornMachine:
                 vcpu,
                 rip=self._engine.msr(MSR_LSTAR),
                 rflags=vcpu.rflags & ~self._engine.msr(MSR_FMASK) & ~RFLAGS_RF | 2,
-                cs=Segment.from_descriptor(selectors, FLAT_CODE64),
-                ss=Segment.from_descriptor(selectors + 8, FLAT_DATA),
+                cs=VcpuSegment.from_descriptor(selectors, FLAT_CODE64),
+                ss=VcpuSegment.from_descriptor(selectors + 8, FLAT_DATA),
                 cpl=0,
             )
         )
@@ -300,7 +300,7 @@ class UnicornMachine:
         linear = Linear(self._bus, vcpu, self.cpu)
         first = min(size, 0x1000 - address % 0x1000)
         code = b""
-        with suppress(Refusal):
+        with suppress(GuestException):
             code = linear.read(address, first, FETCH)
             code += linear.read(address + first, size - first, FETCH) if size > first else b""
         return code

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fivefold.errors import MachineError
-from fivefold.machine.vcpu import BIG, LONG, Segment
+from fivefold.machine.vcpu import BIG, LONG, VcpuSegment
 
 GPR_SENTINELS: Final = tuple(0x5EA1_0000_C0DE_0000 | number for number in range(16))
 _SEGMENT: Final = struct.Struct("<IxxxxQII")
@@ -65,12 +65,12 @@ class Context:
         """Whether the last exception was an ``int n``; False where it could not be found."""
         return bool(self._int(self._places.is_software))
 
-    def segment(self, number: int) -> Segment:
+    def segment(self, number: int) -> VcpuSegment:
         """Segment *number* in the order ES, CS, SS, DS, FS, GS, LDTR, TR."""
         selector, base, limit, flags = _SEGMENT.unpack_from(self.raw, self._segment_at(number))
-        return Segment(selector, base, limit, flags)
+        return VcpuSegment(selector, base, limit, flags)
 
-    def set_segment(self, number: int, segment: Segment) -> None:
+    def set_segment(self, number: int, segment: VcpuSegment) -> None:
         """Load *segment* without any check; `set_mode` afterwards for CS and SS."""
         _SEGMENT.pack_into(self.raw, self._segment_at(number), *segment)
 

@@ -37,7 +37,7 @@ _RAX, _RCX, _RDX = 0, 1, 2
 _LOW: Final = 0xFFFF_FFFF
 
 
-class Refusal(Exception):  # noqa: N818 - never leaves the engine: an exception of the guest's, not ours
+class GuestException(Exception):  # noqa: N818 - never leaves the engine: an exception of the guest's, not ours
     """The guest's own next exception, raised while the engine acts for the processor."""
 
     def __init__(self, vector: int, error_code: int | None, cr2: int | None = None) -> None:
@@ -50,7 +50,7 @@ class Refusal(Exception):  # noqa: N818 - never leaves the engine: an exception 
 class Linear:
     """Memory as *vcpu* addresses it: every access is decided by arch, at *vcpu*'s privilege.
 
-    An access that the processor would refuse raises `Refusal`. Accessed and dirty bits are set.
+    An access that the processor would refuse raises `GuestException`. Accessed and dirty bits are set.
     Lives for one exception at most: it remembers the pages it has been allowed to use.
     """
 
@@ -86,7 +86,7 @@ class Linear:
             return [(PhysAddr(frame | offset), size)]
         verdict = access(self._space, self._control, VirtAddr(va & MASK64), replace(how, size=size))
         if isinstance(verdict, Fault):
-            raise Refusal(int(verdict.vector), verdict.error_code, verdict.cr2)
+            raise GuestException(int(verdict.vector), verdict.error_code, verdict.cr2)
         for where, raw in accessed_and_dirty(verdict, how):
             self._memory.write(where, raw.to_bytes(8, "little"))
         self._allowed[page, how] = verdict.pa & ~0xFFF
@@ -114,7 +114,7 @@ def written(what: Policed, vcpu: Vcpu, gpr: ReadGpr, memory: PhysMemory, cpu: Cp
             register = Register.GDTR if name == "gdt" else Register.IDTR
             try:
                 base = Linear(memory, vcpu, cpu).read(address + 2, 8 if vcpu.in_64bit else 4)
-            except (Refusal, MemoryReadError):
+            except (GuestException, MemoryReadError):
                 # The instruction itself will fault on its operand.
                 return None
             value = int.from_bytes(base, "little")

@@ -22,7 +22,7 @@ from fivefold.machine.unicorn.core import (
     TR,
     UnicornCore,
 )
-from fivefold.machine.vcpu import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, PRESENT, Segment
+from fivefold.machine.vcpu import FLAT_CODE32, FLAT_CODE64, FLAT_DATA, PRESENT, VcpuSegment
 from fivefold.units import GIB, format_size
 
 _POISON_LIMIT: Final = GIB
@@ -61,9 +61,9 @@ def enter(core: UnicornCore, placement: Placement) -> None:
 def _protected_mode(core: UnicornCore, placement: Placement) -> None:
     """The PVH start: 32-bit protected mode, no paging, flat segments, EBX = start information."""
     core.leave_long_mode()
-    code, data = Segment.from_descriptor(0x08, FLAT_CODE32), Segment.from_descriptor(0x10, FLAT_DATA)
+    code, data = VcpuSegment.from_descriptor(0x08, FLAT_CODE32), VcpuSegment.from_descriptor(0x10, FLAT_DATA)
     # A busy 32-bit TSS at 0, as the ABI promises; no GDT, because it promises none.
-    task = Segment(0, 0, 0x67, 0x0B00 | PRESENT)
+    task = VcpuSegment(0, 0, 0x67, 0x0B00 | PRESENT)
     segments = {ES: data, CS: code, SS: data, DS: data, FS: data, GS: data, TR: task}
     core.load_segments(segments, cpl=0, long_mode=False)
     core.write("rbx", placement.start_info)
@@ -77,8 +77,8 @@ def _long_mode(core: UnicornCore, placement: Placement, handover: Handover) -> N
     core.write("cr3", handover.root)
     core.write("cr0", CR0_LONG)
     core.set_gdt(handover.gdt)
-    code = Segment.from_descriptor(CODE_SELECTOR, FLAT_CODE64)
-    data = Segment.from_descriptor(DATA_SELECTOR, FLAT_DATA)
+    code = VcpuSegment.from_descriptor(CODE_SELECTOR, FLAT_CODE64)
+    data = VcpuSegment.from_descriptor(DATA_SELECTOR, FLAT_DATA)
     segments = {ES: data, CS: code, SS: data, DS: data, FS: data, GS: data}
     core.load_segments(segments, cpl=0, long_mode=True)
     core.write("rsi", placement.start_info)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 
 from fivefold.errors import CompileError
-from fivefold.metal.check.context import Context
-from fivefold.metal.check.source import Library, Module, refusal
+from fivefold.metal.check.context import CheckContext
+from fivefold.metal.check.source import Library, SourceModule, refusal
 from fivefold.metal.check.statements import check_function
 from fivefold.metal.check.tree import Signature, Unit
 from fivefold.metal.program import Program
@@ -17,28 +17,28 @@ def check(program: Program) -> Unit:
     return start(program).unit
 
 
-def start(program: Program) -> Context:
+def start(program: Program) -> CheckContext:
     """Do what `check` does, and keep what a later `reach` needs."""
-    context = Context(program)
+    context = CheckContext(program)
     _roots(context)
     _drain(context)
     return context
 
 
-def reach(context: Context, full: str) -> None:
+def reach(context: CheckContext, full: str) -> None:
     """Add one more root, a full name, to a checked program, and check what it reaches."""
     module, _ = context.split(full)
     context.signature(full, module, module.tree)
     _drain(context)
 
 
-def _drain(context: Context) -> None:
+def _drain(context: CheckContext) -> None:
     while context.queue:
         _check_one(context, context.queue.pop(0))
     _finish(context)
 
 
-def _roots(context: Context) -> None:
+def _roots(context: CheckContext) -> None:
     """Queue the exports of the program's modules, then the further roots, in source order."""
     program = context.program
     _check_names(context)
@@ -53,7 +53,7 @@ def _roots(context: Context) -> None:
             _root(context, full)
 
 
-def _check_module(module: Module) -> None:
+def _check_module(module: SourceModule) -> None:
     """Refuse functions that the front end would pass over in silence."""
     for node in module.tree.body:
         if isinstance(node, ast.AsyncFunctionDef):
@@ -66,7 +66,7 @@ def _check_module(module: Module) -> None:
                     )
 
 
-def _expand(context: Context, root: str) -> list[str]:
+def _expand(context: CheckContext, root: str) -> list[str]:
     """Turn ``module.*`` into the functions of that module: those with kinds of the subset, but for externs.
 
     Others compute constants while the module is imported.
@@ -79,17 +79,17 @@ def _expand(context: Context, root: str) -> list[str]:
     return [f"{module_name}.{n.name}" for n in nodes if not _is_marked(context, module, n, "extern")]
 
 
-def _has_kinds(context: Context, module: Module, node: ast.FunctionDef) -> bool:
+def _has_kinds(context: CheckContext, module: SourceModule, node: ast.FunctionDef) -> bool:
     annotations = [arg.annotation for arg in node.args.args] + [node.returns]
     return all(a is None or context.library.kind(module, a) is not None for a in annotations)
 
 
-def _is_marked(context: Context, module: Module, node: ast.FunctionDef, mark: str) -> bool:
+def _is_marked(context: CheckContext, module: SourceModule, node: ast.FunctionDef, mark: str) -> bool:
     names = [item.id for item in node.decorator_list if isinstance(item, ast.Name)]
     return mark in names and context.signature_of(module, node).mark == mark
 
 
-def _root(context: Context, full: str) -> None:
+def _root(context: CheckContext, full: str) -> None:
     module, _ = context.split(full)
     signature = context.signature(full, module, module.tree)
     known = context.unit.exports.setdefault(signature.name, signature.full)
@@ -98,7 +98,7 @@ def _root(context: Context, full: str) -> None:
         raise CompileError(signature.file, signature.line, construct, "rename one of them")
 
 
-def _check_names(context: Context) -> None:
+def _check_names(context: CheckContext) -> None:
     """Refuse bindings and replacements that name nothing: a typing error must not pass in silence."""
     for full in context.program.bindings:
         module, name = context.split(full)
@@ -111,7 +111,7 @@ def _check_names(context: Context) -> None:
                 raise CompileError(module.file, 0, f"the replacement {full} names no function", "name a function")
 
 
-def _check_one(context: Context, full: str) -> None:
+def _check_one(context: CheckContext, full: str) -> None:
     if full in context.unit.functions:
         return
     module, name = context.split(full)
@@ -120,7 +120,7 @@ def _check_one(context: Context, full: str) -> None:
     context.unit.functions[full] = check_function(context, module, node, signature)
 
 
-def _finish(context: Context) -> None:
+def _finish(context: CheckContext) -> None:
     """Name the modules shortly where that is not ambiguous; reach all variables of those that take part."""
     unit, program = context.unit, context.program
     names = {full.rpartition(".")[0] for full in (*unit.functions, *unit.variables, *unit.buffers, *unit.externs)}

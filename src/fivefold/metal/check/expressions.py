@@ -23,15 +23,14 @@ from fivefold.metal.check.source import (
 from fivefold.metal.check.tree import (
     AsNumber,
     Binary,
+    Boolean,
     Call,
     Choice,
     Compare,
     Element,
     Expression,
-    Flag,
     FunctionAddress,
     Intrinsic,
-    Kind,
     Local,
     Logic,
     Not,
@@ -39,6 +38,7 @@ from fivefold.metal.check.tree import (
     Storage,
     SymbolAddress,
     Text,
+    ValueKind,
 )
 from fivefold.units import MASK64
 
@@ -62,7 +62,7 @@ _COMPARISONS: Final[dict[type[ast.cmpop], str]] = {
     ast.Gt: ">",
     ast.GtE: ">=",
 }
-_KINDS: Final = {"int": Kind.U64, "str": Kind.STR, "None": Kind.NONE}
+_KINDS: Final = {"int": ValueKind.U64, "str": ValueKind.STR, "None": ValueKind.NONE}
 _SPECIAL: Final = (*BUILTINS, *MARKS, "buffer", "symbol", "address_of")
 INTRINSICS: Final = {
     name: (tuple(_KINDS[a] for k, a in f.__annotations__.items() if k != "return"), _KINDS[f.__annotations__["return"]])
@@ -97,9 +97,9 @@ class Expressions(Meanings):
         """Check an expression that must be an integer."""
         found = self.any(node)
         match found.kind:
-            case Kind.U64:
+            case ValueKind.U64:
                 return found
-            case Kind.BOOL:
+            case ValueKind.BOOL:
                 raise self.error(node, f"the bool {ast.unparse(node)} where an integer is needed", "write u64(…)")
             case kind:
                 raise self.error(node, f"{ast.unparse(node)} is {kind.value}, not an integer", "use a u64")
@@ -107,20 +107,20 @@ class Expressions(Meanings):
     def flag(self, node: ast.expr) -> Expression:
         """Check an expression that must be a bool."""
         found = self.any(node)
-        if found.kind is not Kind.BOOL:
+        if found.kind is not ValueKind.BOOL:
             raise self.error(
                 node, f"{ast.unparse(node)} is {found.kind.value}, not a bool", "write a comparison: x != 0"
             )
         return found
 
-    def of_kind(self, node: ast.expr, kind: Kind) -> Expression:
+    def of_kind(self, node: ast.expr, kind: ValueKind) -> Expression:
         """Check an expression that must be of *kind*."""
-        if kind is Kind.U64:
+        if kind is ValueKind.U64:
             return self.number(node)
-        if kind is Kind.BOOL:
+        if kind is ValueKind.BOOL:
             return self.flag(node)
         found = self.any(node)
-        if found.kind is not Kind.STR:
+        if found.kind is not ValueKind.STR:
             raise self.error(node, f"{ast.unparse(node)} is {found.kind.value}, not a str", "pass a literal")
         return found
 
@@ -170,12 +170,12 @@ class Expressions(Meanings):
         if assigned is not None and node.id not in assigned:
             raise self.error(node, f"{node.id} may be read before it has a value", "assign it on every path first")
         # Where no path leads the kind may be unknown; nothing is ever read there.
-        return Local(node.id, self.scope.kinds.get(node.id, Kind.U64))
+        return Local(node.id, self.scope.kinds.get(node.id, ValueKind.U64))
 
     def _constant(self, node: ast.expr, value: object) -> Expression:
         match value:
             case bool():
-                return Flag(value)
+                return Boolean(value)
             case lang.Buffer():
                 raise self.error(node, f"the buffer {ast.unparse(node)} inside a constant", "name the buffer itself")
             case int():
@@ -260,17 +260,17 @@ class Expressions(Meanings):
             self._check_compared(node, sign, low.kind, high.kind)
         return Compare(values[0], tuple(zip(signs, values[1:], strict=True)))
 
-    def _check_compared(self, node: ast.Compare, sign: str, left: Kind, right: Kind) -> None:
+    def _check_compared(self, node: ast.Compare, sign: str, left: ValueKind, right: ValueKind) -> None:
         """Integers compare with integers; bools with bools, for equality only."""
-        if left is not right or left in (Kind.STR, Kind.NONE):
+        if left is not right or left in (ValueKind.STR, ValueKind.NONE):
             construct = f"{left.value} {sign} {right.value} in {ast.unparse(node)}"
             raise self.error(node, construct, "compare integers with integers; u64(flag) makes one")
-        if left is Kind.BOOL and sign not in ("==", "!="):
+        if left is ValueKind.BOOL and sign not in ("==", "!="):
             raise self.error(node, f"bool {sign} bool in {ast.unparse(node)}", "write and, or, not")
 
     def _choice(self, node: ast.IfExp) -> Expression:
         test, yes, no = self.flag(node.test), self.any(node.body), self.any(node.orelse)
-        if yes.kind is not no.kind or yes.kind in (Kind.STR, Kind.NONE):
+        if yes.kind is not no.kind or yes.kind in (ValueKind.STR, ValueKind.NONE):
             construct = f"{yes.kind.value} or {no.kind.value} in {ast.unparse(node)}"
             raise self.error(node, construct, "choose between two integers or two bools")
         return Choice(test, yes, no, yes.kind)
@@ -312,7 +312,7 @@ class Expressions(Meanings):
         match name:
             case "min" | "max":
                 self._count(node, 2)
-                return Intrinsic(name, tuple(self.number(arg) for arg in node.args), Kind.U64)
+                return Intrinsic(name, tuple(self.number(arg) for arg in node.args), ValueKind.U64)
             case "len":
                 self._count(node, 1)
                 return self._length(node.args[0])
@@ -355,16 +355,16 @@ class Expressions(Meanings):
         self._context.use("address_of", self._module, node)
         return FunctionAddress(self._context.signature(found.full, self._module, node).full)
 
-    def _cast(self, node: ast.Call, kind: Kind) -> Expression:
+    def _cast(self, node: ast.Call, kind: ValueKind) -> Expression:
         """``u64(flag)`` is 0 or 1; ``PhysAddr(x)`` and ``u64(x)`` are *x*."""
         self._count(node, 1)
-        if kind is not Kind.U64:
+        if kind is not ValueKind.U64:
             raise self.error(
                 node, f"a call of {ast.unparse(node.func)}", "write x != 0 for a bool, a literal for a str"
             )
         found = self.any(node.args[0])
-        if found.kind is Kind.U64:
+        if found.kind is ValueKind.U64:
             return found
-        if found.kind is not Kind.BOOL:
+        if found.kind is not ValueKind.BOOL:
             raise self.error(node, f"{found.kind.value} in {ast.unparse(node)}", "convert a bool")
-        return Number(int(found.value)) if isinstance(found, Flag) else AsNumber(found)
+        return Number(int(found.value)) if isinstance(found, Boolean) else AsNumber(found)

@@ -6,9 +6,9 @@ import ast
 from dataclasses import dataclass, field
 
 from fivefold.errors import CompileError
-from fivefold.metal.check.context import Context
-from fivefold.metal.check.source import Constant, Meaning, Module, ModuleName, refusal
-from fivefold.metal.check.tree import Kind
+from fivefold.metal.check.context import CheckContext
+from fivefold.metal.check.source import Constant, Meaning, ModuleName, SourceModule, refusal
+from fivefold.metal.check.tree import ValueKind
 
 
 @dataclass
@@ -16,7 +16,7 @@ class Scope:
     """The locals of one function, and which of them surely have a value here."""
 
     names: frozenset[str]
-    kinds: dict[str, Kind]
+    kinds: dict[str, ValueKind]
     assigned: set[str] | None
     """None where no path leads."""
     items: dict[str, object] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Scope:
 class Meanings:
     """The names of one function."""
 
-    def __init__(self, context: Context, module: Module, scope: Scope) -> None:
+    def __init__(self, context: CheckContext, module: SourceModule, scope: Scope) -> None:
         self._context = context
         self._module = module
         self.scope = scope

@@ -20,7 +20,7 @@ from typing import Final
 
 from fivefold.errors import CompileError
 from fivefold.metal import lang
-from fivefold.metal.check.tree import Kind
+from fivefold.metal.check.tree import ValueKind
 
 WORDS: Final = {
     value: name
@@ -29,7 +29,7 @@ WORDS: Final = {
 }
 """Intrinsics and decorators by identity, so that a renamed import is still recognised."""
 
-_TYPES: Final = {int: Kind.U64, bool: Kind.BOOL, str: Kind.STR}
+_TYPES: Final = {int: ValueKind.U64, bool: ValueKind.BOOL, str: ValueKind.STR}
 
 BUILTINS: Final = ("range", "len", "min", "max")
 
@@ -39,7 +39,7 @@ class VariableName:
     """A module variable; *imported* by name it cannot be used, as in Python."""
 
     full: str
-    kind: Kind
+    kind: ValueKind
     imported: bool = False
 
 
@@ -83,14 +83,14 @@ class Word:
 class Type:
     """A name that stands for a kind: ``u64``, ``PhysAddr``, ``bool``, ``str``."""
 
-    kind: Kind
+    kind: ValueKind
 
 
 Meaning = VariableName | FunctionName | BufferName | Constant | ModuleName | Word | Type
 
 
 @dataclass
-class Module:
+class SourceModule:
     """One module: *namespace* is that of the imported module, the rest is read from its text."""
 
     name: str
@@ -106,7 +106,7 @@ class Module:
     """Modules of ``from … import *``."""
 
 
-def refusal(module: Module, node: ast.AST, construct: str, remedy: str) -> CompileError:
+def refusal(module: SourceModule, node: ast.AST, construct: str, remedy: str) -> CompileError:
     """Make the error for *node*; its line is that of the node."""
     return CompileError(module.file, getattr(node, "lineno", 1), construct, remedy)
 
@@ -117,7 +117,7 @@ def _annotation(node: ast.AnnAssign) -> str:
     return found.attr if isinstance(found, ast.Attribute) else getattr(found, "id", "")
 
 
-def _index(module: Module) -> None:
+def _index(module: SourceModule) -> None:
     """Sort the top-level statements of *module* into what they define."""
     for node in module.tree.body:
         match node:
@@ -134,7 +134,7 @@ def _index(module: Module) -> None:
                 module.stars += [origin for a in node.names if a.name == "*"]
 
 
-def _origin(module: Module, node: ast.ImportFrom) -> str:
+def _origin(module: SourceModule, node: ast.ImportFrom) -> str:
     """Return the full name of the module that a ``from … import`` names."""
     if not node.level:
         return node.module or ""
@@ -147,15 +147,15 @@ class Library:
     """The modules of one build, loaded when first asked for."""
 
     def __init__(self) -> None:
-        self._modules: dict[str, Module] = {}
+        self._modules: dict[str, SourceModule] = {}
 
-    def module(self, name: str) -> Module:
+    def module(self, name: str) -> SourceModule:
         """Import and read module *name*; raises `CompileError` if there is no such source."""
         if name not in self._modules:
             self._modules[name] = _load(name)
         return self._modules[name]
 
-    def resolve(self, module: Module, name: str, node: ast.AST) -> Meaning:
+    def resolve(self, module: SourceModule, name: str, node: ast.AST) -> Meaning:
         """Say what global *name* means in *module*, following imports to the definition."""
         if name in module.functions:
             return FunctionName(f"{module.name}.{name}")
@@ -169,7 +169,7 @@ class Library:
             raise refusal(module, node, f"the name {name} is not defined", "define or import it")
         return self._of_namespace(module, name, node)
 
-    def _of_namespace(self, module: Module, name: str, node: ast.AST) -> Meaning:
+    def _of_namespace(self, module: SourceModule, name: str, node: ast.AST) -> Meaning:
         value = module.namespace[name]
         found = _meaning(value)
         if not isinstance(found, Constant):
@@ -192,7 +192,7 @@ class Library:
             )
         return found
 
-    def _imported(self, module: Module, origin: str, there: str, name: str, node: ast.AST) -> Meaning:
+    def _imported(self, module: SourceModule, origin: str, there: str, name: str, node: ast.AST) -> Meaning:
         """Follow ``from origin import there as name``; what has no Python source is a constant."""
         source = sys.modules.get(origin)
         if source is None or not str(getattr(source, "__file__", "")).endswith(".py"):
@@ -202,7 +202,7 @@ class Library:
             return VariableName(found.full, found.kind, imported=True)
         return found
 
-    def attribute(self, owner: ModuleName, name: str, module: Module, node: ast.AST) -> Meaning:
+    def attribute(self, owner: ModuleName, name: str, module: SourceModule, node: ast.AST) -> Meaning:
         """Say what ``owner.name`` means where *owner* is a module."""
         source = sys.modules[owner.full]
         if str(getattr(source, "__file__", "")).endswith(".py"):
@@ -213,11 +213,11 @@ class Library:
             return _meaning(getattr(source, name))
         raise refusal(module, node, f"module {owner.full} has no {name}", "name something that it defines")
 
-    def kind(self, module: Module, annotation: ast.expr) -> Kind | None:
+    def kind(self, module: SourceModule, annotation: ast.expr) -> ValueKind | None:
         """Return the kind that an annotation stands for, or None if it is not one of the subset's."""
         match annotation:
             case ast.Constant(value=None):
-                return Kind.NONE
+                return ValueKind.NONE
             case ast.Constant(value=str(text)):
                 return self.kind(module, ast.parse(text, mode="eval").body)
             case ast.Name(id=name):
@@ -231,11 +231,11 @@ class Library:
                 return None
         return found.kind if isinstance(found, Type) else None
 
-    def variable_kind(self, module: Module, name: str) -> Kind:
+    def variable_kind(self, module: SourceModule, name: str) -> ValueKind:
         """Return the kind of a module variable; raises `CompileError` if it cannot be one."""
         node = module.variables[name]
         kind = self.kind(module, node.annotation)
-        if kind not in (Kind.U64, Kind.BOOL):
+        if kind not in (ValueKind.U64, ValueKind.BOOL):
             raise refusal(
                 module,
                 node,
@@ -274,7 +274,7 @@ def _is_ours(name: str, tops: set[str]) -> bool:
     return top in tops or not installed
 
 
-def _load(name: str) -> Module:
+def _load(name: str) -> SourceModule:
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -282,7 +282,7 @@ def _load(name: str) -> Module:
     file = getattr(module, "__file__", None)
     if file is None or not file.endswith(".py"):
         raise CompileError(name, 0, f"module {name} has no Python source", "name a module of the subset")
-    loaded = Module(name, file, vars(module), _parse(Path(file).read_text(encoding="utf-8"), file))
+    loaded = SourceModule(name, file, vars(module), _parse(Path(file).read_text(encoding="utf-8"), file))
     _index(loaded)
     return loaded
 
@@ -305,7 +305,7 @@ def _meaning(value: object) -> Meaning:
     return Type(kind) if kind else Constant(value)
 
 
-def _kind_of_type(value: object) -> Kind | None:
+def _kind_of_type(value: object) -> ValueKind | None:
     if isinstance(value, typing.NewType):
         return _kind_of_type(value.__supertype__)
     if isinstance(value, type):
@@ -313,7 +313,7 @@ def _kind_of_type(value: object) -> Kind | None:
     return None
 
 
-def _imports(module: Module) -> list[str]:
+def _imports(module: SourceModule) -> list[str]:
     """Return the full names of all modules that *module* names in an import, anywhere."""
     names: list[str] = []
     for node in ast.walk(module.tree):

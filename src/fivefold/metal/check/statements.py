@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from fivefold.metal.check.context import Context
+from fivefold.metal.check.context import CheckContext
 from fivefold.metal.check.expressions import OPERATORS, Expressions
 from fivefold.metal.check.names import Scope
-from fivefold.metal.check.source import Constant, Module, ModuleName, VariableName, Word
+from fivefold.metal.check.source import Constant, ModuleName, SourceModule, VariableName, Word
 from fivefold.metal.check.tree import (
     Assign,
     Break,
@@ -22,13 +22,13 @@ from fivefold.metal.check.tree import (
     Function,
     If,
     Intrinsic,
-    Kind,
     Number,
     Return,
     Signature,
     Statement,
     Store,
     Unrolled,
+    ValueKind,
     While,
 )
 
@@ -55,7 +55,9 @@ class _Loop:
     continues: list[set[str]] = field(default_factory=list)
 
 
-def check_function(context: Context, module: Module, node: ast.FunctionDef, signature: Signature) -> Function:
+def check_function(
+    context: CheckContext, module: SourceModule, node: ast.FunctionDef, signature: Signature
+) -> Function:
     """Check one function; raises `CompileError` at the first construct outside the subset."""
     return _Statements(context, module, node, signature).function()
 
@@ -95,7 +97,9 @@ def _assigned_names(body: list[ast.stmt]) -> tuple[set[str], set[str]]:
 class _Statements:
     """The checker of one function."""
 
-    def __init__(self, context: Context, module: Module, node: ast.FunctionDef, signature: Signature) -> None:
+    def __init__(
+        self, context: CheckContext, module: SourceModule, node: ast.FunctionDef, signature: Signature
+    ) -> None:
         self._context = context
         self._module = module
         self._node = node
@@ -112,7 +116,7 @@ class _Statements:
         """Check the whole body."""
         body = self._without_docstring(self._node.body)
         statements = self._block(body)
-        if self._scope.assigned is not None and self._signature.returns is not Kind.NONE:
+        if self._scope.assigned is not None and self._signature.returns is not ValueKind.NONE:
             construct = f"{self._node.name} may end without a return"
             raise self._error(self._node, construct, f"return a {self._signature.returns.value} on every path")
         return Function(self._signature, dict(self._scope.kinds), statements)
@@ -178,7 +182,7 @@ class _Statements:
         if not isinstance(node.target, ast.Name) or node.target.id in self._globals:
             raise self._error(node, "an annotation on what is no local", "annotate it where it is defined")
         kind = self._context.library.kind(self._module, node.annotation)
-        if kind not in (Kind.U64, Kind.BOOL):
+        if kind not in (ValueKind.U64, ValueKind.BOOL):
             construct = f"the local {node.target.id} has the type {ast.unparse(node.annotation)}"
             raise self._error(node, construct, "write u64 or bool")
         return self._store(node, node.target, self._values.of_kind(node.value, kind))
@@ -207,7 +211,7 @@ class _Statements:
             what = "variable" if name in self._module.variables else "constant"
             remedy = f"write global {name}" if what == "variable" else "choose another name"
             raise self._error(node, f"an assignment to the module {what} {name}", remedy)
-        if value.kind in (Kind.STR, Kind.NONE):
+        if value.kind in (ValueKind.STR, ValueKind.NONE):
             raise self._error(node, f"the local {name} is {value.kind.value}", "keep integers and bools in locals")
         if name in self._scope.items:
             raise self._error(node, f"an assignment to the loop constant {name}", "choose another name")
@@ -225,7 +229,7 @@ class _Statements:
             raise self._error(node, f"an assignment to {ast.unparse(target)}", "assign to a variable of that module")
         return self._store_variable(node, ast.unparse(target), found.full, found.kind, value)
 
-    def _store_variable(self, node: ast.stmt, name: str, full: str, kind: Kind, value: Expression) -> Statement:
+    def _store_variable(self, node: ast.stmt, name: str, full: str, kind: ValueKind, value: Expression) -> Statement:
         if kind is not value.kind:
             construct = f"{name} is {kind.value} and is assigned {value.kind.value}"
             raise self._error(node, construct, "convert: u64(flag) or x != 0")
@@ -324,11 +328,11 @@ class _Statements:
     def _return(self, node: ast.Return) -> Statement:
         wanted = self._signature.returns
         if node.value is None or (isinstance(node.value, ast.Constant) and node.value.value is None):
-            if wanted is not Kind.NONE:
+            if wanted is not ValueKind.NONE:
                 raise self._error(node, "a return without a value", f"return a {wanted.value}")
             self._scope.assigned = None
             return Return(node.lineno, None)
-        if wanted is Kind.NONE:
+        if wanted is ValueKind.NONE:
             raise self._error(node, "a return with a value in a function -> None", "annotate what it returns")
         value = self._values.of_kind(node.value, wanted)
         self._scope.assigned = None

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import ClassVar
 
 
-class Kind(Enum):
+class ValueKind(Enum):
     """What a value is; ``str`` is the address of NUL-terminated bytes."""
 
     U64 = "u64"
@@ -26,15 +26,15 @@ class Number:
     """A constant from 0 to 2^64-1."""
 
     value: int
-    kind: ClassVar[Kind] = Kind.U64
+    kind: ClassVar[ValueKind] = ValueKind.U64
 
 
 @dataclass(frozen=True, slots=True)
-class Flag:
+class Boolean:
     """A constant bool."""
 
     value: bool
-    kind: ClassVar[Kind] = Kind.BOOL
+    kind: ClassVar[ValueKind] = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Text:
     """A literal; *data* without its final NUL."""
 
     data: bytes
-    kind: ClassVar[Kind] = Kind.STR
+    kind: ClassVar[ValueKind] = ValueKind.STR
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Local:
     """A parameter or local that is read."""
 
     name: str
-    kind: Kind
+    kind: ValueKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Load:
     """A module variable that is read."""
 
     variable: str
-    kind: Kind
+    kind: ValueKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Storage:
     """The address of a buffer."""
 
     buffer: str
-    kind: ClassVar[Kind] = Kind.U64
+    kind: ClassVar[ValueKind] = ValueKind.U64
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Binary:
     op: str
     left: Expression
     right: Expression
-    kind: ClassVar[Kind] = Kind.U64
+    kind: ClassVar[ValueKind] = ValueKind.U64
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Compare:
 
     first: Expression
     rest: tuple[tuple[str, Expression], ...]
-    kind: ClassVar[Kind] = Kind.BOOL
+    kind: ClassVar[ValueKind] = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Logic:
 
     op: str
     values: tuple[Expression, ...]
-    kind: ClassVar[Kind] = Kind.BOOL
+    kind: ClassVar[ValueKind] = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Not:
     """The other bool."""
 
     value: Expression
-    kind: ClassVar[Kind] = Kind.BOOL
+    kind: ClassVar[ValueKind] = ValueKind.BOOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Choice:
     test: Expression
     yes: Expression
     no: Expression
-    kind: Kind
+    kind: ValueKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Call:
 
     function: str
     args: tuple[Expression, ...]
-    kind: Kind
+    kind: ValueKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Intrinsic:
 
     name: str
     args: tuple[Expression, ...]
-    kind: Kind
+    kind: ValueKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Element:
 
     table: tuple[int, ...]
     index: Expression
-    kind: ClassVar[Kind] = Kind.U64
+    kind: ClassVar[ValueKind] = ValueKind.U64
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class AsNumber:
     """A bool as 0 or 1."""
 
     value: Expression
-    kind: ClassVar[Kind] = Kind.U64
+    kind: ClassVar[ValueKind] = ValueKind.U64
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class SymbolAddress:
     """The address of a symbol that assembly defines."""
 
     name: str
-    kind: ClassVar[Kind] = Kind.U64
+    kind: ClassVar[ValueKind] = ValueKind.U64
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +163,12 @@ class FunctionAddress:
     """The address of a function of the same build."""
 
     function: str
-    kind: ClassVar[Kind] = Kind.U64
+    kind: ClassVar[ValueKind] = ValueKind.U64
 
 
 Expression = (
     Number
-    | Flag
+    | Boolean
     | Text
     | Local
     | Load
@@ -283,8 +283,8 @@ class Signature:
 
     full: str
     name: str
-    parameters: tuple[tuple[str, Kind], ...]
-    returns: Kind
+    parameters: tuple[tuple[str, ValueKind], ...]
+    returns: ValueKind
     mark: str
     file: str
     line: int
@@ -295,7 +295,7 @@ class Function:
     """A checked function; *locals* include the parameters, in order of appearance."""
 
     signature: Signature
-    locals: dict[str, Kind]
+    locals: dict[str, ValueKind]
     body: tuple[Statement, ...]
 
 
@@ -304,13 +304,13 @@ class Variable:
     """Storage for one value; a *bound* one keeps the value that the build gave it."""
 
     full: str
-    kind: Kind
+    kind: ValueKind
     initial: int
     bound: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Buffer:
+class ReservedBytes:
     """Zeroed storage."""
 
     full: str
@@ -333,7 +333,7 @@ class Unit:
     functions: dict[str, Function] = field(default_factory=dict)
     externs: dict[str, Signature] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)
-    buffers: dict[str, Buffer] = field(default_factory=dict)
+    buffers: dict[str, ReservedBytes] = field(default_factory=dict)
     exports: dict[str, str] = field(default_factory=dict)
     """Symbol to full name."""
     uses: dict[str, Site] = field(default_factory=dict)

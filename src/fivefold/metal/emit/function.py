@@ -10,6 +10,7 @@ from fivefold.metal.check.tree import (
     AsNumber,
     Assign,
     Binary,
+    Boolean,
     Break,
     Call,
     Choice,
@@ -19,12 +20,10 @@ from fivefold.metal.check.tree import (
     Element,
     Evaluate,
     Expression,
-    Flag,
     Function,
     FunctionAddress,
     If,
     Intrinsic,
-    Kind,
     Load,
     Local,
     Logic,
@@ -39,6 +38,7 @@ from fivefold.metal.check.tree import (
     Text,
     Unit,
     Unrolled,
+    ValueKind,
     While,
 )
 from fivefold.metal.emit.blocks import Blocks
@@ -55,8 +55,8 @@ def signed(value: int) -> str:
     return str(value - (1 << 64) if value >> 63 else value)
 
 
-def _type(kind: Kind) -> str:
-    return "i1" if kind is Kind.BOOL else "i64"
+def _type(kind: ValueKind) -> str:
+    return "i1" if kind is ValueKind.BOOL else "i64"
 
 
 def convention(signature: Signature, target: Target) -> str:
@@ -86,7 +86,7 @@ class FunctionWriter(Blocks):
         self._inner_name = inner_name
         self._slots: list[str] = []
         self._loops: list[tuple[str, str]] = []
-        self._returns = Kind.NONE
+        self._returns = ValueKind.NONE
 
     def write(self, function: Function) -> list[str]:
         """Return the lines between the braces."""
@@ -97,16 +97,16 @@ class FunctionWriter(Blocks):
             self._set_local(name, kind, self._entering(f"%a{i}", kind))
         self._statements(function.body)
         if self._open:
-            self._end("ret void" if self._returns is Kind.NONE else "unreachable")
+            self._end("ret void" if self._returns is ValueKind.NONE else "unreachable")
         return ["entry:", *self._slots, *self._lines]
 
-    def _entering(self, value: str, kind: Kind) -> str:
-        return self.emit(f"icmp ne i64 {value}, 0") if kind is Kind.BOOL else value
+    def _entering(self, value: str, kind: ValueKind) -> str:
+        return self.emit(f"icmp ne i64 {value}, 0") if kind is ValueKind.BOOL else value
 
-    def _leaving(self, value: str, kind: Kind) -> str:
-        return self.emit(f"zext i1 {value} to i64") if kind is Kind.BOOL else value
+    def _leaving(self, value: str, kind: ValueKind) -> str:
+        return self.emit(f"zext i1 {value} to i64") if kind is ValueKind.BOOL else value
 
-    def _set_local(self, name: str, kind: Kind, value: str) -> None:
+    def _set_local(self, name: str, kind: ValueKind, value: str) -> None:
         self.do(f'store {_type(kind)} {value}, ptr %"v.{name}"')
 
     # Statements
@@ -213,7 +213,7 @@ class FunctionWriter(Blocks):
         match node:
             case Number(value=number):
                 return signed(number)
-            case Flag(value=flag):
+            case Boolean(value=flag):
                 return "true" if flag else "false"
             case Text(data=data):
                 return self._address(self._table(".rodata", [f"i8 {byte}" for byte in (*data, 0)], "i8"))
@@ -226,7 +226,7 @@ class FunctionWriter(Blocks):
             case Not(value=value):
                 return self.emit(f"xor i1 {self.value(value)}, true")
             case AsNumber(value=value):
-                return self._leaving(self.value(value), Kind.BOOL)
+                return self._leaving(self.value(value), ValueKind.BOOL)
             case Intrinsic(name=name, args=args):
                 return WORDS[name](self, [self.value(arg) for arg in args], False)
             case SymbolAddress(name=name):
@@ -332,10 +332,10 @@ class FunctionWriter(Blocks):
 
     def _call(self, node: Call) -> str:
         args = ", ".join(f"i64 {self._leaving(self.value(arg), arg.kind)}" for arg in node.args)
-        returns = "void" if node.kind is Kind.NONE else "i64"
+        returns = "void" if node.kind is ValueKind.NONE else "i64"
         convened = convention(self._signatures[node.function], self.target)
         call = f"call {convened}{returns} {self._callee(node.function)}({args}) #0"
-        if node.kind is Kind.NONE:
+        if node.kind is ValueKind.NONE:
             self.do(call)
             return ""
         return self._entering(self.emit(call), node.kind)

@@ -21,7 +21,7 @@ class Target:
         return "i64" if self.arch == "x86_64" else "i32"
 
 
-class Writer(Protocol):
+class InstructionWriter(Protocol):
     """What a word needs of the function writer."""
 
     target: Target
@@ -47,8 +47,8 @@ def _asm(text: str, constraints: str) -> str:
     return f'asm sideeffect "{text}", "{joined}"'
 
 
-def _load(bits: int) -> Callable[[Writer, list[str], bool], str]:
-    def word(w: Writer, args: list[str], kept: bool) -> str:
+def _load(bits: int) -> Callable[[InstructionWriter, list[str], bool], str]:
+    def word(w: InstructionWriter, args: list[str], kept: bool) -> str:
         # On metal a load may fault or watch another CPU: it happens as often as it is written.
         volatile = "volatile " if kept or not w.target.host else ""
         value = w.emit(f"load {volatile}i{bits}, ptr {w.pointer(args[0])}, align 1")
@@ -57,8 +57,8 @@ def _load(bits: int) -> Callable[[Writer, list[str], bool], str]:
     return word
 
 
-def _store(bits: int) -> Callable[[Writer, list[str], bool], str]:
-    def word(w: Writer, args: list[str], kept: bool) -> str:
+def _store(bits: int) -> Callable[[InstructionWriter, list[str], bool], str]:
+    def word(w: InstructionWriter, args: list[str], kept: bool) -> str:
         volatile = "" if w.target.host else "volatile "
         value = args[1] if bits == 64 else w.emit(f"trunc i64 {args[1]} to i{bits}")
         w.do(f"store {volatile}i{bits} {value}, ptr {w.pointer(args[0])}, align 1")
@@ -67,7 +67,7 @@ def _store(bits: int) -> Callable[[Writer, list[str], bool], str]:
     return word
 
 
-def _fill64(w: Writer, args: list[str], kept: bool) -> str:
+def _fill64(w: InstructionWriter, args: list[str], kept: bool) -> str:
     if w.target.arch == "i386":
         w.do(f"call void @metal.fill64(i64 {args[0]}, i64 {args[1]}, i64 {args[2]})")
     else:
@@ -76,7 +76,7 @@ def _fill64(w: Writer, args: list[str], kept: bool) -> str:
     return ""
 
 
-def _copy64(w: Writer, args: list[str], kept: bool) -> str:
+def _copy64(w: InstructionWriter, args: list[str], kept: bool) -> str:
     if w.target.arch == "i386":
         w.do(f"call void @metal.copy64(i64 {args[0]}, i64 {args[1]}, i64 {args[2]})")
     else:
@@ -85,30 +85,30 @@ def _copy64(w: Writer, args: list[str], kept: bool) -> str:
     return ""
 
 
-def _byte_at(w: Writer, args: list[str], kept: bool) -> str:
+def _byte_at(w: InstructionWriter, args: list[str], kept: bool) -> str:
     return _load(8)(w, [w.emit(f"add i64 {args[0]}, {args[1]}")], kept)
 
 
-def _bits(name: str, extra: str) -> Callable[[Writer, list[str], bool], str]:
-    def word(w: Writer, args: list[str], kept: bool) -> str:
+def _bits(name: str, extra: str) -> Callable[[InstructionWriter, list[str], bool], str]:
+    def word(w: InstructionWriter, args: list[str], kept: bool) -> str:
         return w.emit(f"call i64 @llvm.{name}.i64(i64 {args[0]}{extra})")
 
     return word
 
 
-def _prefetch(w: Writer, args: list[str], kept: bool) -> str:
+def _prefetch(w: InstructionWriter, args: list[str], kept: bool) -> str:
     w.do(f"call void @llvm.prefetch.p0(ptr {w.pointer(args[0])}, i32 0, i32 3, i32 1)")
     return ""
 
 
-def _atomic(op: str) -> Callable[[Writer, list[str], bool], str]:
-    def word(w: Writer, args: list[str], kept: bool) -> str:
+def _atomic(op: str) -> Callable[[InstructionWriter, list[str], bool], str]:
+    def word(w: InstructionWriter, args: list[str], kept: bool) -> str:
         return w.emit(f"atomicrmw volatile {op} ptr {w.pointer(args[0])}, i64 {args[1]} seq_cst, align 8")
 
     return word
 
 
-def _cpuid(w: Writer, args: list[str], kept: bool) -> str:
+def _cpuid(w: InstructionWriter, args: list[str], kept: bool) -> str:
     leaf, subleaf = (w.emit(f"trunc i64 {arg} to i32") for arg in args[:2])
     text = _asm("cpuid", "={ax},={bx},={cx},={dx},{ax},{cx}")
     regs = w.emit(f"call {{i32, i32, i32, i32}} {text}(i32 {leaf}, i32 {subleaf})")
@@ -116,8 +116,8 @@ def _cpuid(w: Writer, args: list[str], kept: bool) -> str:
     return w.emit(f"zext i32 {value} to i64")
 
 
-def _in(bits: int, text: str, register: str) -> Callable[[Writer, list[str], bool], str]:
-    def word(w: Writer, args: list[str], kept: bool) -> str:
+def _in(bits: int, text: str, register: str) -> Callable[[InstructionWriter, list[str], bool], str]:
+    def word(w: InstructionWriter, args: list[str], kept: bool) -> str:
         port = w.emit(f"trunc i64 {args[0]} to i16")
         value = w.emit(f"call i{bits} {_asm(text, f'={{{register}}},{{dx}}')}(i16 {port})")
         return w.emit(f"zext i{bits} {value} to i64")
@@ -125,8 +125,8 @@ def _in(bits: int, text: str, register: str) -> Callable[[Writer, list[str], boo
     return word
 
 
-def _out(bits: int, text: str, register: str) -> Callable[[Writer, list[str], bool], str]:
-    def word(w: Writer, args: list[str], kept: bool) -> str:
+def _out(bits: int, text: str, register: str) -> Callable[[InstructionWriter, list[str], bool], str]:
+    def word(w: InstructionWriter, args: list[str], kept: bool) -> str:
         port = w.emit(f"trunc i64 {args[0]} to i16")
         value = w.emit(f"trunc i64 {args[1]} to i{bits}")
         w.do(f"call void {_asm(text, f'{{{register}}},{{dx}}')}(i{bits} {value}, i16 {port})")
@@ -135,8 +135,8 @@ def _out(bits: int, text: str, register: str) -> Callable[[Writer, list[str], bo
     return word
 
 
-def _read_register(name: str) -> Callable[[Writer, list[str], bool], str]:
-    def word(w: Writer, args: list[str], kept: bool) -> str:
+def _read_register(name: str) -> Callable[[InstructionWriter, list[str], bool], str]:
+    def word(w: InstructionWriter, args: list[str], kept: bool) -> str:
         width = w.target.register
         register = name if width == "i64" else name.replace("rsp", "esp")
         value = w.emit(f"call {width} {_asm(f'mov %{register}, $0', '=r')}()")
@@ -145,14 +145,14 @@ def _read_register(name: str) -> Callable[[Writer, list[str], bool], str]:
     return word
 
 
-def _read_flags(w: Writer, args: list[str], kept: bool) -> str:
+def _read_flags(w: InstructionWriter, args: list[str], kept: bool) -> str:
     width = w.target.register
     text = "pushfq; popq $0" if width == "i64" else "pushfl; popl $0"
     value = w.emit(f"call {width} {_asm(text, '=r')}()")
     return value if width == "i64" else w.emit(f"zext i32 {value} to i64")
 
 
-def _pair(w: Writer, call: str) -> str:
+def _pair(w: InstructionWriter, call: str) -> str:
     """Join the EDX:EAX that *call* returns."""
     pair = w.emit(call)
     low, high = (w.emit(f"extractvalue {{i32, i32}} {pair}, {i}") for i in (0, 1))
@@ -160,36 +160,36 @@ def _pair(w: Writer, call: str) -> str:
     return w.emit(f"or i64 {low}, {w.emit(f'shl i64 {high}, 32')}")
 
 
-def _rdmsr(w: Writer, args: list[str], kept: bool) -> str:
+def _rdmsr(w: InstructionWriter, args: list[str], kept: bool) -> str:
     index = w.emit(f"trunc i64 {args[0]} to i32")
     return _pair(w, f"call {{i32, i32}} {_asm('rdmsr', '={ax},={dx},{cx}')}(i32 {index})")
 
 
-def _rdtsc(w: Writer, args: list[str], kept: bool) -> str:
+def _rdtsc(w: InstructionWriter, args: list[str], kept: bool) -> str:
     return _pair(w, f"call {{i32, i32}} {_asm('rdtsc', '={ax},={dx}')}()")
 
 
-def _invlpg(w: Writer, args: list[str], kept: bool) -> str:
+def _invlpg(w: InstructionWriter, args: list[str], kept: bool) -> str:
     w.do(f"call void {_asm('invlpg ($0)', 'r')}(ptr {w.pointer(args[0])})")
     return ""
 
 
-def _plain(text: str) -> Callable[[Writer, list[str], bool], str]:
-    def word(w: Writer, args: list[str], kept: bool) -> str:
+def _plain(text: str) -> Callable[[InstructionWriter, list[str], bool], str]:
+    def word(w: InstructionWriter, args: list[str], kept: bool) -> str:
         w.do(f"call void {_asm(text, '')}()")
         return ""
 
     return word
 
 
-def _extreme(name: str) -> Callable[[Writer, list[str], bool], str]:
-    def word(w: Writer, args: list[str], kept: bool) -> str:
+def _extreme(name: str) -> Callable[[InstructionWriter, list[str], bool], str]:
+    def word(w: InstructionWriter, args: list[str], kept: bool) -> str:
         return w.emit(f"call i64 @llvm.{name}.i64(i64 {args[0]}, i64 {args[1]})")
 
     return word
 
 
-WORDS: Final[dict[str, Callable[[Writer, list[str], bool], str]]] = {
+WORDS: Final[dict[str, Callable[[InstructionWriter, list[str], bool], str]]] = {
     **{f"load{bits}": _load(bits) for bits in (8, 16, 32, 64)},
     **{f"store{bits}": _store(bits) for bits in (8, 16, 32, 64)},
     "fill64": _fill64,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.metal.check.check import signature_table
-from fivefold.metal.check.tree import Function, Kind, Signature, Unit
+from fivefold.metal.check.tree import Function, Signature, Unit, ValueKind
 from fivefold.metal.emit.function import FunctionWriter, convention, signed
 from fivefold.metal.emit.intrinsics import COPY64, DECLARATIONS, FILL64, Target
 
@@ -73,7 +73,7 @@ def _outside(unit: Unit, target: Target) -> list[str]:
 
 def _declaration(signature: Signature) -> str:
     args = ", ".join(["i64"] * len(signature.parameters))
-    returns = "void" if signature.returns is Kind.NONE else "i64"
+    returns = "void" if signature.returns is ValueKind.NONE else "i64"
     return f'declare hidden {returns} @"{signature.name}"({args}) #0'
 
 
@@ -83,7 +83,7 @@ def _exports(unit: Unit, target: Target) -> list[str]:
     for name, full in unit.exports.items():
         signature = unit.functions[full].signature
         args = ", ".join(["i64"] * len(signature.parameters))
-        returns = "void" if signature.returns is Kind.NONE else "i64"
+        returns = "void" if signature.returns is ValueKind.NONE else "i64"
         lines.append(f'@"{target.prefix}{name}" = hidden alias {returns} ({args}), ptr @"{inner_name(unit, full)}"')
     return lines
 
@@ -100,7 +100,7 @@ def _function(
     writer = FunctionWriter(unit, target, tables, signatures, lambda full: inner_name(unit, full))
     lines = writer.write(function)
     args = ", ".join(f"i64 %a{i}" for i in range(len(signature.parameters)))
-    returns = "void" if signature.returns is Kind.NONE else "i64"
+    returns = "void" if signature.returns is ValueKind.NONE else "i64"
     mark = _MARKS.get(signature.mark, "")
     convened = convention(signature, target)
     head = f'define internal {convened}{returns} @"{inner_name(unit, signature.full)}"({args}){mark} #0 {{'

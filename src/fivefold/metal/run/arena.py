@@ -20,7 +20,7 @@ _GAP: Final = 1 << 16
 """Nothing lies this near behind a region, so that an overrun is caught."""
 
 
-class Region(Protocol):
+class NativeBytes(Protocol):
     """Some bytes of native memory; offsets count from its start."""
 
     def read(self, offset: int, size: int) -> bytes:
@@ -80,10 +80,10 @@ class Arena:
 
     def __init__(self) -> None:
         self._starts: list[int] = []
-        self._regions: list[tuple[int, Region]] = []
+        self._regions: list[tuple[int, NativeBytes]] = []
         self._next = FIRST_ADDRESS
 
-    def add(self, region: Region, size: int, at: int | None = None, align: int = 4096) -> int:
+    def add(self, region: NativeBytes, size: int, at: int | None = None, align: int = 4096) -> int:
         """Place *region* at *at*, or at an address of the arena's choice; return the address.
 
         Raises `ValueError` if it would overlap another one.
@@ -125,7 +125,7 @@ class Arena:
         """Raise `MemoryReadError` unless all of *size* bytes at *addr* are in one region."""
         self._find(addr, size)
 
-    def _find(self, addr: int, size: int) -> tuple[Region, int]:
+    def _find(self, addr: int, size: int) -> tuple[NativeBytes, int]:
         index = bisect_right(self._starts, addr) - 1
         if index >= 0:
             end, region = self._regions[index]

@@ -15,12 +15,12 @@ from fivefold.errors import CompileError, MachineError
 from fivefold.memory.base import PhysMemory
 from fivefold.metal.check.arith import count_leading_zeros, count_trailing_zeros, divide, modulo
 from fivefold.metal.check.check import reach, start
-from fivefold.metal.check.context import Context
-from fivefold.metal.check.tree import Kind, Signature, Unit
+from fivefold.metal.check.context import CheckContext
+from fivefold.metal.check.tree import Signature, Unit, ValueKind
 from fivefold.metal.program import Program
 from fivefold.metal.run.arena import Arena, BufferRegion, PhysicalRegion
 from fivefold.metal.run.instance import MACHINE_WORDS, Callee, Instance, checked, find
-from fivefold.metal.run.rewrite import Writer, machinery
+from fivefold.metal.run.rewrite import PythonWriter, machinery
 from fivefold.units import MASK64
 
 _CODE_ADDRESS: Final = 0x6000_0000_0000
@@ -42,7 +42,7 @@ class PlainInstance(Instance):
     """A program as Python. Any function of its modules can be called, not only the roots."""
 
     def __init__(self, program: Program, externs: dict[str, Extern], cpu: object) -> None:
-        self._context: Context = start(program)
+        self._context: CheckContext = start(program)
         self._externs = externs
         self._cpu = cpu
         self.memory = Arena()
@@ -91,7 +91,7 @@ class PlainInstance(Instance):
         if self.unit.variables[full].bound:
             raise ValueError(f"{variable} is bound in this build")
         number = checked(variable, kind.value, value)
-        self._space[full] = bool(number) if kind is Kind.BOOL else number
+        self._space[full] = bool(number) if kind is ValueKind.BOOL else number
 
     def _variable(self, name: str) -> str:
         return find(self._spellings(self.unit.variables), name, "variable")
@@ -139,7 +139,9 @@ class PlainInstance(Instance):
         """Give the namespace all that the unit has reached since the last time."""
         unit, space = self.unit, self._space
         for variable in unit.variables.values():
-            space.setdefault(variable.full, bool(variable.initial) if variable.kind is Kind.BOOL else variable.initial)
+            space.setdefault(
+                variable.full, bool(variable.initial) if variable.kind is ValueKind.BOOL else variable.initial
+            )
         for buffer in unit.buffers.values():
             if buffer.full not in self._buffers:
                 storage = BufferRegion(bytearray(buffer.size))
@@ -156,13 +158,13 @@ class PlainInstance(Instance):
                 self._define(full)
 
     def _define(self, full: str) -> None:
-        writer = Writer(self.unit)
+        writer = PythonWriter(self.unit)
         code: CodeType = writer.compile(self.unit.functions[full])
         exec(code, self._space)
         for data in writer.texts:
-            self._space[Writer.text_name(data)] = self.text(data)
+            self._space[PythonWriter.text_name(data)] = self.text(data)
         for name in writer.addresses:
-            self._space[Writer.address_name(name)] = self._address_of(name)
+            self._space[PythonWriter.address_name(name)] = self._address_of(name)
 
     def _address_of(self, full: str) -> int:
         if full not in self._functions:
@@ -180,7 +182,7 @@ class PlainInstance(Instance):
 
     def _extern(self, signature: Signature) -> Callable[..., object]:
         function = self._given(f"extern {signature.name}", object)
-        if signature.returns is Kind.BOOL:
+        if signature.returns is ValueKind.BOOL:
             return lambda *args: bool(function(*args))
         return lambda *args: int(function(*args) or 0) & MASK64
 

@@ -11,6 +11,7 @@ from fivefold.metal.check.tree import (
     AsNumber,
     Assign,
     Binary,
+    Boolean,
     Break,
     Call,
     Choice,
@@ -20,7 +21,6 @@ from fivefold.metal.check.tree import (
     Element,
     Evaluate,
     Expression,
-    Flag,
     Function,
     FunctionAddress,
     If,
@@ -75,7 +75,7 @@ def _call(function: str, *args: ast.expr) -> ast.expr:
     return ast.Call(_name(function), list(args), [])
 
 
-class Writer:
+class PythonWriter:
     """Writes one function; *texts* and *addresses* are what its code expects in its globals."""
 
     def __init__(self, unit: Unit) -> None:
@@ -175,7 +175,7 @@ class Writer:
     def value(self, node: Expression) -> ast.expr:
         """Return the Python expression for *node*."""
         match node:
-            case Number(value=number) | Flag(value=number):
+            case Number(value=number) | Boolean(value=number):
                 return ast.Constant(number)
             case Text(data=data):
                 self.texts.append(data)

@@ -10,7 +10,7 @@ from fivefold.report.json_text import hex_or_null, write_stream
 from fivefold.report.text.dump import finding_text
 from fivefold.survey.diff.diff import Change, Diff, Nature
 from fivefold.survey.scan.regions import Region, spell
-from fivefold.survey.scan.scan_result import Kind
+from fivefold.survey.scan.scan_result import RegionKind
 from fivefold.survey.space import Space
 from fivefold.units import format_size, hex64
 
@@ -47,9 +47,9 @@ def describe(region: Region | None) -> str:
     """Page, effective rights, place and telling flags of a region, on one line."""
     if region is None:
         return "nothing"
-    if region.kind is Kind.REPEAT:
+    if region.kind is RegionKind.REPEAT:
         return f"{region.level.name} table at {hex64(region.phys or 0)} again"
-    if region.kind is not Kind.MAPPED:
+    if region.kind is not RegionKind.MAPPED:
         return finding_text(region)
     flags = [name for name in region.flag_names if name not in ("P", "RW", "US", "NX", "PS")]
     place = "scattered" if region.phys is None else hex64(region.phys)
@@ -113,7 +113,7 @@ def _changes(diff: Diff) -> Iterator[dict[str, Any]]:
 def _side_json(region: Region | None) -> dict[str, Any] | None:
     if region is None:
         return None
-    mapped = region.kind is Kind.MAPPED
+    mapped = region.kind is RegionKind.MAPPED
     return {
         "kind": region.kind.name.lower(),
         "page": region.page,

@@ -9,7 +9,7 @@ from typing import Any, Final, TextIO
 from fivefold.arch import TooManyRuns
 from fivefold.report.json_text import hex_or_null, write_stream
 from fivefold.survey.scan.regions import Region, spell
-from fivefold.survey.scan.scan_result import Kind, ScanCounts
+from fivefold.survey.scan.scan_result import RegionKind, ScanCounts
 from fivefold.survey.space import Space
 from fivefold.units import format_size, hex64
 
@@ -44,7 +44,7 @@ class Findings:
 
     def __iter__(self) -> Iterator[Region]:
         for region in self._regions:
-            if region.kind in (Kind.MALFORMED, Kind.UNREADABLE):
+            if region.kind in (RegionKind.MALFORMED, RegionKind.UNREADABLE):
                 self.kept.append(region)
             yield region
 
@@ -56,7 +56,7 @@ class Findings:
 
 def finding_text(region: Region) -> str:
     """What is wrong with *region*, which is not mapped."""
-    if region.kind is Kind.UNREADABLE:
+    if region.kind is RegionKind.UNREADABLE:
         return f"its {region.level.name} table at {hex64(region.phys or 0)} is not in memory"
     return f"{region.level.name} entry with reserved bits set, {region.flags:#x}, holding {hex64(region.phys or 0)}"
 
@@ -72,10 +72,10 @@ def write_text(space: Space, regions: Iterable[Region], out: TextIO, *, of_leaf:
 
 def _line(region: Region, of_leaf: bool) -> str:
     ends = f"{hex64(region.start)}-{hex64(region.end)} {format_size(region.size):>10}"
-    if region.kind is Kind.REPEAT:
+    if region.kind is RegionKind.REPEAT:
         table = f"{region.level.name} table at {hex64(region.phys or 0)} again, {region.repeats} times"
         return f"{ends}  {table}  {region.area or ''}".rstrip() + "\n"
-    if region.kind is not Kind.MAPPED:
+    if region.kind is not RegionKind.MAPPED:
         return f"{ends}  !! {finding_text(region)}\n"
     rights = spell(region.leaf if of_leaf else region.effective)
     flags = " ".join(name for name in region.flag_names if name not in ("P", "RW", "US", "NX", "PS"))
@@ -88,7 +88,7 @@ def write_csv(regions: Iterable[Region], out: TextIO) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     for region in regions:
-        mapped = region.kind is Kind.MAPPED
+        mapped = region.kind is RegionKind.MAPPED
         rights = [int(right) for right in region.effective] if mapped else ["", "", ""]
         writer.writerow(
             (
@@ -122,7 +122,7 @@ def write_json(space: Space, regions: Iterable[Region], out: TextIO) -> None:
         "mode_contradicted_by": space.mode.against,
         "areas_known_from": space.areas.how,
     }
-    mapped = (region_json(region) for region in findings if region.kind is Kind.MAPPED)
+    mapped = (region_json(region) for region in findings if region.kind is RegionKind.MAPPED)
     write_stream(head, "regions", mapped, out, _tail(space, findings))
 
 
@@ -178,7 +178,7 @@ def region_json(region: Region) -> dict[str, Any]:
 def finding_json(region: Region) -> dict[str, Any]:
     """One thing that is wrong with the tables."""
     return {
-        "what": "malformed entry" if region.kind is Kind.MALFORMED else "table not in memory",
+        "what": "malformed entry" if region.kind is RegionKind.MALFORMED else "table not in memory",
         "start": hex64(region.start),
         "end": hex64(region.end),
         "level": int(region.level),

@@ -11,14 +11,14 @@ import numpy as np
 from fivefold.arch import PAT_RESET, MemoryType
 from fivefold.survey.audit.audit_checks import MAX_HITS, Hit
 from fivefold.survey.audit.audit_views import Views
-from fivefold.survey.scan.frame_sets import FrameSet, Leaves, joined
+from fivefold.survey.scan.frame_sets import FrameSet, LeafRuns, joined
 from fivefold.survey.scan.scan_result import Flags, Words
 from fivefold.units import PAGE, hex64
 
 _PAGE: Final = np.uint64(PAGE)
 
 
-def _pairs(memory: FrameSet, one: Leaves, other: Leaves, message: str) -> Iterator[Hit]:
+def _pairs(memory: FrameSet, one: LeafRuns, other: LeafRuns, message: str) -> Iterator[Hit]:
     """A hit for each run of *memory*, at the first address in *one*; *message* gets that and one of *other*."""
     for run in memory.ranges(MAX_HITS + 1):
         here, there = one.at(run.start, 1)[0], other.at(run.start)

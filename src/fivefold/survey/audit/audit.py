@@ -12,7 +12,7 @@ from fivefold.survey.audit import alias_checks, audit_checks
 from fivefold.survey.audit.audit_checks import MAX_HITS, Check, Hit
 from fivefold.survey.audit.audit_views import Views
 from fivefold.survey.audit.policy import Policy
-from fivefold.survey.audit.rules import RULES, Rule, Severity
+from fivefold.survey.audit.rules import RULES, AuditRule, Severity
 from fivefold.survey.paths import Path
 from fivefold.survey.space import Space
 
@@ -46,7 +46,7 @@ class Finding:
     *excepted* is the reason why the policy tolerates it, None where it does not.
     """
 
-    rule: Rule
+    rule: AuditRule
     severity: Severity
     window: range
     phys: range | None
@@ -66,7 +66,7 @@ class Finding:
 class RuleResult:
     """What came of one rule; *cut* says that there are more findings than are told. *skipped*: why it was not asked."""
 
-    rule: Rule
+    rule: AuditRule
     severity: Severity
     findings: tuple[Finding, ...] = ()
     cut: bool = False
@@ -119,7 +119,7 @@ class _Job:
         self.views, self.policy = views, policy
         self.checks: dict[str, Check] = {**_CHECKS, "memory-type-conflict": alias_checks.MemoryTypes(pat)}
 
-    def result(self, rule: Rule) -> RuleResult:
+    def result(self, rule: AuditRule) -> RuleResult:
         severity = self.policy.severity(rule.name)
         reason = self._not_asked(rule, severity)
         if reason is not None:
@@ -128,14 +128,14 @@ class _Job:
         findings = tuple(self._findings(rule, severity, hits[:MAX_HITS]))
         return RuleResult(rule, severity, findings, cut=len(hits) > MAX_HITS)
 
-    def _not_asked(self, rule: Rule, severity: Severity) -> str | None:
+    def _not_asked(self, rule: AuditRule, severity: Severity) -> str | None:
         if severity is Severity.OFF:
             return f"turned off by {self.policy.name}"
         if rule.name in ("executable-direct-map", "guard-mapped") and not self.views.space.areas.areas:
             return self.views.space.areas.how
         return None
 
-    def _findings(self, rule: Rule, severity: Severity, hits: list[Hit]) -> Iterator[Finding]:
+    def _findings(self, rule: AuditRule, severity: Severity, hits: list[Hit]) -> Iterator[Finding]:
         space = self.views.space
         for number, hit in enumerate(hits):
             area = space.areas.name_at(hit.window.start)

@@ -11,7 +11,7 @@ from fivefold.arch import Flag
 from fivefold.layout import Area
 from fivefold.survey.audit.audit_views import Views
 from fivefold.survey.scan.regions import Region, spell
-from fivefold.survey.scan.scan_result import Flags, Kind, ScanResult
+from fivefold.survey.scan.scan_result import Flags, RegionKind, ScanResult
 from fivefold.units import PAGE, hex64
 
 MAX_HITS: Final = 1000
@@ -38,7 +38,7 @@ def hit_of(region: Region, message: str) -> Hit:
 
 def mapped(result: ScanResult, chosen: Flags) -> Flags:
     """The rows in *chosen* that map something."""
-    found: Flags = (result.kind == Kind.MAPPED) & chosen
+    found: Flags = (result.kind == RegionKind.MAPPED) & chosen
     return found
 
 
@@ -88,7 +88,7 @@ def guard_mapped(views: Views) -> Iterator[Hit]:
         result = views.window(range(area.start, area.end))
         everything = np.ones(len(result), np.bool_)
         for region in views.regions(result, everything, MAX_HITS + 1):
-            if region.area == area.name or region.kind is not Kind.MAPPED:
+            if region.area == area.name or region.kind is not RegionKind.MAPPED:
                 yield hit_of(region, f"mapped in {area.name}, which is kept empty ({area.source})")
 
 
@@ -108,7 +108,7 @@ def null_page(views: Views) -> Iterator[Hit]:
 def malformed_entry(views: Views) -> Iterator[Hit]:
     """Present entries with reserved bits set."""
     for result in (views.user, views.kernel):
-        for region in views.regions(result, result.kind == Kind.MALFORMED, MAX_HITS + 1):
+        for region in views.regions(result, result.kind == RegionKind.MALFORMED, MAX_HITS + 1):
             message = f"{region.level.name} entry with reserved bits set, flags {hex64(region.flags)}"
             yield Hit(range(region.start, region.end), None, f"{message}, holding {hex64(region.phys or 0)}")
 
@@ -116,7 +116,7 @@ def malformed_entry(views: Views) -> Iterator[Hit]:
 def table_not_in_memory(views: Views) -> Iterator[Hit]:
     """Entries that point to a table outside the source's memory."""
     for result in (views.user, views.kernel):
-        for region in views.regions(result, result.kind == Kind.UNREADABLE, MAX_HITS + 1):
+        for region in views.regions(result, result.kind == RegionKind.UNREADABLE, MAX_HITS + 1):
             message = f"the {region.level.name} table at {hex64(region.phys or 0)} is not in memory"
             yield Hit(range(region.start, region.end), None, message)
 

@@ -12,14 +12,14 @@ from typing import Final
 
 import numpy as np
 
-from fivefold.survey.scan.frame_sets import Leaves
+from fivefold.survey.scan.frame_sets import LeafRuns
 from fivefold.survey.scan.regions import Region, regions_of
 from fivefold.survey.scan.scan import MAX_RANGES
 from fivefold.survey.scan.scan_result import (
     DEFAULT_FLAGS,
     Contiguity,
     Flags,
-    Kind,
+    RegionKind,
     ScanResult,
     ScanSettings,
     Words,
@@ -76,14 +76,14 @@ class Views:
         return space.scanner.scan(space.root.value, space.levels, settings, max_ranges=MAX_RANGES)
 
     @cached_property
-    def leaves(self) -> Leaves:
+    def leaves(self) -> LeafRuns:
         """All leaves; what lies behind a shared table is there twice, however often it is mapped."""
-        second = [Leaves.of(self._apart(first, last)) for first, last in self._second_places()]
-        return Leaves.of(self.apart).and_also(second)
+        second = [LeafRuns.of(self._apart(first, last)) for first, last in self._second_places()]
+        return LeafRuns.of(self.apart).and_also(second)
 
     def _second_places(self) -> list[tuple[int, int]]:
         """The first place where each shared table is met again; *last* inclusive."""
-        rows = self.apart.rows[self.apart.kind == Kind.REPEAT]
+        rows = self.apart.rows[self.apart.kind == RegionKind.REPEAT]
         keys = np.stack([column(rows, "phys"), column(rows, "info")], 1)
         _, chosen = np.unique(keys, axis=0, return_index=True)
         if len(chosen) > MAX_UNFOLDED_TABLES:

@@ -24,7 +24,7 @@ class Severity(StrEnum):
         return self in (Severity.ERROR, Severity.WARNING)
 
 
-class Rule(NamedTuple):
+class AuditRule(NamedTuple):
     """A rule: *name* for policies and reports, *title* on one line, *why* in a sentence or two."""
 
     name: str
@@ -36,97 +36,97 @@ class Rule(NamedTuple):
 _ERROR, _WARNING = Severity.ERROR, Severity.WARNING
 
 RULES: Final = (
-    Rule(
+    AuditRule(
         "wx-kernel",
         _ERROR,
         "writable and executable in the kernel half",
         "Whoever can write there runs code in the kernel. Effective rights count: of all entries on the path.",
     ),
-    Rule(
+    AuditRule(
         "wx-user",
         _WARNING,
         "writable and executable in the user half",
         "A process that can write its own code; usual for some just-in-time compilers.",
     ),
-    Rule(
+    AuditRule(
         "user-kernel-half",
         _ERROR,
         "kernel half that user mode can reach",
         "User mode reads, or writes, what lies there without asking the kernel.",
     ),
-    Rule(
+    AuditRule(
         "writable-code-alias",
         _ERROR,
         "code of the kernel that is writable at another address",
         "A writable alias undoes W^X: the code is changed through it.",
     ),
-    Rule(
+    AuditRule(
         "user-writable-code-alias",
         _WARNING,
         "code of a process that it can write at another address",
         "A double mapping of generated code; W^X holds for each address, not for the memory.",
     ),
-    Rule(
+    AuditRule(
         "table-user",
         _ERROR,
         "page table that user mode can reach",
         "User mode that reads tables learns physical addresses; if it writes them it owns the machine.",
     ),
-    Rule(
+    AuditRule(
         "table-writable-alias",
         _WARNING,
         "page table that is writable at more than one address",
         "Besides the direct map nothing needs to write a table; stray writes find it twice as easily.",
     ),
-    Rule(
+    AuditRule(
         "executable-direct-map",
         _ERROR,
         "executable direct map",
         "Whatever gets into memory can be run at its address in the direct map, user data too.",
     ),
-    Rule(
+    AuditRule(
         "null-page",
         _ERROR,
         "the page at address 0 is mapped",
         "A null pointer that is followed in the kernel reads or runs what a process put there.",
     ),
-    Rule(
+    AuditRule(
         "memory-type-conflict",
         _WARNING,
         "one frame mapped with two memory types",
         'Intel SDM, "Programming the PAT": aliases of different types lead to undefined operations.',
     ),
-    Rule(
+    AuditRule(
         "malformed-entry",
         _ERROR,
         "entry with reserved bits set",
         "Every access through it faults with RSVD=1: memory was overwritten, or the writer assumed another CPU.",
     ),
-    Rule(
+    AuditRule(
         "table-not-in-memory",
         _ERROR,
         "entry that points to a table outside memory",
         "The CPU would read whatever answers at that address. In a sparse dump the table may just be left out.",
     ),
-    Rule(
+    AuditRule(
         "table-at-two-levels",
         _ERROR,
         "table that serves at two levels",
         "Its entries mean two things at once: leaves of one reading are tables of the other.",
     ),
-    Rule(
+    AuditRule(
         "table-cycle",
         _WARNING,
         "table that leads back to one above it",
         "A self-map: some systems use one, Linux does not; it maps tables as data.",
     ),
-    Rule(
+    AuditRule(
         "guard-mapped",
         _ERROR,
         "something mapped where the layout keeps nothing",
         "Guards catch stray pointers only as long as they are empty. Needs areas that were detected.",
     ),
-    Rule(
+    AuditRule(
         "global-user-page",
         _WARNING,
         "global page of the user half",

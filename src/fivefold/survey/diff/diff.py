@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from fivefold.arch import ENTRIES, FRAME_BITS
 from fivefold.survey.diff.diff_windows import NOTHING, Pair, Walker
 from fivefold.survey.scan.regions import Region, split_at
-from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Kind
+from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, RegionKind
 from fivefold.survey.scan.select import KERNEL_HALF, USER_HALF, meet
 from fivefold.survey.space import Space
 from fivefold.units import VirtAddr
@@ -163,11 +163,11 @@ class _Job:
 
     def _unfolded(self, space: Space, regions: list[Region], others: list[Region]) -> list[Region]:
         """*regions* of *space* with shared tables unfolded where *others* has something else than a shared table."""
-        plain = [other for other in others if other.kind is not Kind.REPEAT]
+        plain = [other for other in others if other.kind is not RegionKind.REPEAT]
         found: list[Region] = []
         for region in regions:
             at, span = int(region.start), region.level.span * ENTRIES
-            meeting = _meeting(plain, region) if region.kind is Kind.REPEAT else []
+            meeting = _meeting(plain, region) if region.kind is RegionKind.REPEAT else []
             for other in meeting:
                 low, high = max(at, other.start // span * span), min(region.end, -(-other.end // span) * span)
                 if low < high:
@@ -185,7 +185,7 @@ class _Job:
             ("flags", one.flags, other.flags),
         )
         what = tuple(name for name, ours, theirs in checks if ours != theirs)
-        if one.kind is Kind.REPEAT is other.kind and one.level == other.level:
+        if one.kind is RegionKind.REPEAT is other.kind and one.level == other.level:
             return what if self._same_tables(one, other) else (*what, "table")
         places = (one.phys, other.phys)
         return (*what, "phys") if self.settings.phys and None not in places and places[0] != places[1] else what
@@ -211,7 +211,7 @@ def _meeting(regions: list[Region], with_: Region) -> list[Region]:
 
 def _part(region: Region, start: int, end: int) -> Region:
     """A part of what is not mapped by itself: it has one place for all its addresses."""
-    repeats = (end - start) // (region.level.span * ENTRIES) if region.kind is Kind.REPEAT else 0
+    repeats = (end - start) // (region.level.span * ENTRIES) if region.kind is RegionKind.REPEAT else 0
     return region._replace(start=VirtAddr(start), end=end, repeats=repeats)
 
 
@@ -230,7 +230,7 @@ def _in_step(
 
 def _cut(regions: Iterable[Region], borders: list[int]) -> Iterator[Region]:
     for region in regions:
-        if region.kind is Kind.MAPPED:
+        if region.kind is RegionKind.MAPPED:
             yield from split_at(region, borders)
             continue
         inside = [border for border in borders if region.start < border < region.end]
@@ -258,7 +258,10 @@ def _longer(region: Region | None, more: Region | None) -> Region | None:
     if region is None or more is None:
         return None
     follows = region.phys is not None and region.phys + region.size == more.phys
-    repeats, phys = region.repeats + more.repeats, region.phys if follows or region.kind is not Kind.MAPPED else None
+    repeats, phys = (
+        region.repeats + more.repeats,
+        region.phys if follows or region.kind is not RegionKind.MAPPED else None,
+    )
     return region._replace(end=more.end, repeats=repeats, phys=phys)
 
 
@@ -272,7 +275,7 @@ def _same_run(one: Region | None, other: Region | None) -> bool:
     """Whether *other* is more of *one*, wherever in memory."""
     if one is None or other is None:
         return one is other
-    if one.kind is not Kind.MAPPED and one.phys != other.phys:
+    if one.kind is not RegionKind.MAPPED and one.phys != other.phys:
         return False
     return one._replace(start=other.start, end=other.end, phys=other.phys, repeats=other.repeats) == other
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fivefold.arch import Flag
 from fivefold.layout import shadow_bounds
 from fivefold.survey.guest.evidence import Found
-from fivefold.survey.scan.scan_result import Kind, ScanResult
+from fivefold.survey.scan.scan_result import RegionKind, ScanResult
 from fivefold.units import GIB, MASK64, MIB, PAGE, format_size, hex64
 
 KERNEL_WINDOW: Final = 0xFFFF_FFFF_8000_0000
@@ -120,7 +120,7 @@ def find_bases(scan: ScanResult) -> KernelBases:
 
 def _kernel_runs(scan: ScanResult) -> list[_Run]:
     """The mapped ranges of the kernel half, ascending."""
-    rows = np.flatnonzero((scan.kind == Kind.MAPPED) & (scan.start >= np.uint64(_KERNEL_HALF)))
+    rows = np.flatnonzero((scan.kind == RegionKind.MAPPED) & (scan.start >= np.uint64(_KERNEL_HALF)))
     plain = scan.writable & (scan.flags & np.uint64(UNCACHED) == 0)
     if not scan.executable[rows].all():
         plain &= ~scan.executable

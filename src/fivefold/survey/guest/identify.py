@@ -21,7 +21,7 @@ MODES: Final = {4: LA48, 5: LA57}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
+class GivenPaging:
     """What the caller says instead of the source; None asks the source. *cr3* and *cr4* are raw registers.
 
     *cpu* is the number of the CPU whose registers count, None for CPU 0. *force* goes on with *levels* or *cr4*
@@ -59,7 +59,7 @@ def root_of(cr3: int) -> PhysAddr:
     return PhysAddr(cr3 & FRAME_BITS)
 
 
-def chosen_cpu(source: Source, given: Given) -> tuple[int, CpuState | None]:
+def chosen_cpu(source: Source, given: GivenPaging) -> tuple[int, CpuState | None]:
     """The CPU whose registers count, with its number; None without any. `NotKnownError` where *given* asks in vain."""
     number = given.cpu or 0
     if number < len(source.cpus):
@@ -70,7 +70,7 @@ def chosen_cpu(source: Source, given: Given) -> tuple[int, CpuState | None]:
     raise NotKnownError(f"CPU {number}: {source.name} ({source.format}) holds {has}; give another --cpu, or --cr3")
 
 
-def choose_root(source: Source, given: Given) -> Found[PhysAddr]:
+def choose_root(source: Source, given: GivenPaging) -> Found[PhysAddr]:
     """Where the top table lies. `NotKnownError` when nothing says; `MemoryReadError` when it cannot be read."""
     found = _root(source, given)
     try:
@@ -83,7 +83,7 @@ def choose_root(source: Source, given: Given) -> Found[PhysAddr]:
     return found
 
 
-def _root(source: Source, given: Given) -> Found[PhysAddr]:
+def _root(source: Source, given: GivenPaging) -> Found[PhysAddr]:
     if given.cr3 is not None:
         return Found(root_of(given.cr3), "given with --cr3")
     number, cpu = chosen_cpu(source, given)
@@ -100,7 +100,7 @@ def _root(source: Source, given: Given) -> Found[PhysAddr]:
     )
 
 
-def _check_paging(source: Source, number: int, cpu: CpuState, given: Given) -> None:
+def _check_paging(source: Source, number: int, cpu: CpuState, given: GivenPaging) -> None:
     """Refuse a CPU whose CR3 is not the root of four or five levels."""
     wrong = why_no_root(cpu, cr4_given=given.cr4 is not None)
     if wrong:
@@ -146,7 +146,7 @@ def _vmcoreinfo_root(facts: dict[str, str]) -> PhysAddr | None:
     return root_of(address & MASK64)
 
 
-def choose_mode(source: Source, root: PhysAddr, given: Given) -> Found[PagingMode]:
+def choose_mode(source: Source, root: PhysAddr, given: GivenPaging) -> Found[PagingMode]:
     """How many levels the tree at *root* has. `NotKnownError` when nothing says, or the tables contradict *given*."""
     known = _recorded_mode(source, given)
     if given.levels is None and given.cr4 is None:
@@ -164,7 +164,7 @@ def choose_mode(source: Source, root: PhysAddr, given: Given) -> Found[PagingMod
     return Found(MODES[levels], how, against)
 
 
-def _recorded_mode(source: Source, given: Given) -> Found[PagingMode] | None:
+def _recorded_mode(source: Source, given: GivenPaging) -> Found[PagingMode] | None:
     """What registers or the kernel's notes say."""
     number, cpu = chosen_cpu(source, given)
     if cpu is not None and cpu.cr4 is not None and (cpu.cr0 is None or cpu.cr0 & Cr0.PG) and cpu.cr4 & Cr4.PAE:
@@ -193,14 +193,14 @@ def _tables_against(source: Source, root: PhysAddr, levels: int) -> str | None:
     return f"the tables at {hex64(root)} of {source.name} have {evidence.levels} levels ({evidence})"
 
 
-def choose_phys_bits(given: Given) -> Found[int | None]:
+def choose_phys_bits(given: GivenPaging) -> Found[int | None]:
     """MAXPHYADDR, which no source holds; None means that only what is reserved at every width counts as reserved."""
     if given.phys_bits is not None:
         return Found(given.phys_bits, "given with --phys-bits")
     return Found(None, "no source holds CPUID; only bits reserved at every width count as malformed")
 
 
-def choose_nxe(source: Source, given: Given) -> Found[bool | None]:
+def choose_nxe(source: Source, given: GivenPaging) -> Found[bool | None]:
     """EFER.NXE of the CPU that counts, or None where the source does not hold EFER."""
     number, cpu = chosen_cpu(source, given)
     if cpu is None or cpu.efer is None:

@@ -12,8 +12,8 @@ from fivefold.memory import CpuState, Source
 from fivefold.notebook import html_table
 from fivefold.survey.guest.bases import KernelBases
 from fivefold.survey.guest.evidence import Found
-from fivefold.survey.guest.identify import Given, choose_nxe, choose_phys_bits, choose_root, roots_in_registers
-from fivefold.survey.scan.scan_result import Kind
+from fivefold.survey.guest.identify import GivenPaging, choose_nxe, choose_phys_bits, choose_root, roots_in_registers
+from fivefold.survey.scan.scan_result import RegionKind
 from fivefold.survey.space import Space, release_of
 from fivefold.units import hex64
 
@@ -29,7 +29,7 @@ class About:
     source: Source
     space: Space | None
     refused: str | None = None
-    given: Given = field(default_factory=Given)
+    given: GivenPaging = field(default_factory=GivenPaging)
 
     def facts(self) -> dict[str, Found[Any]]:
         """What a source may leave unsaid, by name: None with the reason where it does."""
@@ -71,7 +71,7 @@ class About:
         if space.nxe.value is not None:
             return space.nxe
         overview = space.overview
-        guarded = int((~overview.executable & (overview.kind == Kind.MAPPED)).sum())
+        guarded = int((~overview.executable & (overview.kind == RegionKind.MAPPED)).sum())
         if guarded:
             return Found(True, f"{space.nxe.how}; {guarded} ranges are not executable, so NX bits are in use")
         return Found(None, f"{space.nxe.how}, and no NX bit is in use")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fivefold.memory import Source
 from fivefold.survey.guest.evidence import Found
-from fivefold.survey.guest.identify import MODES, Given
+from fivefold.survey.guest.identify import MODES, GivenPaging
 from fivefold.survey.guest.roots import Confidence, Root, find_roots
 from fivefold.survey.space import Space
 
@@ -17,7 +17,7 @@ class RootSpaces:
     """Roots of *source*, and how many more there are that are too unsure to ask."""
 
     source: Source
-    given: Given
+    given: GivenPaging
     roots: tuple[Root, ...]
     unsure: int
 
@@ -35,7 +35,7 @@ class RootSpaces:
             yield space
 
 
-def root_spaces(source: Source, given: Given) -> RootSpaces:
+def root_spaces(source: Source, given: GivenPaging) -> RootSpaces:
     """All roots of at least medium confidence; only the one that *given* names by CR3 or CPU."""
     if given.cr3 is not None or given.cpu is not None:
         space = Space(source, given)

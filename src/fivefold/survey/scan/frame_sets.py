@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from fivefold.survey.scan.scan_result import Flags, Kind, Rows, ScanResult, Words, column
+from fivefold.survey.scan.scan_result import Flags, RegionKind, Rows, ScanResult, Words, column
 
 _NOTHING: Final = np.zeros(0, np.uint64)
 
@@ -72,7 +72,7 @@ def joined(start: Words, end: Words) -> FrameSet:
     return FrameSet(start[first], reach[last])
 
 
-class Leaves(NamedTuple):
+class LeafRuns(NamedTuple):
     """Runs of leaves that are contiguous in virtual and in physical memory, as equal columns.
 
     *pat* is the number of the PAT entry that they select; sizes are in bytes.
@@ -88,16 +88,16 @@ class Leaves(NamedTuple):
     pat: Words
 
     @classmethod
-    def of(cls, result: ScanResult) -> Leaves:
+    def of(cls, result: ScanResult) -> LeafRuns:
         """The mapped rows of a scan with `Contiguity.BREAK`; `ValueError` after another."""
-        if not bool(result.contiguous[result.kind == Kind.MAPPED].all()):
+        if not bool(result.contiguous[result.kind == RegionKind.MAPPED].all()):
             raise ValueError("runs of leaves are told after a scan with Contiguity.BREAK")
         return cls.of_rows(result.rows)
 
     @classmethod
-    def of_rows(cls, rows: Rows) -> Leaves:
+    def of_rows(cls, rows: Rows) -> LeafRuns:
         """The same from rows alone, which the caller knows to be contiguous."""
-        rows = rows[column(rows, "info") & np.uint64(7) == Kind.MAPPED]
+        rows = rows[column(rows, "info") & np.uint64(7) == RegionKind.MAPPED]
         info, start = column(rows, "info"), column(rows, "start")
         level = info >> np.uint64(4) & np.uint64(15)
         rights = [info >> np.uint64(8 + bit) & np.uint64(1) != 0 for bit in range(3)]
@@ -112,9 +112,9 @@ class Leaves(NamedTuple):
             _pat_index(column(rows, "flags"), level),
         )
 
-    def where(self, chosen: Flags) -> Leaves:
+    def where(self, chosen: Flags) -> LeafRuns:
         """Only the rows in *chosen*."""
-        return Leaves(
+        return LeafRuns(
             self.start[chosen],
             self.size[chosen],
             self.phys[chosen],
@@ -125,10 +125,10 @@ class Leaves(NamedTuple):
             self.pat[chosen],
         )
 
-    def and_also(self, others: list[Leaves]) -> Leaves:
+    def and_also(self, others: list[LeafRuns]) -> LeafRuns:
         """These and *others*, one after the other."""
         every = [self, *others]
-        return Leaves(*(np.concatenate([getattr(one, name) for one in every]) for name in Leaves._fields))
+        return LeafRuns(*(np.concatenate([getattr(one, name) for one in every]) for name in LeafRuns._fields))
 
     @property
     def frames(self) -> FrameSet:

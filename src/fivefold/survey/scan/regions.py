@@ -12,7 +12,7 @@ import numpy as np
 
 from fivefold.arch import Entry, Flag, Level, Rights
 from fivefold.notebook import SHOWN, html_table
-from fivefold.survey.scan.scan_result import Kind, ScanResult
+from fivefold.survey.scan.scan_result import RegionKind, ScanResult
 from fivefold.units import MASK64, PhysAddr, VirtAddr, format_size, hex64
 
 PAGE_NAMES: Final = {Level.PT: "4K", Level.PD: "2M", Level.PDPT: "1G"}
@@ -43,16 +43,16 @@ class Region(NamedTuple):
 
     *leaf* is what the leaf entry says, *effective* what all entries on the path allow. *flags*: the
     leaf's bits that were asked for. *phys* is None where physical memory does not follow on. Of what is not
-    mapped, *level* and *phys* are those of `Kind`.
+    mapped, *level* and *phys* are those of `RegionKind`.
 
-    *repeats*: how many places in a row a table of `Kind.REPEAT` is mapped at, or how many this stands for, itself
+    *repeats*: how many places in a row a table of `RegionKind.REPEAT` is mapped at, or how many this stands for, itself
     included, where it lies behind such a table; else 0. *strides* say where those are, the closest together first:
     each stride repeats all that the ones before it give.
     """
 
     start: VirtAddr
     end: int
-    kind: Kind
+    kind: RegionKind
     level: Level
     leaf: Rights
     effective: Rights
@@ -70,7 +70,7 @@ class Region(NamedTuple):
     @property
     def page(self) -> str | None:
         """``4K``, ``2M`` or ``1G``; None where nothing is mapped."""
-        return PAGE_NAMES.get(self.level) if self.kind is Kind.MAPPED else None
+        return PAGE_NAMES.get(self.level) if self.kind is RegionKind.MAPPED else None
 
     @property
     def flag_names(self) -> list[str]:
@@ -101,7 +101,7 @@ def _cells(region: Region) -> tuple[object, ...]:
     what = region.page or region.kind.name.lower()
     phys = "scattered" if region.phys is None else hex64(region.phys)
     ends = (hex64(region.start), hex64(region.end), format_size(region.size))
-    flags = " ".join(region.flag_names) if region.kind is Kind.MAPPED else hex64(region.flags)
+    flags = " ".join(region.flag_names) if region.kind is RegionKind.MAPPED else hex64(region.flags)
     return (*ends, what, spell(region.effective), flags, phys, region.area, region.repeats or None)
 
 
@@ -205,17 +205,17 @@ def regions_of(result: ScanResult, window: range | None = None, names: Names | N
 def _region(row: tuple[int, ...], follows: bool, area: str | None) -> Region:
     start, last, phys, flags, info, _ = row
     kind, level, effective = _meaning(info)
-    if kind is Kind.REPEAT:
+    if kind is RegionKind.REPEAT:
         repeats = (last - start + 1) // (level.span * 512)
         return Region(VirtAddr(start), last + 1, kind, level, effective, effective, 0, PhysAddr(phys), area, repeats)
-    place = None if kind is Kind.MAPPED and not follows else PhysAddr(phys)
+    place = None if kind is RegionKind.MAPPED and not follows else PhysAddr(phys)
     return Region(VirtAddr(start), last + 1, kind, level, leaf_rights(flags), effective, flags, place, area)
 
 
 @cache
-def _meaning(info: int) -> tuple[Kind, Level, Rights]:
+def _meaning(info: int) -> tuple[RegionKind, Level, Rights]:
     """The info word of a row taken apart: there are few of them."""
-    return Kind(info & 7), Level(info >> 4 & 15), _RIGHTS[info >> 8 & 7]
+    return RegionKind(info & 7), Level(info >> 4 & 15), _RIGHTS[info >> 8 & 7]
 
 
 def _pieces(region: Region, borders: list[int], names: Names, window: range | None) -> Iterator[Region]:
@@ -229,7 +229,7 @@ def _pieces(region: Region, borders: list[int], names: Names, window: range | No
 
 def part_of(region: Region, start: int, end: int) -> Region:
     """The part of *region* from *start* to *end*; its place moves along where it is known."""
-    if (start, end) == (region.start, region.end) or region.kind is not Kind.MAPPED:
+    if (start, end) == (region.start, region.end) or region.kind is not RegionKind.MAPPED:
         return region
     phys = region.phys if region.phys is None else PhysAddr(region.phys + start - region.start)
     return region._replace(start=VirtAddr(start), end=end, phys=phys)
@@ -238,7 +238,7 @@ def part_of(region: Region, start: int, end: int) -> Region:
 def split_at(region: Region, borders: Sequence[int]) -> Iterator[Region]:
     """*region* in parts none of which crosses one of *borders*, ascending."""
     inside = borders[bisect_right(borders, region.start) : bisect_right(borders, region.end - 1)]
-    if not inside or region.kind is not Kind.MAPPED:
+    if not inside or region.kind is not RegionKind.MAPPED:
         yield region
         return
     for start, end in pairwise((region.start, *inside, region.end)):

@@ -14,7 +14,7 @@ import numpy as np
 
 from fivefold.arch import TooManyRuns
 from fivefold.survey.scan.regions import Region, Stride, regions_of
-from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, Kind, ScanResult
+from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, RegionKind, ScanResult
 from fivefold.survey.space import REPEAT_ABOVE, Space
 from fivefold.units import MASK64, VirtAddr
 
@@ -30,14 +30,14 @@ def regions_with_repeats(
     contiguous: bool = False,
     repeat_above: int | None = None,
 ) -> Iterator[Region]:
-    """What `Space.regions` gives, with `Kind.REPEAT` replaced by what is mapped there; see `Region.strides`.
+    """What `Space.regions` gives, with `RegionKind.REPEAT` replaced by what is mapped there; see `Region.strides`.
 
     The sizes of regions, each times its repeats, add up to all that is mapped. *repeat_above* as in `Space.scan`.
     `TooManyRuns`, before the first region, where that takes more than `MAX_TOLD`.
     """
     unfolding = _Unfolding(space, all_bits, contiguous, REPEAT_ABOVE if repeat_above is None else repeat_above)
     result = unfolding.scan(window, repeat_above)
-    if not np.any(result.kind == Kind.REPEAT):
+    if not np.any(result.kind == RegionKind.REPEAT):
         return regions_of(result, window, space.areas)
     told = list(islice(unfolding.told(result, window), MAX_TOLD + 1))
     if len(told) > MAX_TOLD:
@@ -66,7 +66,7 @@ class _Unfolding:
     def told(self, result: ScanResult, window: range | None) -> Iterator[Region]:
         """The rows of *result*, its repeats unfolded and cut to *window*."""
         for region in regions_of(result, window, self._space.areas):
-            if region.kind is not Kind.REPEAT:
+            if region.kind is not RegionKind.REPEAT:
                 yield region
                 continue
             low, high = (region.start, region.end) if window is None else (window.start, window.stop)

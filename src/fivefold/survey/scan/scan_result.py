@@ -27,7 +27,7 @@ ALL_FLAGS: Final = MASK64 & ~FRAME_BITS | Flag.BIT12
 """Every bit that is not address."""
 
 
-class Kind(IntEnum):
+class RegionKind(IntEnum):
     """What a range is. An absent entry is no range."""
 
     MAPPED = 1
@@ -53,7 +53,8 @@ class ScanSettings:
 
     *flags*: bits of a leaf that are told, and break a range where they change (effective rights, page size and
     kind always do). *first* and *last*, both inclusive: only what touches them is told, large leaves whole.
-    *repeat_above*: a shared table with more ranges than this is told once and then as `Kind.REPEAT`; None for never.
+    *repeat_above*: a shared table with more ranges than this is told once and then as `RegionKind.REPEAT`; None for
+    never.
     *reserved*: bits reserved at all levels; *reserved_top*: at PML4 and PML5 as well.
     """
 
@@ -142,7 +143,7 @@ class ScanResult:
 
     def _repr_html_(self) -> str:
         shown = self.rows[:SHOWN]
-        kinds = [Kind(info & 7).name.lower() for info in column(shown, "info").tolist()]
+        kinds = [RegionKind(info & 7).name.lower() for info in column(shown, "info").tolist()]
         rights = zip(*(part[:SHOWN].tolist() for part in (self.writable, self.user, self.executable)), strict=True)
         columns = [map(hex64, column(shown, name).tolist()) for name in ("start", "last", "phys", "flags")]
         told = [Rights(*one) for one in rights]
@@ -178,7 +179,7 @@ class ScanResult:
 
     @property
     def kind(self) -> Words:
-        """`Kind` as a number."""
+        """`RegionKind` as a number."""
         return column(self.rows, "info") & np.uint64(7)
 
     @property
@@ -210,14 +211,14 @@ class ScanResult:
         """Whether it is mapped, and physical memory follows on all through it. `ValueError` if that was ignored."""
         if self.settings.contiguity is Contiguity.IGNORE:
             raise ValueError("the scan ignored where physical memory follows on; ask with NOTE or BREAK")
-        found: Flags = (column(self.rows, "jump") == 0) & (self.kind == Kind.MAPPED)
+        found: Flags = (column(self.rows, "jump") == 0) & (self.kind == RegionKind.MAPPED)
         return found
 
     @property
     def repeats(self) -> Words:
         """How often in a row a repeated table is mapped here; 0 for other ranges."""
         span = np.uint64(1) << (np.uint64(12) + np.uint64(9) * self.level)
-        return np.where(self.kind == Kind.REPEAT, self.size // span, np.uint64(0))
+        return np.where(self.kind == RegionKind.REPEAT, self.size // span, np.uint64(0))
 
 
 def column(rows: Rows, name: str) -> Words:
@@ -233,7 +234,7 @@ def expand_leaves(result: ScanResult) -> Rows:
     """One row of type `LEAF` for each leaf that is mapped; `ValueError` unless the scan broke at physical jumps."""
     if result.settings.contiguity is not Contiguity.BREAK:
         raise ValueError("leaves can be told apart only after a scan with Contiguity.BREAK")
-    chosen = result.rows[result.kind == Kind.MAPPED]
+    chosen = result.rows[result.kind == RegionKind.MAPPED]
     level = column(chosen, "info") >> np.uint64(4) & np.uint64(15)
     span = np.uint64(1) << (np.uint64(3) + np.uint64(9) * level)
     counts = ((column(chosen, "last") - column(chosen, "start")) // span + np.uint64(1)).astype(np.int64)

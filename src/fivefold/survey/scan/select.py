@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from fivefold.survey.scan.regions import Region
-from fivefold.survey.scan.scan_result import Kind
+from fivefold.survey.scan.scan_result import RegionKind
 
 HALF: Final = 1 << 63
 USER_HALF: Final = range(HALF)
@@ -36,13 +36,13 @@ class RightsFilter:
 
     def lets(self, region: Region) -> bool:
         """Whether *region* is wanted; what is not mapped always is, for it may hide anything."""
-        if region.kind in (Kind.MALFORMED, Kind.UNREADABLE):
+        if region.kind in (RegionKind.MALFORMED, RegionKind.UNREADABLE):
             return True
         rights = region.leaf if self.of_leaf else region.effective
         letters = zip(_LETTERS, (rights.write, rights.execute, rights.user), strict=True)
         has = {letter for letter, right in letters if right}
         # What a shared table holds may allow less than the path to it does.
-        return self.wanted <= has and (region.kind is Kind.REPEAT or not self.barred & has)
+        return self.wanted <= has and (region.kind is RegionKind.REPEAT or not self.barred & has)
 
 
 def meet(one: range | None, other: range | None) -> range | None:

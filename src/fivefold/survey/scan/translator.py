@@ -18,7 +18,7 @@ from fivefold.metal.extents import attach
 from fivefold.metal.program import Program
 from fivefold.metal.run import host
 from fivefold.metal.run.instance import Instance
-from fivefold.survey.scan.scan_result import Flags, Kind, Rows, Words, column
+from fivefold.survey.scan.scan_result import Flags, RegionKind, Rows, Words, column
 from fivefold.survey.space import Space
 from fivefold.units import PhysAddr
 
@@ -45,13 +45,13 @@ class Translations:
 
     @property
     def kind(self) -> Words:
-        """`Kind.MAPPED`, `MALFORMED`, `UNREADABLE`, or `ABSENT`, or `NON_CANONICAL`."""
+        """`RegionKind.MAPPED`, `MALFORMED`, `UNREADABLE`, or `ABSENT`, or `NON_CANONICAL`."""
         return column(self.rows, "info") & np.uint64(7)
 
     @property
     def mapped(self) -> Flags:
         """Which addresses lead somewhere."""
-        found: Flags = self.kind == Kind.MAPPED
+        found: Flags = self.kind == RegionKind.MAPPED
         return found
 
     @property

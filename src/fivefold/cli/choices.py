@@ -1,0 +1,20 @@
+"""Words that options of several commands take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class TableFormat(StrEnum):
+    """How to print a table."""
+
+    text = "text"
+    json = "json"
+    csv = "csv"
+
+
+class BitsChoice(StrEnum):
+    """Which bits of a leaf count."""
+
+    few = "few"
+    all = "all"
