@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module, metadata
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +121,12 @@ def test_ctrl_c_stays_ignored_where_it_was() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("fivefold: too little memory")
+
+
+def test_a_module_of_the_current_directory_is_not_run(tmp_path: Path) -> None:
+    """Python puts it first for ``-m``."""
+    (tmp_path / "typing_extensions.py").write_text("open('RAN', 'w')")
+    (tmp_path / "numpy.py").write_text("open('RAN', 'w')")
+    words = [sys.executable, "-m", "fivefold", "layout", "--linux", "6.1"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.stderr, (tmp_path / "RAN").exists()) == ("", False)

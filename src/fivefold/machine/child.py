@@ -16,6 +16,12 @@ _LAST_WORDS: Final = 1 << 16
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
+def environment() -> dict[str, str]:
+    """The environment for programs that are found by name: nowhere relative to the current directory."""
+    places = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.environ | {"PATH": os.pathsep.join(place for place in places if place.startswith(os.sep))}
+
+
 class Child:
     """A running program; the kernel kills it when the thread that made it ends, however it ends."""
 
@@ -34,6 +40,7 @@ class Child:
         try:
             self._process = subprocess.Popen(
                 command,
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from fivefold.errors import MachineError
 from fivefold.machine.base import START_SECONDS, Guest, Machine
+from fivefold.machine.child import environment
 
 
 class _Engine(NamedTuple):
@@ -67,7 +68,8 @@ def _start_unicorn(guest: Guest, timeout: float) -> Machine:
 def _qemu_available() -> str | None:
     from fivefold.machine.qemu.engine import INSTALL, PROGRAM
 
-    return None if shutil.which(PROGRAM) else f"the engine qemu needs {PROGRAM}, which is not there; {INSTALL}"
+    found = shutil.which(PROGRAM, path=environment()["PATH"])
+    return None if found else f"the engine qemu needs {PROGRAM}, which is not there; {INSTALL}"
 
 
 def _start_qemu(guest: Guest, timeout: float) -> Machine:

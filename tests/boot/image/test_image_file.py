@@ -13,7 +13,7 @@ import pytest
 
 from fivefold.boot import DEFAULT_LOAD_ADDRESS, Image, parse
 from fivefold.boot.files import read_file, write_file
-from fivefold.cli.image import FormatChoice
+from fivefold.cli.image import ImageFormat
 from fivefold.cli.image import image as image_command
 from fivefold.errors import ImageError, MachineError
 from fivefold.machine.loading.elf import load_segments, pvh_entry
@@ -31,7 +31,7 @@ BUILD = "import sys; from fivefold.boot import build_image; sys.stdout.buffer.wr
 )
 def test_a_menu_gets_no_command_line_that_means_nothing(words: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(MachineError, match=reason):
-        image_command(tmp_path / "iso", FormatChoice.iso, cmdline=words)
+        image_command(tmp_path / "iso", ImageFormat.iso, cmdline=words)
     assert not list(tmp_path.iterdir())
 
 

@@ -64,7 +64,7 @@ def test_it_boots(
 
 
 def test_without_the_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(shutil, "which", lambda program: None)
+    monkeypatch.setattr(shutil, "which", lambda program, path: None)
     monkeypatch.setattr(iso, "GRUB", str(tmp_path / "none"))
     with pytest.raises(
         ImageError,
@@ -77,7 +77,7 @@ def test_without_the_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 @pytest.mark.parametrize(("here", "package"), [("i386-pc", "grub-efi-amd64-bin"), ("x86_64-efi", "grub-pc-bin")])
 def test_grub_for_one_firmware_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: str, package: str) -> None:
     """An ISO that would not start everywhere is not made."""
-    monkeypatch.setattr(shutil, "which", lambda program: program)
+    monkeypatch.setattr(shutil, "which", lambda program, path: program)
     monkeypatch.setattr(iso, "GRUB", str(tmp_path))
     (tmp_path / here).mkdir()
     with pytest.raises(ImageError, match=rf"install them with: apt-get install {package}$"):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,3 +102,63 @@ def test_no_process_is_left(program: Program, started: list[subprocess.Popen[byt
         raise KeyboardInterrupt
 
     assert [process.returncode for process in started] == [-9]
+
+
+@pytest.mark.parametrize(
+    "planted", ["json.py", "ctypes.py", "fivefold/__init__.py", "numpy/__init__.py", "llvmlite.py"]
+)
+def test_nothing_of_the_current_directory_is_run(
+    program: Program,
+    started: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    planted: str,
+) -> None:
+    """Also where it is on the path of this process, as with `python -c`, and where the environment names it."""
+    (tmp_path / planted).parent.mkdir(exist_ok=True)
+    (tmp_path / planted).write_text(f"open({str(tmp_path / 'RAN')!r}, 'w'); raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", ".", str(tmp_path), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONSTARTUP", planted)
+    want = compile_object(program)
+    monkeypatch.setattr(worker, "_compile", here)
+    with worker.compiling(program) as other:
+        assert other() == want
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_what_is_printed_beside_the_object_is_not_linked(
+    program: Program, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_CODE", f"print('hello', flush=True)\n{worker._CODE}")
+    with worker.compiling(program) as other:
+        assert other() == compile_object(program)
+
+
+PARENT = """
+import os, time
+from fivefold.metal.emit import worker
+from fivefold.metal.program import Program
+
+worker._CODE = worker._CODE.replace("serve(parent", SLOW + "serve(parent")
+print(worker._start(Program(("x",)), "").pid, flush=True)
+time.sleep(2)
+os.kill(os.getpid(), 9)
+"""
+SLOW = """
+import fivefold.metal.emit.worker as worker, time
+worker._compile = lambda *_, **__: time.sleep(60)
+"""
+
+
+def test_the_process_ends_with_its_parent() -> None:
+    """Also where the parent is killed and cannot end it."""
+    code = PARENT.replace("SLOW", repr(SLOW))
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=40)
+    stat = Path("/proc", done.stdout.strip(), "stat")
+    until = time.monotonic() + 20
+    with suppress(FileNotFoundError, ProcessLookupError):  # it is gone
+        while stat.read_text().rpartition(") ")[2][0] != "Z":
+            assert time.monotonic() < until
+            time.sleep(0.05)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from fivefold.errors import ImageError
+from fivefold.machine.child import environment
 
 NEEDED: Final = {
     "grub-mkrescue": "grub-common", "xorriso": "xorriso", "mformat": "mtools",
@@ -44,7 +45,8 @@ def iso_file(application: bytes, kernel: bytes, cmdline: str = "") -> bytes:
     """
     if bad := sorted(_QUOTED & set(cmdline)):
         raise ImageError(f"GRUB's menu cannot hold {bad[0]!r} in a command line")
-    missing = [package for program, package in NEEDED.items() if shutil.which(program) is None]
+    path = environment()["PATH"]
+    missing = [package for program, package in NEEDED.items() if shutil.which(program, path=path) is None]
     missing += [package for folder, package in PLATFORMS.items() if not (Path(GRUB) / folder).is_dir()]
     if missing:
         raise ImageError(f"an ISO image needs GRUB's tools; install them with: apt-get install {' '.join(missing)}")
@@ -61,7 +63,9 @@ def _make(folder: Path, application: bytes, kernel: bytes, cmdline: str) -> byte
         path.write_bytes(data)
     command = ["grub-mkrescue", "-o", str(out), str(tree)]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(
+            command, capture_output=True, timeout=_TIMEOUT, check=False, cwd=folder, env=environment()
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ImageError(f"grub-mkrescue did not make the image: {error}") from error
     if done.returncode != 0 or not out.exists():

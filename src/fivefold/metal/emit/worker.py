@@ -1,12 +1,18 @@
 """Compile an object in a process of its own, beside what this one compiles.
 
 LLVM's binding does one thing at a time in a process, and most of a cold start is LLVM.
+
+The process runs isolated: neither the current directory, which may be an unpacked archive of somebody else's, nor what
+the environment says has a part in where it finds modules.
 """
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +21,14 @@ from typing import Final
 
 from fivefold.metal.program import Program
 
-_CODE: Final = "from fivefold.metal.emit.worker import serve; serve()"
+_CODE: Final = """
+import json, sys
+parent, sys.path[:], *parts = json.loads(sys.argv[1])
+from fivefold.metal.emit.worker import serve
+serve(parent, *parts)
+"""
+_PR_SET_PDEATHSIG: Final = 1
+_DIGEST_SIZE: Final = 32
 
 
 @contextmanager
@@ -47,13 +60,10 @@ def _compile(program: Program, prefix: str) -> bytes:
 
 
 def _start(program: Program, prefix: str) -> subprocess.Popen[bytes] | None:
-    # The same modules must be found there as here, whatever has been done to the path.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     parts = [program.modules, dict(program.bindings), dict(program.replace), program.roots, prefix]
     try:
         return subprocess.Popen(
-            [sys.executable, "-c", _CODE, json.dumps(parts)],
-            env=environment,
+            [sys.executable, "-I", "-c", _CODE, json.dumps([os.getpid(), _path(), *parts])],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -62,16 +72,32 @@ def _start(program: Program, prefix: str) -> subprocess.Popen[bytes] | None:
         return None
 
 
+def _path() -> list[str]:
+    """Where modules are found, as here, but never in the current directory: without it, this process compiles."""
+    here = os.path.realpath(os.curdir)
+    return [place for place in sys.path if place.startswith(os.sep) and os.path.realpath(place) != here]
+
+
 def _result(process: subprocess.Popen[bytes] | None) -> bytes:
-    """Return what the process wrote; nothing if there is none or it failed."""
+    """Return what the process made; nothing if there is none, it failed, or it printed anything else."""
     if process is None:
         return b""
     output, _ = process.communicate()
-    return output if process.returncode == 0 else b""
+    digest, made = output[:_DIGEST_SIZE], output[_DIGEST_SIZE:]
+    return made if process.returncode == 0 and digest == hashlib.sha256(made).digest() else b""
 
 
-def serve() -> None:
-    """Be the other process: write the object that the argument asks for to the standard output."""
-    modules, bindings, replace, roots, prefix = json.loads(sys.argv[1])
+def serve(
+    parent: int,
+    modules: list[str],
+    bindings: dict[str, int],
+    replace: dict[str, str],
+    roots: list[str],
+    prefix: str,
+) -> None:
+    """Be the other process: write a digest and the object to the standard output. Ends with *parent*."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
     made = _compile(Program(tuple(modules), bindings, replace, tuple(roots)), prefix)
-    sys.stdout.buffer.write(made)
+    sys.stdout.buffer.write(hashlib.sha256(made).digest() + made)
