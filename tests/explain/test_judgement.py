@@ -22,7 +22,7 @@ from fivefold.arch import (
     map_range,
     walk,
 )  # fmt: skip
-from fivefold.explain import GivenState, Strike, Trace, explain
+from fivefold.explain import GivenState, RaisedException, Trace, explain
 from fivefold.explain.logs.links import link
 from fivefold.explain.rules.depth import wrong_depth
 from fivefold.explain.rules.error_codes import decode_error, rule_from_code
@@ -229,9 +229,9 @@ def test_code_that_strayed_for_a_root_of_the_wrong_depth(low_kernel: Ram) -> Non
 
 
 def test_frames_link_an_exception_to_the_one_before() -> None:
-    fault = Strike(14, cr2=0x1000, rip=HIGH, rsp=0x8008, cpl=0)
-    trap = Strike(3, rip=HIGH, rsp=0x8008, cpl=0, software=True)
-    after = Strike(14, cr2=PAGE, rip=PAGE, cpl=0)
+    fault = RaisedException(14, cr2=0x1000, rip=HIGH, rsp=0x8008, cpl=0)
+    trap = RaisedException(3, rip=HIGH, rsp=0x8008, cpl=0, software=True)
+    after = RaisedException(14, cr2=PAGE, rip=PAGE, cpl=0)
     for first, words in ((fault, 6), (trap, 5)):
         for pushed in range(4, 8):
             linked = link(first, replace(after, rsp=0x8000 - 8 * pushed))
@@ -255,8 +255,8 @@ def test_given_numbers_go_before_the_log(data: Path) -> None:
 
 
 def test_a_trace_can_be_given() -> None:
-    strike = Strike(14, error_code=2, cr2=0x7FF8, rsp=0x8000, rip=HIGH)
-    told = explain(Trace("by hand", "test", (strike,), "handled"), cr4=0x20)
+    raised = RaisedException(14, error_code=2, cr2=0x7FF8, rsp=0x8000, rip=HIGH)
+    told = explain(Trace("by hand", "test", (raised,), "handled"), cr4=0x20)
     assert (told.source, told.mode, told.cause.rule) == ("by hand", "la48", "not-present")
     assert told.exceptions[0].finding.use is not None
 

@@ -7,8 +7,8 @@
 from fivefold.callable_package import make_callable
 from fivefold.explain.answer import explain, explain_event
 from fivefold.explain.logs.read_log import read_log
-from fivefold.explain.logs.trace import Strike, Trace
-from fivefold.explain.result import Explanation, FaultCause, Told, WhatIf
+from fivefold.explain.logs.trace import RaisedException, Trace
+from fivefold.explain.result import ExplainedException, Explanation, FaultCause, WhatIf
 from fivefold.explain.rules.ruling import MANUAL
 from fivefold.explain.rules.situation import GivenState
 
@@ -16,11 +16,11 @@ make_callable(__name__)
 
 __all__ = [
     "MANUAL",
+    "ExplainedException",
     "Explanation",
     "FaultCause",
     "GivenState",
-    "Strike",
-    "Told",
+    "RaisedException",
     "Trace",
     "WhatIf",
     "explain",

@@ -14,10 +14,10 @@ from fivefold.explain.address_area import describe
 from fivefold.explain.logs.links import link
 from fivefold.explain.logs.other_logs import pair_up
 from fivefold.explain.logs.read_log import open_log, read_log
-from fivefold.explain.logs.trace import Strike, Trace
-from fivefold.explain.predict import first_strike, follow, strike_of
+from fivefold.explain.logs.trace import RaisedException, Trace
+from fivefold.explain.predict import first_exception, follow, given_exception
 from fivefold.explain.remedy import legal_changes, missing_link
-from fivefold.explain.result import Explanation, Told
+from fivefold.explain.result import ExplainedException, Explanation
 from fivefold.explain.rules.situation import PAGING_NAMES, GivenState, Situation, situation
 from fivefold.explain.story import Story, find_cause
 from fivefold.explain.what_if import ask
@@ -61,7 +61,7 @@ def explain(
         if trace is None:
             name = memory.name if isinstance(memory, Source) else "numbers"
             trace = _from_registers(name, reader, given, cpus, bool(addresses))
-        elif not trace.strikes:
+        elif not trace.exceptions:
             trace = _complete(trace, reader, given)
         return _explain(trace, reader, given, _final(trace, cpus), addresses, what_if)
 
@@ -76,11 +76,11 @@ def explain_event(event: MachineEvent, machine: Machine) -> Explanation:
     if not isinstance(event, Shutdown) or not event.records:
         trace = _complete(Trace(machine.name, "engine's registers", cpu=cpu), machine.memory, given)
     else:
-        strikes = pair_up([_strike(record, cpu) for record in event.records])
-        earlier = [_strike(record, cpu) for record in _before(machine, event)]
-        while earlier and (linked := link(earlier[-1], strikes[0])):
-            strikes = (earlier.pop(), linked, *strikes[1:])
-        trace = Trace(machine.name, "engine's events", strikes, "triple-fault", cpu, total=len(strikes))
+        exceptions = pair_up([_raised(record, cpu) for record in event.records])
+        earlier = [_raised(record, cpu) for record in _before(machine, event)]
+        while earlier and (linked := link(earlier[-1], exceptions[0])):
+            exceptions = (earlier.pop(), linked, *exceptions[1:])
+        trace = Trace(machine.name, "engine's events", exceptions, "triple-fault", cpu, total=len(exceptions))
     return _explain(trace, machine.memory, given, cpu, (), ())
 
 
@@ -91,11 +91,11 @@ def _before(machine: Machine, event: Shutdown) -> tuple[ExceptionRecord, ...]:
     return history[:end] if end > 0 and history[end:] == event.records else ()
 
 
-def _strike(record: ExceptionRecord, cpu: CpuState) -> Strike:
+def _raised(record: ExceptionRecord, cpu: CpuState) -> RaisedException:
     """An engine's record; the registers are those at the end, the two that the record has are its own."""
     general = {**cpu.general, "rip": record.rip, "rsp": record.rsp}
     vector, code, cr2, rip, rsp = record
-    return Strike(vector, None, code, cr2, rip, rsp, cpu=replace(cpu, general=general, cr2=cr2 or cpu.cr2))
+    return RaisedException(vector, None, code, cr2, rip, rsp, cpu=replace(cpu, general=general, cr2=cr2 or cpu.cr2))
 
 
 def cpu_state(registers: Registers, source: str) -> CpuState:
@@ -145,7 +145,7 @@ def _from_registers(
         _complete(Trace(name, "registers", cpu=cpu, remarks=_which(number, cpus)), memory, given)
         for number, cpu in enumerate(cpus or [CpuState("what was given")])
     ]
-    return next((trace for trace in traces if trace.strikes), traces[0])
+    return next((trace for trace in traces if trace.exceptions), traces[0])
 
 
 def _which(number: int, cpus: Sequence[CpuState]) -> tuple[str, ...]:
@@ -156,26 +156,26 @@ def _final(trace: Trace, cpus: Sequence[CpuState]) -> CpuState | None:
     """The CPU of the memory source that the trace is about: the only one, or the one at the same RIP."""
     if len(cpus) == 1:
         return cpus[0]
-    rips = {strike.rip for strike in trace.strikes}
+    rips = {raised.rip for raised in trace.exceptions}
     return next((cpu for cpu in cpus if cpu.rip in rips), None)
 
 
 def _complete(trace: Trace, memory: TableReader | None, given: GivenState) -> Trace:
     """Exceptions for a source that has none: those that were given, or that registers and memory lead to."""
     here = situation(trace.cpu, None, memory, given)
-    said = strike_of(given, here)
-    first = said or first_strike(here, trace.code)
+    said = given_exception(given, here)
+    first = said or first_exception(here, trace.code)
     if first is None:
         return trace
     if said is not None and memory is None:
-        return replace(trace, strikes=(said,))
-    strikes, outcome = follow(here, first)
+        return replace(trace, exceptions=(said,))
+    exceptions, outcome = follow(here, first)
     if trace.outcome != "unknown" or said is not None:
         outcome = trace.outcome
     if said is not None:
-        return replace(trace, strikes=strikes, outcome=outcome)
+        return replace(trace, exceptions=exceptions, outcome=outcome)
     note = "there is no log: the exceptions are inferred from registers and memory"
-    return replace(trace, strikes=strikes, outcome=outcome, inferred=True, remarks=(*trace.remarks, note))
+    return replace(trace, exceptions=exceptions, outcome=outcome, inferred=True, remarks=(*trace.remarks, note))
 
 
 # -- putting it together ---------------------------------------------------------------------
@@ -190,9 +190,9 @@ def _explain(
     changes: Sequence[str],
 ) -> Explanation:
     story = Story(trace, memory, given, final)
-    told = story.tell()
-    cause = find_cause(told, trace)
-    guilty = next((one for one in told if not one.finding.legitimate), None)
+    explained = story.explain_all()
+    cause = find_cause(explained, trace)
+    guilty = next((one for one in explained if not one.finding.legitimate), None)
     here = guilty.finding.here if guilty else situation(trace.cpu or final, None, memory, given)
     if guilty is not None:
         cause = replace(cause, legal=_legal(guilty))
@@ -201,38 +201,38 @@ def _explain(
         dialect=trace.dialect,
         mode=PAGING_NAMES[here.state.paging] if here.known_mode else None,
         outcome=trace.outcome,
-        exceptions=told,
+        exceptions=explained,
         cause=cause,
-        unknown=_unknown(here, told, trace),
+        unknown=_unknown(here, explained, trace),
         remarks=(*trace.remarks, *story.remarks()),
         places=tuple(describe(here, va, trace.release) for va in addresses),
         what_if=tuple(ask(change, guilty.finding) for change in changes) if guilty else (),
     )
 
 
-def _legal(told: Told) -> tuple[str, ...]:
-    link = missing_link(told.finding)
-    changes = legal_changes(told.finding)
+def _legal(explained: ExplainedException) -> tuple[str, ...]:
+    link = missing_link(explained.finding)
+    changes = legal_changes(explained.finding)
     if link is None:
         return changes
     return (link, *(change for change in changes if "every level" not in change))
 
 
-def _unknown(here: Situation, told: Sequence[Told], trace: Trace) -> tuple[str, ...]:
+def _unknown(here: Situation, explained: Sequence[ExplainedException], trace: Trace) -> tuple[str, ...]:
     """What nobody says, as far as it can matter here."""
-    found = [text for name, text in here.assumed.items() if name != "phys_bits" or _matters(told)]
+    found = [text for name, text in here.assumed.items() if name != "phys_bits" or _matters(explained)]
     if here.memory is None:
         found.append("there is no memory: the levels of the walk, the instruction and the handlers are not known")
     if trace.truncated:
         found.append("the source begins in the middle: what struck first is not in it")
-    if not trace.strikes:
+    if not trace.exceptions:
         found.append("no exception is in the source")
-    for one in told:
-        if one.strike.error_code is None and one.strike.vector == 14 and one.strike.during is None:
+    for one in explained:
+        if one.raised.error_code is None and one.raised.vector == 14 and one.raised.during is None:
             found.append("the error code of the page fault is not in the source")
     return tuple(dict.fromkeys(found))
 
 
-def _matters(told: Sequence[Told]) -> bool:
+def _matters(explained: Sequence[ExplainedException]) -> bool:
     """Whether the physical width plays a part: some entry on a path has an address above 4 GiB."""
-    return any(step.entry.raw & ((1 << 52) - 1) >> 36 << 36 for one in told for step in one.finding.steps)
+    return any(step.entry.raw & ((1 << 52) - 1) >> 36 << 36 for one in explained for step in one.finding.steps)

@@ -14,7 +14,7 @@ from fivefold.explain.faults.delivery import SYSTEM, replay
 from fivefold.explain.faults.finding import instruction_at
 from fivefold.explain.faults.general_fault import explain_write
 from fivefold.explain.faults.illegal_state import impossible
-from fivefold.explain.logs.trace import Code, Outcome, Strike
+from fivefold.explain.logs.trace import Code, Outcome, RaisedException
 from fivefold.explain.rules.instruction import LONGEST, Instruction
 from fivefold.explain.rules.reserved import with_reserved
 from fivefold.explain.rules.ruling import Granted, Outside, Refusal, Ruling, rule_on
@@ -24,13 +24,13 @@ _MOST: Final = 4
 _SOFTWARE: Final = {"int3": Vector.BP, "int1": Vector.DB, "into": Vector.OF}
 
 
-def strike_of(given: GivenState, here: Situation) -> Strike | None:
+def given_exception(given: GivenState, here: Situation) -> RaisedException | None:
     """The exception that the caller describes, None if they describe none."""
     if given.vector is None and given.cr2 is None and given.error_code is None:
         return None
     vector = int(Vector.PF) if given.vector is None else given.vector
     registers = here.registers
-    return Strike(
+    return RaisedException(
         vector,
         None,
         given.error_code,
@@ -42,28 +42,28 @@ def strike_of(given: GivenState, here: Situation) -> Strike | None:
     )
 
 
-def first_strike(here: Situation, code: Code | None = None) -> Strike | None:
+def first_exception(here: Situation, code: Code | None = None) -> RaisedException | None:
     """The exception that the instruction at RIP raises, None if it raises none or cannot be told."""
     registers = here.registers
     rip = registers.rip
     if rip is None:
         return None
-    plain = Strike(0, rip=rip, rsp=registers.rsp, cpl=here.state.cpl, cpu=registers)
+    plain = RaisedException(0, rip=rip, rsp=registers.rsp, cpl=here.state.cpl, cpu=registers)
     if impossible(here):
         return replace(plain, vector=int(Vector.PF), cr2=registers.cr2)
     if here.mode is None:
         return None
-    if strike := _of_ruling(plain, rule_on(here, rip, FETCH)):
-        return strike
+    if raised := _of_ruling(plain, rule_on(here, rip, FETCH)):
+        return raised
     instruction = instruction_at(here, plain, code)
     if instruction is None:
         return _by_cr2(here, plain)
-    if strike := _of_ruling(plain, rule_on(here, rip, replace(FETCH, size=instruction.size))):
-        return strike
+    if raised := _of_ruling(plain, rule_on(here, rip, replace(FETCH, size=instruction.size))):
+        return raised
     return _of_instruction(here, plain, instruction)
 
 
-def _by_cr2(here: Situation, plain: Strike) -> Strike | None:
+def _by_cr2(here: Situation, plain: RaisedException) -> RaisedException | None:
     """The last page fault, where memory does not hold the code: its fetch, or a kernel address still not mapped.
 
     CR2 alone proves little: a healthy guest has the address of some fault of a process in it.
@@ -80,7 +80,7 @@ def _by_cr2(here: Situation, plain: Strike) -> Strike | None:
     return replace(plain, vector=int(Vector.PF), cr2=cr2) if absent else None
 
 
-def _of_instruction(here: Situation, plain: Strike, instruction: Instruction) -> Strike | None:
+def _of_instruction(here: Situation, plain: RaisedException, instruction: Instruction) -> RaisedException | None:
     if instruction.on_purpose:
         name, _, operand = instruction.text.partition(" ")
         if name.startswith("ud"):
@@ -89,8 +89,8 @@ def _of_instruction(here: Situation, plain: Strike, instruction: Instruction) ->
         return replace(plain, vector=vector, software=True)
     for use in instruction.uses:
         seen, _ = with_reserved(here, use.va, use.how, None)
-        if strike := _of_ruling(plain, rule_on(seen, use.va, use.how)):
-            return strike
+        if raised := _of_ruling(plain, rule_on(seen, use.va, use.how)):
+            return raised
     cr2 = here.registers.cr2
     if cr2 and any(use.va == cr2 for use in instruction.uses):
         # The tables allow it, and yet the last page fault was at just this address.
@@ -100,7 +100,7 @@ def _of_instruction(here: Situation, plain: Strike, instruction: Instruction) ->
     return None
 
 
-def _of_ruling(plain: Strike, ruling: Ruling | None) -> Strike | None:
+def _of_ruling(plain: RaisedException, ruling: Ruling | None) -> RaisedException | None:
     if ruling is None or isinstance(ruling, Granted):
         return None
     if isinstance(ruling, Outside):
@@ -109,34 +109,34 @@ def _of_ruling(plain: Strike, ruling: Ruling | None) -> Strike | None:
     return replace(plain, vector=ruling.vector, error_code=0 if cr2 is None else None, cr2=cr2)
 
 
-def follow(here: Situation, first: Strike) -> tuple[tuple[Strike, ...], Outcome]:
+def follow(here: Situation, first: RaisedException) -> tuple[tuple[RaisedException, ...], Outcome]:
     """*first* and what its delivery leads to, as far as memory shows it."""
-    strikes = [first]
+    exceptions = [first]
     if (cr2 := here.registers.cr2) is not None:
         # The last page fault of a failed delivery may have been one of the gate, the stack or the handler.
         here, _ = with_reserved(here, cr2, SYSTEM, None)
     vector, software = first.vector, first.software
-    while len(strikes) <= _MOST:
+    while len(exceptions) <= _MOST:
         route = replay(here, vector, software)
         obstacle = route.obstacle
         if obstacle is None:
-            return tuple(strikes), "unknown" if route.missing else "handled"
+            return tuple(exceptions), "unknown" if route.missing else "handled"
         if obstacle.in_handler:
-            strikes.append(_fetch_fault(strikes[-1], route.handler, vector, software))
-            return tuple(strikes), "unknown"
+            exceptions.append(_fetch_fault(exceptions[-1], route.handler, vector, software))
+            return tuple(exceptions), "unknown"
         va = obstacle.va if obstacle.vector == Vector.PF else None
-        strikes.append(
-            Strike(obstacle.vector, vector, cr2=va, rip=first.rip, rsp=first.rsp, cpl=first.cpl, cpu=first.cpu)
+        exceptions.append(
+            RaisedException(obstacle.vector, vector, cr2=va, rip=first.rip, rsp=first.rsp, cpl=first.cpl, cpu=first.cpu)
         )
         step = escalate(None if software else vector, obstacle.vector)
         if step is Escalation.TRIPLE:
-            return tuple(strikes), "triple-fault"
+            return tuple(exceptions), "triple-fault"
         vector, software = (int(Vector.DF) if step is Escalation.DOUBLE else obstacle.vector), False
-    return tuple(strikes), "unknown"
+    return tuple(exceptions), "unknown"
 
 
-def _fetch_fault(before: Strike, handler: int | None, vector: int, software: bool) -> Strike:
+def _fetch_fault(before: RaisedException, handler: int | None, vector: int, software: bool) -> RaisedException:
     """The page fault at the handler's first instruction, after a frame was pushed."""
     words = 6 if vector in HAS_ERROR_CODE and not software else 5
     rsp = None if before.rsp is None else (before.rsp & ~15) - 8 * words
-    return Strike(int(Vector.PF), cr2=handler, rip=handler, rsp=rsp, cpl=0, cpu=before.cpu, linked=True)
+    return RaisedException(int(Vector.PF), cr2=handler, rip=handler, rsp=rsp, cpl=0, cpu=before.cpu, linked=True)

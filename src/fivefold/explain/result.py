@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from fivefold.arch import Level, Step
 from fivefold.explain.address_area import AddressArea
 from fivefold.explain.faults.finding import Confidence, FaultFinding
-from fivefold.explain.logs.trace import Outcome, Strike
+from fivefold.explain.logs.trace import Outcome, RaisedException
 from fivefold.explain.rules.error_codes import decode_error
 from fivefold.explain.rules.ruling import MANUAL, RuleName
 from fivefold.units import hex64
@@ -35,10 +35,10 @@ def step_json(step: Step) -> dict[str, object]:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ExplainedException:
     """One exception of the story. *delivery* says why its handler could not run, or how it did."""
 
-    strike: Strike
+    raised: RaisedException
     finding: FaultFinding
     place: AddressArea | None
     delivery: str | None = None
@@ -46,12 +46,12 @@ class Told:
     @property
     def name(self) -> str:
         """The manual's mnemonic."""
-        return self.strike.name
+        return self.raised.name
 
     @property
     def address(self) -> int | None:
         """The linear address that was refused."""
-        return self.finding.va if self.finding.va is not None else self.strike.cr2
+        return self.finding.va if self.finding.va is not None else self.raised.cr2
 
     @property
     def access(self) -> str | None:
@@ -60,24 +60,24 @@ class Told:
 
     def to_json(self) -> dict[str, object]:
         """The exception as the schema has it."""
-        strike, finding = self.strike, self.finding
-        code = strike.error_code
+        raised, finding = self.raised, self.finding
+        code = raised.error_code
         return {
-            "vector": strike.vector,
+            "vector": raised.vector,
             "name": self.name,
-            "during": strike.during,
+            "during": raised.during,
             "address": _hex(self.address),
             "access": self.access,
             "error_code": None if code is None else f"{code:#x}",
-            "error_bits": [] if code is None else list(decode_error(strike.vector, code)),
+            "error_bits": [] if code is None else list(decode_error(raised.vector, code)),
             "error_code_agrees": finding.agrees,
-            "cpl": strike.cpl,
-            "rip": _hex(strike.rip),
-            "rsp": _hex(strike.rsp),
+            "cpl": raised.cpl,
+            "rip": _hex(raised.rip),
+            "rsp": _hex(raised.rsp),
             "instruction": finding.instruction.text if finding.instruction else None,
             "operand": finding.use.text if finding.use else None,
-            "software": strike.software,
-            "repeats": strike.repeats,
+            "software": raised.software,
+            "repeats": raised.repeats,
             "rule": finding.rule,
             "level": finding.level.name if finding.level else None,
             "area": self.place.area if self.place else None,
@@ -86,7 +86,7 @@ class Told:
             "steps": [step_json(step) for step in finding.steps],
             "delivery": self.delivery,
             "remarks": list(finding.remarks),
-            "line": strike.line or None,
+            "line": raised.line or None,
         }
 
 
@@ -149,7 +149,7 @@ class Explanation:
     dialect: str
     mode: str | None
     outcome: Outcome
-    exceptions: tuple[Told, ...]
+    exceptions: tuple[ExplainedException, ...]
     cause: FaultCause
     unknown: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -164,7 +164,7 @@ class Explanation:
             "dialect": self.dialect,
             "mode": self.mode,
             "outcome": self.outcome,
-            "exceptions": [told.to_json() for told in self.exceptions],
+            "exceptions": [explained.to_json() for explained in self.exceptions],
             "cause": self.cause.to_json(),
             "unknown": list(self.unknown),
             "remarks": list(self.remarks),

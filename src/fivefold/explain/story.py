@@ -13,8 +13,8 @@ from fivefold.explain.faults.failed_delivery import SELECTOR_FAULTS, explain_del
 from fivefold.explain.faults.finding import Confidence, FaultFinding, instruction_at
 from fivefold.explain.faults.general_fault import explain_general_fault
 from fivefold.explain.faults.page_fault import FRAME_WORDS, explain_page_fault
-from fivefold.explain.logs.trace import Strike, Trace
-from fivefold.explain.result import FaultCause, Told
+from fivefold.explain.logs.trace import RaisedException, Trace
+from fivefold.explain.result import ExplainedException, FaultCause
 from fivefold.explain.rules.situation import GivenState, Situation, situation
 from fivefold.machine.base import vector_name
 from fivefold.memory import CpuState
@@ -39,113 +39,113 @@ class Story:
     given: GivenState
     final: CpuState | None = None
     """Registers of the memory source: those after everything happened."""
-    told: list[Told] = field(default_factory=list)
+    explained: list[ExplainedException] = field(default_factory=list)
     _last: Situation | None = None
 
-    def tell(self) -> tuple[Told, ...]:
+    def explain_all(self) -> tuple[ExplainedException, ...]:
         """Explain every exception, in order."""
-        strikes = self.trace.strikes
-        for index, strike in enumerate(strikes):
-            here = self._situation(strike)
-            before = self.told[-1] if self.told else None
-            strike = self._with_cr2(strike, index == len(strikes) - 1)
-            if before and before.strike.during is None and before.strike.vector == strike.during:
+        exceptions = self.trace.exceptions
+        for index, raised in enumerate(exceptions):
+            here = self._situation(raised)
+            before = self.explained[-1] if self.explained else None
+            raised = self._with_cr2(raised, index == len(exceptions) - 1)
+            if before and before.raised.during is None and before.raised.vector == raised.during:
                 # The source does not say so: it was joined by RIP and RSP alone.
-                strike = strike if is_of_delivery(here, before.strike, strike) else replace(strike, during=None)
-            if strike.during is not None and before is not None:
-                finding = explain_delivery(here, before.strike, strike, self.trace.dialect)
-            elif strike.during is not None:
-                finding = _cut_off(here, strike)
+                raised = raised if is_of_delivery(here, before.raised, raised) else replace(raised, during=None)
+            if raised.during is not None and before is not None:
+                finding = explain_delivery(here, before.raised, raised, self.trace.dialect)
+            elif raised.during is not None:
+                finding = _cut_off(here, raised)
             else:
-                finding = self._first(here, strike)
-            if strike.linked and before is not None:
-                finding = _in_handler(finding, before.strike.name, _FRAME)
-            elif strike.during is None and (names := _handled_there(finding)):
+                finding = self._first(here, raised)
+            if raised.linked and before is not None:
+                finding = _in_handler(finding, before.raised.name, _FRAME)
+            elif raised.during is None and (names := _handled_there(finding)):
                 finding = _in_handler(finding, names, "the IDT's gates name this address as the handler", "likely")
                 if not all(name in _ON_THEIR_OWN or name.startswith("vector") for name in names.split(" or ")):
                     unsaid = f"what raised {names} is not in the source, and may be what went wrong first"
                     finding = replace(finding, confidence="guess", remarks=(*finding.remarks, unsaid))
-            self.told.append(self._told(strike, finding))
+            self.explained.append(self._explained(raised, finding))
         self._add_deliveries()
-        return tuple(self.told)
+        return tuple(self.explained)
 
     def remarks(self) -> Iterator[str]:
         """What is odd about the source as a whole."""
-        delivering = [s for s in self.trace.strikes if s.during is not None and s.rip is not None]
-        if any(s.rip != self.trace.strikes[0].rip for s in delivering) and self.trace.strikes[0].rip is not None:
+        delivering = [s for s in self.trace.exceptions if s.during is not None and s.rip is not None]
+        if any(s.rip != self.trace.exceptions[0].rip for s in delivering) and self.trace.exceptions[0].rip is not None:
             yield (
                 "RIP differs between exceptions of one delivery, where no instruction ran: in such logs it is "
                 "brought up to date late; CR2, RSP and the vectors are what counts"
             )
 
-    def _situation(self, strike: Strike) -> Situation:
+    def _situation(self, raised: RaisedException) -> Situation:
         """The CPU at this exception; while nothing is delivered its registers do not change."""
-        if strike.cpu is None and self._last is not None and (strike.during is not None or self.trace.cpu is None):
+        if raised.cpu is None and self._last is not None and (raised.during is not None or self.trace.cpu is None):
             return self._last
-        registers = strike.cpu or self.trace.cpu or self.final
-        self._last = situation(registers, strike.cpl, self.memory, self.given)
+        registers = raised.cpu or self.trace.cpu or self.final
+        self._last = situation(registers, raised.cpl, self.memory, self.given)
         return self._last
 
-    def _with_cr2(self, strike: Strike, is_last: bool) -> Strike:
+    def _with_cr2(self, raised: RaisedException, is_last: bool) -> RaisedException:
         """CR2 of a page fault in a delivery: it has no line of its own, but the next dump shows it."""
-        if strike.vector != Vector.PF or strike.cr2 is not None:
-            return strike
-        cpu = strike.cpu if not is_last or strike.cpu is not None else self.final
-        return replace(strike, cr2=cpu.cr2) if cpu is not None else strike
+        if raised.vector != Vector.PF or raised.cr2 is not None:
+            return raised
+        cpu = raised.cpu if not is_last or raised.cpu is not None else self.final
+        return replace(raised, cr2=cpu.cr2) if cpu is not None else raised
 
-    def _first(self, here: Situation, strike: Strike) -> FaultFinding:
-        if strike.software or strike.external or strike.vector >= 32 or strike.vector in _BENIGN:
-            return _legitimate(here, strike, self.trace)
-        if strike.vector == Vector.PF:
-            return explain_page_fault(here, strike, self.trace)
-        if strike.vector in SELECTOR_FAULTS:
-            return explain_general_fault(here, strike, self.trace)
-        if strike.vector == Vector.DF:
-            return _double_fault(here, strike)
-        sentence = f"{vector_name(strike.vector)}: no rule of paging raises it"
+    def _first(self, here: Situation, raised: RaisedException) -> FaultFinding:
+        if raised.software or raised.external or raised.vector >= 32 or raised.vector in _BENIGN:
+            return _legitimate(here, raised, self.trace)
+        if raised.vector == Vector.PF:
+            return explain_page_fault(here, raised, self.trace)
+        if raised.vector in SELECTOR_FAULTS:
+            return explain_general_fault(here, raised, self.trace)
+        if raised.vector == Vector.DF:
+            return _double_fault(here, raised)
+        sentence = f"{vector_name(raised.vector)}: no rule of paging raises it"
         return FaultFinding("unknown", sentence, "certain", here, legitimate=True)
 
-    def _told(self, strike: Strike, finding: FaultFinding) -> Told:
-        va = finding.va if finding.va is not None else strike.cr2
+    def _explained(self, raised: RaisedException, finding: FaultFinding) -> ExplainedException:
+        va = finding.va if finding.va is not None else raised.cr2
         place = None if va is None else describe(finding.here, va, self.trace.release)
-        return Told(strike, finding, place)
+        return ExplainedException(raised, finding, place)
 
     def _add_deliveries(self) -> None:
         """Say of each exception why its handler could not run, or that it did."""
-        for index, told in enumerate(self.told):
-            after = self.told[index + 1] if index + 1 < len(self.told) else None
-            self.told[index] = replace(told, delivery=_delivery(told.strike, after, self.trace))
+        for index, explained in enumerate(self.explained):
+            after = self.explained[index + 1] if index + 1 < len(self.explained) else None
+            self.explained[index] = replace(explained, delivery=_delivery(explained.raised, after, self.trace))
 
 
-def _delivery(strike: Strike, after: Told | None, trace: Trace) -> str | None:
+def _delivery(raised: RaisedException, after: ExplainedException | None, trace: Trace) -> str | None:
     """What became of an exception, in one sentence; why is the next exception's own sentence."""
-    name = strike.name
+    name = raised.name
     if after is None:
-        if trace.outcome == "triple-fault" and strike.during is not None:
+        if trace.outcome == "triple-fault" and raised.during is not None:
             return "a triple fault: the CPU shuts down"
         return None
-    if after.strike.linked:
+    if after.raised.linked:
         return f"{name} was delivered, but its handler did not get past the first instruction"
-    during = after.strike.during
+    during = after.raised.during
     if during is None:
         return f"the handler of {name} ran"
-    delivered = name if during == strike.vector else vector_name(during)
-    can_double = not strike.external and after.strike.vector != Vector.DF
-    if can_double and escalate(during, after.strike.vector) is Escalation.DOUBLE:
+    delivered = name if during == raised.vector else vector_name(during)
+    can_double = not raised.external and after.raised.vector != Vector.DF
+    if can_double and escalate(during, after.raised.vector) is Escalation.DOUBLE:
         return f"{delivered} could not be delivered: a double fault (#DF) takes its place"
     return f"{delivered} could not be delivered"
 
 
-def _legitimate(here: Situation, strike: Strike, trace: Trace) -> FaultFinding:
-    instruction = instruction_at(here, strike, trace.code)
-    name = strike.name
-    if strike.external:
-        low = _LOW_INTERRUPT if strike.vector < 32 else ""
+def _legitimate(here: Situation, raised: RaisedException, trace: Trace) -> FaultFinding:
+    instruction = instruction_at(here, raised, trace.code)
+    name = raised.name
+    if raised.external:
+        low = _LOW_INTERRUPT if raised.vector < 32 else ""
         return FaultFinding("unknown", f"{name}, from outside{low}", "certain", here, legitimate=True)
-    if strike.software or (instruction is not None and instruction.on_purpose):
+    if raised.software or (instruction is not None and instruction.on_purpose):
         how = f"by {instruction.text}" if instruction else "by an instruction for it"
         sentence = f"{name} was raised on purpose, {how}"
-    elif strike.vector >= 32 or strike.vector == Vector.NMI:
+    elif raised.vector >= 32 or raised.vector == Vector.NMI:
         sentence = f"an interrupt, {name}"
     else:
         text = f" by {instruction.text}" if instruction else ""
@@ -153,7 +153,7 @@ def _legitimate(here: Situation, strike: Strike, trace: Trace) -> FaultFinding:
     return FaultFinding("unknown", sentence, "certain", here, instruction=instruction, legitimate=True)
 
 
-def _double_fault(here: Situation, strike: Strike) -> FaultFinding:
+def _double_fault(here: Situation, raised: RaisedException) -> FaultFinding:
     """A double fault with nothing before it: what led to it is not in the source, CR2 may tell."""
     cr2, rsp = here.registers.cr2, here.registers.rsp
     sentence = "a double fault; the exceptions that led to it are not in the source"
@@ -162,16 +162,16 @@ def _double_fault(here: Situation, strike: Strike) -> FaultFinding:
         return FaultFinding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
     if cr2 is not None and rsp is not None and 0 < rsp - cr2 <= 8 * FRAME_WORDS + 4096:
         sentence += f". CR2 is {rsp - cr2} bytes below RSP: the stack ran out"
-        fault = replace(strike, vector=int(Vector.PF), error_code=None, cr2=cr2)
+        fault = replace(raised, vector=int(Vector.PF), error_code=None, cr2=cr2)
         inner = explain_page_fault(here, fault, Trace("", ""))
         return replace(inner, sentence=f"{sentence}; {inner.sentence}", confidence="likely")
     return FaultFinding("unknown", sentence, "guess", here)
 
 
-def _cut_off(here: Situation, strike: Strike) -> FaultFinding:
+def _cut_off(here: Situation, raised: RaisedException) -> FaultFinding:
     """The source begins in the middle of a delivery: what was being delivered is known, why it struck is not."""
-    before = Strike(strike.during or 0, rip=strike.rip, rsp=strike.rsp, cpl=strike.cpl, cpu=strike.cpu)
-    finding = explain_delivery(here, before, strike)
+    before = RaisedException(raised.during or 0, rip=raised.rip, rsp=raised.rsp, cpl=raised.cpl, cpu=raised.cpu)
+    finding = explain_delivery(here, before, raised)
     remark = f"the source begins while {vector_name(before.vector)} is being delivered: what raised that is not known"
     return replace(finding, remarks=(*finding.remarks, remark))
 
@@ -213,61 +213,66 @@ def _handled_there(finding: FaultFinding) -> str | None:
 # -- the cause -------------------------------------------------------------------------------
 
 
-def find_cause(told: tuple[Told, ...], trace: Trace) -> FaultCause:
+def find_cause(explained: tuple[ExplainedException, ...], trace: Trace) -> FaultCause:
     """The first thing that went wrong: the first exception that was not legitimate, or what stopped one that was."""
-    for one in told:
+    for one in explained:
         if one.finding.legitimate:
             continue
         return _cause_of(one, trace)
-    if told:
-        sentence = f"{told[-1].finding.sentence}; nothing shows that its handler did not run"
+    if explained:
+        sentence = f"{explained[-1].finding.sentence}; nothing shows that its handler did not run"
         return FaultCause("unknown", None, None, None, sentence, "guess")
     sentence = "no exception in the source, and nothing in registers or memory that would raise one"
     return FaultCause("unknown", None, None, None, sentence, "guess")
 
 
-def _cause_of(told: Told, trace: Trace) -> FaultCause:
-    finding = told.finding
-    evidence = list(dict.fromkeys(_evidence(told)))
-    if trace.outcome == "handled" and told.strike.during is None:
+def _cause_of(explained: ExplainedException, trace: Trace) -> FaultCause:
+    finding = explained.finding
+    evidence = list(dict.fromkeys(_evidence(explained)))
+    if trace.outcome == "handled" and explained.raised.during is None:
         evidence.append("its handler was entered, so it may be meant")
     confidence = finding.confidence
     if trace.inferred and confidence == "certain":
         # What registers and memory lead to is not yet what happened.
         confidence = "likely"
-    if trace.inferred and told.strike.during is None and finding.instruction is None and finding.va != told.strike.rip:
+    if (
+        trace.inferred
+        and explained.raised.during is None
+        and finding.instruction is None
+        and finding.va != explained.raised.rip
+    ):
         evidence.append("the memory does not hold the instruction at RIP; CR2 may be that of an older page fault")
         confidence = "guess"
     return FaultCause(
         finding.rule,
         finding.level,
         finding.va,
-        told.place.area if told.place and finding.va is not None else None,
+        explained.place.area if explained.place and finding.va is not None else None,
         finding.sentence,
         confidence,
         tuple(evidence),
     )
 
 
-def _evidence(told: Told) -> Iterator[str]:
-    finding, strike = told.finding, told.strike
+def _evidence(explained: ExplainedException) -> Iterator[str]:
+    finding, raised = explained.finding, explained.raised
     if finding.instruction is not None:
         at = finding.instruction.at
         yield f"the instruction{'' if at is None else f' at {hex64(at)}'} is {finding.instruction.text}"
-    if finding.agrees and strike.error_code is not None and not any("where a CPU gives" in r for r in finding.remarks):
-        yield f"the error code {strike.error_code:#x} is the one that the tables give"
-    if told.place is not None:
-        yield told.place.sentence
+    if finding.agrees and raised.error_code is not None and not any("where a CPU gives" in r for r in finding.remarks):
+        yield f"the error code {raised.error_code:#x} is the one that the tables give"
+    if explained.place is not None:
+        yield explained.place.sentence
     yield from finding.remarks
     yield from notable_registers(finding.here)
     if finding.va is not None and (hint := phys_base_hint(finding.here, finding.va)):
         yield hint
-    if strike.repeats > 1:
-        yield _repeats(strike)
+    if raised.repeats > 1:
+        yield _repeats(raised)
 
 
-def _repeats(strike: Strike) -> str:
-    text = f"the same exception struck {strike.repeats} times in a row"
-    if strike.rsp is not None and strike.last_rsp is not None and strike.last_rsp < strike.rsp:
+def _repeats(raised: RaisedException) -> str:
+    text = f"the same exception struck {raised.repeats} times in a row"
+    if raised.rsp is not None and raised.last_rsp is not None and raised.last_rsp < raised.rsp:
         return f"{text}, each lower on the stack than the one before: a runaway recursion"
     return text

@@ -71,7 +71,7 @@ def test_core_alone(data: Path, name: str, rule: str, level: str, address: str, 
 def test_exceptions_are_those_recorded(data: Path, name: str) -> None:
     record = next(case for case in json.loads((data / "cases.json").read_text()) if case["case"] == name)
     told = explain(data / f"{name}.log")
-    pairs = [(one.strike.during, one.strike.vector) for one in told.exceptions if not one.finding.legitimate]
+    pairs = [(one.raised.during, one.raised.vector) for one in told.exceptions if not one.finding.legitimate]
     wanted = [(None if old == "0xffffffff" else int(old, 16), int(new, 16)) for old, new in record["exceptions"]]
     # The log forgets that it delivers an INT3.
     assert [new for _, new in pairs] == [new for _, new in wanted]
@@ -105,7 +105,7 @@ def test_the_discussion_of_2017(data: Path) -> None:
     told = explain(data / "thread-2017-kasan-efi.log", addresses=[0xFFFF_FBFF_F07E_3A17])
     assert accused(told) == ("stack", "-", "ffffffff7ffffff8")
     assert told.mode == "la57"
-    assert [one.strike.during for one in told.exceptions] == [None, 14, 8]
+    assert [one.raised.during for one in told.exceptions] == [None, 14, 8]
     evidence = " ".join(told.cause.evidence)
     assert "RSP = 0xffffffff80000000 is exactly the start of the kernel image mapping" in evidence
     assert "RDX = 0xdffffc0000000000 is the KASAN shadow offset" in evidence

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA48, LA57, ControlState, Flag, Level
-from fivefold.explain import Explanation, GivenState, Strike, Trace, explain
+from fivefold.explain import Explanation, GivenState, RaisedException, Trace, explain
 from fivefold.explain.logs.links import link
 from fivefold.memory import CpuState, Ram, Segment
 from fivefold.units import PhysAddr
@@ -57,7 +57,7 @@ NEXT = "check_exception old: 0xffffffff new 0xe\n"
 def test_a_timer_on_vector_8_is_no_double_fault() -> None:
     told = told_of(TIMER)
     assert [one.name for one in told.exceptions] == ["interrupt 0x8"]
-    assert told.exceptions[0].strike.error_code is None
+    assert told.exceptions[0].raised.error_code is None
     assert told.exceptions[0].finding.legitimate
     assert "the interrupt controller still has the base that the firmware gave it" in told.cause.sentence
     assert told_of(struck(8)).exceptions[0].name == "#DF"
@@ -68,7 +68,7 @@ def test_what_stopped_a_timer_is_the_cause() -> None:
     log = TIMER + NEXT + struck(14, gate, 0, 1) + "check_exception old: 0xe new 0xe\n" + struck(8, gate + 0x60, 0, 2)
     told = told_of(log + "check_exception old: 0x8 new 0xe\nTriple fault\n")
     assert (told.cause.rule, told.cause.address, told.outcome) == ("idt-not-mapped", gate, "triple-fault")
-    assert [one.strike.during for one in told.exceptions] == [None, 8, 14, 8]
+    assert [one.raised.during for one in told.exceptions] == [None, 8, 14, 8]
     assert told.exceptions[0].delivery == "interrupt 0x8 could not be delivered"
 
 
@@ -78,7 +78,7 @@ def test_what_struck_where_an_interrupt_returned_to(vector: int) -> None:
     log = ("" if vector == 7 else f"Servicing hardware INT={vector:#04x}\n") + struck(vector)
     told = told_of(log + NEXT + struck(14, PAGE, 2, 1) + "check_exception old: 0xe new 0xd\n" + struck(8, number=2))
     assert (told.cause.rule, told.cause.address) == ("not-present", PAGE)
-    assert [one.strike.during for one in told.exceptions][:2] == [None, None]
+    assert [one.raised.during for one in told.exceptions][:2] == [None, None]
 
 
 def test_the_story_begins_with_the_first_double_fault() -> None:
@@ -112,8 +112,8 @@ def test_a_handler_on_a_stack_of_its_own() -> None:
     """With an IST the stack pointer says nothing; that no other register has changed does."""
     general = {f"r{n}": n for n in range(8, 16)} | {"rax": 1, "rbx": 2}
     cpu = CpuState("test", general=general)
-    first = Strike(6, rip=HIGH, rsp=STACK, cpl=0, cpu=cpu, line=1)
-    after = Strike(14, cr2=PAGE, rip=PAGE, rsp=PAGE + 0x1000 - 40, cpl=0, cpu=cpu, line=2)
+    first = RaisedException(6, rip=HIGH, rsp=STACK, cpl=0, cpu=cpu, line=1)
+    after = RaisedException(14, cr2=PAGE, rip=PAGE, rsp=PAGE + 0x1000 - 40, cpl=0, cpu=cpu, line=2)
     linked = link(first, after)
     assert linked is not None and linked.linked
     assert link(first, replace(after, cpu=CpuState("test", general={**general, "rax": 7}))) is None
@@ -125,8 +125,8 @@ def test_a_handler_on_a_stack_of_its_own() -> None:
 
 def test_a_gate_that_leads_to_no_address() -> None:
     bad = 0xFF11_0000_0000_1000
-    first = Strike(6, rip=HIGH, rsp=STACK, cpl=0)
-    after = Strike(13, error_code=0, rip=bad, rsp=STACK - 40, cpl=0, linked=True)
+    first = RaisedException(6, rip=HIGH, rsp=STACK, cpl=0)
+    after = RaisedException(13, error_code=0, rip=bad, rsp=STACK - 40, cpl=0, linked=True)
     cause = explain(Trace("by hand", "test", (first, after), "handled"), cr4=0x20).cause
     assert (cause.rule, cause.address) == ("idt-entry", None)
     assert cause.sentence == "the gate of #UD leads to 0xff11000000001000, which is not canonical"
@@ -150,8 +150,8 @@ def numbers(mode: Any, **more: int) -> GivenState:
 def test_a_stack_behind_a_reserved_bit(lab: Any) -> None:
     bench = lab.build(lab.case("stack", LA57, "reserved-bit"))
     bench.with_bits(PAGE, Level.PT, 1 << 44)
-    first = Strike(6, rip=HIGH, rsp=PAGE + 0x1000, cpl=0)
-    push = Strike(14, 6, 0xA, PAGE + 0xFF8, HIGH, PAGE + 0x1000, 0)
+    first = RaisedException(6, rip=HIGH, rsp=PAGE + 0x1000, cpl=0)
+    push = RaisedException(14, 6, 0xA, PAGE + 0xFF8, HIGH, PAGE + 0x1000, 0)
     trace = Trace("by hand", "QEMU log", (first, push), "handled")
     cause = explain(trace, bench.ram, given=numbers(LA57, rsp=PAGE + 0x1000)).cause
     assert (cause.rule, cause.level, cause.address) == ("reserved-bit", Level.PT, PAGE + 0xFF8)
@@ -256,7 +256,7 @@ def test_an_access_that_reaches_the_gap(lab: Any) -> None:
     bench.ram.write(PhysAddr(0x20_0000), bytes.fromhex("488b03"))
     general = {"rbx": 0x7FFF_FFFF_FFFC, "rip": HIGH, "rsp": STACK}
     cpu = CpuState("test", cr0=0x8001_0011, cr3=0x30_0000, cr4=0x20, efer=0xD00, general=general)
-    trace = Trace("by hand", "test", (Strike(13, error_code=0, rip=HIGH, rsp=STACK, cpl=0, cpu=cpu),))
+    trace = Trace("by hand", "test", (RaisedException(13, error_code=0, rip=HIGH, rsp=STACK, cpl=0, cpu=cpu),))
     cause = explain(trace, bench.ram).cause
     assert (cause.rule, cause.address) == ("non-canonical", 0x8000_0000_0000)
     assert "at 0x00007ffffffffffc was refused: it reaches 0x0000800000000000, which is not canonical" in cause.sentence

@@ -155,7 +155,7 @@ def test_the_first_oops_counts() -> None:
 
 
 def test_events_pair_up() -> None:
-    assert [(one.strike.during, one.strike.vector) for one in told_of(EVENT).exceptions] == [
+    assert [(one.raised.during, one.raised.vector) for one in told_of(EVENT).exceptions] == [
         (None, 14),
         (14, 14),
         (8, 14),
@@ -164,7 +164,7 @@ def test_events_pair_up() -> None:
 
 def test_all_that_bochs_says_is_used() -> None:
     told = told_of(BOCHS)
-    assert [(one.strike.during, one.strike.vector) for one in told.exceptions] == [(None, 14), (14, 14), (8, 14)]
+    assert [(one.raised.during, one.raised.vector) for one in told.exceptions] == [(None, 14), (14, 14), (8, 14)]
 
 
 def test_registers_of_several_cpus() -> None:

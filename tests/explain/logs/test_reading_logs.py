@@ -64,7 +64,7 @@ def test_behind_a_time_stamp(log: bytes) -> None:
     stamped = b"".join(b"12:00:01.5 guest| " + line for line in log.splitlines(keepends=True))
     told = told_of(stamped)
     assert accused(told) == TRUE
-    assert told.exceptions[0].strike.rsp == 0xFFFF_FFFF_8009_0000
+    assert told.exceptions[0].raised.rsp == 0xFFFF_FFFF_8009_0000
 
 
 def test_two_cpus_at_once(log: bytes) -> None:
@@ -115,7 +115,7 @@ def test_interrupts_before_do_not_count(log: bytes) -> None:
     head, mark, tail = log.partition(b"check_exception old: 0xffffffff")
     told = told_of(head + interrupt * 3 + mark + tail)
     assert accused(told) == TRUE
-    assert [one.strike.vector for one in told.exceptions] == [14, 13, 13]
+    assert [one.raised.vector for one in told.exceptions] == [14, 13, 13]
 
 
 def test_runaway_recursion_is_counted() -> None:

@@ -12,7 +12,7 @@ from fivefold.arch import FETCH, HAS_ERROR_CODE, Access, Kind, Vector
 from fivefold.explain.faults.delivery import GATE_SIZE, SYSTEM, Obstacle, Route, gate_address, replay
 from fivefold.explain.faults.finding import Confidence, FaultFinding
 from fivefold.explain.faults.page_fault import FRAME_WORDS
-from fivefold.explain.logs.trace import Strike
+from fivefold.explain.logs.trace import RaisedException
 from fivefold.explain.rules.error_codes import kind_of, rule_from_code
 from fivefold.explain.rules.reserved import with_reserved
 from fivefold.explain.rules.ruling import Refusal, RuleName, describe_entry, rule_on
@@ -26,57 +26,59 @@ SELECTOR_FAULTS: Final = frozenset({Vector.GP, Vector.SS, Vector.NP, Vector.TS})
 """Exceptions that a bad descriptor, selector or address raises; their error code names the selector."""
 
 
-def explain_delivery(here: Situation, before: Strike, strike: Strike, dialect: str = "") -> FaultFinding:
-    """Why the delivery of *before* (or of the double fault it became) ended in *strike*."""
+def explain_delivery(
+    here: Situation, before: RaisedException, raised: RaisedException, dialect: str = ""
+) -> FaultFinding:
+    """Why the delivery of *before* (or of the double fault it became) ended in *raised*."""
     inferred: tuple[str, ...] = ()
-    if strike.vector == Vector.PF and strike.cr2 is not None:
-        here, inferred = with_reserved(here, strike.cr2, SYSTEM, strike.error_code, dialect)
-    finding = _explain(here, before, strike)
+    if raised.vector == Vector.PF and raised.cr2 is not None:
+        here, inferred = with_reserved(here, raised.cr2, SYSTEM, raised.error_code, dialect)
+    finding = _explain(here, before, raised)
     return replace(finding, remarks=(*finding.remarks, *inferred))
 
 
-def _explain(here: Situation, before: Strike, strike: Strike) -> FaultFinding:
-    vector = strike.during if strike.during is not None else before.vector
+def _explain(here: Situation, before: RaisedException, raised: RaisedException) -> FaultFinding:
+    vector = raised.during if raised.during is not None else before.vector
     is_first = vector == before.vector
     pushes_code = before.has_error_code if is_first else vector in HAS_ERROR_CODE
     route = replay(here, vector, before.software and is_first, pushes_code)
     obstacle = route.obstacle
-    if obstacle is not None and not obstacle.in_handler and _fits(obstacle, strike):
-        return _of_obstacle(here, obstacle, strike)
-    if strike.vector == Vector.PF:
-        return _page_fault_in_delivery(here, vector, strike, route)
-    return _other_in_delivery(here, vector, strike, route)
+    if obstacle is not None and not obstacle.in_handler and _fits(obstacle, raised):
+        return _of_obstacle(here, obstacle, raised)
+    if raised.vector == Vector.PF:
+        return _page_fault_in_delivery(here, vector, raised, route)
+    return _other_in_delivery(here, vector, raised, route)
 
 
-def is_of_delivery(here: Situation, before: Strike, strike: Strike) -> bool:
-    """Whether *strike*, at the RIP and RSP of *before*, can be of its delivery.
+def is_of_delivery(here: Situation, before: RaisedException, raised: RaisedException) -> bool:
+    """Whether *raised*, at the RIP and RSP of *before*, can be of its delivery.
 
-    An interrupt, or a #NM, also returns to where it struck, and then the instruction there may fault by itself.
+    An interrupt, or a #NM, also returns to where it was raised, and then the instruction there may fault by itself.
     """
     vector = before.vector
     if not (before.external or vector >= 32 or vector in _RESUMED) or before.software:
         return True
     route = replay(here, vector, False, before.has_error_code)
     if route.obstacle is not None and not route.obstacle.in_handler:
-        return _fits(route.obstacle, strike)
-    if strike.vector != Vector.PF:
-        return bool(strike.error_code and strike.error_code & 2 and strike.error_code >> 3 == vector)
-    gate, va = gate_address(here, vector), strike.cr2
+        return _fits(route.obstacle, raised)
+    if raised.vector != Vector.PF:
+        return bool(raised.error_code and raised.error_code & 2 and raised.error_code >> 3 == vector)
+    gate, va = gate_address(here, vector), raised.cr2
     return va is not None and gate is not None and gate <= va < gate + GATE_SIZE
 
 
-def _fits(obstacle: Obstacle, strike: Strike) -> bool:
+def _fits(obstacle: Obstacle, raised: RaisedException) -> bool:
     """Whether the replay's obstacle is what was reported. QEMU reports a non-canonical push as #GP."""
     vectors = {obstacle.vector, int(Vector.GP) if obstacle.vector == Vector.SS else obstacle.vector}
-    same_address = strike.cr2 is None or obstacle.va is None or strike.cr2 == obstacle.va
-    return strike.vector in vectors and same_address
+    same_address = raised.cr2 is None or obstacle.va is None or raised.cr2 == obstacle.va
+    return raised.vector in vectors and same_address
 
 
-def _of_obstacle(here: Situation, obstacle: Obstacle, strike: Strike) -> FaultFinding:
+def _of_obstacle(here: Situation, obstacle: Obstacle, raised: RaisedException) -> FaultFinding:
     remarks: tuple[str, ...] = ()
-    if obstacle.vector != strike.vector:
+    if obstacle.vector != raised.vector:
         remarks = (
-            f"a CPU raises {vector_name(obstacle.vector)} for it, {vector_name(strike.vector)} was reported: QEMU's "
+            f"a CPU raises {vector_name(obstacle.vector)} for it, {vector_name(raised.vector)} was reported: QEMU's "
             "TCG reports a non-canonical push as #GP",
         )
     how = None
@@ -91,19 +93,19 @@ def _of_obstacle(here: Situation, obstacle: Obstacle, strike: Strike) -> FaultFi
     )
 
 
-def _page_fault_in_delivery(here: Situation, vector: int, strike: Strike, route: Route) -> FaultFinding:
+def _page_fault_in_delivery(here: Situation, vector: int, raised: RaisedException, route: Route) -> FaultFinding:
     """By the address: the gate, a descriptor, the TSS, or the stack."""
-    name, va = vector_name(vector), strike.cr2
+    name, va = vector_name(vector), raised.cr2
     if va is None:
         return FaultFinding("unknown", f"a page fault in the delivery of {name}; where is not known", "guess", here)
     gate = gate_address(here, vector)
-    code = strike.error_code
+    code = raised.error_code
     kind = Kind.READ if code is None else kind_of(here, code, va, None)
     how = replace(FETCH, kind=kind, implicit=True)
     if gate is not None and gate <= va < gate + GATE_SIZE:
         sentence = f"the gate of {name} at {hex64(gate)} could not be read"
         return _placed(here, "idt-not-mapped", sentence, va, how, "certain", code)
-    rsp = strike.rsp if strike.rsp is not None else here.registers.rsp
+    rsp = raised.rsp if raised.rsp is not None else here.registers.rsp
     if rsp is not None and 0 < rsp - va <= 8 * FRAME_WORDS + 8:
         ist = "" if route.ist is None else " (the gate names none)" if not route.ist else ""
         sentence = (
@@ -138,29 +140,29 @@ def _placed(
     return FaultFinding(rule, sentence, confidence, here, va, how)
 
 
-def _other_in_delivery(here: Situation, vector: int, strike: Strike, route: Route) -> FaultFinding:
+def _other_in_delivery(here: Situation, vector: int, raised: RaisedException, route: Route) -> FaultFinding:
     name = vector_name(vector)
-    if strike.vector == Vector.NP:
+    if raised.vector == Vector.NP:
         sentence = f"the gate of {name}, or its code segment, is not present"
         return FaultFinding("idt-entry", sentence, "likely", here)
     rsp, mode = here.registers.rsp, here.mode
     gate = gate_address(here, vector)
-    if gate is not None and mode is not None and not mode.is_canonical(gate) and strike.vector == Vector.GP:
+    if gate is not None and mode is not None and not mode.is_canonical(gate) and raised.vector == Vector.GP:
         sentence = f"the gate of {name} at {hex64(gate)} could not be read: the address is not canonical"
         return FaultFinding("idt-not-mapped", sentence, "certain", here, gate, SYSTEM)
     if (
         rsp is not None
         and mode is not None
         and not mode.is_canonical(rsp - 8 & MASK64)
-        and strike.vector in SELECTOR_FAULTS
+        and raised.vector in SELECTOR_FAULTS
     ):
         sentence = f"the frame of {name} could not be pushed: RSP is {hex64(rsp)}, which is not canonical"
         return FaultFinding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
-    if strike.vector == Vector.GP:
+    if raised.vector == Vector.GP:
         sentence = f"the gate of {name} lies inside the IDT's limit and could not be used"
         if here.registers.idt is None:
             sentence = f"the gate of {name} could not be used; IDTR is not known"
         missing = (route.missing,) if route.missing else ()
         return FaultFinding("idt-entry", sentence, "likely", here, remarks=missing)
-    sentence = f"{vector_name(strike.vector)} in the delivery of {name}"
+    sentence = f"{vector_name(raised.vector)} in the delivery of {name}"
     return FaultFinding("unknown", sentence, "guess", here)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fivefold.arch import Access, Level, Step
-from fivefold.explain.logs.trace import Code, Strike
+from fivefold.explain.logs.trace import Code, RaisedException
 from fivefold.explain.rules.instruction import LONGEST, Instruction, Use, decode
 from fivefold.explain.rules.ruling import RuleName, read_virtual
 from fivefold.explain.rules.situation import Situation
@@ -46,10 +46,10 @@ class FaultFinding:
         return self.culprit.entry.level if self.culprit else None
 
 
-def instruction_at(here: Situation, strike: Strike, fallback: Code | None = None) -> Instruction | None:
-    """The instruction at the strike's RIP, from memory or from what the log printed; None where neither has it."""
-    rip = strike.rip if strike.rip is not None else here.registers.rip
-    printed = strike.code or fallback
+def instruction_at(here: Situation, raised: RaisedException, fallback: Code | None = None) -> Instruction | None:
+    """The instruction at the RIP of *raised*, from memory or from what the log printed; None where neither has it."""
+    rip = raised.rip if raised.rip is not None else here.registers.rip
+    printed = raised.code or fallback
     code = None if rip is None else read_virtual(here, rip, LONGEST)
     if code is None and printed is not None:
         code = printed.from_rip

@@ -12,7 +12,7 @@ from typing import Final
 
 from fivefold.arch import FETCH, LA48, LA57, Access, Cr0, Cr4, Kind, PagingMode, Refused, Register, Vector, check_write
 from fivefold.explain.faults.finding import FaultFinding, instruction_at
-from fivefold.explain.logs.trace import Strike, Trace
+from fivefold.explain.logs.trace import RaisedException, Trace
 from fivefold.explain.rules.instruction import ControlWrite, Instruction, Use
 from fivefold.explain.rules.ruling import Refusal, RuleName, rule_on
 from fivefold.explain.rules.situation import Situation
@@ -27,24 +27,24 @@ _NEAR: Final = 1 << 40
 """How close to a canonical address a value must be to look like a pointer that went wrong."""
 
 
-def explain_general_fault(here: Situation, strike: Strike, trace: Trace) -> FaultFinding:
-    """Find the rule behind a #GP or #SS that struck outside of any delivery."""
-    code = strike.error_code
+def explain_general_fault(here: Situation, raised: RaisedException, trace: Trace) -> FaultFinding:
+    """Find the rule behind a #GP or #SS that was raised outside of any delivery."""
+    code = raised.error_code
     if code:
-        return _by_selector(here, strike, code, trace)
-    if (finding := _bad_rip(here, strike)) is not None:
+        return _by_selector(here, raised, code, trace)
+    if (finding := _bad_rip(here, raised)) is not None:
         return finding
-    instruction = instruction_at(here, strike, trace.code)
+    instruction = instruction_at(here, raised, trace.code)
     if instruction is None:
-        return _by_registers(here, strike, trace)
-    finding = _by_use(here, strike, instruction, trace) or _by_write(here, instruction, trace)
+        return _by_registers(here, raised, trace)
+    finding = _by_use(here, raised, instruction, trace) or _by_write(here, instruction, trace)
     if finding is not None:
         return finding
     if instruction.privileged and here.state.cpl:
         sentence = f"{instruction.text} needs privilege level 0, and the code runs at {here.state.cpl}"
         return FaultFinding("unknown", sentence, "certain", here, how=None, instruction=instruction)
-    raised = f"{vector_name(strike.vector)}(0)"
-    sentence = f"{instruction.text} raised {raised}, and no rule of paging refuses it"
+    name = f"{vector_name(raised.vector)}(0)"
+    sentence = f"{instruction.text} raised {name}, and no rule of paging refuses it"
     return FaultFinding("unknown", sentence, "guess", here, instruction=instruction)
 
 
@@ -57,15 +57,15 @@ def explain_write(here: Situation, write: ControlWrite) -> Refused | None:
 # -- with the instruction --------------------------------------------------------------------
 
 
-def _bad_rip(here: Situation, strike: Strike) -> FaultFinding | None:
-    rip = strike.rip if strike.rip is not None else here.registers.rip
+def _bad_rip(here: Situation, raised: RaisedException) -> FaultFinding | None:
+    rip = raised.rip if raised.rip is not None else here.registers.rip
     if rip is None or _mode_or_widest(here).is_canonical(rip):
         return None
     sentence = f"an instruction fetch from {hex64(rip)} was refused: the address is not canonical"
     return _non_canonical(here, rip, FETCH, sentence, None, None, ())
 
 
-def _by_use(here: Situation, strike: Strike, instruction: Instruction, trace: Trace) -> FaultFinding | None:
+def _by_use(here: Situation, raised: RaisedException, instruction: Instruction, trace: Trace) -> FaultFinding | None:
     for use in instruction.uses:
         ruling = rule_on(here, use.va, use.how)
         if not isinstance(ruling, Refusal) or ruling.rule != "non-canonical":
@@ -73,9 +73,9 @@ def _by_use(here: Situation, strike: Strike, instruction: Instruction, trace: Tr
         reach = "the address" if ruling.va == use.va else f"it reaches {hex64(ruling.va)}, which"
         sentence = f"{instruction.text}: {_spelled(use)} {hex64(use.va)} was refused: {reach} is not canonical"
         remarks: tuple[str, ...] = ()
-        if ruling.vector != strike.vector:
+        if ruling.vector != raised.vector:
             remarks = (
-                f"a CPU raises {vector_name(ruling.vector)} for it, {vector_name(strike.vector)} was reported: "
+                f"a CPU raises {vector_name(ruling.vector)} for it, {vector_name(raised.vector)} was reported: "
                 "QEMU's TCG reports a non-canonical push as #GP",
             )
         return _non_canonical(here, ruling.va, use.how, sentence, instruction, use, remarks)
@@ -147,8 +147,8 @@ def _changed(here: Situation, write: ControlWrite) -> str:
     return f" (it sets {', '.join(set_now)})" if set_now else ""
 
 
-def _by_selector(here: Situation, strike: Strike, code: int, trace: Trace) -> FaultFinding:
-    instruction = instruction_at(here, strike, trace.code)
+def _by_selector(here: Situation, raised: RaisedException, code: int, trace: Trace) -> FaultFinding:
+    instruction = instruction_at(here, raised, trace.code)
     text = f"{instruction.text}: " if instruction else ""
     if code & 2:
         vector = code >> 3
@@ -165,7 +165,7 @@ def _by_selector(here: Situation, strike: Strike, code: int, trace: Trace) -> Fa
 # -- without ---------------------------------------------------------------------------------
 
 
-def _by_registers(here: Situation, strike: Strike, trace: Trace) -> FaultFinding:
+def _by_registers(here: Situation, raised: RaisedException, trace: Trace) -> FaultFinding:
     """Guess from the registers what the instruction, which nobody shows, was about to use."""
     named = next((remark for remark in trace.remarks if "non-canonical address" in remark), None)
     if named is not None:
@@ -175,7 +175,7 @@ def _by_registers(here: Situation, strike: Strike, trace: Trace) -> FaultFinding
             "non-canonical", sentence, "likely", here, va, remarks=("the kernel's report names the address",)
         )
     rsp = here.registers.rsp
-    if strike.vector == Vector.SS or (rsp is not None and _bad_stack_address(here, rsp) is not None):
+    if raised.vector == Vector.SS or (rsp is not None and _bad_stack_address(here, rsp) is not None):
         return _by_stack(here)
     if (finding := _by_control(here)) is not None:
         return finding

@@ -13,7 +13,7 @@ from fivefold.arch import FETCH, Access, Cr4, Entry, Flag, Kind, PageFault, Step
 from fivefold.errors import MemoryReadError
 from fivefold.explain.faults.finding import Confidence, FaultFinding, instruction_at
 from fivefold.explain.faults.illegal_state import impossible
-from fivefold.explain.logs.trace import Strike, Trace
+from fivefold.explain.logs.trace import RaisedException, Trace
 from fivefold.explain.rules.depth import wrong_depth
 from fivefold.explain.rules.error_codes import kind_of, rule_from_code
 from fivefold.explain.rules.instruction import LONGEST, Instruction, Use
@@ -53,15 +53,15 @@ class _Question:
         return kinds[self.kind] if self.kind else "an access to"
 
 
-def explain_page_fault(here: Situation, strike: Strike, trace: Trace) -> FaultFinding:
-    """Find the rule behind a #PF that struck outside of any delivery."""
-    va = strike.cr2
+def explain_page_fault(here: Situation, raised: RaisedException, trace: Trace) -> FaultFinding:
+    """Find the rule behind a #PF that was raised outside of any delivery."""
+    va = raised.cr2
     if (finding := impossible(here)) is not None:
         return finding
     if va is None:
         return FaultFinding("unknown", "a page fault whose address the source does not give", "guess", here)
-    instruction = instruction_at(here, strike, trace.code)
-    question = _question(_with_printed(here, strike, va), strike, va, instruction)
+    instruction = instruction_at(here, raised, trace.code)
+    question = _question(_with_printed(here, raised, va), raised, va, instruction)
     here, remarks = with_reserved(question.here, va, question.how, question.code, trace.dialect)
     question = replace(question, here=here)
     ruling = rule_on(here, va, question.how)
@@ -70,27 +70,27 @@ def explain_page_fault(here: Situation, strike: Strike, trace: Trace) -> FaultFi
     return _by_tables(question, ruling, trace, remarks)
 
 
-def _question(here: Situation, strike: Strike, va: int, instruction: Instruction | None) -> _Question:
-    code = strike.error_code
-    kind = None if code is None else kind_of(here, code, va, strike.rip)
-    if kind is None and _is_fetch(here, strike, va, instruction):
+def _question(here: Situation, raised: RaisedException, va: int, instruction: Instruction | None) -> _Question:
+    code = raised.error_code
+    kind = None if code is None else kind_of(here, code, va, raised.rip)
+    if kind is None and _is_fetch(here, raised, va, instruction):
         kind = Kind.FETCH
-    use = _use_of(instruction, va, kind) or _push_below(here, strike, va, kind)
+    use = _use_of(instruction, va, kind) or _push_below(here, raised, va, kind)
     if kind is None and use is not None:
         kind = use.how.kind
     by_user = code is not None and bool(code & PageFault.U)
     if by_user and here.state.cpl != 3:
         here = here.with_state(replace(here.state, cpl=3))
     implicit = code is not None and not by_user and here.state.cpl == 3
-    return _Question(here, va, kind, use, instruction, implicit, code, strike.guard, strike.disguised)
+    return _Question(here, va, kind, use, instruction, implicit, code, raised.guard, raised.disguised)
 
 
-def _is_fetch(here: Situation, strike: Strike, va: int, instruction: Instruction | None) -> bool:
+def _is_fetch(here: Situation, raised: RaisedException, va: int, instruction: Instruction | None) -> bool:
     """Whether *va* is in the bytes at RIP, and it was these that could not be had; for faults without error code.
 
     An instruction may also read or write next to itself; then its own bytes may be fetched.
     """
-    rip = strike.rip
+    rip = raised.rip
     if rip is None or not 0 <= va - rip < LONGEST:
         return False
     if va == rip and (instruction is None or _use_of(instruction, va, None) is None):
@@ -104,9 +104,9 @@ def _use_of(instruction: Instruction | None, va: int, kind: Kind | None) -> Use 
     return next((use for use in uses if use.va <= va < use.va + use.how.size and kind in (None, use.how.kind)), None)
 
 
-def _push_below(here: Situation, strike: Strike, va: int, kind: Kind | None) -> Use | None:
+def _push_below(here: Situation, raised: RaisedException, va: int, kind: Kind | None) -> Use | None:
     """A push, where CR2 is just below RSP and nothing shows the instruction."""
-    rsp = strike.rsp if strike.rsp is not None else here.registers.rsp
+    rsp = raised.rsp if raised.rsp is not None else here.registers.rsp
     if rsp is None or kind not in (None, Kind.WRITE):
         return None
     below = rsp - va & MASK64
@@ -115,12 +115,12 @@ def _push_below(here: Situation, strike: Strike, va: int, kind: Kind | None) -> 
     return Use(va, Access(Kind.WRITE, 8, stack=True), f"a push to RSP - {below}")
 
 
-def _with_printed(here: Situation, strike: Strike, va: int) -> Situation:
+def _with_printed(here: Situation, raised: RaisedException, va: int) -> Situation:
     """With the entries that a kernel printed with its oops for a memory, where there is no better one."""
     mode, cr3 = here.mode, here.registers.cr3
-    if not strike.entries or mode is None or cr3 is None or here.memory is not None:
+    if not raised.entries or mode is None or cr3 is None or here.memory is not None:
         return here
-    values = list(strike.entries)
+    values = list(raised.entries)
     if len(mode.levels) == 4:
         # A folded P4D is printed after the PGD as what it is: the same entry.
         del values[1:2]

@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import Escalation, Vector, escalate
-from fivefold.explain.logs.trace import Strike
+from fivefold.explain.logs.trace import RaisedException
 
 _MOVED: Final = frozenset({"rip", "rsp", "rflags", "cpl"})
 """What a delivery changes."""
 
 
-def link(first: Strike, struck: Strike) -> Strike | None:
+def link(first: RaisedException, struck: RaisedException) -> RaisedException | None:
     """*struck* joined to *first*, which was delivered just before it, or None if it came later.
 
-    An interrupt, an ``int n`` or a benign exception is forgotten when another one strikes while it
+    An interrupt, an ``int n`` or a benign exception is forgotten when another one exceptions while it
     is delivered; neither RIP nor RSP has moved then. And an exception struck at the first
     instruction of a handler if the stack pointer is just below that of the interrupted code: five
     words, or six with an error code, pushed from a multiple of 16 down. Out of ring 3, and with an
@@ -35,7 +35,7 @@ def link(first: Strike, struck: Strike) -> Strike | None:
     return replace(struck, linked=True) if is_next else None
 
 
-def _nothing_ran(first: Strike, struck: Strike, frame: int) -> bool:
+def _nothing_ran(first: RaisedException, struck: RaisedException, frame: int) -> bool:
     """Whether every general register is as it was, and RSP where an aligned stack has just taken a frame."""
     # An engine remembers the registers at the end only; a log has them for each line.
     if not (first.line and struck.line and first.cpu and struck.cpu) or (struck.rsp or 0) + frame & 15:

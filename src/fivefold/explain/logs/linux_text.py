@@ -13,7 +13,7 @@ from typing import Final
 from fivefold.arch import HAS_ERROR_CODE, Vector
 from fivefold.explain.logs.lines import Block
 from fivefold.explain.logs.register_text import parse_code, parse_registers
-from fivefold.explain.logs.trace import Outcome, Strike, Trace
+from fivefold.explain.logs.trace import Outcome, RaisedException, Trace
 
 _ADDRESS: Final = re.compile(
     r"(?:page fault for address|paging request at|NULL pointer dereference(?:, address)?|"
@@ -69,7 +69,7 @@ class LinuxText:
 
     def feed(self, block: Block) -> None:
         """Take the next block; those that are no oops are left alone."""
-        if block.kind != "oops" or _strike(block.text) is None:
+        if block.kind != "oops" or _raised(block.text) is None:
             return
         self.total += 1
         self._first = self._first or block
@@ -79,8 +79,8 @@ class LinuxText:
         if self._first is None:
             return None
         text = self._first.text
-        strike = _strike(text)
-        assert strike is not None  # `feed` keeps no other
+        raised = _raised(text)
+        assert raised is not None  # `feed` keeps no other
         remarks = [] if self.total < 2 else [f"{self.total} reports in the log; this is the first"]
         if match := _NON_CANONICAL.search(text):
             remarks.append(f"the kernel itself names the non-canonical address 0x{match[1]}")
@@ -90,26 +90,28 @@ class LinuxText:
         return Trace(
             self._source,
             "Linux oops",
-            (strike,),
+            (raised,),
             outcome,
-            strike.cpu,
-            strike.code,
+            raised.cpu,
+            raised.code,
             self.total,
             remarks=tuple(remarks),
             release=release[1] if release else None,
         )
 
 
-def _strike(text: str) -> Strike | None:
+def _raised(text: str) -> RaisedException | None:
     """The exception that the report *text* is about."""
     if match := _EARLY.search(text):
         vector, rip, code, cr2 = (int(number, 16) for number in match.groups())
         is_fault = vector == Vector.PF
-        return Strike(vector, None, code, cr2 if is_fault else None, rip, cpl=0, cpu=parse_registers(text, "panic"))
+        return RaisedException(
+            vector, None, code, cr2 if is_fault else None, rip, cpl=0, cpu=parse_registers(text, "panic")
+        )
     if match := _SEGFAULT.search(text):
         cr2, rip, rsp, code = (int(number, 16) for number in match.groups())
         cpu = parse_registers(text, "segfault")
-        return Strike(
+        return RaisedException(
             int(Vector.PF), None, code, cr2, rip, rsp, 3, cpu=cpu, code=parse_code(text), disguised=_is_disguised(cr2)
         )
     if match := _TRAPS.search(text):
@@ -122,7 +124,7 @@ def _strike(text: str) -> Strike | None:
         return None
     cpu = parse_registers(text, "oops")
     vector = int(Vector.PF) if address else int(_VECTORS[named[1]]) if named else 0
-    return Strike(
+    return RaisedException(
         vector=vector,
         error_code=_error_code(text, vector),
         cr2=(int(address[1], 16) if address else cpu.cr2 if cpu else None) if vector == Vector.PF else None,
@@ -135,7 +137,7 @@ def _strike(text: str) -> Strike | None:
     )
 
 
-def _user_trap(match: re.Match[str], text: str) -> Strike | None:
+def _user_trap(match: re.Match[str], text: str) -> RaisedException | None:
     """A process was ended by an exception that is no page fault."""
     vector = _VECTORS.get(match[1].removesuffix(" fault"))
     if vector is None:
@@ -143,7 +145,9 @@ def _user_trap(match: re.Match[str], text: str) -> Strike | None:
     rip, rsp, code = (int(number, 16) for number in match.groups()[1:])
     error_code = code if vector in HAS_ERROR_CODE else None
     cpu = parse_registers(text, "trap")
-    return Strike(int(vector), None, error_code, None, rip, rsp, 3, vector == Vector.BP, cpu=cpu, code=parse_code(text))
+    return RaisedException(
+        int(vector), None, error_code, None, rip, rsp, 3, vector == Vector.BP, cpu=cpu, code=parse_code(text)
+    )
 
 
 def _is_disguised(va: int) -> bool:
@@ -154,13 +158,13 @@ def _is_disguised(va: int) -> bool:
     return any(end - 0x1000 <= va < end for end in (1 << 47, 1 << 56)) or va >= 1 << 56
 
 
-def _overflow(va: int, text: str) -> Strike:
+def _overflow(va: int, text: str) -> RaisedException:
     """A kernel stack ran into its guard page; what is printed as the error code is that of the double fault."""
     cpu = parse_registers(text, "oops")
     if cpu is not None and cpu.cr2 is not None:
         # Kernels since 4.15 print the address hashed; CR2 below has it.
         va = cpu.cr2
-    return Strike(
+    return RaisedException(
         int(Vector.PF), cr2=va, rip=_rip(text), rsp=cpu.rsp if cpu else None, cpl=0, cpu=cpu, code=parse_code(text),
         guard=True,
     )  # fmt: skip

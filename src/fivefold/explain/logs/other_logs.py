@@ -15,7 +15,7 @@ from typing import Final
 from fivefold.arch import Vector
 from fivefold.explain.logs.lines import Block
 from fivefold.explain.logs.register_text import parse_registers
-from fivefold.explain.logs.trace import Strike, Trace
+from fivefold.explain.logs.trace import RaisedException, Trace
 
 _RAISED: Final = re.compile(r"exception\(0x([0-9a-f]{2})\): error_code=([0-9a-f]{1,8})")
 _FAULT: Final = re.compile(r"page fault for address ([0-9a-f]{16}) @ ([0-9a-f]{16})")
@@ -32,7 +32,7 @@ class BochsLog:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._strikes: deque[Strike] = deque(maxlen=_CHAIN)
+        self._exceptions: deque[RaisedException] = deque(maxlen=_CHAIN)
         self._address: tuple[int, int] | None = None
         self._third: Block | None = None
         self._dump: Block | None = None
@@ -62,25 +62,25 @@ class BochsLog:
         # Bochs dumps the registers, then gives up.
         text = "\n".join(block.text for block in (self._dump, self._third) if block)
         cpu = parse_registers(text, "Bochs' dump")
-        strikes = list(self._strikes)
-        if not strikes or strikes[-1].vector != last:
-            strikes.append(Strike(last, line=self._third.number))
+        exceptions = list(self._exceptions)
+        if not exceptions or exceptions[-1].vector != last:
+            exceptions.append(RaisedException(last, line=self._third.number))
         return Trace(
             self._source,
             "Bochs log",
-            pair_up(strikes[-_CHAIN:]),
+            pair_up(exceptions[-_CHAIN:]),
             "triple-fault",
             cpu,
             total=self.total,
             resets=1,
-            truncated=len(strikes) < _CHAIN,
+            truncated=len(exceptions) < _CHAIN,
         )
 
     def _raise(self, vector: int, code: int, line: int) -> None:
         self.total += 1
         cr2, rip = self._address if self._address and vector == Vector.PF else (None, None)
         self._address = None
-        self._strikes.append(Strike(vector, None, code, cr2, rip, line=line))
+        self._exceptions.append(RaisedException(vector, None, code, cr2, rip, line=line))
 
 
 class EventLine:
@@ -100,24 +100,24 @@ class EventLine:
         if self._line is None:
             return None
         cpu = parse_registers(self._line.text, "registers")
-        strikes = [_event(match, self._line.number) for match in _EVENT.finditer(self._line.head)]
-        chained = tuple(replace(s, cpu=cpu) for s in pair_up(strikes))
-        return Trace(self._source, "engine's events", chained, "triple-fault", cpu, total=len(strikes), resets=1)
+        exceptions = [_event(match, self._line.number) for match in _EVENT.finditer(self._line.head)]
+        chained = tuple(replace(s, cpu=cpu) for s in pair_up(exceptions))
+        return Trace(self._source, "engine's events", chained, "triple-fault", cpu, total=len(exceptions), resets=1)
 
 
-def _event(match: re.Match[str], line: int) -> Strike:
+def _event(match: re.Match[str], line: int) -> RaisedException:
     name, code, cr2, rip = match.groups()
     vector = int(name.split()[1]) if name.startswith("vector") else int(Vector[name.removeprefix("#")])
     numbers = [int(number, 16) if number else None for number in (code, cr2, rip)]
-    return Strike(vector, None, numbers[0], numbers[1], numbers[2], line=line)
+    return RaisedException(vector, None, numbers[0], numbers[1], numbers[2], line=line)
 
 
-def pair_up(records: list[Strike]) -> tuple[Strike, ...]:
-    """Records of an engine as strikes: what struck while which other was being delivered.
+def pair_up(records: list[RaisedException]) -> tuple[RaisedException, ...]:
+    """Records of an engine as exceptions: what struck while which other was being delivered.
 
     An engine records the double fault too; here it is the vector that the third one struck in.
     """
-    found: list[Strike] = []
+    found: list[RaisedException] = []
     during: int | None = None
     for record in records:
         if record.vector == Vector.DF and found:

@@ -21,7 +21,7 @@ from fivefold.arch import HAS_ERROR_CODE, Escalation, Vector, escalate
 from fivefold.explain.logs.lines import Block
 from fivefold.explain.logs.links import link
 from fivefold.explain.logs.register_text import parse_code, parse_registers
-from fivefold.explain.logs.trace import NO_VECTOR, Outcome, Strike, Trace
+from fivefold.explain.logs.trace import NO_VECTOR, Outcome, RaisedException, Trace
 
 _HEX: Final = r"(?:0x)?([0-9a-f]{1,16})(?![0-9a-f])"
 _CHECK: Final = re.compile(rf"check_exception old: *{_HEX} new:? *{_HEX}(?:, *cr2: *{_HEX})?(?:, *rip: *{_HEX})?")
@@ -44,7 +44,7 @@ _KEPT: Final = 24
 class _Chain:
     """One exception and what its delivery led to; blocks are read only if they are needed."""
 
-    strikes: list[Strike] = field(default_factory=list)
+    exceptions: list[RaisedException] = field(default_factory=list)
     blocks: list[Block | None] = field(default_factory=list)
     doubled: bool = False
     tripled: bool = False
@@ -52,21 +52,21 @@ class _Chain:
     @property
     def delivering(self) -> int:
         """The vector whose delivery is going on."""
-        return int(Vector.DF) if self.doubled else self.strikes[-1].vector
+        return int(Vector.DF) if self.doubled else self.exceptions[-1].vector
 
     def awaits(self, vector: int) -> bool:
         """Whether the line of *vector* is still to come: of what the last exception came to."""
-        if self.strikes[-1].during is None or self.blocks[-1] is not None:
+        if self.exceptions[-1].during is None or self.blocks[-1] is not None:
             return False
         return vector == self.delivering
 
-    def add(self, strike: Strike, block: Block | None) -> None:
-        self.strikes.append(strike)
+    def add(self, raised: RaisedException, block: Block | None) -> None:
+        self.exceptions.append(raised)
         self.blocks.append(block)
 
-    def read(self) -> tuple[Strike, ...]:
-        """The strikes with the registers of their blocks."""
-        return tuple(_with_registers(s, b) for s, b in zip(self.strikes, self.blocks, strict=True))
+    def read(self) -> tuple[RaisedException, ...]:
+        """The exceptions with the registers of their blocks."""
+        return tuple(_with_registers(s, b) for s, b in zip(self.exceptions, self.blocks, strict=True))
 
 
 class QemuLog:
@@ -120,18 +120,18 @@ class QemuLog:
             # Nothing that runs after a double fault can be trusted, so the story begins there.
             chosen = _story(self._double) + chosen
         last = chosen[-1]
-        strikes = tuple(strike for chain in chosen for strike in chain.read())
+        exceptions = tuple(raised for chain in chosen for raised in chain.read())
         remarks = [] if self.resets < 2 else [f"{self.resets} triple faults in the log; this is the first"]
         after = parse_registers(self._after.text, "CPU reset") if self._after else None
         return Trace(
             self._source,
             "QEMU log",
-            strikes,
+            exceptions,
             _outcome(last),
-            cpu=after or next((s.cpu for s in reversed(strikes) if s.cpu), None),
+            cpu=after or next((s.cpu for s in reversed(exceptions) if s.cpu), None),
             total=self.total,
             resets=self.resets,
-            truncated=strikes[0].during is not None,
+            truncated=exceptions[0].during is not None,
             remarks=tuple(remarks),
         )
 
@@ -148,11 +148,11 @@ class QemuLog:
         if old == NO_VECTOR:
             self._pending.append((new, block))
             return
-        strike = Strike(new, old, cr2=_number(match[3]), rip=_number(match[4]), line=block.number)
+        raised = RaisedException(new, old, cr2=_number(match[3]), rip=_number(match[4]), line=block.number)
         chain = next((c for c in reversed(self._chains) if c.delivering == old and not c.tripled), None)
         if chain is None:
             chain = self._open(_Chain())
-        chain.add(strike, block if block.has_registers else None)
+        chain.add(raised, block if block.has_registers else None)
         chain.doubled = new == Vector.DF or escalate(old, new) is Escalation.DOUBLE
         if chain.doubled and not self._double:
             self._double = self._up_to(chain)
@@ -169,32 +169,32 @@ class QemuLog:
             self._pending.remove(pending)
         serviced, self._serviced = self._serviced, None
         external = vector == serviced and pending is None
-        strike = _delivered(match, block.number, external)
-        if pending is None and not external and self._completes(strike, block):
+        raised = _delivered(match, block.number, external)
+        if pending is None and not external and self._completes(raised, block):
             return
         self.total += pending is None
-        self._add(strike, block)
+        self._add(raised, block)
 
-    def _completes(self, strike: Strike, block: Block) -> bool:
-        """Whether *strike* is what an exception in the delivery of another came to: a double fault, or itself."""
-        chain = next((c for c in reversed(self._chains) if c.awaits(strike.vector)), None)
+    def _completes(self, raised: RaisedException, block: Block) -> bool:
+        """Whether *raised* is what an exception in the delivery of another came to: a double fault, or itself."""
+        chain = next((c for c in reversed(self._chains) if c.awaits(raised.vector)), None)
         if chain is None:
             return False
-        if chain.strikes[0].rip not in (None, strike.rip):
-            chain = self._rehome(chain, strike.rip)
+        if chain.exceptions[0].rip not in (None, raised.rip):
+            chain = self._rehome(chain, raised.rip)
         if not chain.doubled:
-            chain.strikes[-1] = replace(strike, during=chain.strikes[-1].during)
+            chain.exceptions[-1] = replace(raised, during=chain.exceptions[-1].during)
         chain.blocks[-1] = block
         return True
 
     def _rehome(self, chain: _Chain, rip: int | None) -> _Chain:
         """With several CPUs the latest chain is not always the right one: RIP tells, for it does not move meanwhile."""
-        first = chain.strikes[0].vector
-        alike = (c for c in reversed(self._chains) if len(c.strikes) == 1 and c.strikes[0].vector == first)
-        owner = next((c for c in alike if c.strikes[0].rip == rip), None)
-        if owner is None or len(chain.strikes) != 2:
+        first = chain.exceptions[0].vector
+        alike = (c for c in reversed(self._chains) if len(c.exceptions) == 1 and c.exceptions[0].vector == first)
+        owner = next((c for c in alike if c.exceptions[0].rip == rip), None)
+        if owner is None or len(chain.exceptions) != 2:
             return chain
-        owner.add(chain.strikes.pop(), chain.blocks.pop())
+        owner.add(chain.exceptions.pop(), chain.blocks.pop())
         owner.doubled, chain.doubled = chain.doubled, False
         if self._double and self._double[-1] is chain:
             self._double = self._up_to(owner)
@@ -208,7 +208,7 @@ class QemuLog:
     def _triple(self) -> None:
         self._flush()
         self.resets += 1
-        chain = next((c for c in reversed(self._chains) if len(c.strikes) > 1 or c.doubled), None)
+        chain = next((c for c in reversed(self._chains) if len(c.exceptions) > 1 or c.doubled), None)
         if chain is None and self._chains:
             chain = self._chains[-1]
         if chain is not None:
@@ -233,20 +233,20 @@ class QemuLog:
         for vector, block in waiting:
             match = _CHECK.search(block.head)
             cr2, rip = (_number(match[3]), _number(match[4])) if match else (None, None)
-            self._add(Strike(vector, cr2=cr2, rip=rip, line=block.number), block)
+            self._add(RaisedException(vector, cr2=cr2, rip=rip, line=block.number), block)
 
     def _open(self, chain: _Chain) -> _Chain:
         self._chains.append(chain)
         return chain
 
-    def _add(self, strike: Strike, block: Block) -> None:
+    def _add(self, raised: RaisedException, block: Block) -> None:
         last = self._chains[-1] if self._chains else None
-        if last is not None and len(last.strikes) == 1 and _is_same(last.strikes[0], strike):
-            before = last.strikes[0]
-            last.strikes[0] = replace(before, repeats=before.repeats + 1, last_rsp=strike.rsp)
+        if last is not None and len(last.exceptions) == 1 and _is_same(last.exceptions[0], raised):
+            before = last.exceptions[0]
+            last.exceptions[0] = replace(before, repeats=before.repeats + 1, last_rsp=raised.rsp)
             return
         chain = self._open(_Chain())
-        chain.add(strike, block)
+        chain.add(raised, block)
 
     # -- without exceptions ----------------------------------------------------------------
 
@@ -266,24 +266,31 @@ class QemuLog:
         code = parse_code(block.text)
         extra = {int(index): int(value, 16) for index, value in _EXTRA.findall(block.text)}
         suberror = _SUBERROR.search(block.text)
-        strikes: tuple[Strike, ...] = ()
+        exceptions: tuple[RaisedException, ...] = ()
         remarks = [" ".join(block.text.split("\n")[:2])]
         if suberror and suberror[1] in ("2", "3") and extra.get(0, 0) >> 31 & 1:
-            strikes = _vectoring(extra, block)
+            exceptions = _vectoring(extra, block)
             remarks.append("the exceptions are KVM's exit data; it could not go on delivering them")
         if cpu is not None:
-            strikes = tuple(replace(s, cpu=cpu, rip=cpu.rip, rsp=cpu.rsp, code=code) for s in strikes)
+            exceptions = tuple(replace(s, cpu=cpu, rip=cpu.rip, rsp=cpu.rsp, code=code) for s in exceptions)
         return Trace(
-            self._source, "KVM error", strikes, "emulation-failure", cpu, code, len(strikes), remarks=tuple(remarks)
+            self._source,
+            "KVM error",
+            exceptions,
+            "emulation-failure",
+            cpu,
+            code,
+            len(exceptions),
+            remarks=tuple(remarks),
         )
 
 
-def _delivered(match: re.Match[str], line: int, external: bool) -> Strike:
+def _delivered(match: re.Match[str], line: int, external: bool) -> RaisedException:
     """What a `v=` line says. It does not tell an interrupt on a low vector from the exception of that number."""
     vector = int(match[1], 16)
     software = match[3] == "1"
     raised = not software and not external
-    return Strike(
+    return RaisedException(
         vector,
         None,
         int(match[2], 16) if vector in HAS_ERROR_CODE and raised else None,
@@ -297,14 +304,14 @@ def _delivered(match: re.Match[str], line: int, external: bool) -> Strike:
     )
 
 
-def _vectoring(extra: dict[int, int], block: Block) -> tuple[Strike, ...]:
-    """The event that was being delivered, and with suberror 2 the one that struck.
+def _vectoring(extra: dict[int, int], block: Block) -> tuple[RaisedException, ...]:
+    """The event that was being delivered, and with suberror 2 the one that was raised.
 
     Bits as in the VM-exit interruption information: 7:0 vector, 10:8 type, 31 valid.
     """
-    first = Strike(extra[0] & 0xFF, software=extra[0] >> 8 & 7 in (4, 6), line=block.number)
+    first = RaisedException(extra[0] & 0xFF, software=extra[0] >> 8 & 7 in (4, 6), line=block.number)
     if "Suberror: 2" in block.text and extra.get(1, 0) >> 31 & 1:
-        return (first, Strike(extra[1] & 0xFF, first.vector, line=block.number))
+        return (first, RaisedException(extra[1] & 0xFF, first.vector, line=block.number))
     return (first,)
 
 
@@ -312,7 +319,7 @@ def _number(text: str | None) -> int | None:
     return None if text is None else int(text, 16)
 
 
-def _is_same(one: Strike, other: Strike) -> bool:
+def _is_same(one: RaisedException, other: RaisedException) -> bool:
     return (one.vector, one.rip, one.cr2, one.error_code, one.software) == (
         other.vector,
         other.rip,
@@ -322,31 +329,31 @@ def _is_same(one: Strike, other: Strike) -> bool:
     )
 
 
-def _with_registers(strike: Strike, block: Block | None) -> Strike:
+def _with_registers(raised: RaisedException, block: Block | None) -> RaisedException:
     cpu = parse_registers(block.body, "QEMU log") if block else None
     if cpu is None:
-        return strike
-    strike = replace(strike, cpu=cpu)
-    if strike.rip is None:
-        strike = replace(strike, rip=cpu.rip)
-    if strike.rsp is None:
-        strike = replace(strike, rsp=cpu.rsp)
-    if strike.cpl is None:
-        strike = replace(strike, cpl=cpu.general.get("cpl"))
-    if strike.cr2 is None and strike.vector == Vector.PF and strike.during is None:
+        return raised
+    raised = replace(raised, cpu=cpu)
+    if raised.rip is None:
+        raised = replace(raised, rip=cpu.rip)
+    if raised.rsp is None:
+        raised = replace(raised, rsp=cpu.rsp)
+    if raised.cpl is None:
+        raised = replace(raised, cpl=cpu.general.get("cpl"))
+    if raised.cr2 is None and raised.vector == Vector.PF and raised.during is None:
         # Where there is no `v=` line the dump is what shows CR2.
-        strike = replace(strike, cr2=cpu.cr2)
-    return strike
+        raised = replace(raised, cr2=cpu.cr2)
+    return raised
 
 
 def _outcome(chain: _Chain) -> Outcome:
     if chain.tripled:
         return "triple-fault"
-    return "double-fault" if len(chain.strikes) > 1 or chain.doubled else "handled"
+    return "double-fault" if len(chain.exceptions) > 1 or chain.doubled else "handled"
 
 
-def _is_fault(strike: Strike) -> bool:
-    return strike.vector < 32 and not strike.software and not strike.external
+def _is_fault(raised: RaisedException) -> bool:
+    return raised.vector < 32 and not raised.software and not raised.external
 
 
 def _story(chains: list[_Chain]) -> list[_Chain]:
@@ -357,23 +364,23 @@ def _story(chains: list[_Chain]) -> list[_Chain]:
     """
     end = len(chains) - 1
     if not chains[end].tripled:
-        escalated = [i for i, chain in enumerate(chains) if len(chain.strikes) > 1]
-        faults = [i for i, chain in enumerate(chains) if _is_fault(chain.strikes[0])]
+        escalated = [i for i, chain in enumerate(chains) if len(chain.exceptions) > 1]
+        faults = [i for i, chain in enumerate(chains) if _is_fault(chain.exceptions[0])]
         end = (escalated or faults or [end])[-1]
-    told = [chains[end]]
+    explained = [chains[end]]
     # Other CPUs' exceptions may lie between.
     for earlier in reversed(chains[:end]):
-        linked = link(earlier.read()[0], told[0].read()[0]) if len(earlier.strikes) == 1 else None
+        linked = link(earlier.read()[0], explained[0].read()[0]) if len(earlier.exceptions) == 1 else None
         if linked is not None:
-            told[0].strikes[0] = linked
-            told.insert(0, earlier)
-        elif not _is_elsewhere(earlier, told[0]):
+            explained[0].exceptions[0] = linked
+            explained.insert(0, earlier)
+        elif not _is_elsewhere(earlier, explained[0]):
             break
-    return told
+    return explained
 
 
 def _is_elsewhere(one: _Chain, other: _Chain) -> bool:
-    """Whether the two struck on different CPUs, each of which has a task register of its own."""
+    """Whether the two were raised on different CPUs, each of which has a task register of its own."""
     first, second = one.read()[0].cpu, other.read()[0].cpu
     if first is None or second is None:
         return False

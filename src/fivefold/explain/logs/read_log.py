@@ -46,10 +46,10 @@ def read_log(stream: BinaryIO, name: str) -> Trace:
             folder.feed(block)
     traces = [trace for folder in folders if (trace := folder.trace()) is not None]
     for trace in traces:
-        if trace.outcome != "handled" and trace.strikes:
+        if trace.outcome != "handled" and trace.exceptions:
             return trace
     if traces:
-        return max(traces, key=lambda trace: len(trace.strikes))
+        return max(traces, key=lambda trace: len(trace.exceptions))
     raise FormatError(f"{name} holds no exception and no registers; {_EXPECTED}")
 
 

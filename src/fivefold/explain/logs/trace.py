@@ -34,10 +34,10 @@ class Code:
 
 
 @dataclass(frozen=True, slots=True)
-class Strike:
+class RaisedException:
     """One exception. What the source does not say is None.
 
-    *during* is the vector whose delivery it struck in. *software*: by INT n, INT3 or INTO.
+    *during* is the vector in whose delivery it was raised. *software*: by INT n, INT3 or INTO.
     *entries* are page-table entries that a kernel printed, from the top. *repeats* counts
     equal ones in a row, *last_rsp* is the stack pointer of the last of these.
     """
@@ -57,7 +57,7 @@ class Strike:
     repeats: int = 1
     last_rsp: int | None = None
     linked: bool = False
-    """Struck at the first instruction of the handler of the one before."""
+    """Raised at the first instruction of the handler of the one before."""
     disguised: bool = False
     """P in the error code is the kernel's own doing."""
     guard: bool = False
@@ -86,7 +86,7 @@ class Trace:
 
     source: str
     dialect: str
-    strikes: tuple[Strike, ...] = ()
+    exceptions: tuple[RaisedException, ...] = ()
     outcome: Outcome = "unknown"
     cpu: CpuState | None = None
     code: Code | None = None

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fivefold.arch import Step
-from fivefold.explain import Explanation, Told
+from fivefold.explain import ExplainedException, Explanation
 from fivefold.explain.rules.error_codes import decode_error
 from fivefold.machine.base import vector_name
 from fivefold.units import hex64
@@ -68,8 +68,8 @@ def explanation_lines(explanation: Explanation, verbose: bool = False) -> Iterat
     yield from _item("", f"{cause.manual}")
     if explanation.exceptions:
         yield ""
-    for number, told in enumerate(explanation.exceptions, 1):
-        yield from _told(number, told, verbose)
+    for number, explained in enumerate(explanation.exceptions, 1):
+        yield from _explained(number, explained, verbose)
     yield from _section("why", cause.evidence)
     yield from _section("legal", cause.legal)
     yield from _section("what if", [f"{answer.change}: {answer.sentence}" for answer in explanation.what_if])
@@ -95,29 +95,29 @@ def _section(heading: str, items: Iterable[str]) -> Iterator[str]:
         yield from _item(heading if not index else "", item)
 
 
-def _told(number: int, told: Told, verbose: bool) -> Iterator[str]:
-    strike = told.strike
-    during = "" if strike.during is None else f" in the delivery of {vector_name(strike.during)}"
-    where = "" if strike.rip is None else f", RIP {hex64(strike.rip)}"
-    stack = "" if strike.rsp is None else f", RSP {hex64(strike.rsp)}"
-    code = "" if strike.error_code is None else f"({strike.error_code:#x})"
-    times = "" if strike.repeats == 1 else f", {strike.repeats} times"
-    yield from _item("story" if number == 1 else "", f"{number}. {told.name}{code}{during}{where}{stack}{times}")
-    yield from _item("", told.finding.sentence, 3)
+def _explained(number: int, explained: ExplainedException, verbose: bool) -> Iterator[str]:
+    raised = explained.raised
+    during = "" if raised.during is None else f" in the delivery of {vector_name(raised.during)}"
+    where = "" if raised.rip is None else f", RIP {hex64(raised.rip)}"
+    stack = "" if raised.rsp is None else f", RSP {hex64(raised.rsp)}"
+    code = "" if raised.error_code is None else f"({raised.error_code:#x})"
+    times = "" if raised.repeats == 1 else f", {raised.repeats} times"
+    yield from _item("story" if number == 1 else "", f"{number}. {explained.name}{code}{during}{where}{stack}{times}")
+    yield from _item("", explained.finding.sentence, 3)
     if verbose:
-        yield from _details(told)
-    if told.delivery:
-        yield from _item("", f"-> {told.delivery}", 3)
+        yield from _details(explained)
+    if explained.delivery:
+        yield from _item("", f"-> {explained.delivery}", 3)
 
 
-def _details(told: Told) -> Iterator[str]:
-    finding, strike = told.finding, told.strike
+def _details(explained: ExplainedException) -> Iterator[str]:
+    finding, raised = explained.finding, explained.raised
     if finding.instruction is not None:
         yield from _item("", f"instruction: {finding.instruction.text}", 3)
-    if strike.error_code is not None:
-        yield from _item("", f"error code: {'; '.join(decode_error(strike.vector, strike.error_code))}", 3)
-    if told.place is not None:
-        yield from _item("", told.place.sentence, 3)
+    if raised.error_code is not None:
+        yield from _item("", f"error code: {'; '.join(decode_error(raised.vector, raised.error_code))}", 3)
+    if explained.place is not None:
+        yield from _item("", explained.place.sentence, 3)
     for step in finding.steps:
         yield f"{'':14}{_step(step, finding.culprit)}"
     cpu = finding.here.registers
