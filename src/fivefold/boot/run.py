@@ -27,7 +27,7 @@ from fivefold.kernel.report import EXIT_FAILED, EXIT_PASSED
 from fivefold.kernel.smp.smp import MAX_CPUS
 from fivefold.layout import image_areas
 from fivefold.machine import Event, Exit, Guest, Halted, Machine, Module, available, start
-from fivefold.machine.base import EFI_ENTRIES, Entry, Registers
+from fivefold.machine.base import EFI_ENTRIES, EntryPoint, Registers
 from fivefold.machine.unicorn.limits import unicorn_lacks
 from fivefold.units import GIB, MIB, PhysAddr, format_size, hex64
 
@@ -36,7 +36,7 @@ Explain = Callable[[Event, Machine], str]
 """Tells why a run ended as it did, while the machine can still be looked at."""
 
 CPUS: Final = ("la57", "la48")
-ENTRIES: Final[tuple[Entry, ...]] = ("pvh", "long48", "long57", "efi", "efi57")
+ENTRIES: Final[tuple[EntryPoint, ...]] = ("pvh", "long48", "long57", "efi", "efi57")
 VARIABLES: Final = (
     "pgdir_shift", "ptrs_per_p4d", "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base",
 )  # fmt: skip
@@ -52,7 +52,7 @@ class BootOptions:
 
     engine: str | None = None
     """What runs the machine; None for Unicorn, and for QEMU where Unicorn cannot."""
-    entry: Entry = "pvh"
+    entry: EntryPoint = "pvh"
     layout: str = "linux"
     memory: int = DEFAULT_MEMORY
     load_address: int | None = None
@@ -309,7 +309,7 @@ def make_guest(cpu: str, options: BootOptions, image: Image) -> Guest:
         raise MachineError(f"load address {hex64(load)} is above 4 GiB, where the 32-bit entry pvh cannot be")
     if options.runs_on != "unicorn" and load < 4 * GIB and end > 3 * GIB:  # Unicorn's own loader knows its map
         raise MachineError(f"the image needs {hex64(load)} to {hex64(end)}, where there is no RAM: devices are there")
-    entry: Entry = options.entry
+    entry: EntryPoint = options.entry
     if entry in EFI_ENTRIES:
         return efi_guest(cpu, options, image, load)
     if options.runs_on != "unicorn" and options.entry != "pvh":

@@ -117,14 +117,14 @@ def choose(
     """Collect what was said."""
     given = {"cr3": cr3, "cr4": cr4, "levels": levels, "phys_bits": phys_bits, "cpu": cpu, "force": force}
     options = {"ram_map": ram_map, "freeze": freeze, "live_ram": live_ram.value, "timeout": timeout}
-    return SourceChoice(source, given, {**options, "progress": Progress()})
+    return SourceChoice(source, given, {**options, "progress": ProgressLine()})
 
 
 _TELL_EVERY: Final = 10.0
 """Seconds between two lines of progress where nothing can be written over."""
 
 
-class Progress:
+class ProgressLine:
     """Tells how much was read: a line that is written over on a terminal, elsewhere a line now and then."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from fivefold.arch import Level, Step
 from fivefold.explain.address_area import AddressArea
-from fivefold.explain.faults.finding import Confidence, FaultFinding
+from fivefold.explain.faults.finding import Certainty, FaultFinding
 from fivefold.explain.logs.trace import Outcome, RaisedException
 from fivefold.explain.rules.error_codes import decode_error
 from fivefold.explain.rules.ruling import MANUAL, RuleName
@@ -99,7 +99,7 @@ class FaultCause:
     address: int | None
     area: str | None
     sentence: str
-    confidence: Confidence
+    confidence: Certainty
     evidence: tuple[str, ...] = ()
     legal: tuple[str, ...] = ()
 

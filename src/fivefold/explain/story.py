@@ -10,7 +10,7 @@ from fivefold.arch import Escalation, Kind, TableReader, Vector, escalate
 from fivefold.explain.address_area import describe, notable_registers, phys_base_hint
 from fivefold.explain.faults.delivery import GATE_SIZE, read_gate
 from fivefold.explain.faults.failed_delivery import SELECTOR_FAULTS, explain_delivery, is_of_delivery
-from fivefold.explain.faults.finding import Confidence, FaultFinding, instruction_at
+from fivefold.explain.faults.finding import Certainty, FaultFinding, instruction_at
 from fivefold.explain.faults.general_fault import explain_general_fault
 from fivefold.explain.faults.page_fault import FRAME_WORDS, explain_page_fault
 from fivefold.explain.logs.trace import RaisedException, Trace
@@ -176,7 +176,7 @@ def _cut_off(here: Situation, raised: RaisedException) -> FaultFinding:
     return replace(finding, remarks=(*finding.remarks, remark))
 
 
-def _in_handler(finding: FaultFinding, name: str, remark: str, confidence: Confidence | None = None) -> FaultFinding:
+def _in_handler(finding: FaultFinding, name: str, remark: str, confidence: Certainty | None = None) -> FaultFinding:
     """A fetch that failed at the first instruction of the handler of *name*, as *remark* says."""
     if finding.how is None or finding.how.kind is not Kind.FETCH:
         return finding

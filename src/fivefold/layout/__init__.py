@@ -1,6 +1,6 @@
 """What a kernel puts where: areas by release and mode, each with its source."""
 
-from fivefold.layout.areas import Area, Kind, area_named, area_of, check_tiling
+from fivefold.layout.areas import Area, AreaKind, area_named, area_of, check_tiling
 from fivefold.layout.constants import LinuxConstants, linux_constants
 from fivefold.layout.image import image_areas
 from fivefold.layout.kasan import from_shadow, shadow_bounds, shadow_offset, to_shadow
@@ -10,9 +10,9 @@ from fivefold.layout.markers import KernelBuild, Marker, ptdump_markers
 
 __all__ = [
     "Area",
+    "AreaKind",
     "Bases",
     "KernelBuild",
-    "Kind",
     "LinuxConstants",
     "Marker",
     "area_named",

@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple
 from fivefold.errors import LayoutError
 from fivefold.units import MASK64, hex64
 
-Kind = Literal["user", "non_canonical", "guard", "hole", "mapped"]
+AreaKind = Literal["user", "non_canonical", "guard", "hole", "mapped"]
 """What may be found in an area.
 
 ``user``: whatever a process maps. ``non_canonical``: the CPU refuses every address.
@@ -29,7 +29,7 @@ class Area(NamedTuple):
     name: str
     start: int
     end: int
-    kind: Kind
+    kind: AreaKind
     source: str
 
     @property

@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Final, Literal, cast
 
 from fivefold.errors import LayoutError
-from fivefold.layout.areas import Area, Kind
+from fivefold.layout.areas import Area, AreaKind
 from fivefold.layout.versions import (
     NEWEST_READ,
     Version,
@@ -158,7 +158,7 @@ def _rows(table: str, source: str) -> list[Area]:
     areas = []
     for line in filter(None, map(str.strip, table.splitlines())):
         start, last, name, kind = line.split()
-        areas.append(Area(name, int(start, 16), int(last, 16) + 1, cast(Kind, kind), source))
+        areas.append(Area(name, int(start, 16), int(last, 16) + 1, cast(AreaKind, kind), source))
     return areas
 
 

@@ -14,8 +14,8 @@ from fivefold.arch import Cpu
 from fivefold.memory import PhysMemory
 from fivefold.units import MIB, hex64
 
-Entry = Literal["pvh", "long48", "long57", "efi", "efi57"]
-EFI_ENTRIES: Final[tuple[Entry, ...]] = ("efi", "efi57")
+EntryPoint = Literal["pvh", "long48", "long57", "efi", "efi57"]
+EFI_ENTRIES: Final[tuple[EntryPoint, ...]] = ("efi", "efi57")
 """By firmware: as it enters, or through a loader of ours that turns on five levels first."""
 
 EXIT_PORT: Final = 0xF4
@@ -75,7 +75,7 @@ class Guest:
 
     image: bytes
     """An ELF64 placed by p_paddr, with a PT_NOTE "Xen" type 18 that holds the 32-bit entry; for efi, an application."""
-    entry: Entry = "pvh"
+    entry: EntryPoint = "pvh"
     entry64: int | None = None
     """Physical address of the 64-bit entry; needed for long48 and long57 where no stub does it."""
     cpu: str = "la57"

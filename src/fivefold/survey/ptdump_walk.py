@@ -61,7 +61,7 @@ class Piece(NamedTuple):
     left: int | None = None
 
 
-Note = Callable[[Piece], None]
+TakePiece = Callable[[Piece], None]
 
 
 class UnreadableTable(NamedTuple):
@@ -83,9 +83,9 @@ class TableWalk:
         self._zero_prot = _zero_page_prot(space, self._early)
         self._known: dict[tuple[int, int], list[Piece]] = {}
         self._uniform: dict[tuple[int, Level, int], Piece] = {}
-        self._note: Note = _ignore
+        self._note: TakePiece = _ignore
 
-    def each(self, note: Note) -> None:
+    def each(self, note: TakePiece) -> None:
         """Call *note* with every piece of the space but the guard hole, ascending.
 
         A call for each instead of a generator: a shared table can be a hundred thousand pieces.

@@ -10,7 +10,7 @@ from typing import Final
 
 from fivefold.arch import FETCH, HAS_ERROR_CODE, Access, Kind, Vector
 from fivefold.explain.faults.delivery import GATE_SIZE, SYSTEM, Obstacle, Route, gate_address, replay
-from fivefold.explain.faults.finding import Confidence, FaultFinding
+from fivefold.explain.faults.finding import Certainty, FaultFinding
 from fivefold.explain.faults.page_fault import FRAME_WORDS
 from fivefold.explain.logs.trace import RaisedException
 from fivefold.explain.rules.error_codes import kind_of, rule_from_code
@@ -125,7 +125,7 @@ def _page_fault_in_delivery(here: Situation, vector: int, raised: RaisedExceptio
 
 
 def _placed(
-    here: Situation, rule: RuleName, sentence: str, va: int, how: Access, confidence: Confidence, code: int | None
+    here: Situation, rule: RuleName, sentence: str, va: int, how: Access, confidence: Certainty, code: int | None
 ) -> FaultFinding:
     """A finding with the walk of its address, if there is memory, which then also gives an unknown rule."""
     ruling = rule_on(here, va, how)

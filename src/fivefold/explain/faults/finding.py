@@ -11,7 +11,7 @@ from fivefold.explain.rules.instruction import LONGEST, Instruction, Use, decode
 from fivefold.explain.rules.ruling import RuleName, read_virtual
 from fivefold.explain.rules.situation import Situation
 
-Confidence = Literal["certain", "likely", "guess"]
+Certainty = Literal["certain", "likely", "guess"]
 """``certain``: source and rules leave nothing else. ``likely``: the evidence speaks for it, something is
 inferred. ``guess``: one of several readings."""
 
@@ -28,7 +28,7 @@ class FaultFinding:
 
     rule: RuleName
     sentence: str
-    confidence: Confidence
+    confidence: Certainty
     here: Situation
     va: int | None = None
     how: Access | None = None

@@ -11,7 +11,7 @@ from typing import Final
 
 from fivefold.arch import FETCH, Access, Cr4, Entry, Flag, Kind, PageFault, Step, slot_of
 from fivefold.errors import MemoryReadError
-from fivefold.explain.faults.finding import Confidence, FaultFinding, instruction_at
+from fivefold.explain.faults.finding import Certainty, FaultFinding, instruction_at
 from fivefold.explain.faults.illegal_state import impossible
 from fivefold.explain.logs.trace import RaisedException, Trace
 from fivefold.explain.rules.depth import wrong_depth
@@ -159,7 +159,7 @@ def _by_tables(question: _Question, ruling: Ruling, trace: Trace, remarks: tuple
         return _contradicted(question, ruling, remarks)
     remarks += quirk
     depth = wrong_depth(question.here, ruling.va, question.how)
-    confidence: Confidence = "certain" if agrees else "likely"
+    confidence: Certainty = "certain" if agrees else "likely"
     sentence = f"{question.spelled()} {hex64(ruling.va)} was refused: {_refused_by(ruling)}"
     rule = ruling.rule
     if depth is not None:
@@ -173,7 +173,7 @@ def _finding(
     question: _Question,
     rule: RuleName,
     sentence: str,
-    confidence: Confidence,
+    confidence: Certainty,
     culprit: Step | None,
     steps: tuple[Step, ...],
     agrees: bool | None,
@@ -296,7 +296,7 @@ def _outside(question: _Question, ruling: Outside, remarks: tuple[str, ...]) -> 
         reported = rule_from_code(question.here, code, question.va, question.how)
         remarks = (*remarks, f"{who} leads to a table that the memory source does not hold")
         sentence = f"{question.spelled()} {hex64(question.va)} was refused: {reported.reason}"
-        confidence: Confidence = "certain" if reported.certain else "likely"
+        confidence: Certainty = "certain" if reported.certain else "likely"
         return _finding(question, reported.rule, sentence, confidence, None, ruling.steps, None, remarks)
     remarks = (
         *remarks,
@@ -342,7 +342,7 @@ def _by_code(question: _Question, remarks: tuple[str, ...]) -> FaultFinding:
             "reserved bit with P clear",
         )
     sentence = f"{spelled} was refused: {reported.reason}"
-    confidence: Confidence = "certain" if reported.certain else "likely"
+    confidence: Certainty = "certain" if reported.certain else "likely"
     if reported.rule in ("not-present", "reserved-bit"):
         # So says the CPU, of the entry that it read; whether that was in a table is another question.
         confidence = "likely"

@@ -11,7 +11,7 @@ from fivefold.arch import FETCH, MSRS, Access, Kind, Register
 from fivefold.memory import CpuState
 from fivefold.units import MASK64, hex64
 
-Load = Callable[[int, int], int | None]
+ReadMemory = Callable[[int, int], int | None]
 """Read a little-endian number of (address, size) from the guest's virtual memory; None if it cannot be."""
 
 LONGEST: Final = 15
@@ -66,7 +66,7 @@ class Instruction:
     privileged: bool = False
 
 
-def decode(code: bytes, at: int | None, registers: CpuState, load: Load, bits: int = 64) -> Instruction | None:
+def decode(code: bytes, at: int | None, registers: CpuState, load: ReadMemory, bits: int = 64) -> Instruction | None:
     """The instruction that *code* starts with, None if it is none or too short.
 
     Addresses come from *registers* as they are before it; what it needs from memory (a
@@ -100,7 +100,7 @@ def _engine(bits: int) -> Any:
 class _Reader:
     """One decoded instruction with the registers that it would see."""
 
-    def __init__(self, raw: Any, registers: CpuState, load: Load, bits: int, knows_rip: bool) -> None:
+    def __init__(self, raw: Any, registers: CpuState, load: ReadMemory, bits: int, knows_rip: bool) -> None:
         self._raw, self._registers, self._load, self._bits = raw, registers, load, bits
         self._knows_rip = knows_rip
         # ``rep movsq`` and ``lock add`` are one mnemonic each.

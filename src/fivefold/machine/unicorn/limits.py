@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fivefold.machine.base import EFI_ENTRIES, Entry
+from fivefold.machine.base import EFI_ENTRIES, EntryPoint
 
 
-def unicorn_lacks(entry: Entry, cpus: int) -> str | None:
+def unicorn_lacks(entry: EntryPoint, cpus: int) -> str | None:
     """Why Unicorn cannot run a guest with *entry* on *cpus* CPUs, None if it can; QEMU can.
 
     >>> unicorn_lacks("pvh", 2)

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Final
 
 from fivefold.survey.audit import alias_checks, audit_checks
-from fivefold.survey.audit.audit_checks import MAX_HITS, Check, Hit
+from fivefold.survey.audit.audit_checks import MAX_HITS, Hit, RuleCheck
 from fivefold.survey.audit.audit_views import Views
 from fivefold.survey.audit.policy import Policy
 from fivefold.survey.audit.rules import RULES, AuditRule, Severity
@@ -19,7 +19,7 @@ from fivefold.survey.space import Space
 MAX_EVIDENCE: Final = 64
 """Findings of one rule that come with the entries on their paths."""
 
-_CHECKS: Final[dict[str, Check]] = {
+_CHECKS: Final[dict[str, RuleCheck]] = {
     "wx-kernel": audit_checks.wx_kernel,
     "wx-user": audit_checks.wx_user,
     "user-kernel-half": audit_checks.user_kernel_half,
@@ -117,7 +117,7 @@ class _Job:
 
     def __init__(self, views: Views, policy: Policy, pat: int | None) -> None:
         self.views, self.policy = views, policy
-        self.checks: dict[str, Check] = {**_CHECKS, "memory-type-conflict": alias_checks.MemoryTypes(pat)}
+        self.checks: dict[str, RuleCheck] = {**_CHECKS, "memory-type-conflict": alias_checks.MemoryTypes(pat)}
 
     def result(self, rule: AuditRule) -> RuleResult:
         severity = self.policy.severity(rule.name)

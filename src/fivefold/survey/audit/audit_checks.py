@@ -27,7 +27,7 @@ class Hit(NamedTuple):
     aliases: tuple[int, ...] = ()
 
 
-Check = Callable[[Views], Iterator[Hit]]
+RuleCheck = Callable[[Views], Iterator[Hit]]
 
 
 def hit_of(region: Region, message: str) -> Hit:

@@ -52,7 +52,7 @@ _RESTING_INDEX: Final = 1 << 18
 _SMALL: Final = 1 << 18
 """So much of a buffer comes in small pages, for the many scans that need no more; the rest in large ones."""
 
-Loader = Callable[[Program], Instance]
+ProgramLoader = Callable[[Program], Instance]
 Banks = Sequence[tuple[int, Any]]
 """Physical memory: (physical start, buffer) for each run of it."""
 
@@ -101,7 +101,7 @@ class TableScanner:
     file that was mapped and not read yet. *load* is `interpreter.load` to step through the scan as Python.
     """
 
-    def __init__(self, banks: Banks, *, prefetch: bool = True, load: Loader = host.load) -> None:
+    def __init__(self, banks: Banks, *, prefetch: bool = True, load: ProgramLoader = host.load) -> None:
         self._banks = list(banks)
         self._prefetch = prefetch
         self._load = load

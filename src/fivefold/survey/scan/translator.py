@@ -26,7 +26,7 @@ ANSWER: Final = np.dtype([("phys", "<u8"), ("info", "<u8")])
 ABSENT: Final = kernel_translate.ABSENT
 NON_CANONICAL: Final = kernel_translate.NON_CANONICAL
 
-Loader = Callable[[Program], Instance]
+ProgramLoader = Callable[[Program], Instance]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Translator:
         cpu: Cpu | None = None,
         nxe: bool = True,
         *,
-        load: Loader = host.load,
+        load: ProgramLoader = host.load,
     ) -> None:
         cpu = cpu or Cpu()
         self.root = root
