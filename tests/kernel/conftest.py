@@ -16,6 +16,7 @@ import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, translate
 from fivefold.errors import MemoryReadError
+from fivefold.machine.ports import Ports
 from fivefold.memory import Extent, Ram
 from fivefold.metal.program import Program
 from fivefold.metal.run import interpreter
@@ -69,6 +70,7 @@ class Processor:
     efer: int = 0x500
     asked: list[tuple[int, int]] = field(default_factory=list)
     ports: list[tuple[int, int]] = field(default_factory=list)
+    devices: Ports = field(default_factory=Ports)
 
     def cpuid(self, leaf: int, subleaf: int, register: int) -> int:
         self.asked.append((leaf, subleaf))
@@ -93,10 +95,11 @@ class Processor:
         return self.efer
 
     def inb(self, port: int) -> int:
-        return 0x20
+        return self.devices.read(port, 1)
 
     def outb(self, port: int, value: int) -> None:
         self.ports.append((port, value))
+        self.devices.write(port, value)
 
     def outl(self, port: int, value: int) -> None:
         self.ports.append((port, value))
@@ -105,7 +108,7 @@ class Processor:
         pass
 
     def hlt(self) -> None:
-        raise Stopped(bytes(value for port, value in self.ports if port == 0x3F8).decode())
+        raise Stopped(self.devices.output.decode())
 
     def write_cr0(self, value: int) -> None:
         self.cr0 = value

@@ -52,6 +52,7 @@ def start_kernel(table: VirtAddr) -> None:
     report_result()
     if params.has_word(cmdline(), "kexec"):
         hand_over(top)
+    report.conclude()
     report.stop(report.EXIT_PASSED if report.get_word(report.W_FAILED) == 0 else report.EXIT_FAILED)
 
 
@@ -76,15 +77,15 @@ def hand_over(top: VirtAddr) -> None:
     outcome = kexec.start(PhysAddr(info), top, cmdline(), largest_page(cmdline()))
     report.set_word(report.W_KEXEC_OUTCOME, outcome)
     if outcome == kexec.CANNOT_FIVE_LEVELS:
-        report.put("kexec: the image cannot be entered with five levels; kexec_down goes down to four first\n")
+        report.put("# kexec: the image cannot be entered with five levels; kexec_down goes down to four first\n")
     elif outcome == kexec.NO_MODULE:
-        report.put("kexec: the loader gave no module to start\n")
+        report.put("# kexec: the loader gave no module to start\n")
     elif outcome == kexec.MAP_TOO_LONG:
-        report.put("kexec: the memory map has too many rows to hand on\n")
+        report.put("# kexec: the memory map has too many rows to hand on\n")
     elif outcome == kexec.NO_MEMORY:
-        report.put("kexec: no memory for the next kernel\n")
+        report.put("# kexec: no memory for the next kernel\n")
     else:
-        report.put("kexec: the module is not a kernel image, or it is cut short\n")
+        report.put("# kexec: the module is not a kernel image, or it is cut short\n")
     report.check("kexec_started", False, outcome, kexec.OK)
 
 
@@ -155,7 +156,7 @@ def take_memory() -> None:
     start_info.add_memory(given)
     cut = cut_memory(cpu_phys_bits())
     if cut != 0:
-        report.put_line("fivefold: memory beyond the direct map of this mode is not used, bytes", cut)
+        report.put_line("# fivefold: memory beyond the direct map of this mode is not used, bytes", cut)
     load = report.get_word(report.W_LOAD_ADDRESS)
     memblock.reserve(PhysAddr(load), report.get_word(report.W_IMAGE_END) - load)
     start_info.reserve_memory(given)

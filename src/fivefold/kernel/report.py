@@ -1,8 +1,8 @@
-"""What the booted kernel tells: text on the serial port, and a table at a fixed place in memory.
+"""What the booted kernel tells: TAP 14 on the serial port, and a table at a fixed place in memory.
 
-The table is the buffer `table` of the boot code, so its address is a symbol of the image.
-It starts with words that are read by number (`WORD_…`), then come the areas and the checks as
-records of four words. A name in a record is the address of NUL-terminated text in the image.
+The text is for machines that nobody can look into: ``fivefold judge`` reads it. The table is the buffer `table` of the
+boot code, so its address is a symbol of the image. It starts with words that are read by number (`WORD_…`), then come
+the areas and the checks as records of four words. A name in them is the address of text in the image, up to a NUL.
 """
 
 from __future__ import annotations
@@ -13,8 +13,32 @@ from fivefold.metal.lang import byte_at, cli, hlt, inb, inline, load64, noinline
 from fivefold.units import VirtAddr
 
 COM1: Final = 0x3F8
+"""The first serial port. Source for its registers: National Semiconductor, "PC16550D Universal Asynchronous
+Receiver/Transmitter with FIFOs", register summary."""
+INTERRUPTS: Final = COM1 + 1
+FIFO_CONTROL: Final = COM1 + 2
+LINE_CONTROL: Final = COM1 + 3
+MODEM_CONTROL: Final = COM1 + 4
 LINE_STATUS: Final = COM1 + 5
-TRANSMITTER_EMPTY: Final = 0x20
+DIVISOR_LATCH: Final = 0x80
+EIGHT_BITS: Final = 0x03
+"""And no parity, one stop bit."""
+DIVISOR: Final = 1
+"""115200 baud, from the clock of 1.8432 MHz that divides by 16."""
+FIFO_CLEARED: Final = 0x07
+READY: Final = 0x03
+"""DTR and RTS."""
+HOLDING_EMPTY: Final = 0x20
+ALL_SENT: Final = 0x40
+NOTHING_THERE: Final = 0xFF
+"""What a port reads that no device answers; no UART has all bits of its line status set."""
+PATIENCE: Final = 100_000
+"""Looks at the line status; a byte takes 87 microseconds at 115200 baud, a look one or so."""
+
+PORT_UNKNOWN: Final = 0
+PORT_OPEN: Final = 1
+PORT_ABSENT: Final = 2
+
 EXIT_PORT: Final = 0xF4
 """Where QEMU's isa-debug-exit and the embedded engine listen."""
 
@@ -40,7 +64,7 @@ WORDS: Final = (
     "kexec_outcome", "hibernate_at", "hibernate_size", "user_root", "user_tables", "efi_root", "efi_tables",
     "efi_attributes", "handover_root", "handover_tables", "hibernate_sample", "fast_returns", "safe_returns",
     "syscall_stays", "nmis", "panic_vector", "panic_error", "panic_rip", "panic_address", "panic_text", "areas",
-    "checks", "failed",
+    "checks", "failed", "skipped",
 )  # fmt: skip
 """Names of the words from the start of the table, in order."""
 
@@ -122,18 +146,59 @@ W_PANIC_TEXT: Final = WORDS.index("panic_text")
 W_AREAS: Final = WORDS.index("areas")
 W_CHECKS: Final = WORDS.index("checks")
 W_FAILED: Final = WORDS.index("failed")
+W_SKIPPED: Final = WORDS.index("skipped")
 
 table: u64 = 0
 """Address of the table, as the running code reaches it; 0 until it is known."""
 
 
+port: u64 = PORT_UNKNOWN
+"""Whether the serial port was programmed by this code; the code before it may have been a loader's, or firmware's."""
+
+
+@noinline
+def wait_for(bit: u64) -> bool:
+    """Wait until the line status has *bit*, but not for ever: False if it never comes."""
+    looks = 0
+    while inb(LINE_STATUS) & bit == 0:
+        looks += 1
+        if looks == PATIENCE:
+            return False
+    return True
+
+
+@noinline
+def open_port() -> None:
+    """Program the serial port: 115200 baud, 8 bits, no parity, one stop bit, FIFO on. A reset leaves it at 5 bits.
+
+    What was sent before goes out first: clearing the FIFO would lose it.
+    """
+    global port
+    port = PORT_ABSENT
+    if inb(LINE_STATUS) == NOTHING_THERE or not wait_for(ALL_SENT):
+        return
+    outb(INTERRUPTS, 0)
+    outb(LINE_CONTROL, DIVISOR_LATCH)
+    outb(COM1, DIVISOR)
+    outb(INTERRUPTS, 0)
+    outb(LINE_CONTROL, EIGHT_BITS)
+    outb(FIFO_CONTROL, FIFO_CLEARED)
+    outb(MODEM_CONTROL, READY)
+    port = PORT_OPEN
+
+
 @noinline
 def put_byte(byte: u64) -> None:
-    """Send one byte; waits until the port takes it, but not for ever."""
-    for _attempt in range(100_000):
-        if inb(LINE_STATUS) & TRANSMITTER_EMPTY != 0:
-            break
-    outb(COM1, byte)
+    """Send one byte when the port takes it; a port that is not there, or never does, is left alone from then on."""
+    global port
+    if port == PORT_UNKNOWN:
+        open_port()
+    if port == PORT_ABSENT:
+        return
+    if wait_for(HOLDING_EMPTY):
+        outb(COM1, byte)
+    else:
+        port = PORT_ABSENT
 
 
 @noinline
@@ -228,16 +293,24 @@ def check(name: str, ok: bool, got: u64, want: u64) -> None:
         store64(record + 16, got)
         store64(record + 24, want)
         set_word(W_CHECKS, count + 1)
-    if ok:
-        put("ok   ")
-        put(name)
-        put("\n")
-    else:
+    put_result(ok, name)
+    put("\n")
+    if not ok:
         set_word(W_FAILED, get_word(W_FAILED) + 1)
-        put("FAIL ")
-        put(name)
-        put_line(" got", got)
-        put_line("     expected", want)
+        put_line("  ---\n  got:", got)
+        put_line("  expected:", want)
+        put("  ...\n")
+
+
+@noinline
+def put_result(ok: bool, name: str) -> None:
+    """Send the test line of the check that was recorded last, without its end."""
+    if not ok:
+        put("not ")
+    put("ok ")
+    put_decimal(get_word(W_CHECKS))
+    put(" - ")
+    put(name)
 
 
 @noinline
@@ -250,10 +323,35 @@ def skip(name: str, reason: str) -> None:
         store64(record + 8, SKIPPED)
         store64(record + 16, text_address(reason))
         set_word(W_CHECKS, count + 1)
-    put("skip ")
-    put(name)
-    put(": ")
+    set_word(W_SKIPPED, get_word(W_SKIPPED) + 1)
+    put_result(True, name)
+    put(" # SKIP ")
     put(reason)
+    put("\n")
+
+
+@noinline
+def introduce(levels: u64, load: u64) -> None:
+    """Begin the report in words: TAP's version, and which kernel this is. Each kernel of a chain begins one."""
+    put("TAP version 14\n# fivefold: ")
+    put_decimal(levels)
+    put_line(" levels of page tables, image at", load)
+
+
+@noinline
+def conclude() -> None:
+    """End the report in words: the plan, and the sum. Any one damaged line can be made good by the others."""
+    count = get_word(W_CHECKS)
+    put("1..")
+    put_decimal(count)
+    put("\n# passed ")
+    put_decimal(count - get_word(W_FAILED) - get_word(W_SKIPPED))
+    put(" of ")
+    put_decimal(count)
+    put(", failed ")
+    put_decimal(get_word(W_FAILED))
+    put(", skipped ")
+    put_decimal(get_word(W_SKIPPED))
     put("\n")
 
 
@@ -262,7 +360,7 @@ def panic(text: str) -> None:
     """Say why the kernel cannot go on, and stop the machine."""
     set_word(W_PANIC_TEXT, text_address(text))
     set_word(W_STATE, STATE_PANIC)
-    put("panic: ")
+    put("Bail out! panic: ")
     put(text)
     put("\n")
     stop(EXIT_PANIC)

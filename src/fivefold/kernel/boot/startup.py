@@ -221,9 +221,7 @@ def start_report(info: PhysAddr, load: PhysAddr, image_end: PhysAddr, entered_le
     """Leave for the kernel proper what only this code knows."""
     cmdline = start_info.field64(info, start_info.OFFSET_CMDLINE)
     report.begin(VirtAddr(table))
-    report.put("fivefold: ")
-    report.put_decimal(levels())
-    report.put_line(" levels of page tables, image at", load)
+    report.introduce(levels(), load)
     report.set_word(report.W_REASON, reason_for_mode(cmdline))
     report.set_word(report.W_ENTERED_LEVELS, entered_levels)
     report.set_word(report.W_LOAD_ADDRESS, load)

@@ -155,11 +155,12 @@ def save() -> u64:
     sleeps += 1
     if hibernate_context(VirtAddr(context)) != 0:
         write_cr4(CR4_PAE | CR4_PGE | read_cr4() & CR4_KEPT)
+        report.port = report.PORT_UNKNOWN  # the machine was restarted, and its serial port with it
         return OK
     fill_image(phys_to_virt(region), region, size, data)
     report.set_word(report.W_HIBERNATE_AT, region)
     report.set_word(report.W_HIBERNATE_SIZE, size)
-    report.put("hibernate: saved\n")
+    report.put("# hibernate: saved\n")
     report.stop(report.EXIT_HIBERNATED)
     return OK
 
@@ -259,7 +260,7 @@ def map_temporary(top: VirtAddr, code: PhysAddr, largest: u64) -> bool:
 
 def explain(outcome: u64) -> None:
     """Say why an image was refused."""
-    report.put("hibernate: ")
+    report.put("# hibernate: ")
     if outcome == OTHER_MODE:
         report.put("the image uses another number of page-table levels\n")
     elif outcome == OTHER_KERNEL:

@@ -235,6 +235,7 @@ def start(old: PhysAddr, top: VirtAddr, cmdline: VirtAddr, largest: u64) -> u64:
     entry = PhysAddr(place + load64(image + ELF_ENTRY) - first)
     ident_map.add_kernel_half(phys_to_virt(root), top)
     smp.release_cpus()
+    report.conclude()
     if down:
         kexec_jump_down(root, entry, info, prepare_trampoline(root, entry))
     kexec_jump(root, entry, info)

@@ -64,7 +64,7 @@ def check_arrival() -> None:
     equals("smp_all_arrived", online() + 1, smp.wanted)
     equals("smp_none_refused", refused(), 0)
     if refused() != 0:
-        report.put_line("fivefold: CPUs refused that lack the paging mode of the first:", refused())
+        report.put_line("# fivefold: CPUs refused that lack the paging mode of the first:", refused())
     modes = u64(0)
     roots = u64(0)
     for i in range(online()):
