@@ -46,7 +46,7 @@ def test_too_little_for_the_tables_is_said(boot: Boot, image: Image) -> None:
         run = boot("la57", load_address=2 * MIB, guest={"memory": rows})
         assert not run.ok
         assert run.event == "exit with code 18"
-        told |= {line for line in run.output.splitlines() if line.startswith("panic: no memory for ")}
+        told |= {line for line in run.output.splitlines() if line.startswith("Bail out! panic: no memory for ")}
     assert len(told) >= 2
 
 
