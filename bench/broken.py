@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from fivefold.boot import BootOptions, Run
-from fivefold.boot.image.build import KERNEL, MODES, boot_object, kernel_object, link_image
+from fivefold.boot.image.build import KERNEL, boot_object, kernel_object, link_image
 from fivefold.boot.run import boot_guest, make_guest
+from fivefold.kernel.modes import MODES
 from fivefold.machine import available
 from fivefold.units import MIB
 
@@ -70,7 +71,7 @@ MISTAKES: Final = (
     Mistake(
         "sync",
         "mapping.py",
-        "    if p4d == pgd and p4d_none(load64(p4d)):\n",
+        "    if p4d_folded() and p4d_none(load64(p4d)):\n",
         "    if p4d != pgd and p4d_none(load64(p4d)):\n",
         "la48",
     ),
@@ -95,7 +96,7 @@ MISTAKES: Final = (
     Mistake(
         "fold",
         "mapping.py",
-        "    if l5_column() != 0:\n        free_table(table)",
+        "    if not p4d_folded():\n        free_table(table)",
         "    if True:\n        free_table(table)",
         "la48",
     ),
@@ -115,7 +116,7 @@ MISTAKES: Final = (
         "range_end(memblock.memory, i)), largest) and done",
         "range_end(memblock.memory, 0)), largest) and done",
     ),
-    Mistake("kexec", "kexec.py", "l5_column() != 0 and flags", "l5_column() == 0 and flags"),
+    Mistake("kexec", "kexec.py", "not p4d_folded() and flags", "p4d_folded() and flags"),
     Mistake("kexec", "kexec.py", "in_file > size - offset", "in_file > size"),
     Mistake("kexec", "ident_map.py", "range(KERNEL_SLOT, PTRS_PER_TABLE)", "range(KERNEL_SLOT, PTRS_PER_TABLE - 1)"),
     Mistake(

@@ -14,7 +14,7 @@ from typing import Final
 import unicorn
 from unicorn import x86_const as uc
 
-from fivefold.boot.image.build import MODES
+from fivefold.kernel.modes import MODES
 from fivefold.metal.emit.elf import read_object
 from fivefold.metal.emit.link import DEFAULT_GROUPS, Group, link
 from fivefold.metal.emit.objects import compile_object

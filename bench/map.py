@@ -16,13 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from fivefold.kernel.modes import mode_bindings
 from fivefold.metal.extents import attach, check_misses
 from fivefold.metal.program import Program
 from fivefold.metal.run import host
 from measure import Claim, Row, arguments, gcc_version, ratio, take_turns, tell
 
 KERNEL: Final = "fivefold.kernel"
-FIVE_LEVELS: Final = {"l5_enabled": 1, "pgdir_shift": 48, "ptrs_per_p4d": 512}
 KERNEL_RW: Final = 1 << 63 | 0x163
 PAGES: Final = 1 << 20
 VA: Final = 0xFFA0_0000_0000_0000
@@ -40,7 +40,7 @@ def program(*roots: str, modules: tuple[str, ...] = ()) -> Program:
     """The kernel of five levels for memory in this process."""
     return Program(
         modules,
-        bindings={f"{KERNEL}.paging.pgtable.{name}": value for name, value in FIVE_LEVELS.items()},
+        bindings=mode_bindings(5),
         replace={f"{KERNEL}.paging.phys.phys_to_virt": "fivefold.metal.extents.phys_to_virt"},
         roots=tuple(f"{KERNEL}.{root}" for root in roots),
     )

@@ -11,7 +11,8 @@ import pytest
 
 from fivefold.boot import BootOptions, Image, Run, build_image
 from fivefold.boot import run as boot_run
-from fivefold.boot.image.build import MODES, boot_object, kernel_object, link_image
+from fivefold.boot.image.build import boot_object, kernel_object, link_image
+from fivefold.kernel.modes import MODES
 from fivefold.kernel.report import WORDS
 from fivefold.machine import Machine, start
 from fivefold.units import MIB, PhysAddr

@@ -17,6 +17,7 @@ import pytest
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, translate
 from fivefold.errors import MemoryReadError
 from fivefold.machine.ports import Ports
+from fivefold.kernel.modes import mode_bindings
 from fivefold.memory import Extent, Ram
 from fivefold.metal.program import Program
 from fivefold.metal.run import interpreter
@@ -237,9 +238,7 @@ def full_name(name: str, package: str = KERNEL) -> str:
 
 def bindings(mode: PagingMode, package: str = KERNEL) -> dict[str, int]:
     """The three numbers of *mode*, as the image's two kernels have them."""
-    five = mode is LA57
-    values = {"l5_enabled": int(five), "pgdir_shift": 48 if five else 39, "ptrs_per_p4d": 512 if five else 1}
-    return {f"{package}.paging.pgtable.{name}": value for name, value in values.items()}
+    return mode_bindings(int(mode.top), package)
 
 
 Check = Callable[[str], None]

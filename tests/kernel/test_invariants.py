@@ -12,8 +12,8 @@ import pytest
 
 from fivefold.arch import LA48, LA57, Cpu, Entry, Level, PagingMode, regions
 from fivefold.boot import Image, build_image
-from fivefold.boot.image.build import MODES
 from fivefold.kernel.boot import early as kernel_early
+from fivefold.kernel.modes import MODES
 from fivefold.kernel.paging import layout as kernel_layout
 from fivefold.metal.check.check import check as check_program
 from fivefold.metal.program import Program

@@ -433,7 +433,7 @@ def test_rfc_b20_and_rs_33_folded_p4d_is_not_freed(code: Any, guards: Guards) ->
         first, second = (helpers.call("memblock.allocate_table") for _ in range(2))
         assert first != second
 
-    guards(check, "mapping.py", ("    if l5_column() != 0:\n        free_table(table)", "    free_table(table)"))
+    guards(check, "mapping.py", ("    if not p4d_folded():\n        free_table(table)", "    free_table(table)"))
 
 
 def test_rs_16_a_pool_that_is_too_small_is_said(code: Any, processor: Any, stopped: Any, guards: Guards) -> None:

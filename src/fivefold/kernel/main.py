@@ -13,15 +13,23 @@ from fivefold.kernel.areas.vmemmap import number_descriptors, vmemmap_init
 from fivefold.kernel.boot import early, start_info
 from fivefold.kernel.boot.detect import cpu_has_gib_pages, cpu_phys_bits
 from fivefold.kernel.efi import efi
-from fivefold.kernel.handover import hibernate, kexec
+from fivefold.kernel.handover import hibernate, ident_map, kexec
 from fivefold.kernel.paging import layout, mapping, memblock, pgtable, phys
 from fivefold.kernel.paging.cpu import CR4_KEPT, CR4_LA57, CR4_PAE, CR4_PGE, MSR_EFER, write_cr3, write_cr4
 from fivefold.kernel.paging.layout import AREAS
 from fivefold.kernel.paging.pgtable import PMD_LEVEL, PTE_LEVEL, PUD_LEVEL, levels
 from fivefold.kernel.paging.phys import START_KERNEL_MAP, phys_to_virt
-from fivefold.kernel.process import syscall, traps
-from fivefold.kernel.selftest import checks, faults, handover_checks, mode_switch, process_checks, smp_checks
-from fivefold.kernel.selftest.checks import equals
+from fivefold.kernel.process import program, syscall, traps
+from fivefold.kernel.report import equals
+from fivefold.kernel.selftest import (
+    checks,
+    efi_checks,
+    faults,
+    handover_checks,
+    mode_switch,
+    process_checks,
+    smp_checks,
+)
 from fivefold.kernel.selftest.self_scan import dump_own_tables
 from fivefold.kernel.smp import smp
 from fivefold.metal.lang import copy64, export, rdmsr, read_cr0, read_cr3, read_cr4, text_address, u64
@@ -41,11 +49,16 @@ def start_kernel(table: VirtAddr) -> None:
     top = build_tables(cmdline())
     switch_to(top)
     checks.check_all(top)
+    program.start_first(top)
     process_checks.check_processes(top)
-    efi.check_runtime(top, PhysAddr(info))
-    handover_checks.check_handover(top, largest_page(cmdline()))
+    if efi.start_runtime(top, PhysAddr(info)):
+        efi_checks.check_runtime(top)
+    ident_map.prepare_root(top, largest_page(cmdline()))
+    handover_checks.check_handover(largest_page(cmdline()))
     mode_switch.check_switch()
+    smp.start_cpus(top)
     smp_checks.check_cpus(top)
+    smp.stop_cpus()
     faults.commit(top, cmdline())
     sleep_or_wake(top)
     dump_own_tables(top)
@@ -62,7 +75,9 @@ def sleep_or_wake(top: VirtAddr) -> None:
     if params.has_value(cmdline(), "hibernate=", "save"):
         outcome = hibernate.save()
         if outcome == hibernate.OK:
-            smp_checks.check_return(top)
+            smp.start_cpus(top)
+            smp_checks.check_return()
+            smp.stop_cpus()
     elif params.has_value(cmdline(), "hibernate=", "resume"):
         outcome = hibernate.resume(PhysAddr(info), largest_page(cmdline()))
     else:
@@ -105,7 +120,7 @@ def begin(table: VirtAddr) -> None:
     layout.layout_init(layout.LINUX)
     phys.phys_window = layout.page_offset_base
     traps.traps_init()
-    if u64(read_cr4() & CR4_LA57 != 0) != pgtable.l5_column():
+    if (read_cr4() & CR4_LA57 == 0) != pgtable.p4d_folded():
         report.panic("the kernel for one mode was entered in the other")
     give_back_borrowed()
 
@@ -252,5 +267,7 @@ def report_result() -> None:
         if start != 0:
             end = layout.area_end(row.movable, row.end[layout.column()])
             report.area(text_address(row.name), VirtAddr(start), VirtAddr(end), report.AREA_MAPPED)
-    report.set_word(report.W_NMIS, mode_switch.nmis())
+    report.set_word(report.W_FAST_RETURNS, syscall.fast_returns)
+    report.set_word(report.W_SAFE_RETURNS, syscall.safe_returns)
+    report.set_word(report.W_NMIS, traps.nmis())
     report.set_word(report.W_STATE, report.STATE_DONE)

@@ -314,6 +314,12 @@ def put_result(ok: bool, name: str) -> None:
 
 
 @noinline
+def equals(name: str, got: u64, want: u64) -> None:
+    """Record whether two numbers are the same, as a check."""
+    check(name, got == want, got, want)
+
+
+@noinline
 def skip(name: str, reason: str) -> None:
     """Record what this machine cannot be asked for, and why."""
     count = get_word(W_CHECKS)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Level, Mapped, PagingMode, translate
+from fivefold.kernel.modes import mode_bindings
 from fivefold.layout import linux_constants
 from fivefold.memory import Extent, Ram
 from fivefold.metal.extents import attach, check_misses
@@ -21,14 +22,12 @@ TABLES = (MIB, 64 * MIB)
 
 def native(mode: PagingMode) -> Any:
     """The direct map as native code; physical memory is what `attach` gives."""
-    five = mode is LA57
-    numbers = {"l5_enabled": int(five), "pgdir_shift": 48 if five else 39, "ptrs_per_p4d": 512 if five else 1}
     names = ("areas.direct_map.direct_map_init", "areas.direct_map.cut_memory", "paging.layout.layout_init")
     memblock = tuple(f"paging.memblock.{name}" for name in ("add", "reserve", "allocate_table"))
     return host.load(
         Program(
             (f"{KERNEL}.areas.direct_map", "fivefold.metal.extents"),
-            {f"{KERNEL}.paging.pgtable.{name}": value for name, value in numbers.items()},
+            mode_bindings(int(mode.top)),
             replace={f"{KERNEL}.paging.phys.phys_to_virt": "fivefold.metal.extents.phys_to_virt"},
             roots=tuple(f"{KERNEL}.{name}" for name in (*names, *memblock)),
         )

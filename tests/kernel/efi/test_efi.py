@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, distinct_tables, regions, translate
-from fivefold.boot.image.build import MODES
-from fivefold.kernel.efi.efi_calls import NOT_FOUND, VALUE_SIZE
 from fivefold.kernel.efi.efi_map import EFI_VA_START
 from fivefold.kernel.efi.efi_stub import BUFFER_TOO_SMALL, EFI_MAGIC, HANDOFF_ATTRIBUTES, HANDOFF_EFI, MAP_ROOM
+from fivefold.kernel.modes import MODES
 from fivefold.kernel.report import WORDS
+from fivefold.kernel.selftest.efi_checks import NOT_FOUND, VALUE_SIZE
 from fivefold.metal.program import Program
 from fivefold.metal.run import host
 from fivefold.units import PhysAddr, VirtAddr
@@ -77,7 +77,8 @@ class World:
         self.mode, self.variables, self.calls = mode, {"Lang": (6, b"eng\0")}, list[tuple[int, int]]()
         self.grows = True
         self.code = code(
-            mode, "efi", "efi_map", "efi_space", "efi_attributes", "efi_calls", "memblock", "layout", "report",
+            mode, "efi", "efi_map", "efi_space", "efi_attributes", "efi_calls", "efi_checks", "memblock", "layout",
+            "report",
             extents=[(0x10_0000, 0x40_0000), (FIRMWARE, FIRMWARE + 0x1_0000)],
             symbols={"efi_call": call_firmware},
         )  # fmt: skip
@@ -196,7 +197,8 @@ class World:
 
     def run(self) -> dict[str, tuple[int, int, int]]:
         """Make all checks: outcome (2: skipped), got and wanted, by name."""
-        self.code.call("efi.check_runtime", self.top, INFO)
+        if self.code.call("efi.start_runtime", self.top, INFO):
+            self.code.call("efi_checks.check_runtime", self.top)
         return self.outcomes()
 
     def outcomes(self) -> dict[str, tuple[int, int, int]]:
@@ -458,7 +460,7 @@ def test_a_page_that_stays_both_fails(one: Make) -> None:
     made.run()
     root = made.code.get("efi_space.root") + made.code.window
     assert made.code.call("efi_attributes.writable_executable", root) == 0
-    at = made.code.call("efi_attributes.pte_of", root, WINDOW[FIRMWARE])
+    at = made.code.call("mapping.pte_of", root, WINDOW[FIRMWARE])
     entry = int.from_bytes(made.plain.read(at, 8), "little")
     made.plain.write(at, (entry & ~(1 << 63)).to_bytes(8, "little"))
     assert made.code.call("efi_attributes.writable_executable", root) == 1

@@ -148,9 +148,7 @@ def test_rs_12_and_rfc_b19_the_mode_is_kept_up_to_the_jump(code: Any, processor:
             helpers = code(mode, "kexec.keeps_mode", package=package, extents=[(0x1000, 0x2000)], processor=cpu)
             assert helpers.call("kexec.keeps_mode") == kept
 
-    guards(
-        check, "kexec.py", ("    return u64(read_cr4() & CR4_LA57 != 0) == l5_column()", "    return read_cr4() != 0")
-    )
+    guards(check, "kexec.py", ("    return (read_cr4() & CR4_LA57 == 0) == p4d_folded()", "    return read_cr4() != 0"))
 
 
 @pytest.mark.parametrize(

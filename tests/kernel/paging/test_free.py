@@ -105,7 +105,7 @@ def test_rfc_b23_no_shared_table_is_freed_as_a_p4d(code: Any, guards: Guards) ->
             "        stop = span_end(va, end, P4D_SIZE)\n",
         ),
         ("    value = load64(pgd)\n", "    value = before\n"),
-        ("    return pgd_size() != P4D_SIZE and is_empty(table_at(pgd_value))\n", "    return True\n"),
+        ("    return not p4d_folded() and is_empty(table_at(pgd_value))\n", "    return True\n"),
         ("        p4d_free(entry_frame(value))\n", "        free_table(entry_frame(value))\n"),
     )
 

@@ -12,6 +12,7 @@ import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Entry, Level, PagingMode, Rights
 from fivefold.errors import MemoryReadError
+from fivefold.kernel.modes import mode_bindings
 from fivefold.kernel.scan import scan as kernel_scan
 from fivefold.kernel.scan import scan_ranges
 from fivefold.memory import Extent, Ram
@@ -117,9 +118,7 @@ def joins(opened: Range, found: Range, after: int, contiguity: int) -> bool:
 
 
 def bindings(mode: PagingMode) -> dict[str, int]:
-    five = mode is LA57
-    values = {"l5_enabled": int(five), "pgdir_shift": 48 if five else 39, "ptrs_per_p4d": 512 if five else 1}
-    return {f"fivefold.kernel.paging.pgtable.{name}": value for name, value in values.items()}
+    return mode_bindings(int(mode.top))
 
 
 class Scanner:

@@ -12,6 +12,7 @@ from typing import Final
 
 from fivefold.boot.image.elf_image import Image, Part, parse
 from fivefold.errors import ImageError
+from fivefold.kernel.modes import KERNEL, MODES, mode_bindings
 from fivefold.kernel.paging.phys import LINK_ADDRESS
 from fivefold.metal import cache
 from fivefold.metal.build import sources_digest, toolchain
@@ -20,13 +21,6 @@ from fivefold.metal.emit.worker import compiling
 from fivefold.metal.program import Program
 from fivefold.units import PAGE, VirtAddr
 
-KERNEL: Final = "fivefold.kernel"
-"""The package that the image is compiled from."""
-MODES: Final = {
-    "la48": {"l5_enabled": 0, "pgdir_shift": 39, "ptrs_per_p4d": 1},
-    "la57": {"l5_enabled": 1, "pgdir_shift": 48, "ptrs_per_p4d": 512},
-}
-"""The two copies of the kernel: the prefix of their symbols, and the mode that is bound in them."""
 ASSEMBLY: Final = ("boot/entry.S", "boot/window.S", "smp/smp.S", "handover/hibernate.S", "efi/efi_call.S")
 """The boot code's assembly, in this order: the first defines the macros."""
 FOR_32_BITS: Final = ("startup_32", "take_multiboot2")
@@ -73,8 +67,8 @@ def link_image(objects: Mapping[str, bytes]) -> Image:
 
 def kernel_program(mode: str, kernel: str = KERNEL) -> Program:
     """The kernel proper of package *kernel* with a mode of `MODES` as a constant."""
-    bindings = {f"{kernel}.paging.pgtable.{name}": value for name, value in MODES[mode].items()}
-    return Program((f"{kernel}.main",), bindings=bindings)
+    levels = 4 + MODES[mode]["l5_enabled"]
+    return Program((f"{kernel}.main",), bindings=mode_bindings(levels, kernel))
 
 
 def kernel_object(mode: str, kernel: str = KERNEL) -> bytes:

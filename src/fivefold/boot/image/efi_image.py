@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
-from fivefold.boot.image.build import KERNEL, image_key
+from fivefold.boot.image.build import image_key
 from fivefold.boot.image.elf_image import DEFAULT_LOAD_ADDRESS, Image, check_load_address
+from fivefold.kernel.modes import KERNEL
 from fivefold.metal import cache
 from fivefold.metal.emit.link import Group, link
 from fivefold.metal.program import Program

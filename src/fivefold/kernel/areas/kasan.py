@@ -32,6 +32,7 @@ from fivefold.kernel.paging.pgtable import (
     entry_frame,
     entry_large,
     entry_none,
+    p4d_folded,
     p4d_none,
     p4d_offset,
     p4d_populate,
@@ -93,7 +94,7 @@ def fill_zero_tables(protection: u64) -> None:
 
 def zero_tables_in_use() -> u64:
     """Tables of the image that the final tables lead to: a PTE, a PMD and a PUD, and with five levels two P4Ds."""
-    return 3 + 2 * u64(pgd_size() != P4D_SIZE)
+    return 3 + 2 * u64(not p4d_folded())
 
 
 @noinline

@@ -15,7 +15,7 @@ from typing import Final
 
 from fivefold.kernel.paging import layout
 from fivefold.kernel.paging.layout import CPU_ENTRY_AREA, ESPFIX_BASE, SHADOW_START, STRUCT_PAGE_SIZE
-from fivefold.kernel.paging.pgtable import P4D_SHIFT, PUD_SHIFT, l5_column, max_physmem_bits, pgd_size
+from fivefold.kernel.paging.pgtable import P4D_SHIFT, PUD_SHIFT, max_physmem_bits, p4d_folded, pgd_size
 from fivefold.kernel.paging.phys import PAGE_SHIFT
 from fivefold.metal.lang import rdtsc, u64
 from fivefold.units import PhysAddr
@@ -58,7 +58,7 @@ def entropy() -> u64:
 
 def step() -> u64:
     """Granularity of the bases."""
-    if layout.choice == layout.PROPOSAL and l5_column() != 0:
+    if layout.choice == layout.PROPOSAL and not p4d_folded():
         return 1 << P4D_SHIFT
     return 1 << PUD_SHIFT
 

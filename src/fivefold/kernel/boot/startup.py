@@ -19,14 +19,11 @@ from fivefold.kernel.boot.detect import cpu_has_nx, reason_for_mode, wants_five_
 from fivefold.kernel.paging import phys
 from fivefold.kernel.paging.cpu import CR0_WP, CR4_LA57, EFER_NXE, MSR_EFER, write_cr0, write_msr
 from fivefold.kernel.paging.pgtable import (
-    ACCESSED,
-    DIRTY,
     FRAME_MASK,
     PMD_SIZE,
     PRESENT,
     PSE,
-    RW,
-    USER,
+    TABLE,
     levels,
     max_physmem_bits,
     pgtable_levels_of,
@@ -58,7 +55,6 @@ borrowed: Final = buffer(2 * PAGE_SIZE, PAGE_SIZE)
 TRAMPOLINE_PAGES: Final = 2
 TRAMPOLINE_LIMIT: Final = 0x9F000
 """Below the BIOS' extended data area on every PC; what is really free is asked of the memory map."""
-TOP_ENTRY: Final = PRESENT | RW | USER | ACCESSED | DIRTY
 
 
 def die(text: str) -> None:
@@ -112,7 +108,7 @@ def make_trampoline_root(root: u64, five_levels: bool) -> None:
     active = read_cr3() & FRAME_MASK
     if five_levels:
         fill64(root, 0, 512)
-        store64(root, active | TOP_ENTRY)
+        store64(root, active | TABLE)
     else:
         copy64(root, load64(active) & FRAME_MASK, 512)
 

@@ -20,10 +20,10 @@ from fivefold.kernel.efi.efi_map import (
     RUNTIME_DATA,
 )
 from fivefold.kernel.efi.efi_stub import ATTRIBUTES_HEAD, EFI_ATTRIBUTES_SIZE, HANDOFF_ATTRIBUTES, HANDOFF_EFI
-from fivefold.kernel.paging.mapping import lookup
-from fivefold.kernel.paging.pgtable import DIRTY, NX, RW, p4d_offset, pgd_offset, pmd_offset, pte_offset, pud_offset
+from fivefold.kernel.paging.mapping import lookup, pte_of
+from fivefold.kernel.paging.pgtable import DIRTY, NX, RW
 from fivefold.kernel.paging.phys import PAGE_SIZE
-from fivefold.kernel.selftest.checks import equals
+from fivefold.kernel.report import equals
 from fivefold.metal.lang import load32, load64, noinline, store64, u64
 from fivefold.units import VirtAddr
 
@@ -101,11 +101,6 @@ def protect(mine: VirtAddr, entry: u64) -> None:
         # Not writable but dirty would mean a shadow stack.
         value = value & ~(RW | DIRTY) if attributes & READ_ONLY != 0 else value
         store64(pte, value | NX if attributes & EXECUTE_PROTECT != 0 else value)
-
-
-def pte_of(mine: VirtAddr, va: VirtAddr) -> VirtAddr:
-    """The entry of a page that is mapped with 4 KiB."""
-    return pte_offset(pmd_offset(pud_offset(p4d_offset(pgd_offset(mine, va), va), va), va), va)
 
 
 def leaves_any() -> bool:

@@ -12,12 +12,11 @@ from typing import Final
 
 from fivefold.kernel import report
 from fivefold.kernel.efi import efi_map
-from fivefold.kernel.efi.efi_attributes import pte_of
 from fivefold.kernel.efi.efi_map import DESCRIPTOR_VIRTUAL, EFI_VA_START, RUNTIME_CODE
 from fivefold.kernel.paging import free, memblock, sync
 from fivefold.kernel.paging.cpu import write_cr3
 from fivefold.kernel.paging.layout import EFI_VA_END
-from fivefold.kernel.paging.mapping import map_range
+from fivefold.kernel.paging.mapping import map_range, pte_of
 from fivefold.kernel.paging.pgtable import (
     ACCESSED,
     DIRTY,
@@ -25,17 +24,16 @@ from fivefold.kernel.paging.pgtable import (
     KERNEL_SLOT,
     LAST_SLOT,
     NX,
-    P4D_SIZE,
     PRESENT,
     PTE_LEVEL,
     PTRS_PER_TABLE,
     RW,
+    p4d_folded,
     p4d_offset,
     p4d_populate,
     pgd_none,
     pgd_offset,
     pgd_populate,
-    pgd_size,
     pud_index,
     table_at,
 )
@@ -88,7 +86,7 @@ def keep_in_step(top: VirtAddr) -> None:
     ours = p4d_offset(pgd_offset(mine, VirtAddr(EFI_VA_END)), VirtAddr(EFI_VA_END))
     theirs = p4d_offset(pgd_offset(top, VirtAddr(EFI_VA_END)), VirtAddr(EFI_VA_END))
     # Below the window's P4D entry lie the rest of its table: none of it when it is folded into the top.
-    below = (ours & PAGE_SIZE - 1) // 8 if pgd_size() != P4D_SIZE else u64(0)
+    below = (ours & PAGE_SIZE - 1) // 8 if not p4d_folded() else u64(0)
     for i in range(1, below + 1):
         store64(ours - 8 * i, load64(theirs - 8 * i))
     copy_outside_window(table_at(load64(ours)), table_at(load64(theirs)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from fivefold.kernel import report
 from fivefold.kernel.paging import memblock
 from fivefold.kernel.paging.mapping import map_range, p4d_free
 from fivefold.kernel.paging.memblock import allocate_table, free_table
@@ -115,3 +116,17 @@ def add_kernel_half(top: VirtAddr, reference: VirtAddr) -> None:
     """Show the running kernel too, so that it can load these tables and go on to its last jump."""
     for slot in range(KERNEL_SLOT, PTRS_PER_TABLE):
         store64(top + 8 * slot, load64(reference + 8 * slot))
+
+
+@noinline
+def prepare_root(top: VirtAddr, largest: u64) -> None:
+    """Build the root that a jump to another kernel would be made on, and report it; it stays for a look from outside.
+
+    It shows all memory at its own address, and the running kernel's half below *top*.
+    """
+    before = memblock.table_pages
+    root = map_all_memory(largest)
+    if root != 0:
+        add_kernel_half(phys_to_virt(root), top)
+    report.set_word(report.W_HANDOVER_ROOT, root)
+    report.set_word(report.W_HANDOVER_TABLES, memblock.table_pages - before)

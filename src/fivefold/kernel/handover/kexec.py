@@ -20,7 +20,7 @@ from fivefold.kernel.boot.startup import TRAMPOLINE_LIMIT
 from fivefold.kernel.handover import ident_map
 from fivefold.kernel.paging import memblock
 from fivefold.kernel.paging.cpu import CR4_LA57
-from fivefold.kernel.paging.pgtable import FRAME_MASK, l5_column
+from fivefold.kernel.paging.pgtable import FRAME_MASK, p4d_folded
 from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
 from fivefold.kernel.smp import smp
 from fivefold.metal.lang import (
@@ -129,7 +129,7 @@ def check_image(image: u64, size: u64) -> u64:
             flags = flags | note_flags(image + offset, in_file)
     if end <= first or end - first > MOST_MEMORY or load64(image + ELF_ENTRY) - first >= end - first:
         return NOT_AN_IMAGE
-    if l5_column() != 0 and flags & FLAG_FIVE_LEVELS == 0:
+    if not p4d_folded() and flags & FLAG_FIVE_LEVELS == 0:
         return CANNOT_FIVE_LEVELS
     return OK
 
@@ -262,4 +262,4 @@ def prepare_trampoline(root: PhysAddr, entry: PhysAddr) -> PhysAddr:
 
 def keeps_mode() -> bool:
     """Whether CR4 still has the mode that the tables are built for; the jump does not touch it."""
-    return u64(read_cr4() & CR4_LA57 != 0) == l5_column()
+    return (read_cr4() & CR4_LA57 == 0) == p4d_folded()

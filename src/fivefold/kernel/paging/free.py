@@ -20,6 +20,7 @@ from fivefold.kernel.paging.pgtable import (
     entry_frame,
     entry_large,
     p4d_clear,
+    p4d_folded,
     p4d_none,
     p4d_offset,
     pgd_clear,
@@ -120,7 +121,7 @@ def free_p4ds(pgd: VirtAddr, start: u64, end: u64) -> None:
 
 def is_p4d_table_empty(pgd_value: u64) -> bool:
     """Whether the table behind a PGD entry is empty; folded there is none, and the entry may be empty itself."""
-    return pgd_size() != P4D_SIZE and is_empty(table_at(pgd_value))
+    return not p4d_folded() and is_empty(table_at(pgd_value))
 
 
 @noinline

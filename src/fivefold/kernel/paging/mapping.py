@@ -18,8 +18,8 @@ from fivefold.kernel.paging.pgtable import (
     PUD_LEVEL,
     entry_large,
     entry_present,
-    l5_column,
     level_shift,
+    p4d_folded,
     p4d_none,
     p4d_offset,
     p4d_populate,
@@ -75,7 +75,7 @@ def link_p4d(pgd: VirtAddr) -> bool:
 @inline
 def p4d_free(table: PhysAddr) -> None:
     """Give back a P4D table. Folded there is none: a PGD entry leads to a PUD table, which is freed as that."""
-    if l5_column() != 0:
+    if not p4d_folded():
         free_table(table)
 
 
@@ -87,7 +87,7 @@ def entry_for(top: VirtAddr, va: VirtAddr, level: u64) -> VirtAddr:
     if not link_p4d(pgd):
         return VirtAddr(NO_ENTRY)
     p4d = p4d_offset(pgd, va)
-    if p4d == pgd and p4d_none(load64(p4d)):
+    if p4d_folded() and p4d_none(load64(p4d)):
         top_changed = True
     if not link_table(p4d):
         return VirtAddr(NO_ENTRY)
@@ -183,6 +183,11 @@ def map_page(top: VirtAddr, va: VirtAddr, pa: PhysAddr, protection: u64) -> bool
         return False
     store64(entry, pa | protection)
     return True
+
+
+def pte_of(top: VirtAddr, va: VirtAddr) -> VirtAddr:
+    """Return the address of the PTE of *va*; all tables above it must be there."""
+    return pte_offset(pmd_offset(pud_offset(p4d_offset(pgd_offset(top, va), va), va), va), va)
 
 
 @noinline

@@ -4,8 +4,9 @@ Linux' names: PGD is the top table, P4D the level below it, then PUD, PMD, PTE. 
 five levels the PGD is Intel's PML5 and a P4D its PML4. With four levels the PGD is
 the PML4 and *the P4D has a name and no table*: its one entry is the PGD entry itself.
 
-The mode is three numbers. Code above this file asks for the numbers and never for the
-mode. They are variables until the machine is known and constants afterwards: the
+The mode is three numbers. Code above this file asks for the numbers, and where a table
+that may not be there is counted or given back, for `p4d_folded`; it has no other way to ask
+for the mode. They are variables until the machine is known and constants afterwards: the
 kernel is compiled twice with them bound, the boot code once without.
 
 The law of folding (four levels)::
@@ -85,7 +86,7 @@ def set_mode(five_levels: bool) -> None:
 
 @inline
 def p4d_folded() -> bool:
-    """Whether the P4D is a name without a table. For this file; others ask for a number."""
+    """Whether the P4D is a name without a table: the one spelling of that question, here and above this file."""
     return l5_enabled == 0
 
 

@@ -46,6 +46,7 @@ PROBE_FAULTED: Final = 1 << 63
 
 idt: Final = buffer(IDT_SIZE, 4096)
 nmi_count: u64 = 0
+"""NMIs that came while this table of gates was in use; see `nmis`."""
 left_rcx: u64 = 0
 """RCX of the program that was left last: SYSRET has put its return address there, IRET leaves what it was."""
 
@@ -86,6 +87,11 @@ def traps_init() -> None:
         set_gate(vector, VirtAddr(symbol("trap_stubs") + STUB_SIZE * vector), 0)
     store64(symbol("trap_handler"), address_of(trap))
     load_idt(VirtAddr(idt), IDT_SIZE)
+
+
+def nmis() -> u64:
+    """Return how many NMIs were met since the entry, in the trampoline too."""
+    return load64(symbol("early_nmi_count")) + nmi_count
 
 
 def trap(frame: VirtAddr) -> None:

@@ -12,12 +12,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.kernel.paging.pgtable import FRAME_MASK, NX, PRESENT, RW, USER, entry_frame, level_shift, levels, va_bits
+from fivefold.kernel.paging.pgtable import (
+    FRAME_MASK,
+    NX,
+    PRESENT,
+    RW,
+    USER,
+    entry_frame,
+    is_canonical,
+    level_shift,
+    levels,
+)
 from fivefold.kernel.scan.scan_entries import is_leaf, must_be_zero
 from fivefold.kernel.scan.scan_ranges import EXECUTE, MALFORMED, MAPPED, UNREADABLE, info_of
 from fivefold.kernel.scan.tables import phys_table
 from fivefold.metal.lang import export, inline, load64, prefetch, store64, u64
-from fivefold.units import PhysAddr
+from fivefold.units import PhysAddr, VirtAddr
 
 ABSENT: Final = 5
 """An entry that is not present; the level is that entry's."""
@@ -62,7 +72,7 @@ def translate_batch(top: u64, addresses: u64, answers: u64, count: u64) -> None:
 def begin(top: u64, va: u64, to: u64) -> None:
     """Ask for the top entry of *va*."""
     at = top + entry_offset(levels(), va)
-    if is_canonical(va):
+    if is_canonical(VirtAddr(va)):
         prefetch(at)
         answer(to, at, BEGIN)
     else:
@@ -108,10 +118,3 @@ def answer(to: u64, phys: u64, info: u64) -> None:
 def entry_offset(level: u64, va: u64) -> u64:
     """Where in its table the entry of *va* lies, in bytes."""
     return (va >> level_shift(level) & 511) << 3
-
-
-@inline
-def is_canonical(va: u64) -> bool:
-    """Whether all bits above the width repeat its last one."""
-    upper = va >> (va_bits() - 1)
-    return upper == 0 or upper == (1 << (65 - va_bits())) - 1

@@ -29,9 +29,9 @@ from fivefold.kernel.paging.mapping import lookup, p4d_free
 from fivefold.kernel.paging.pgtable import (
     TABLE,
     entry_frame,
-    l5_column,
     levels,
     p4d_clear,
+    p4d_folded,
     p4d_index,
     p4d_none,
     p4d_offset,
@@ -48,6 +48,7 @@ from fivefold.kernel.paging.pgtable import (
 )
 from fivefold.kernel.paging.phys import PAGE_SHIFT, PAGE_SIZE, kernel_to_phys, phys_to_virt
 from fivefold.kernel.process import traps
+from fivefold.kernel.report import equals
 from fivefold.metal.lang import buffer, load64, noinline, rdmsr, read_cr0, read_cr3, read_cr4, store64, symbol, u64
 from fivefold.units import PhysAddr, VirtAddr
 
@@ -80,12 +81,6 @@ SHADOW_CHECKS: Final = tuple(
 MARK: Final = 0x5A5A_0057_0048_A5A5
 scratch: Final = buffer(PAGE_SIZE, PAGE_SIZE)
 seen: Final = buffer(8)
-
-
-@noinline
-def equals(name: str, got: u64, want: u64) -> None:
-    """Check that two numbers are the same."""
-    report.check(name, got == want, got, want)
 
 
 @noinline
@@ -148,7 +143,7 @@ def check_fold() -> None:
     """The law of folding, on a table that nothing uses."""
     store64(scratch, 0)
     slot = VirtAddr(scratch)
-    folded = l5_column() == 0
+    folded = p4d_folded()
     equals("fold_none", u64(pgd_none(0)), u64(not folded))
     equals("fold_present", u64(pgd_present(0)), u64(folded))
     equals("fold_bad", u64(pgd_bad(0xFFF)), u64(not folded))

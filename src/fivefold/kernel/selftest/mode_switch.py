@@ -11,9 +11,8 @@ from fivefold.kernel.boot.startup import TRAMPOLINE_LIMIT
 from fivefold.kernel.paging.cpu import CR4_LA57
 from fivefold.kernel.paging.pgtable import levels
 from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
-from fivefold.kernel.process import traps
-from fivefold.kernel.selftest.checks import equals
-from fivefold.metal.lang import load64, noinline, read_cr4, symbol, u64
+from fivefold.kernel.report import equals
+from fivefold.metal.lang import load64, noinline, read_cr4, u64
 from fivefold.units import PhysAddr
 
 
@@ -42,8 +41,3 @@ def differing_words(place: u64) -> u64:
         now = load64(phys_to_virt(PhysAddr(place + at)))
         differing += u64(now != load64(phys_to_virt(PhysAddr(saved + at))))
     return differing
-
-
-def nmis() -> u64:
-    """NMIs that were met since the entry, in the trampoline too."""
-    return load64(symbol("early_nmi_count")) + traps.nmi_count

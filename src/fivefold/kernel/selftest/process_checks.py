@@ -1,7 +1,4 @@
-"""Checks of what processes need: spaces, a current kernel half, programs in ring 3, and nothing lost at the end.
-
-One space stays alive, so that it can be looked at from outside.
-"""
+"""Checks of what processes need: spaces, a current kernel half, programs in ring 3, and nothing lost at the end."""
 
 from __future__ import annotations
 
@@ -11,18 +8,10 @@ from fivefold.kernel import report
 from fivefold.kernel.paging import layout, memblock, phys, sync
 from fivefold.kernel.paging.cpu import write_cr3
 from fivefold.kernel.paging.mapping import lookup
-from fivefold.kernel.paging.pgtable import (
-    KERNEL_RW,
-    KERNEL_SLOT,
-    PTE_LEVEL,
-    entry_frame,
-    l5_column,
-    pgd_index,
-    pgd_size,
-)
+from fivefold.kernel.paging.pgtable import KERNEL_RW, KERNEL_SLOT, PTE_LEVEL, entry_frame, pgd_index, pgd_size, va_bits
 from fivefold.kernel.paging.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
-from fivefold.kernel.process import syscall, traps, user
-from fivefold.kernel.selftest.checks import equals
+from fivefold.kernel.process import program, syscall, traps, user
+from fivefold.kernel.report import equals
 from fivefold.metal.lang import load64, noinline, store64, symbol, u64
 from fivefold.units import PhysAddr, VirtAddr
 
@@ -40,13 +29,8 @@ def check_processes(top: VirtAddr) -> None:
     check_rules(top)
     check_programs(top)
     check_sync(top)
-    kept = keep_one(top)
-    equals("free_pages_balance", memblock.data_pages, pages + KEPT_PAGES)
-    equals("free_tables_balance", memblock.table_pages, tables + tables_of(kept) + grown_tables())
-    report.set_word(report.W_USER_ROOT, user.root_of(kept))
-    report.set_word(report.W_USER_TABLES, tables_of(kept))
-    report.set_word(report.W_FAST_RETURNS, syscall.fast_returns)
-    report.set_word(report.W_SAFE_RETURNS, syscall.safe_returns)
+    equals("free_pages_balance", memblock.data_pages, pages + GROWN_PAGES)
+    equals("free_tables_balance", memblock.table_pages, tables + grown)
 
 
 @noinline
@@ -103,48 +87,33 @@ def check_rules(top: VirtAddr) -> None:
     report.check("user_hint_all_ones", (anywhere >= WINDOW) == high, anywhere, WINDOW)
     plain = user.choose_address(made, 0, page, False)
     report.check("user_no_hint", plain < WINDOW, plain, WINDOW)
-    half = u64(1) << (47 + 9 * l5_column())
+    half = u64(1) << (va_bits() - 1)
     equals("user_fixed_beyond_end", user.choose_address(made, half - page, page, True), user.NONE)
     equals("user_stack_top", user.stack_top(), WINDOW)
     user.destroy(made)
 
 
 @noinline
-def run_program(top: VirtAddr, code: u64, stack: u64, entry: u64, argument: u64) -> u64:
-    """Run the program at *entry* of the image, copied to page *code*, in a space of its own; return its result."""
-    made = user.create(top)
-    user.map_memory(made, code, PAGE_SIZE, True, user.USER_RX)
-    user.map_memory(made, stack - PAGE_SIZE, PAGE_SIZE, True, user.USER_RW)
-    start = symbol("user_program")
-    user.write_page(made, VirtAddr(code), start, (symbol("user_program_end") - start) // 8)
-    write_cr3(user.root_of(made))
-    result = syscall.enter_user(VirtAddr(code + (entry - start)), VirtAddr(stack), argument)
-    write_cr3(PhysAddr(top - phys.phys_window))
-    user.destroy(made)
-    return result
-
-
-@noinline
 def check_programs(top: VirtAddr) -> None:
     """Programs at both ends of the window, and with five levels of the rest, make system calls and come back."""
-    program = symbol("user_program")
+    adder = symbol("user_program")
     low = u64(user.LOWEST)
-    result = run_program(top, low, low + 8 * PAGE_SIZE, program, CALLS)
+    result = program.run(top, low, low + 8 * PAGE_SIZE, adder, CALLS)
     if report.get_word(report.W_SYSCALL_STAYS) != 0:
         report.skip("user_program", "SYSCALL does not leave ring 3 on this machine")
         report.skip("syscall", "SYSCALL does not leave ring 3 on this machine")
         return
     equals("user_program_low", result, SUM)
-    equals("user_program_window_end", run_program(top, WINDOW - PAGE_SIZE, low + PAGE_SIZE, program, CALLS), SUM)
-    equals("user_stack_window_end", run_program(top, low, u64(user.stack_top()), program, CALLS), SUM)
+    equals("user_program_window_end", program.run(top, WINDOW - PAGE_SIZE, low + PAGE_SIZE, adder, CALLS), SUM)
+    equals("user_stack_window_end", program.run(top, low, u64(user.stack_top()), adder, CALLS), SUM)
     last = u64(user.task_size_max()) - PAGE_SIZE
-    equals("user_program_last_page", run_program(top, last, low + PAGE_SIZE, program, CALLS), SUM)
+    equals("user_program_last_page", program.run(top, last, low + PAGE_SIZE, adder, CALLS), SUM)
     equals("syscall_fast_returns", syscall.fast_returns, 4 * CALLS)
     touch = symbol("user_touch")
     denied = traps.outcome(traps.PAGE_FAULT, 5)
-    kernel = run_program(top, low, low + 8 * PAGE_SIZE, touch, symbol("_text"))
+    kernel = program.run(top, low, low + 8 * PAGE_SIZE, touch, symbol("_text"))
     equals("user_cannot_read_kernel", kernel, denied)
-    memory = run_program(top, low, low + 8 * PAGE_SIZE, touch, phys_to_virt(kernel_to_phys(VirtAddr(symbol("_text")))))
+    memory = program.run(top, low, low + 8 * PAGE_SIZE, touch, phys_to_virt(kernel_to_phys(VirtAddr(symbol("_text")))))
     equals("user_cannot_read_direct_map", memory, denied)
     check_bad_return(top, low)
 
@@ -154,13 +123,13 @@ def check_bad_return(top: VirtAddr, low: u64) -> None:
     """A return to an address that is not canonical takes the safe path, and ends the program and nothing else."""
     jumper = symbol("user_jumper")
     before = syscall.safe_returns
-    half = 1 << (39 + 9 * l5_column() + 8)
-    end = run_program(top, low, low + 8 * PAGE_SIZE, jumper, half)
+    half = u64(1) << (va_bits() - 1)
+    end = program.run(top, low, low + 8 * PAGE_SIZE, jumper, half)
     equals("syscall_safe_path", syscall.safe_returns, before + 1)
     report.check("syscall_safe_path_taken", traps.left_rcx != half, traps.left_rcx, low)
     equals("syscall_bad_return_survived", end & traps.PROBE_FAULTED, traps.PROBE_FAULTED)
     fast = syscall.fast_returns
-    end = run_program(top, low, low + 8 * PAGE_SIZE, jumper, half - PAGE_SIZE)
+    end = program.run(top, low, low + 8 * PAGE_SIZE, jumper, half - PAGE_SIZE)
     equals("syscall_canonical_is_fast", syscall.fast_returns, fast + 1)
     equals("syscall_fast_path_taken", traps.left_rcx, half - PAGE_SIZE)
     equals("syscall_unmapped_return", end, traps.outcome(traps.PAGE_FAULT, 0x14))
@@ -168,14 +137,10 @@ def check_bad_return(top: VirtAddr, low: u64) -> None:
 
 GROWTH: Final = 2
 """Top entries above vmalloc's first: nothing is there yet."""
-KEPT_PAGES: Final = 2
-"""The page of the grown area, and that of the space that stays."""
+GROWN_PAGES: Final = 1
+"""The page of the grown area, which stays."""
 grown: u64 = 0
-
-
-def grown_tables() -> u64:
-    """Tables that the growing area took and keeps."""
-    return grown
+"""Tables that the growing area took and keeps."""
 
 
 @noinline
@@ -201,16 +166,3 @@ def check_sync(top: VirtAddr) -> None:
     )
     user.destroy(made)
     grown = memblock.table_pages - before
-
-
-@noinline
-def keep_one(top: VirtAddr) -> u64:
-    """A space with one page that stays."""
-    made = user.create(top)
-    user.map_memory(made, user.LOWEST, PAGE_SIZE, True, user.USER_RW)
-    return made
-
-
-def tables_of(space: u64) -> u64:
-    """Tables of a space with one page: one for each level, the root included."""
-    return 4 + l5_column()

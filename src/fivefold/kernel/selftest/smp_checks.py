@@ -7,11 +7,11 @@ from typing import Final
 from fivefold.kernel import report
 from fivefold.kernel.areas import kernel_map
 from fivefold.kernel.paging import cpu, memblock
-from fivefold.kernel.paging.mapping import map_page
+from fivefold.kernel.paging.mapping import map_page, pte_of
 from fivefold.kernel.paging.pgtable import KERNEL_RW, entry_frame
 from fivefold.kernel.paging.phys import phys_to_virt
 from fivefold.kernel.process import traps
-from fivefold.kernel.selftest.checks import equals
+from fivefold.kernel.report import equals
 from fivefold.kernel.smp import smp
 from fivefold.kernel.smp.smp import (
     AREA_CR3,
@@ -22,12 +22,9 @@ from fivefold.kernel.smp.smp import (
     MAP,
     READ,
     online,
-    pte_of,
     refused,
     send,
     shoot_down,
-    start_cpus,
-    stop_cpus,
 )
 from fivefold.metal.lang import buffer, load64, noinline, rdmsr, read_cr3, read_cr4, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
@@ -39,23 +36,19 @@ seen: Final = buffer(8)
 
 
 def check_cpus(top: VirtAddr) -> None:
-    """Start the other CPUs and check that they live in the same address space; they are halted at the end."""
+    """Check that the other CPUs, which wait for commands, live in the same address space as the first."""
     if smp.wanted == 1:
         return
-    start_cpus(top)
     check_arrival()
     if online() != 0:
         check_mappings(top)
         check_shoot_down(top)
-    stop_cpus()
 
 
-def check_return(top: VirtAddr) -> None:
-    """A kernel that was saved comes back to a machine that was restarted: its other CPUs come back, too."""
+def check_return() -> None:
+    """A kernel that was saved comes back to a machine that was restarted: its other CPUs are back, too."""
     if smp.wanted != 1:
-        start_cpus(top)
         equals("smp_back_after_resume", online() + 1, smp.wanted)
-        stop_cpus()
 
 
 @noinline

@@ -16,16 +16,11 @@ from fivefold.kernel import params, report
 from fivefold.kernel.areas import kernel_map
 from fivefold.kernel.boot.startup import TRAMPOLINE_LIMIT
 from fivefold.kernel.paging import cpu, free, memblock
-from fivefold.kernel.paging.mapping import map_page
+from fivefold.kernel.paging.mapping import map_page, pte_of
 from fivefold.kernel.paging.pgtable import (
     KERNEL_RW,
     KERNEL_RX,
     entry_frame,
-    p4d_offset,
-    pgd_offset,
-    pmd_offset,
-    pte_offset,
-    pud_offset,
 )
 from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
 from fivefold.kernel.process import traps
@@ -116,9 +111,14 @@ def read_option(cmdline: VirtAddr) -> None:
 
 @noinline
 def start_cpus(top: VirtAddr) -> None:
-    """Bring up all other CPUs, and wait for as many as are expected; once more after a machine was restarted."""
+    """Bring up all other CPUs, if ``smp=`` asks for any, and wait for them; again after a machine was restarted.
+
+    Each then waits for commands (`send`) until `stop_cpus` halts it.
+    """
     global kernel_root
     others = wanted - 1
+    if others == 0:
+        return
     if areas == 0:
         apic.map_apic(top)
         take_areas(others)
@@ -188,11 +188,6 @@ def drop_trampoline() -> None:
     root = phys_to_virt(PhysAddr(place + PAGE_SIZE))
     store64(pte_of(root, VirtAddr(place)), 0)
     free.free_range(root, VirtAddr(place), PAGE_SIZE)
-
-
-def pte_of(top: VirtAddr, va: VirtAddr) -> VirtAddr:
-    """The PTE of *va*, whose tables are there."""
-    return pte_offset(pmd_offset(pud_offset(p4d_offset(pgd_offset(top, va), va), va), va), va)
 
 
 def refused() -> u64:

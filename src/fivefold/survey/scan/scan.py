@@ -19,6 +19,7 @@ import numpy as np
 
 from fivefold.arch import TooManyRuns
 from fivefold.errors import MemoryReadError
+from fivefold.kernel.modes import mode_bindings
 from fivefold.kernel.scan import scan as kernel_scan
 from fivefold.metal.extents import Attachment, attach
 from fivefold.metal.program import Program
@@ -61,13 +62,10 @@ def program(levels: int, *, prefetch: bool) -> Program:
     """The build of the scan for trees of *levels* tables (4 or 5), reading through `metal.extents`."""
     if levels not in (4, 5):
         raise ValueError(f"{levels} levels of page tables; expected 4 or 5")
-    five = levels == 5
     return Program(
         ("fivefold.kernel.scan.scan",),
         bindings={
-            "fivefold.kernel.paging.pgtable.l5_enabled": int(five),
-            "fivefold.kernel.paging.pgtable.pgdir_shift": 48 if five else 39,
-            "fivefold.kernel.paging.pgtable.ptrs_per_p4d": 512 if five else 1,
+            **mode_bindings(levels),
             "fivefold.kernel.scan.scan_runs.prefetching": int(prefetch),
         },
         replace={

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fivefold.arch import Cpu, Entry, Level
 from fivefold.errors import MemoryReadError
+from fivefold.kernel.modes import mode_bindings
 from fivefold.kernel.scan import translate as kernel_translate
 from fivefold.metal.extents import attach
 from fivefold.metal.program import Program
@@ -134,15 +135,10 @@ def program(levels: int, *, scattered: bool) -> Program:
     """The build of the walk for trees of *levels* tables, 4 or 5, in one extent or *scattered* over several."""
     if levels not in (4, 5):
         raise ValueError(f"{levels} levels of page tables; expected 4 or 5")
-    five = levels == 5
     # The extent that was used last is the right one where there is no other, and next to never among many.
     lookup = "any_page" if scattered else "phys_to_page"
     return Program(
         ("fivefold.kernel.scan.translate",),
-        bindings={
-            "fivefold.kernel.paging.pgtable.l5_enabled": int(five),
-            "fivefold.kernel.paging.pgtable.pgdir_shift": 48 if five else 39,
-            "fivefold.kernel.paging.pgtable.ptrs_per_p4d": 512 if five else 1,
-        },
+        bindings=mode_bindings(levels),
         replace={"fivefold.kernel.scan.tables.phys_table": f"fivefold.metal.extents.{lookup}"},
     )
