@@ -16,6 +16,7 @@ import numpy as np
 from fivefold.arch import ENTRIES, Level, Rights, TooManyRuns
 from fivefold.memory import Extent, SourceMemory
 from fivefold.survey.scan.frame_sets import LeafRuns
+from fivefold.survey.scan.info_word import level_of
 from fivefold.survey.scan.regions import PAGE_NAMES, Stride
 from fivefold.survey.scan.scan import MAX_RANGES
 from fivefold.survey.scan.scan_result import Contiguity, RegionKind, ScanResult, ScanSettings, column
@@ -142,7 +143,7 @@ class _Finder:
         rows = result.rows[result.kind == RegionKind.REPEAT]
         columns = [column(rows, name).tolist() for name in ("start", "last", "phys", "info")]
         for start, last, phys, info in zip(*columns, strict=True):
-            span = Level(info >> 4 & 15).span * ENTRIES
+            span = Level(level_of(info)).span * ENTRIES
             first, behind = self._table(phys, info, start, span)
             if (phys, info) not in known:
                 known[phys, info] = self._at_most(self._in(behind, target, known))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from struct import Struct
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -23,10 +22,10 @@ import numpy as np
 from fivefold.arch import FRAME_BITS, TABLE_SIZE, AddressSpace, Flag, Level
 from fivefold.errors import MemoryReadError
 from fivefold.layout import shadow_bounds
+from fivefold.survey.scan.tables import Tables
 from fivefold.units import MASK64, PhysAddr
 
 GUARD_SLOTS: Final = range(256, 272)
-_TABLE: Final = Struct("<512Q")
 
 REMEMBERED: Final = 1 << 12
 """So many page tables are kept in pieces, in case they are shared."""
@@ -79,6 +78,7 @@ class TableWalk:
         self.space = space
         self.top = space.mode.top
         self.unreadable: list[UnreadableTable] = []
+        self._read = Tables(space.memory)
         self._early = early_shadow(space)
         self._zero_prot = _zero_page_prot(space, self._early)
         self._known: dict[tuple[int, int], list[Piece]] = {}
@@ -99,12 +99,12 @@ class TableWalk:
         self._behind(root[GUARD_SLOTS.stop :], self.top, high, None)
 
     def _entries(self, table: int, level: Level, va: int) -> list[int] | None:
-        try:
-            raw = self.space.memory.read(PhysAddr(table), TABLE_SIZE)
-        except MemoryReadError:
+        words = self._read.fetch(table)
+        if words is None:
             self.unreadable.append(UnreadableTable(va, level, PhysAddr(table)))
             return None
-        return list(_TABLE.unpack(raw))
+        entries: list[int] = words.tolist()
+        return entries
 
     def _behind(self, entries: Sequence[int], level: Level, va: int, above: int | None) -> Piece | None:
         """Note what is behind *entries*, which begin at *va*; *above* is the effective protection so far.
@@ -213,11 +213,10 @@ def early_shadow(space: AddressSpace) -> dict[Level, int]:
     """
     found: dict[Level, int] = {}
     va = shadow_bounds(int(space.mode.top)).start
-    table = int(space.root)
+    table, tables = int(space.root), Tables(space.memory)
     for level in space.mode.levels:
-        try:
-            words = np.frombuffer(space.memory.read(PhysAddr(table), TABLE_SIZE), "<u8")
-        except MemoryReadError:
+        words = tables.fetch(table)
+        if words is None:
             return {}
         raw = int(words[level.index(va)])
         if not raw & _P or (raw & _PS and level > Level.PT):

@@ -32,6 +32,7 @@ from fivefold.boot.judge.process_checks import process_checks
 from fivefold.boot.result import Bounds, Check
 from fivefold.errors import MemoryReadError
 from fivefold.layout import Area, to_shadow
+from fivefold.survey.scan.info_word import level_of, rights_of
 from fivefold.units import PAGE, PhysAddr, VirtAddr, hex64
 
 _RANGE: Final = Struct("<6Q")
@@ -110,9 +111,8 @@ def _scan_differs(seen: Evidence, words: Mapping[str, int]) -> str:
     if size != _RANGE.size or count > _MOST_RANGES:
         return f"{count} ranges of {size} bytes, expected ranges of {_RANGE.size} bytes"
     data = seen.memory.read(PhysAddr(words["scan_records"]), count * size)
-    theirs = [
-        (start, last + 1, phys, info >> 4 & 15, info >> 8) for start, last, phys, _, info, _ in _RANGE.iter_unpack(data)
-    ]
+    rows = _RANGE.iter_unpack(data)
+    theirs = [(start, last + 1, phys, level_of(info), rights_of(info)) for start, last, phys, _, info, _ in rows]
     ours = [
         (r.start, r.end, r.phys, int(r.level), r.rights.write + 2 * r.rights.user + 4 * r.rights.execute)
         for r in seen.runs

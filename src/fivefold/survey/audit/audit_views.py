@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from fivefold.survey.scan.frame_sets import LeafRuns
+from fivefold.survey.scan.info_word import level_of
 from fivefold.survey.scan.regions import Region, regions_of
 from fivefold.survey.scan.scan import MAX_RANGES
 from fivefold.survey.scan.scan_result import (
@@ -93,7 +94,7 @@ class Views:
         for start, info in zip(
             column(rows, "start")[chosen].tolist(), column(rows, "info")[chosen].tolist(), strict=True
         ):
-            level = info >> 4 & 15
+            level = level_of(info)
             found.append((start, start + (1 << 12 + 9 * level) - 1))
         return found
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from fivefold.arch import ENTRIES, TABLE_SIZE, Entry, Flag, Level, Rights
-from fivefold.errors import MemoryReadError
+from fivefold.arch import ENTRIES, Entry, Flag, Level, Rights
+from fivefold.survey.scan.tables import PS, Marks, P, Tables, Words
 from fivefold.survey.space import Space
-from fivefold.units import GIB, PhysAddr
+from fivefold.units import GIB
 
 MAX_PAIRS: Final = 1 << 20
 """Pairs of tables that are compared; what lies below further ones counts as different."""
@@ -26,8 +25,7 @@ MAX_PIECES: Final = 1 << 12
 JOIN_BELOW: Final = GIB
 """Pieces closer to each other than this are one: what is equal in between is found equal again."""
 
-Entries = npt.NDArray[np.uint64]
-_P, _RW, _US, _NX = (np.uint64(flag) for flag in (Flag.P, Flag.RW, Flag.US, Flag.NX))
+_NX = np.uint64(Flag.NX)
 
 
 class Pair(NamedTuple):
@@ -61,6 +59,7 @@ class Walker:
         self.ours, self.theirs = ours, theirs
         self.mask = np.uint64(mask | Flag.P | Flag.RW | Flag.US | Flag.NX)
         self.known: dict[Pair, Pieces] = {}
+        self.tables = tuple(Tables(side.source.memory, side.cpu, nxe=side.tables.nxe) for side in (ours, theirs))
 
     def windows(self) -> list[range]:
         """The addresses at which something may differ, ascending, ends exclusive; `ValueError` unless levels agree."""
@@ -83,7 +82,7 @@ class Walker:
         return self.known[pair]
 
     def _compare(self, pair: Pair) -> Pieces:
-        ours, theirs = _read(self.ours, pair.ours), _read(self.theirs, pair.theirs)
+        ours, theirs = self.tables[0].fetch(pair.ours), self.tables[1].fetch(pair.theirs)
         if ours is None or theirs is None:
             same = ours is theirs and pair.ours == pair.theirs and pair.our_rights == pair.their_rights
             return NOTHING if same else Pieces(((0, ENTRIES * pair.level.span),))
@@ -93,23 +92,26 @@ class Walker:
             return Pieces(((0, ENTRIES * pair.level.span),)) if differ.any() else NOTHING
         return self._upper(ours, theirs, pair, differ)
 
-    def _differ(self, ours: Entries, theirs: Entries, pair: Pair) -> npt.NDArray[np.bool_]:
+    def _differ(self, ours: Words, theirs: Words, pair: Pair) -> Marks:
         """Which entries differ in what counts of a leaf, or in what it lets through."""
-        either = (ours | theirs) & _P != 0
+        either = (ours | theirs) & P != 0
         differ = (ours ^ theirs) & self.mask != 0
         if pair.our_rights != pair.their_rights:
             differ |= _effective(ours, pair.our_rights) != _effective(theirs, pair.their_rights)
-        found: npt.NDArray[np.bool_] = either & differ
+        found: Marks = either & differ
         return found
 
-    def _upper(self, ours: Entries, theirs: Entries, pair: Pair, differ: npt.NDArray[np.bool_]) -> Pieces:
+    def _upper(self, ours: Words, theirs: Words, pair: Pair, differ: Marks) -> Pieces:
         found: list[tuple[int, int]] = []
         span = pair.level.span
-        for index in np.flatnonzero((ours | theirs) & _P).tolist():
-            mine, other = Entry(int(ours[index]), pair.level), Entry(int(theirs[index]), pair.level)
-            if self._is_table(self.ours, mine) and self._is_table(self.theirs, other):
+        sides = zip(self.tables, (ours, theirs), strict=True)
+        our_links, their_links = (tables.classes(side, pair.level).link for tables, side in sides)
+        both, other_size = our_links & their_links, (ours ^ theirs) & PS != 0
+        for index in np.flatnonzero((ours | theirs) & P).tolist():
+            if both[index]:
+                mine, other = Entry(int(ours[index]), pair.level), Entry(int(theirs[index]), pair.level)
                 found += self._child(pair, mine, other).moved(index * span)
-            elif differ[index] or mine.raw & int(Flag.BIT7) != other.raw & int(Flag.BIT7):
+            elif differ[index] or other_size[index]:
                 found.append((index * span, (index + 1) * span))
         return _pieces(found)
 
@@ -124,16 +126,12 @@ class Walker:
         pieces = self.below(child)
         return pieces if len(pieces.runs) <= MAX_PIECES else Pieces(((0, pair.level.span),))
 
-    @staticmethod
-    def _is_table(space: Space, entry: Entry) -> bool:
-        return entry.is_present and not entry.is_leaf and not space.tables.reserved(entry)
 
-
-def _effective(entries: Entries, rights: Rights) -> Entries:
+def _effective(entries: Words, rights: Rights) -> Words:
     """Which of write, user and no-execute hold behind each entry."""
     nx = entries & _NX if rights.execute else np.full_like(entries, _NX)
     kept = np.uint64((Flag.RW if rights.write else 0) | (Flag.US if rights.user else 0))
-    found: Entries = entries & kept | nx
+    found: Words = entries & kept | nx
     return found
 
 
@@ -146,10 +144,3 @@ def _pieces(runs: list[tuple[int, int]]) -> Pieces:
         else:
             joined.append((start, end))
     return Pieces(tuple(joined))
-
-
-def _read(space: Space, table: int) -> Entries | None:
-    try:
-        return np.frombuffer(space.source.memory.read(PhysAddr(table), TABLE_SIZE), "<u8")
-    except MemoryReadError:
-        return None

@@ -16,14 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from struct import Struct
 from typing import Final
 
 from fivefold.arch import ENTRIES, FRAME_BITS, TABLE_SIZE, Flag, TableReader
-from fivefold.errors import MemoryReadError
+from fivefold.survey.scan.tables import Tables
 from fivefold.units import GIB, MIB, PhysAddr
 
-_TABLE: Final = Struct("<512Q")
 _P: Final = 1
 _RW: Final = int(Flag.RW)
 _A: Final = int(Flag.A)
@@ -67,50 +65,48 @@ NEITHER: Final = LevelEvidence()
 def level_evidence(memory: TableReader, root: PhysAddr) -> LevelEvidence:
     """Weigh the two readings of the tree at *root*; bounded work. `MemoryReadError` if the root cannot be read."""
     memory.read(root, TABLE_SIZE)
-    total, tables = NEITHER, [int(root)]
-    met = set(tables)
+    total, frames, tables = NEITHER, [int(root)], Tables(memory)
+    met = set(frames)
     for step in (1, 2, 3, 4):
         below: dict[int, None] = {}
-        for raw in _entries(memory, tables):
+        for raw in _entries(tables, frames):
             if raw & FRAME_BITS in met and not raw & _PS:
                 continue
-            total = total.plus(_weigh(memory, raw, step))
+            total = total.plus(_weigh(tables, raw, step))
             if not raw & _PS:
                 below[raw & FRAME_BITS] = None
-        tables = list(below)
-        met.update(tables)
+        frames = list(below)
+        met.update(frames)
     return total
 
 
-def _entries(memory: TableReader, tables: list[int]) -> Iterator[int]:
-    """The present entries of some of *tables*."""
-    stride = -(-len(tables) // SAMPLE)
-    for table in tables[:: max(stride, 1)]:
-        yield from (raw for raw in _read(memory, table) if raw & _P)
+def _entries(tables: Tables, frames: list[int]) -> Iterator[int]:
+    """The present entries of some of the tables at *frames*."""
+    stride = -(-len(frames) // SAMPLE)
+    for frame in frames[:: max(stride, 1)]:
+        yield from (raw for raw in _read(tables, frame) if raw & _P)
 
 
-def _read(memory: TableReader, table: int) -> Iterable[int]:
-    try:
-        return _TABLE.unpack(memory.read(PhysAddr(table), TABLE_SIZE))
-    except MemoryReadError:
-        return ()
+def _read(tables: Tables, frame: int) -> list[int]:
+    words = tables.fetch(frame)
+    return [] if words is None else words.tolist()
 
 
-def _weigh(memory: TableReader, raw: int, step: int) -> LevelEvidence:
+def _weigh(tables: Tables, raw: int, step: int) -> LevelEvidence:
     """What one present entry *step* tables down from the root says."""
     if step == 4:
-        return _weigh_last(memory, raw)
+        return _weigh_last(tables, raw)
     if step == 3 and raw & _PS:
         # A 2 MiB page of four levels, or a 1 GiB page of five.
         return FOUR if raw & FRAME_BITS & GIB - 1 & ~0x1FFF else NEITHER
     return FOUR if step == 2 and raw & _PS else NEITHER
 
 
-def _weigh_last(memory: TableReader, raw: int) -> LevelEvidence:
+def _weigh_last(tables: Tables, raw: int) -> LevelEvidence:
     """What an entry says that maps a page of four levels, or is a PD entry of five."""
     if raw & _PS:
         return FOUR if raw & FRAME_BITS & 2 * MIB - 1 & ~0x1FFF else FIVE
-    if not looks_like_table(_read(memory, raw & FRAME_BITS)):
+    if not looks_like_table(_read(tables, raw & FRAME_BITS)):
         return FOUR
     return NEITHER if raw & _OF_LEAVES or not raw & _RW else FIVE
 

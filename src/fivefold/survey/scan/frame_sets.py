@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from fivefold.survey.scan.info_word import kind_of, level_of, rights_of
 from fivefold.survey.scan.scan_result import Flags, RegionKind, Rows, ScanResult, Words, column
 
 _NOTHING: Final = np.zeros(0, np.uint64)
@@ -97,10 +98,10 @@ class LeafRuns(NamedTuple):
     @classmethod
     def of_rows(cls, rows: Rows) -> LeafRuns:
         """The same from rows alone, which the caller knows to be contiguous."""
-        rows = rows[column(rows, "info") & np.uint64(7) == RegionKind.MAPPED]
+        rows = rows[kind_of(column(rows, "info")) == RegionKind.MAPPED]
         info, start = column(rows, "info"), column(rows, "start")
-        level = info >> np.uint64(4) & np.uint64(15)
-        rights = [info >> np.uint64(8 + bit) & np.uint64(1) != 0 for bit in range(3)]
+        level = level_of(info)
+        rights = [rights_of(info) >> np.uint64(bit) & np.uint64(1) != 0 for bit in range(3)]
         return cls(
             start,
             column(rows, "last") - start + np.uint64(1),

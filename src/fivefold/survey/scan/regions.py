@@ -12,6 +12,7 @@ import numpy as np
 
 from fivefold.arch import Entry, Flag, Level, Rights
 from fivefold.notebook import SHOWN, html_table
+from fivefold.survey.scan.info_word import kind_of, level_of, rights_of
 from fivefold.survey.scan.scan_result import RegionKind, ScanResult
 from fivefold.units import MASK64, PhysAddr, VirtAddr, format_size, hex64
 
@@ -215,7 +216,7 @@ def _region(row: tuple[int, ...], follows: bool, area: str | None) -> Region:
 @cache
 def _meaning(info: int) -> tuple[RegionKind, Level, Rights]:
     """The info word of a row taken apart: there are few of them."""
-    return RegionKind(info & 7), Level(info >> 4 & 15), _RIGHTS[info >> 8 & 7]
+    return RegionKind(kind_of(info)), Level(level_of(info)), _RIGHTS[rights_of(info)]
 
 
 def _pieces(region: Region, borders: list[int], names: Names, window: range | None) -> Iterator[Region]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fivefold.arch import FRAME_BITS, Cpu, Entry, Flag, Level, Rights, Vendor
 from fivefold.notebook import SHOWN, html_table
+from fivefold.survey.scan.info_word import kind_of, level_of, rights_of
 from fivefold.units import MASK64, PhysAddr, hex64
 
 Words = npt.NDArray[np.uint64]
@@ -143,7 +144,7 @@ class ScanResult:
 
     def _repr_html_(self) -> str:
         shown = self.rows[:SHOWN]
-        kinds = [RegionKind(info & 7).name.lower() for info in column(shown, "info").tolist()]
+        kinds = [RegionKind(kind_of(info)).name.lower() for info in column(shown, "info").tolist()]
         rights = zip(*(part[:SHOWN].tolist() for part in (self.writable, self.user, self.executable)), strict=True)
         columns = [map(hex64, column(shown, name).tolist()) for name in ("start", "last", "phys", "flags")]
         told = [Rights(*one) for one in rights]
@@ -180,12 +181,12 @@ class ScanResult:
     @property
     def kind(self) -> Words:
         """`RegionKind` as a number."""
-        return column(self.rows, "info") & np.uint64(7)
+        return kind_of(column(self.rows, "info"))
 
     @property
     def level(self) -> Words:
         """Of the leaf, of the malformed entry, or of the table that is missing or repeated; 1 is the PT."""
-        return column(self.rows, "info") >> np.uint64(4) & np.uint64(15)
+        return level_of(column(self.rows, "info"))
 
     @property
     def writable(self) -> Flags:
@@ -203,7 +204,7 @@ class ScanResult:
         return self._right(2)
 
     def _right(self, bit: int) -> Flags:
-        found: Flags = column(self.rows, "info") >> np.uint64(8 + bit) & np.uint64(1) != 0
+        found: Flags = rights_of(column(self.rows, "info")) >> np.uint64(bit) & np.uint64(1) != 0
         return found
 
     @property
@@ -235,7 +236,7 @@ def expand_leaves(result: ScanResult) -> Rows:
     if result.settings.contiguity is not Contiguity.BREAK:
         raise ValueError("leaves can be told apart only after a scan with Contiguity.BREAK")
     chosen = result.rows[result.kind == RegionKind.MAPPED]
-    level = column(chosen, "info") >> np.uint64(4) & np.uint64(15)
+    level = level_of(column(chosen, "info"))
     span = np.uint64(1) << (np.uint64(3) + np.uint64(9) * level)
     counts = ((column(chosen, "last") - column(chosen, "start")) // span + np.uint64(1)).astype(np.int64)
     which = np.repeat(np.arange(len(chosen)), counts)

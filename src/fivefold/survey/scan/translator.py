@@ -19,6 +19,7 @@ from fivefold.metal.extents import attach
 from fivefold.metal.program import Program
 from fivefold.metal.run import host
 from fivefold.metal.run.instance import Instance
+from fivefold.survey.scan.info_word import kind_of, level_of, rights_of
 from fivefold.survey.scan.scan_result import Flags, RegionKind, Rows, Words, column
 from fivefold.survey.space import Space
 from fivefold.units import PhysAddr
@@ -47,7 +48,7 @@ class Translations:
     @property
     def kind(self) -> Words:
         """`RegionKind.MAPPED`, `MALFORMED`, `UNREADABLE`, or `ABSENT`, or `NON_CANONICAL`."""
-        return column(self.rows, "info") & np.uint64(7)
+        return kind_of(column(self.rows, "info"))
 
     @property
     def mapped(self) -> Flags:
@@ -58,12 +59,12 @@ class Translations:
     @property
     def level(self) -> Words:
         """Of the leaf, of the entry that ended the walk, or of the table that is missing."""
-        return column(self.rows, "info") >> np.uint64(4) & np.uint64(15)
+        return level_of(column(self.rows, "info"))
 
     def right(self, name: str) -> Flags:
         """Whether ``write``, ``user`` or ``execute`` is allowed by all entries on the path; where mapped."""
         bit = ("write", "user", "execute").index(name)
-        found: Flags = (column(self.rows, "info") >> np.uint64(8 + bit) & np.uint64(1) != 0) & self.mapped
+        found: Flags = (rights_of(column(self.rows, "info")) >> np.uint64(bit) & np.uint64(1) != 0) & self.mapped
         return found
 
 
