@@ -16,8 +16,8 @@ import pytest
 
 from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, translate
 from fivefold.errors import MemoryReadError
-from fivefold.machine.ports import Ports
 from fivefold.kernel.modes import mode_bindings
+from fivefold.machine.ports import Ports
 from fivefold.memory import Extent, Ram
 from fivefold.metal.program import Program
 from fivefold.metal.run import interpreter
