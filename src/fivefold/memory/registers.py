@@ -22,7 +22,8 @@ class CpuState:
     """One CPU. Control registers are raw; *general* has lower-case names as in ``rax``, ``rip``, ``rflags``.
 
     *segments* has ``cs`` ``ds`` ``es`` ``fs`` ``gs`` ``ss`` ``ldt`` ``tr`` ``gdt`` ``idt`` as far as known.
-    *source* says where the numbers come from.
+    *source* says where the numbers come from. *elf_machine* is the machine number of an ELF core where
+    it tells of this CPU: QEMU writes 62 where EFER.LMA of the first CPU is set, else 3 (``arch_dump.c``).
     """
 
     source: str
@@ -33,6 +34,7 @@ class CpuState:
     efer: int | None = None
     general: Mapping[str, int] = field(default_factory=dict)
     segments: Mapping[str, Segment] = field(default_factory=dict)
+    elf_machine: int | None = None
 
     @property
     def rip(self) -> int | None:

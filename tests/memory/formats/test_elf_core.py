@@ -35,6 +35,7 @@ def test_overlap_uses_the_first_segment_and_says_so(make, saved) -> None:
 def test_qemus_core_of_a_guest_before_long_mode(make, saved) -> None:
     with open_source(saved(make.elf_core([(0x1000, PAGE)], machine=3))) as source:
         assert source.extents == [(0x1000, 0x2000)]
+        assert any("ELF machine 386: the first CPU is not in long mode" in note for note in source.notes)
 
 
 def test_count_beyond_16_bits_comes_from_the_first_section(make, saved) -> None:
@@ -76,7 +77,8 @@ FIRST_LOAD = 64 + 56
 
 # offset, form, value, message
 FORGED = [
-    (4, "<B", 1, "ELF class 1, data 1; expected 64-bit little-endian (2, 1)"),
+    (4, "<B", 1, "is a core of a 32-bit system (ELF class 1), whose tables are those of 32-bit or PAE paging"),
+    (4, "<B", 3, "ELF class 3, data 1; expected 64-bit little-endian (2, 1)"),
     (5, "<B", 2, "ELF class 2, data 2; expected 64-bit little-endian (2, 1)"),
     (16, "<H", 2, "the ELF file is an executable, not a core; expected type 4, as of `dump-guest-memory`"),
     (16, "<H", 99, "the ELF file is of type 99, not a core; expected type 4, as of `dump-guest-memory`"),

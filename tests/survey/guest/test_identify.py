@@ -200,3 +200,19 @@ def test_captures(name: str, captures: Any, look: Callable[..., Space], facts: C
     space = look(name)
     assert space.levels == facts(name)["levels"]
     assert space.root.value == int(facts(name)["cpus"][0]["cr3"], 16) & ~0xFFF
+
+
+def test_registers_are_held_against_the_tables(built: Callable[..., Ram], sourced: Sourced) -> None:
+    # Each page of a table of its own: the entries of PDs are what the two readings part over.
+    pages = [(0x4000_0000 + n * 0x20_0000, 0x20_0000 + n * 0x1000 | 3, Level.PT) for n in range(40)]
+    for mode, wrong, levels in ((LA57, 0x6B0, 5), (LA48, 0x16B0, 4)):
+        ram = built(mode, pages)
+        if mode is LA57:
+            for n in range(40):  # what a PT maps looks like a table from below: as small numbers do not
+                ram.write(PhysAddr(0x20_0000 + n * 0x1000), b"\1" + bytes(4095))
+        source = sourced(ram, (cpu(cr4=wrong),))
+        with pytest.raises(NotKnownError, match=f"have {levels} levels .* not {9 - levels} as CR4.LA57="):
+            choose_mode(source, PhysAddr(ROOT), GivenPaging())
+        forced = choose_mode(source, PhysAddr(ROOT), GivenPaging(force=True))
+        assert int(forced.value.top) == 9 - levels and forced.against is not None
+        assert choose_mode(sourced(ram, (cpu(cr4=wrong ^ 0x1000),)), PhysAddr(ROOT), GivenPaging()).against is None

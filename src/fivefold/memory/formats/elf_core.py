@@ -8,12 +8,14 @@ shorter than its memory part leaves the rest a hole. Layout: *System V ABI*, "EL
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from fivefold.errors import FormatError
 from fivefold.memory.file_memory import file_memory
 from fivefold.memory.files import FileBytes
 from fivefold.memory.formats.notes import MAX_NOTE_BYTES, Note, cpus_of, split_notes, vmcoreinfo_of
+from fivefold.memory.registers import CpuState
 from fivefold.memory.source import Source
 from fivefold.memory.spans import MAX_SPANS, Span, without_overlap
 from fivefold.units import MASK64
@@ -30,6 +32,7 @@ _EM_X86_64: Final = 62
 _PT_LOAD: Final = 1
 _PT_NOTE: Final = 4
 _PN_XNUM: Final = 0xFFFF
+_NO_LONG_MODE: Final = "tables are those of 32-bit or PAE paging; expected 4- or 5-level paging"
 _TYPES: Final = {1: "a relocatable file", 2: "an executable", 3: "a shared object"}
 
 
@@ -51,20 +54,28 @@ def read_elf_core(file: FileBytes) -> Source:
     segments overlap in physical memory the first of them is used, as in ``/proc/vmcore``,
     where the kernel's text comes twice.
     """
-    segments = _segments(file)
+    segments, machine = _segments(file)
     spans = [_span(file, index, segment) for index, segment in enumerate(segments) if segment.kind == _PT_LOAD]
     pieces = without_overlap(spans)
     notes = _notes(file, segments)
     return Source(
         memory=file_memory(file, pieces),
         format="ELF core",
-        cpus=cpus_of(notes, file.name),
+        cpus=_cpus(file, notes, machine),
         vmcoreinfo=vmcoreinfo_of(notes),
-        notes=_remarks(spans, pieces, notes),
+        notes=_remarks(spans, pieces, notes, machine),
     )
 
 
-def _remarks(spans: list[Span], pieces: list[Span], notes: list[Note]) -> tuple[str, ...]:
+def _cpus(file: FileBytes, notes: list[Note], machine: int) -> tuple[CpuState, ...]:
+    """The CPUs; the first of QEMU's with what the file's machine number tells of it."""
+    cpus = cpus_of(notes, file.name)
+    if not any(note.name == "QEMU" for note in notes):
+        return cpus
+    return (replace(cpus[0], elf_machine=machine), *cpus[1:])
+
+
+def _remarks(spans: list[Span], pieces: list[Span], notes: list[Note], machine: int) -> tuple[str, ...]:
     remarks = []
     claimed = sum(span.end - span.start for span in spans)
     kept = sum(piece.end - piece.start for piece in pieces)
@@ -72,12 +83,15 @@ def _remarks(spans: list[Span], pieces: list[Span], notes: list[Note]) -> tuple[
         remarks.append(f"segments overlap in {claimed - kept} bytes of physical memory; the first one was used")
     if not pieces:
         remarks.append("the core holds no memory")
+    if machine == _EM_386:
+        remarks.append(f"ELF machine 386: the first CPU is not in long mode, so its {_NO_LONG_MODE}")
     if not notes:
         remarks.append("the core holds no notes, so no registers")
     return tuple(remarks)
 
 
-def _segments(file: FileBytes) -> list[_Segment]:
+def _segments(file: FileBytes) -> tuple[list[_Segment], int]:
+    """The program headers, and the machine number."""
     header = _FILE.unpack(file.read_at(0, _FILE.size))
     ident, kind, machine = header[:3]
     _check_identity(file.name, ident, kind, machine)
@@ -89,10 +103,12 @@ def _segments(file: FileBytes) -> list[_Segment]:
     if count > MAX_SPANS:
         raise FormatError(f"{file.name}: {count} program headers, at most {MAX_SPANS} are read")
     raw = file.view(table, count * _PROGRAM.size)
-    return [_Segment(*fields) for fields in _PROGRAM.iter_unpack(raw)]
+    return [_Segment(*fields) for fields in _PROGRAM.iter_unpack(raw)], machine
 
 
 def _check_identity(name: str, ident: bytes, kind: int, machine: int) -> None:
+    if ident[4:6] == b"\x01\x01":
+        raise FormatError(f"{name} is a core of a 32-bit system (ELF class 1), whose {_NO_LONG_MODE}")
     if ident[4] != 2 or ident[5] != 1:
         raise FormatError(f"{name}: ELF class {ident[4]}, data {ident[5]}; expected 64-bit little-endian (2, 1)")
     # QEMU writes 386 while the first CPU is not in long mode yet, with 64-bit headers all the same.

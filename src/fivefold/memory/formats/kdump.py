@@ -34,6 +34,8 @@ MAX_BITMAP: Final = 4 * GIB // 8
 _HEADER: Final = struct.Struct("<8si390s6x16sIiiIIIIIIi")
 _SUB: Final = struct.Struct("<QiiQQQQQQQQQQQ")
 _DESCRIPTOR: Final = struct.Struct("<QIIQ")
+_BLOCK_SIZE_32: Final = 416
+"""Where the block size stands in a 32-bit kernel's header, whose time stamp is two words of 32 bits."""
 _RANK_STEP: Final = 512  # bytes of bitmap behind one entry of the rank index
 
 _ZLIB, _LZO, _SNAPPY, _ZSTD = 1, 2, 4, 0x20
@@ -77,6 +79,11 @@ def _geometry(data: ByteSource, header: tuple[Any, ...], sub: tuple[int, ...]) -
         raise FormatError(f"{data.name}: kdump signature is {signature!r}, expected {SIGNATURES[0]!r}")
     if not 1 <= version <= 6:
         raise FormatError(f"{data.name}: kdump header version {version}, expected 1 to 6")
+    if block != PAGE and struct.unpack_from("<i", data.read_at(_BLOCK_SIZE_32, 4))[0] == PAGE:
+        raise FormatError(
+            f"{data.name} is a kdump of a 32-bit system, whose tables are those of 32-bit or PAE paging; "
+            "expected 4- or 5-level paging"
+        )
     if block != PAGE:
         raise FormatError(f"{data.name}: kdump block size {block}, expected {PAGE}")
     if not 0 <= sub_blocks <= 1 << 20:

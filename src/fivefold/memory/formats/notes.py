@@ -23,6 +23,7 @@ _HEADER: Final = struct.Struct("<III")
 
 _PRSTATUS_REGISTERS: Final = struct.Struct("<27Q")
 _PRSTATUS_OFFSET: Final = 112
+_PRSTATUS_SIZE_32: Final = 144
 _PRSTATUS_NAMES: Final = (
     *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"),
     *("orig_rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
@@ -86,6 +87,11 @@ def cpus_of(notes: Iterable[Note], where: str) -> tuple[CpuState, ...]:
 
 
 def _prstatus_cpu(note: Note, where: str) -> CpuState:
+    if len(note.data) == _PRSTATUS_SIZE_32:
+        raise FormatError(
+            f"{where} is a core of a 32-bit system (PRSTATUS of 144 bytes), whose tables are those of 32-bit or PAE "
+            "paging; expected 4- or 5-level paging"
+        )
     if len(note.data) < _PRSTATUS_OFFSET + _PRSTATUS_REGISTERS.size:
         raise FormatError(
             f"{where}: PRSTATUS note has {len(note.data)} bytes, expected 336 as x86-64 kernels write them"

@@ -14,7 +14,8 @@ from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import CpuState, Source
 from fivefold.survey.guest.bases import KERNEL_WINDOW
 from fivefold.survey.guest.evidence import Found
-from fivefold.survey.guest.level_evidence import level_evidence
+from fivefold.survey.guest.level_evidence import contradicts, level_evidence
+from fivefold.survey.guest.long_mode import why_no_root
 from fivefold.units import MASK64, PhysAddr, hex64
 
 MODES: Final = {4: LA48, 5: LA57}
@@ -102,7 +103,7 @@ def _root(source: Source, given: GivenPaging) -> Found[PhysAddr]:
 
 def _check_paging(source: Source, number: int, cpu: CpuState, given: GivenPaging) -> None:
     """Refuse a CPU whose CR3 is not the root of four or five levels."""
-    wrong = why_no_root(cpu, cr4_given=given.cr4 is not None)
+    wrong = why_no_root(cpu, source.memory, cr4_given=given.cr4 is not None)
     if wrong:
         raise NotKnownError(
             f"CPU {number} of {source.name} has {wrong}; expected 4- or 5-level paging: give --cr3 and --levels"
@@ -110,27 +111,23 @@ def _check_paging(source: Source, number: int, cpu: CpuState, given: GivenPaging
         )
 
 
-def why_no_root(cpu: CpuState, *, cr4_given: bool = False) -> str | None:
-    """Why the CR3 of *cpu* leads to no tree of four or five levels, as in a CPU that was never started; else None."""
-    if cpu.cr3 is None:
-        return "no CR3"
-    if cpu.cr0 is not None and not cpu.cr0 & Cr0.PG:
-        return "paging off (CR0.PG=0)"
-    if cpu.efer is not None and not cpu.efer & Efer.LMA:
-        return "32-bit or PAE paging (EFER.LMA=0)"
-    if not cr4_given and cpu.cr4 is not None and not cpu.cr4 & Cr4.PAE:
-        return "32-bit paging (CR4.PAE=0)"
-    return None
-
-
 def roots_in_registers(source: Source) -> dict[PhysAddr, tuple[int, ...]]:
     """The top tables that CPUs have loaded, each with the numbers of those CPUs."""
     found: dict[PhysAddr, tuple[int, ...]] = {}
     for number, cpu in enumerate(source.cpus):
-        if cpu.cr3 is not None and why_no_root(cpu) is None:
+        if cpu.cr3 is not None and why_no_root(cpu, source.memory) is None:
             root = root_of(cpu.cr3)
             found[root] = (*found.get(root, ()), number)
     return found
+
+
+def other_paging(source: Source) -> str | None:
+    """Which paging all CPUs of *source* use that have paging on, if it has neither four nor five levels; else None."""
+    paging = [(number, cpu) for number, cpu in enumerate(source.cpus) if cpu.cr0 is not None and cpu.cr0 & Cr0.PG]
+    reasons = [(number, why_no_root(cpu, source.memory)) for number, cpu in paging]
+    if not reasons or any(why is None for _, why in reasons):
+        return None
+    return f"CPU {reasons[0][0]} has {reasons[0][1]}"
 
 
 def _vmcoreinfo_root(facts: dict[str, str]) -> PhysAddr | None:
@@ -150,7 +147,7 @@ def choose_mode(source: Source, root: PhysAddr, given: GivenPaging) -> Found[Pag
     """How many levels the tree at *root* has. `NotKnownError` when nothing says, or the tables contradict *given*."""
     known = _recorded_mode(source, given)
     if given.levels is None and given.cr4 is None:
-        return known or _mode_of_tables(source, root)
+        return _held_against_tables(source, root, given, known) if known else _mode_of_tables(source, root)
     levels = given.levels or _levels_of(given.cr4 or 0)
     how = "given with --levels" if given.levels else "given with --cr4"
     if known is not None and known.value is MODES[levels]:
@@ -164,10 +161,26 @@ def choose_mode(source: Source, root: PhysAddr, given: GivenPaging) -> Found[Pag
     return Found(MODES[levels], how, against)
 
 
+def _held_against_tables(
+    source: Source, root: PhysAddr, given: GivenPaging, known: Found[PagingMode]
+) -> Found[PagingMode]:
+    """*known* as registers or VMCOREINFO say it, unless the tables speak loudly for the other number of levels."""
+    levels = int(known.value.top)
+    against = contradicts(source.memory, root, levels)
+    if against is None:
+        return known
+    text = f"the tables at {hex64(root)} of {source.name} have {9 - levels} levels ({against})"
+    if not given.force:
+        raise NotKnownError(
+            f"{text}, not {levels} as {known.how} says; give --levels {9 - levels}, or --force to read them so"
+        )
+    return Found(known.value, known.how, text)
+
+
 def _recorded_mode(source: Source, given: GivenPaging) -> Found[PagingMode] | None:
     """What registers or the kernel's notes say."""
     number, cpu = chosen_cpu(source, given)
-    if cpu is not None and cpu.cr4 is not None and (cpu.cr0 is None or cpu.cr0 & Cr0.PG) and cpu.cr4 & Cr4.PAE:
+    if cpu is not None and cpu.cr4 is not None and why_no_root(cpu, source.memory) in (None, "no CR3"):
         levels = _levels_of(cpu.cr4)
         return Found(MODES[levels], f"CR4.LA57={int(levels == 5)} of CPU {number} ({cpu.source})")
     enabled = source.vmcoreinfo.get("NUMBER(pgtable_l5_enabled)")

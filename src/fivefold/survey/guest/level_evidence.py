@@ -30,6 +30,10 @@ _OF_LEAVES: Final = int(Flag.G | Flag.NX)
 _UNLIKELY: Final = 0xF << 48
 """Address bits that no guest seen so far uses, though wide CPUs have them."""
 
+LOUD: Final = 32
+LOUDER: Final = 8
+"""Entries that must speak against a register, and how many times as many as speak for it."""
+
 SAMPLE: Final = 96
 """How many tables are read at each step down, spread evenly."""
 
@@ -48,6 +52,13 @@ class LevelEvidence:
             return 5
         return 4 if self.four > 2 * self.five else None
 
+    @property
+    def loud(self) -> int | None:
+        """4 or 5 where there is enough of it, and nearly all one way, to doubt a register; else None."""
+        if self.five >= LOUD and self.five > LOUDER * self.four:
+            return 5
+        return 4 if self.four >= LOUD and self.four > LOUDER * self.five else None
+
     def __str__(self) -> str:
         """Both counts, on one line."""
         return f"{self.five} entries of the tables speak for five levels, {self.four} for four"
@@ -64,20 +75,41 @@ NEITHER: Final = LevelEvidence()
 
 def level_evidence(memory: TableReader, root: PhysAddr) -> LevelEvidence:
     """Weigh the two readings of the tree at *root*; bounded work. `MemoryReadError` if the root cannot be read."""
+    total = NEITHER
+    for vote in _votes(memory, root):
+        total = total.plus(vote)
+    return total
+
+
+def contradicts(memory: TableReader, root: PhysAddr, levels: int) -> LevelEvidence | None:
+    """What the tables at *root* say against *levels*, 4 or 5, that a register names; None unless they say it loudly.
+
+    Reads little where the tables agree. `MemoryReadError` if the root cannot be read.
+    """
+    total = NEITHER
+    for vote in _votes(memory, root):
+        total = total.plus(vote)
+        if total.loud == levels:
+            return None
+    return None if total.loud is None else total
+
+
+def _votes(memory: TableReader, root: PhysAddr) -> Iterator[LevelEvidence]:
+    """What each entry says that is looked at, from the root down."""
     memory.read(root, TABLE_SIZE)
-    total, frames, tables = NEITHER, [int(root)], Tables(memory)
+    frames, tables = [int(root)], Tables(memory)
     met = set(frames)
     for step in (1, 2, 3, 4):
         below: dict[int, None] = {}
         for raw in _entries(tables, frames):
             if raw & FRAME_BITS in met and not raw & _PS:
                 continue
-            total = total.plus(_weigh(tables, raw, step))
+            if (vote := _weigh(tables, raw, step)) is not NEITHER:
+                yield vote
             if not raw & _PS:
                 below[raw & FRAME_BITS] = None
         frames = list(below)
         met.update(frames)
-    return total
 
 
 def _entries(tables: Tables, frames: list[int]) -> Iterator[int]:

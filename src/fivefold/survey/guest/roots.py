@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fivefold.arch import FRAME_BITS, AddressSpace, Cr4, Flag, Level, Mapped, TableReader, translate
-from fivefold.errors import MemoryReadError
+from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import Source
 from fivefold.survey.guest.bases import KERNEL_WINDOW
-from fivefold.survey.guest.identify import MODES, roots_in_registers
+from fivefold.survey.guest.identify import MODES, other_paging, roots_in_registers
 from fivefold.survey.guest.level_evidence import level_evidence
 from fivefold.survey.guest.table_pages import Indices, TablePages
 from fivefold.survey.space import PTI_USER_BIT
@@ -83,8 +83,13 @@ class _Candidate:
 def find_roots(source: Source, levels: int | None = None, phys_bits: int | None = None) -> list[Root]:
     """The roots in *source*'s memory: surest first, then ascending. All of memory is read once.
 
-    *levels* keeps roots of 4 or 5 levels. *phys_bits* is MAXPHYADDR where it is known.
+    *levels* keeps roots of 4 or 5 levels. *phys_bits* is MAXPHYADDR where it is known. `NotKnownError` where every CPU
+    that pages is outside long mode, unless *levels* are given: what looks like a root would be chance.
     """
+    if levels is None and (other := other_paging(source)) is not None:
+        raise NotKnownError(
+            f"{source.name}: {other}; expected 4- or 5-level paging: give --levels to look for such roots all the same"
+        )
     in_registers = roots_in_registers(source)
     pages = TablePages(source.memory.banks(), phys_bits or 48, source.memory.written())
     found = _candidates(source.memory, pages, _may_have_five(source, in_registers) or levels == 5)
