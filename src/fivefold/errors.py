@@ -18,6 +18,8 @@ arguments to a function raise `ValueError` or `TypeError`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from fivefold.units import hex64
@@ -57,6 +59,23 @@ class MemoryReadError(FivefoldError):
 
 class FormatError(FivefoldError):
     """A file, dump or log is not what it claims to be."""
+
+
+@contextmanager
+def both_told(first: BaseException | None) -> Iterator[None]:
+    """Put things back inside the ``with`` block, after *first*; where that fails too, the error tells both.
+
+    >>> with both_told(FormatError("it is cut")):
+    ...     raise FormatError("the guest stands still")
+    Traceback (most recent call last):
+    fivefold.errors.MachineError: it is cut; the guest stands still
+    """
+    try:
+        yield
+    except FivefoldError as second:
+        if isinstance(first, FivefoldError) and first is not second:
+            raise MachineError(f"{first}; {second}") from first
+        raise
 
 
 class CompileError(FivefoldError):

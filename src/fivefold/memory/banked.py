@@ -5,11 +5,12 @@ from __future__ import annotations
 import mmap
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from itertools import pairwise
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
-from fivefold.errors import MachineError, MemoryReadError
+from fivefold.errors import MachineError, MemoryReadError, both_told
 from fivefold.memory.base import Extent, PhysReader
 from fivefold.memory.spans import extents_of
 from fivefold.units import GIB, PhysAddr
@@ -68,17 +69,18 @@ class _Closing:
     """Runs what was registered when closed, last first, once."""
 
     def __init__(self, on_close: Callable[[], None] | None) -> None:
-        self._on_close = [on_close] if on_close is not None else []
+        self._on_close = ExitStack()
+        if on_close is not None:
+            self._on_close.callback(on_close)
 
     def when_closed(self, action: Callable[[], None]) -> None:
         """Have *action* run by `close`, before what was registered earlier."""
-        self._on_close.append(action)
+        self._on_close.callback(action)
 
     def close(self) -> None:
         """Let go of buffers, copies, files and sockets; closing twice does nothing."""
         self._forget()
-        while self._on_close:
-            self._on_close.pop()()
+        self._on_close.close()  # all of it, also where a part fails
 
     def _forget(self) -> None:
         raise NotImplementedError
@@ -89,7 +91,8 @@ class _Closing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with both_told(error):
+            self.close()
 
 
 class BankedMemory(_Closing):

@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from fivefold.errors import FormatError
+
+MAX_CPUS: Final = 1 << 12
+"""Of one running machine; QEMU's largest has a quarter of it."""
+
 
 class Segment(NamedTuple):
     """A segment register or descriptor-table register with its hidden part; *limit* in bytes."""
@@ -71,10 +76,12 @@ def parse_info_registers(text: str, source: str = "info registers") -> tuple[Cpu
     """Read what QEMU's monitor prints for ``info registers`` or ``info registers -a``.
 
     One state for each ``CPU#`` heading, or one for text without headings; blocks without a
-    control register are left out.
+    control register are left out. `FormatError` for more than `MAX_CPUS`.
     """
     text = text.replace("\r", "")
     blocks = [block for block in _CPU_HEADING.split(text) if _CONTROL.search(block)]
+    if len(blocks) > MAX_CPUS:
+        raise FormatError(f"{source} shows {len(blocks)} CPUs, more than {MAX_CPUS}")
     return tuple(_parse_block(block, source) for block in blocks)
 
 

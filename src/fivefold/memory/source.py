@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from fivefold.errors import both_told
 from fivefold.memory.banked import SourceMemory
 from fivefold.memory.base import Extent
 from fivefold.memory.registers import CpuState
@@ -52,4 +53,5 @@ class Source:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with both_told(error):
+            self.close()

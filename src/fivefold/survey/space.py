@@ -17,7 +17,7 @@ from fivefold.arch import (
     distinct_tables,
     translate,
 )
-from fivefold.errors import MemoryReadError
+from fivefold.errors import MemoryReadError, both_told
 from fivefold.memory import Bank, Source, SourceOptions, open_source
 from fivefold.notebook import html_table
 from fivefold.survey.guest.areas import AreaMap, detect_areas
@@ -204,7 +204,8 @@ class Space:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with both_told(error):
+            self.close()
 
     def _repr_html_(self) -> str:
         """What is decided about it, with the evidence; nothing is scanned for it."""

@@ -143,7 +143,7 @@ def slow_packet(connection: socket.socket) -> None:
 
 
 def test_the_time_limit_is_for_the_whole_answer(serve) -> None:
-    with pytest.raises(MachineError, match=r"/socket gave no whole answer in 0.2 s$"):
+    with pytest.raises(MachineError, match=r"/socket gave no whole answer in 0.2 s; the guest .* may still be "):
         GdbClient(serve(slow_packet), timeout=0.2)
 
 

@@ -50,10 +50,20 @@ class Connection:
         """Seconds that are left for the answer; negative when its time is over."""
         return self._deadline - time.monotonic()
 
-    def send(self, data: bytes) -> None:
-        """Send all of *data*; `NoAnswerError` if nobody takes it in time, `ConnectionLostError` if nobody is there."""
+    @property
+    def passes_files(self) -> bool:
+        """Whether the other end can be given open files."""
+        return self._stream.family == socket.AF_UNIX
+
+    def send(self, data: bytes, file: int | None = None) -> None:
+        """Send all of *data*, and with it the open *file*.
+
+        `NoAnswerError` if nobody takes it in time, `ConnectionLostError` if nobody is there.
+        """
         try:
             self._limit()
+            if file is not None:
+                data = data[socket.send_fds(self._stream, [data], [file]) :]
             self._stream.sendall(data)
         except TimeoutError as error:
             raise NoAnswerError(f"{self.name} takes no question for {self.timeout:g} s") from error

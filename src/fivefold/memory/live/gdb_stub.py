@@ -11,12 +11,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
-from fivefold.errors import FivefoldError, FormatError, MachineError, MemoryReadError
+from fivefold.errors import FormatError, MachineError, MemoryReadError, both_told
 from fivefold.memory.banked import MAX_COPY, PagedMemory
 from fivefold.memory.base import Extent
 from fivefold.memory.formats.raw_image import parse_ram_map
-from fivefold.memory.live.connection import Connection, connect
+from fivefold.memory.live.connection import Connection, ConnectionLostError, connect
 from fivefold.memory.live.mtree import ram_ranges
+from fivefold.memory.live.watchdog import Watchdog
 from fivefold.memory.registers import CpuState, parse_info_registers
 from fivefold.memory.source import Source
 from fivefold.units import MIB
@@ -34,13 +35,19 @@ class GdbClient:
     def __init__(self, address: str, *, timeout: float = 10.0) -> None:
         """Connect to HOST:PORT or a Unix socket's path; *timeout* in seconds for each answer."""
         self.address = address
-        stream = connect(address, timeout, "a gdb stub")
-        self._connection = Connection(stream, address, timeout, "is the stub still there?")
         self._gave_up = False
+        self._watchdog = Watchdog("gdb", address)
+        try:
+            stream = connect(address, timeout, "a gdb stub")
+        except BaseException:
+            self._watchdog.stand_down()
+            raise
+        self._connection = Connection(stream, address, timeout, "is the stub still there?")
         try:
             self.packet_size = self._packet_size(self.ask("qSupported"))
-        except BaseException:  # the guest stands still since we connected; Ctrl-C too must let it go on
-            self.close()
+        except BaseException as error:  # the guest stands still since we connected; Ctrl-C too must let it go on
+            with both_told(error):
+                self.close()
             raise
 
     @staticmethod
@@ -103,7 +110,7 @@ class GdbClient:
         return b"".join(parts)
 
     def close(self) -> None:
-        """Detach, so that the guest goes on, and disconnect."""
+        """Detach, so that the guest goes on, and disconnect; `MachineError` where it may be stopped still."""
         if self._gave_up:
             self._connection.timeout = min(self._connection.timeout, _SHORT)
         try:
@@ -111,10 +118,15 @@ class GdbClient:
             self._connection.begin()
             self._send("D")
             self._receive()
-        except FivefoldError:
+        except ConnectionLostError:
             pass  # the stub is gone already
+        except MachineError as error:
+            raise MachineError(
+                f"the guest of {self.address} may still be stopped, detaching failed: {error}"
+            ) from error
         finally:
             self._connection.close()
+            self._watchdog.stand_down()
 
     def _unhex(self, text: str) -> bytes:
         try:
@@ -206,8 +218,9 @@ def attach_gdb(
             raise MachineError(f"{address} has no physical-memory mode; expected QEMU 4.1 or newer behind it")
         extents = mapped or _extents(client)
         cpus = _cpus(client)
-    except BaseException:  # Ctrl-C too must let the guest go on
-        client.close()
+    except BaseException as error:  # Ctrl-C too must let the guest go on
+        with both_told(error):
+            client.close()
         raise
     memory = PagedMemory(extents, client.read, f"gdb:{address}", on_close=client.close, max_copy=max_copy)
     return Source(

@@ -7,10 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fivefold.errors import FivefoldError, MachineError
+from fivefold.errors import MachineError, both_told
 from fivefold.memory.banked import MAX_COPY, BankedMemory, PagedMemory
 from fivefold.memory.live import live_ram
 from fivefold.memory.live.connection import NoAnswerError
+from fivefold.memory.live.frozen import QmpGuest
 from fivefold.memory.live.mtree import RamRange, ram_ranges
 from fivefold.memory.live.qmp_client import QmpClient
 from fivefold.memory.registers import parse_info_registers
@@ -40,7 +41,7 @@ def attach_qmp(
     if ram not in WAYS:
         raise ValueError(f"unknown way to read RAM {ram!r}; expected one of {', '.join(WAYS)}")
     client = QmpClient(address, timeout=timeout)
-    guest = _Guest(client)
+    guest = QmpGuest(client, timeout)
     try:
         running = guest.is_running()
         if freeze and running:
@@ -49,39 +50,15 @@ def attach_qmp(
         ranges = ram_ranges(client.monitor("info mtree -f"))
         at = _Attachment(client, ranges, pid or client.peer_pid, f"qmp:{address}", max_copy, progress)
         way, memory, remarks = at.memory(ram)
-    except BaseException:  # Ctrl-C too must let the guest go on
-        guest.leave()
+    except BaseException as error:  # Ctrl-C too must let the guest go on
+        with both_told(error):
+            guest.leave()
         raise
     memory.when_closed(guest.leave)
     torn = running and not freeze
     if torn:
         remarks = (*remarks, "the guest runs on: two reads may disagree unless it is frozen")
     return Source(memory=memory, format=f"live QEMU, RAM by {way}", cpus=cpus, notes=remarks, live=True, torn=torn)
-
-
-class _Guest:
-    """Whether the guest runs; puts it back as it was when we leave."""
-
-    def __init__(self, client: QmpClient) -> None:
-        self._client = client
-        self._frozen = False
-
-    def is_running(self) -> bool:
-        return bool(self._client.ask("query-status").get("running"))
-
-    def freeze(self) -> None:
-        self._frozen = True  # first: to let a guest go on that runs does no harm
-        self._client.ask("stop")
-
-    def leave(self) -> None:
-        try:
-            if self._frozen:
-                self._client.ask("cont")
-        except FivefoldError:
-            pass  # QEMU is gone; there is nothing left to put back
-        finally:
-            self._frozen = False
-            self._client.close()
 
 
 class _Attachment(NamedTuple):

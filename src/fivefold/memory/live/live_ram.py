@@ -5,11 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import shutil
 import tempfile
 from bisect import bisect_right
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Final, NamedTuple
 
 from fivefold.errors import MachineError, MemoryReadError
@@ -31,6 +30,9 @@ from fivefold.units import MIB
 MAX_ROM: Final = 64 * MIB
 """Private ranges up to this size in all (firmware, video) are copied when RAM itself is shared."""
 
+MAX_LOCATED: Final = 1 << 10
+"""Ranges whose place in QEMU's process is asked for: QEMU's own machines have some ten."""
+
 PMEMSAVE_SPEED: Final = 50 * MIB
 """Bytes a second that a copy by QEMU is given at least before it counts as hung."""
 
@@ -51,6 +53,8 @@ class Located(NamedTuple):
 
 def locate(client: QmpClient, ranges: Sequence[RamRange]) -> list[Located]:
     """Ask QEMU for the host address of each range; `MachineError` when its monitor does not tell."""
+    if len(ranges) > MAX_LOCATED:
+        raise MachineError(f"{len(ranges)} ranges of RAM, at most {MAX_LOCATED} are asked for one by one")
     located = []
     for ram in ranges:
         answer = client.monitor(f"gpa2hva {ram.start:#x}")
@@ -154,37 +158,32 @@ def _fetched(process: ProcessMemory, item: Located, pa: int, size: int, name: st
 def saved_memory(
     client: QmpClient, ranges: Sequence[RamRange], name: str, max_copy: int, progress: Progress | None
 ) -> BankedMemory:
-    """A copy of guest RAM that QEMU writes to files, which are unlinked at once.
+    """A copy of guest RAM that QEMU writes to files without a name: nothing is left, however we end.
 
     `MachineError` above *max_copy* bytes, or when QEMU may not write where we may read.
     """
     total = sum(ram.end - ram.start for ram in ranges)
     if total > max_copy:
         raise MachineError(f"cannot copy {name}: {total} bytes, at most {max_copy} are allowed")
-    folder = Path(tempfile.mkdtemp(prefix="fivefold-"))
-    banks, files, done = [], [], 0
-    try:
+    banks, done = [], 0
+    with ExitStack() as files:
         for ram in ranges:
-            file = _save(client, ram, folder / f"{ram.start:x}")
-            files.append(file)
+            file = files.enter_context(_save(client, ram))
             banks.append(Bank(ram.start, file.view(0, file.size)))
             done += file.size
             if progress is not None:
                 progress(done, total)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    memory = BankedMemory(banks, name)
-    for file in files:
-        memory.when_closed(file.close)
-    return memory
+        return BankedMemory(banks, name, on_close=files.pop_all().close)
 
 
-def _save(client: QmpClient, ram: RamRange, path: Path) -> FileBytes:
+def _save(client: QmpClient, ram: RamRange) -> FileBytes:
     size = ram.end - ram.start
-    with client.patience(size / PMEMSAVE_SPEED):
-        client.ask("pmemsave", val=ram.start, size=size, filename=str(path))
-    file = FileBytes.open(path)
-    if file.size != size:
-        file.close()
-        raise MachineError(f"QEMU saved {file.size} bytes of {ram.region} at {ram.start:#x}, expected {size}")
-    return file
+    with tempfile.TemporaryFile(prefix="fivefold-") as file:
+        # Without a name it can only be reached through us; QEMU may be another user, and opens it anew.
+        os.fchmod(file.fileno(), 0o666)
+        with client.lend(file.fileno()) as path, client.patience(size / PMEMSAVE_SPEED):
+            client.ask("pmemsave", val=ram.start, size=size, filename=path)
+        saved = os.fstat(file.fileno()).st_size
+        if saved != size:
+            raise MachineError(f"QEMU saved {saved} bytes of {ram.region} at {ram.start:#x}, expected {size}")
+        return FileBytes.from_fd(os.dup(file.fileno()), f"the copy of {ram.region}")

@@ -6,6 +6,7 @@ import re
 from typing import Final, NamedTuple
 
 from fivefold.errors import FormatError
+from fivefold.memory.spans import MAX_SPANS
 
 
 class RamRange(NamedTuple):
@@ -59,4 +60,6 @@ def _joined(view: str) -> list[RamRange]:
             ranges[-1] = before._replace(end=found.end)
         else:
             ranges.append(found)
+        if len(ranges) > MAX_SPANS:
+            raise FormatError(f"'info mtree -f' shows more than {MAX_SPANS} ranges of RAM")
     return ranges

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any, Final
@@ -67,6 +68,35 @@ class QmpClient:
         return self._answer(command, {name.replace("_", "-"): value for name, value in arguments.items()})
 
     @contextlib.contextmanager
+    def lend(self, file: int) -> Iterator[str]:
+        """A path by which QEMU can open *file* inside the ``with`` block, though it may have no name.
+
+        QEMU is given the file itself where the socket can pass one: that works whoever it runs as.
+        """
+        given = self._given(file)
+        if given is None:
+            yield f"/proc/{os.getpid()}/fd/{file}"
+            return
+        number, group = given
+        try:
+            yield f"/proc/self/fd/{number}"
+        finally:
+            with contextlib.suppress(MachineError):  # it closes the file too when we disconnect
+                self.ask("remove-fd", fdset_id=group)
+
+    def _given(self, file: int) -> tuple[int, int] | None:
+        """The number of *file* in QEMU and that of its group, None where QEMU does not take it."""
+        if not self._connection.passes_files:
+            return None
+        self._connection.begin()
+        try:
+            answer = self._answer("add-fd", {}, file)
+        except QmpError:
+            return None
+        number, group = (answer.get("fd"), answer.get("fdset-id")) if isinstance(answer, dict) else (None, None)
+        return (number, group) if isinstance(number, int) and isinstance(group, int) else None
+
+    @contextlib.contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
         """Wait *seconds* longer than usual for answers inside the ``with`` block."""
         self._connection.timeout += seconds
@@ -99,10 +129,10 @@ class QmpClient:
         """Wait for more of an answer."""
         self._connection.receive()
 
-    def _answer(self, command: str, arguments: dict[str, object]) -> Any:
+    def _answer(self, command: str, arguments: dict[str, object], file: int | None = None) -> Any:
         self._asked += 1
         request = {"execute": command, **({"arguments": arguments} if arguments else {}), "id": self._asked}
-        self._connection.send(json.dumps(request).encode() + b"\n")
+        self._connection.send(json.dumps(request).encode() + b"\n", file)
         while True:
             message = self._message()
             # A question that was given up may be answered later: that is no answer to this one.
