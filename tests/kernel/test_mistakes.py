@@ -319,7 +319,9 @@ def place(code: Any, processor: Any, package: str, rows: list[tuple[int, int, in
     extents = [(low, 0xA_0000), (MIB, 3 * MIB)]
     symbols = {"trampoline_start": MIB, "trampoline_used": MIB}
     helpers = code(None, "startup", package=package, extents=extents, window=0, processor=cpu, symbols=symbols)
-    helpers.ram.write(PhysAddr(2 * MIB), bytes(PAGE))
+    leaves = b"".join((i << 21 | 0x83).to_bytes(8, "little") for i in range(512))
+    links = [((2 * MIB + PAGE * i) | 3).to_bytes(8, "little").ljust(PAGE, b"\0") for i in (1, 2)]
+    helpers.ram.write(PhysAddr(2 * MIB), b"".join((*links, leaves)))
     info = MIB + PAGE
     head = struct.pack("<IIIIQQQQII", 0x336E_C578, 1, 0, 0, 0, 0, 0, info + 64, len(rows), 0)
     helpers.ram.write(PhysAddr(info), head + bytes(64 - len(head)))
@@ -335,11 +337,9 @@ def test_rs_05_trampoline_lies_in_memory_that_the_map_calls_free(code: Any, proc
 
     guards(
         check,
-        "startup.py",
-        (
-            "        if start_info.field32(entry, start_info.MAP_TYPE) == start_info.TYPE_RAM:\n",
-            "        if entry != 0:\n",
-        ),
+        "start_info.py",
+        ("        if field32(entry, MAP_TYPE) == TYPE_RAM:\n", "        if entry != 0:\n"),
+        ("        if field32(entry, MAP_TYPE) != TYPE_RAM:\n", "        if entry == 0:\n"),
     )
 
 
@@ -356,7 +356,14 @@ def test_rs_14_entries_too_small_for_the_trampoline(
     def check(package: str) -> None:
         assert place(code, processor, package, rows) == want
 
-    guards(check, "startup.py", ("    while end >= low + need:", "    while end - need >= low:"))
+    guards(
+        check,
+        "memblock.py",
+        (
+            "        while start < end and size <= end - start:",
+            "        while start < high:",
+        ),
+    )
 
 
 def test_rs_15_bios_data_area_is_not_read(code: Any, processor: Any, guards: Guards) -> None:
@@ -368,8 +375,8 @@ def test_rs_15_bios_data_area_is_not_read(code: Any, processor: Any, guards: Gua
 
     guards(
         check,
-        "startup.py",
-        ("    best = 0\n    for i in range(start_info", "    best = load64(0x413) & 0\n    for i in range(start_info"),
+        "in_use.py",
+        ("    memblock.forget()\n", "    memblock.forget()\n    memblock.reserve(PhysAddr(0x8_0000), load64(0x413))\n"),
     )
 
 
@@ -452,7 +459,11 @@ def test_rs_34_no5lvl_leaves_five_levels_too(code: Any, processor: Any, guards: 
         helpers = entered(code, processor, package, LA57, True)
         helpers.processor.cr3 = MIB + 8 * PAGE
         helpers.ram.write(PhysAddr(MIB + 8 * PAGE), ((MIB + 9 * PAGE) | 0x67).to_bytes(8, "little") + bytes(PAGE - 8))
-        helpers.ram.write(PhysAddr(MIB + 9 * PAGE), bytes(PAGE))
+        for i in (9, 10):
+            link = ((MIB + (i + 1) * PAGE) | 0x67).to_bytes(8, "little")
+            helpers.ram.write(PhysAddr(MIB + i * PAGE), link.ljust(PAGE, b"\0"))
+        leaves = b"".join((i << 21 | 0xE7).to_bytes(8, "little") for i in range(512))
+        helpers.ram.write(PhysAddr(MIB + 11 * PAGE), leaves)
         helpers.ram.write(PhysAddr(0x1_0800), b"no5lvl\0")
         assert helpers.call("startup.switch_mode", 0x1_0000, 16 * MIB, 17 * MIB) != 0
 

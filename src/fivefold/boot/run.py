@@ -256,9 +256,11 @@ def running_image(machine: Machine, image: Image) -> int | None:
 
 def handed_over(machine: Machine, options: BootOptions, image: Image, report: GuestReport) -> list[Check]:
     """Whether a first kernel ran to its end, in its own mode, and started the one that *report* is from."""
-    previous = report.words.get("previous", 0)
+    previous, load = report.words.get("previous", 0), report.words.get("load_address", 0)
     if not previous:
         return [Check("kexec_arrived", "outside", False, "the last kernel was not started by another")]
+    if previous < load + image.size and load < previous + image.size:  # what is read there would be the last one's
+        return [Check("kexec_arrived", "outside", False, f"the last kernel lies at {hex64(load)}, on the one before")]
     first = read_report(machine.memory, image, previous)
     failed = [check.name for check in first.checks if not check.ok]
     levels = first.words.get("levels", 0)

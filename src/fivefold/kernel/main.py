@@ -10,7 +10,7 @@ from fivefold.kernel import params, report
 from fivefold.kernel.areas import kasan, kaslr, kernel_map
 from fivefold.kernel.areas.direct_map import cut_memory, direct_map_init
 from fivefold.kernel.areas.vmemmap import number_descriptors, vmemmap_init
-from fivefold.kernel.boot import early, start_info
+from fivefold.kernel.boot import early, in_use, start_info
 from fivefold.kernel.boot.detect import cpu_has_gib_pages, cpu_phys_bits
 from fivefold.kernel.efi import efi
 from fivefold.kernel.handover import hibernate, ident_map, kexec
@@ -168,17 +168,15 @@ def take_memory() -> None:
     if start_info.field32(given, start_info.OFFSET_MEMORY_COUNT) > start_info.MAX_MAP_ENTRIES:
         report.panic("the memory map has more than 512 rows: what the rest takes back would be used")
     kexec.has_whole_map = start_info.map_count(given) <= start_info.COPY_ROWS
-    start_info.add_memory(given)
+    load = PhysAddr(report.get_word(report.W_LOAD_ADDRESS))
+    in_use.note(given, load, PhysAddr(report.get_word(report.W_IMAGE_END)), cmdline())
     cut = cut_memory(cpu_phys_bits())
     if cut != 0:
         report.put_line("# fivefold: memory beyond the direct map of this mode is not used, bytes", cut)
-    load = report.get_word(report.W_LOAD_ADDRESS)
-    memblock.reserve(PhysAddr(load), report.get_word(report.W_IMAGE_END) - load)
-    start_info.reserve_memory(given)
     smp.choose_place()
     memblock.reserve(PhysAddr(0), memblock.LOW_MEMORY)
     info = start_info.keep(given)
-    keep_previous()
+    note_previous()
     if memblock.overflowed:
         report.panic("the memory map has too many ranges")
     if memblock.memory_count == 0:
@@ -189,14 +187,11 @@ def take_memory() -> None:
     report.set_word(report.W_PHYS_BITS, cpu_phys_bits())
 
 
-def keep_previous() -> None:
-    """Leave alone the kernel that started this one: its report is still to be read."""
+def note_previous() -> None:
+    """Tell a reader of the report where the kernel lies that started this one; `in_use.py` has reserved it."""
     at = params.find_option(cmdline(), "previous=")
-    upto = params.find_option(cmdline(), "previous_end=")
-    if at != params.ABSENT and upto != params.ABSENT and params.is_number_at(at) and params.is_number_at(upto):
-        load = params.number_at(at)
-        memblock.reserve(PhysAddr(load), params.number_at(upto) - load)
-        report.set_word(report.W_PREVIOUS, load)
+    if at != params.ABSENT and params.is_number_at(at):
+        report.set_word(report.W_PREVIOUS, params.number_at(at))
 
 
 def largest_page(cmdline: VirtAddr) -> u64:

@@ -9,8 +9,7 @@ import pytest
 
 from fivefold.arch import LA48, LA57, TABLE, AddressSpace, Cpu, Entry, Frames, Level, Mapped, PagingMode, translate
 from fivefold.arch import map_range as arch_map_range
-from fivefold.kernel.boot import multiboot2
-from fivefold.kernel.boot import startup as kernel_startup
+from fivefold.kernel.boot import in_use, multiboot2
 from fivefold.kernel.paging.phys import LINK_ADDRESS
 from fivefold.units import GIB, KIB, MIB, PhysAddr, VirtAddr
 
@@ -289,4 +288,4 @@ def test_a_cpu_without_nx_is_refused(loader: Any, mode: PagingMode, stopped: Any
 
 
 def test_limit_is_where_firmware_begins() -> None:
-    assert kernel_startup.TRAMPOLINE_LIMIT == 0x9_F000
+    assert in_use.TRAMPOLINE_LIMIT == 0x9_F000

@@ -167,14 +167,9 @@ def test_rs_05_going_down_takes_low_memory_that_is_there(
     """Beside it a graphics card may be, or nothing."""
 
     def check(package: str) -> None:
-        helpers = code(LA57, "kexec.low_pages", "memblock", package=package, extents=[(MIB, 2 * MIB)])
+        helpers = code(LA57, "smp.choose_place", "memblock", package=package, extents=[(MIB, 2 * MIB)])
         helpers.call("memblock.add", start, end - start)
-        assert helpers.call("kexec.low_pages") == want
+        helpers.call("smp.choose_place")
+        assert helpers.get("smp.place") == want
 
-    check(KERNEL)
-    if want == 0:
-        guards(
-            check,
-            "kexec.py",
-            ("        return PhysAddr(0)\n    return PhysAddr(low", "        pass\n    return PhysAddr(low"),
-        )
+    guards(check, "smp.py", ("memblock.find_below(LOW_PAGES * PAGE_SIZE, PhysAddr(TRAMPOLINE_LIMIT))", "0x9_E000"))

@@ -263,3 +263,40 @@ def test_any_sequence_agrees_with_sets_of_pages(helpers: Any, operations: list[t
         assert pages(ranges(helpers)) == model.memory
         assert pages(ranges(helpers, "reserved")) == model.reserved
         assert ranges(helpers) == sorted(ranges(helpers))
+
+
+def test_a_place_that_cannot_be_noted_is_not_handed_out(fresh: Any, guards: Any, code: Any) -> None:
+    """Else the next caller gets the same place: two tables in one frame."""
+
+    def check(package: str) -> None:
+        helpers = code(None, "memblock", package=package)
+        helpers.call("memblock.add", 0x10_0000, 1 << 40)
+        for i in range(kernel_memblock.MAX_RESERVED):
+            helpers.call("memblock.reserve", 0x20_0000 + 0x4000 * i, PAGE)
+        assert not helpers.get("memblock.overflowed")
+        assert helpers.call("memblock.allocate", 0x20_0000, 0x20_0000) == 0
+        assert helpers.get("memblock.overflowed")
+        assert helpers.call("memblock.allocate", PAGE, PAGE) == 0, "nothing at all is handed out any more"
+
+    guards(check, "memblock.py", ("    if overflowed:\n        return PhysAddr(0)\n", ""))
+
+
+def test_as_many_ranges_as_the_map_may_have_rows(fresh: Any) -> None:
+    """512 rows of one page, each beside a hole; or one row of RAM that 511 others take pages from."""
+    for i in range(512):
+        fresh.call("memblock.add", 0x10_0000 + 2 * PAGE * i, PAGE)
+    assert fresh.get("memblock.memory_count") == 512
+    fresh.call("memblock.forget")
+    fresh.call("memblock.add", 0x10_0000, 1 << 30)
+    for i in range(511):
+        fresh.call("memblock.remove", 0x11_0000 + 2 * PAGE * i, PAGE)
+    assert fresh.get("memblock.memory_count") == 512
+    assert not fresh.get("memblock.overflowed")
+
+
+@pytest.mark.parametrize(
+    ("limit", "want"), [(0x9_F000, 0x9_D000), (0x8_0800, 0x7_E000), (0x3000, 0x1000), (0x2000, 0), (0x1000, 0)]
+)
+def test_the_highest_place_below_a_limit(fresh: Any, limit: int, want: int) -> None:
+    fresh.call("memblock.add", 0, 0xA_0000)
+    assert fresh.call("memblock.find_below", 2 * PAGE, limit & ~0xFFF) == want

@@ -190,19 +190,33 @@ common_64:
         cmpq    %rsi, %rax
         je      placed_64
         movq    %rax, %r13
+        movq    %rsi, %r14                      # where it was
         movq    %rax, %rdi
         leaq    _end(%rip), %rcx
         subq    %rsi, %rcx
         shrq    $3, %rcx
+        # The copy takes all but the registers: code, variables, and the stack that this runs on. The tables that
+        # map both places at themselves are walked until the early ones are loaded; choose_place has seen to it
+        # that the copy does not lie on them, on what the loader says, or on an earlier kernel (in_use.py).
+        # An NMI in the middle is counted in the old image only: the GDT and IDT in use are still its own.
         rep movsq
         leaq    _text(%rip), %rdx
         leaq    boot_stack_top(%rip), %rcx
         subq    %rdx, %rcx
         leaq    (%rcx, %r13), %rsp
-        leaq    placed_64(%rip), %rax
+        leaq    moved_64(%rip), %rax
         subq    %rdx, %rax
         addq    %r13, %rax
         jmp     *%rax
+moved_64:
+        movq    early_nmi_count(%rip), %r15
+        call    load_early_descriptors          # the early tables will not map the old image, nor its GDT and IDT
+        leaq    _text(%rip), %rdx
+        leaq    early_nmi_count(%rip), %rax
+        subq    %rdx, %rax
+        movq    (%rax, %r14), %rax              # NMIs that the old image counted after that word was copied
+        subq    %r15, %rax
+        addq    %rax, early_nmi_count(%rip)
 placed_64:
         movq    %rbx, %rdi
         leaq    _text(%rip), %rsi

@@ -14,19 +14,17 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel import report
-from fivefold.kernel.boot import early, multiboot2, start_info
+from fivefold.kernel.boot import early, in_use, multiboot2, start_info
 from fivefold.kernel.boot.detect import cpu_has_nx, reason_for_mode, wants_five_levels
-from fivefold.kernel.paging import phys
+from fivefold.kernel.boot.in_use import LOW_PAGES
+from fivefold.kernel.paging import memblock, phys
 from fivefold.kernel.paging.cpu import CR0_WP, CR4_LA57, EFER_NXE, MSR_EFER, write_cr0, write_msr
 from fivefold.kernel.paging.pgtable import (
     FRAME_MASK,
     PMD_SIZE,
-    PRESENT,
-    PSE,
     TABLE,
     levels,
     max_physmem_bits,
-    pgtable_levels_of,
     set_mode,
 )
 from fivefold.kernel.paging.phys import LINK_ADDRESS, PAGE_SIZE, START_KERNEL_MAP
@@ -49,12 +47,8 @@ from fivefold.units import PhysAddr, VirtAddr
 early_top: Final = buffer(PAGE_SIZE, PAGE_SIZE)
 early_pool: Final = buffer(early.POOL_PAGES * PAGE_SIZE, PAGE_SIZE)
 table: Final = buffer(report.TABLE_SIZE, PAGE_SIZE)
-borrowed: Final = buffer(2 * PAGE_SIZE, PAGE_SIZE)
+borrowed: Final = buffer(LOW_PAGES * PAGE_SIZE, PAGE_SIZE)
 """What was in the trampoline's two pages."""
-
-TRAMPOLINE_PAGES: Final = 2
-TRAMPOLINE_LIMIT: Final = 0x9F000
-"""Below the BIOS' extended data area on every PC; what is really free is asked of the memory map."""
 
 
 def die(text: str) -> None:
@@ -91,7 +85,7 @@ def switch_mode(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
     place = find_trampoline(info, load, image_end)
     if place == 0:
         die("no free 8 KiB of memory below 0x9f000 for the change of paging mode")
-    copy64(borrowed, place, TRAMPOLINE_PAGES * 512)
+    copy64(borrowed, place, LOW_PAGES * PAGE_SIZE // 8)
     copy64(place + PAGE_SIZE, symbol("trampoline_start"), 512)
     make_trampoline_root(place, five_levels)
     store64(symbol("trampoline_used"), place)
@@ -113,73 +107,19 @@ def make_trampoline_root(root: u64, five_levels: bool) -> None:
         copy64(root, load64(active) & FRAME_MASK, 512)
 
 
-def find_trampoline(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
-    """Highest two free pages of memory below `TRAMPOLINE_LIMIT` that hold nothing in use; 0 if there are none."""
-    best = 0
-    for i in range(start_info.map_count(info)):
-        entry = start_info.map_entry(info, i)
-        if start_info.field32(entry, start_info.MAP_TYPE) == start_info.TYPE_RAM:
-            start = start_info.field64(entry, 0)
-            size = min(start_info.field64(entry, 8), TRAMPOLINE_LIMIT)
-            best = max(best, place_in(info, start, size, load, image_end))
-    return best
+def find_trampoline(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> PhysAddr:
+    """Highest two free pages below `in_use.TRAMPOLINE_LIMIT` that the active tables let code run in; 0 without any."""
+    note_all(info, load, image_end)
+    if memblock.overflowed:
+        die("the memory map or the active tables are in too many pieces")
+    return in_use.find_low_pages()
 
 
-def place_in(info: PhysAddr, start: u64, size: u64, load: PhysAddr, image_end: PhysAddr) -> u64:
-    """Highest free place in one range of memory. Ranges too small are skipped before anything is subtracted."""
-    need = TRAMPOLINE_PAGES * PAGE_SIZE
-    if start >= TRAMPOLINE_LIMIT:
-        return 0
-    end = min(start + size, TRAMPOLINE_LIMIT) & ~(PAGE_SIZE - 1)
-    low = max(start + PAGE_SIZE - 1 & ~(PAGE_SIZE - 1), PAGE_SIZE)
-    while end >= low + need:
-        place = end - need
-        if not is_used(info, place, end, load, image_end):
-            return place
-        end -= PAGE_SIZE
-    return 0
-
-
-def is_used(info: PhysAddr, start: u64, end: u64, load: PhysAddr, image_end: PhysAddr) -> bool:
-    """Whether [start, end) holds the loader's information, or a table that the change of mode still needs."""
-    if meets(start, end, info, start_info.SIZE):
-        return True
-    entries = start_info.field64(info, start_info.OFFSET_MEMORY_MAP)
-    if meets(start, end, entries, start_info.map_count(info) * start_info.MAP_ENTRY_SIZE):
-        return True
+def note_all(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> None:
+    """Note what is in use while memory is seen at its own address through the loader's tables."""
     cmdline = start_info.field64(info, start_info.OFFSET_CMDLINE)
-    # Address 0 stands for none; what lies there, the BIOS' data or nothing, is not looked at.
-    if cmdline != 0 and meets(start, end, cmdline, start_info.cmdline_size(PhysAddr(cmdline)) + 1):
-        return True
-    modules = start_info.field64(info, start_info.OFFSET_MODULE_LIST)
-    if meets(start, end, modules, start_info.MAX_MODULES * start_info.MODULE_ENTRY_SIZE):
-        return True
-    return (
-        table_path_meets(start, end, load)
-        or table_path_meets(start, end, image_end - 1)
-        or table_path_meets(start, end, info)
-        or table_path_meets(start, end, start)
-    )
-
-
-def meets(start: u64, end: u64, other: u64, size: u64) -> bool:
-    """Whether [start, end) overlaps *size* bytes at *other*."""
-    return other < end and start < other + size
-
-
-def table_path_meets(start: u64, end: u64, va: u64) -> bool:
-    """Whether a table on the active path of *va* lies in [start, end)."""
-    at = read_cr3() & FRAME_MASK
-    level = pgtable_levels_of(read_cr4() & CR4_LA57 != 0)
-    while level != 0:
-        if meets(start, end, at, PAGE_SIZE):
-            return True
-        entry = load64(at + 8 * (va >> (3 + 9 * level) & 511))
-        if entry & PRESENT == 0 or (level <= 3 and entry & PSE != 0):
-            return False
-        at = entry & FRAME_MASK
-        level -= 1
-    return False
+    in_use.note(info, load, image_end, VirtAddr(0) if cmdline == 0 else phys.phys_to_virt(PhysAddr(cmdline)))
+    in_use.note_tables(info, load, image_end)
 
 
 @export

@@ -16,7 +16,6 @@ from typing import Final
 
 from fivefold.kernel import params, report
 from fivefold.kernel.boot import start_info
-from fivefold.kernel.boot.startup import TRAMPOLINE_LIMIT
 from fivefold.kernel.handover import ident_map
 from fivefold.kernel.paging import memblock
 from fivefold.kernel.paging.cpu import CR4_LA57
@@ -230,7 +229,7 @@ def start(old: PhysAddr, top: VirtAddr, cmdline: VirtAddr, largest: u64) -> u64:
     info = make_start_info(old, cmdline, load, report.get_word(report.W_IMAGE_END))
     place = place_image(image)
     root = ident_map.map_all_memory(largest)
-    if info == 0 or place == 0 or root == 0 or (down and low_pages() == 0):
+    if info == 0 or place == 0 or root == 0 or (down and smp.place == 0):
         return NO_MEMORY
     entry = PhysAddr(place + load64(image + ELF_ENTRY) - first)
     ident_map.add_kernel_half(phys_to_virt(root), top)
@@ -242,17 +241,12 @@ def start(old: PhysAddr, top: VirtAddr, cmdline: VirtAddr, largest: u64) -> u64:
     return OK
 
 
-def low_pages() -> PhysAddr:
-    """The highest two pages of low memory, which nothing is allocated from; 0 where there is no such memory."""
-    low = min(memblock.range_end(memblock.memory, 0), TRAMPOLINE_LIMIT)
-    if low < memblock.range_start(memblock.memory, 0) + 2 * PAGE_SIZE:
-        return PhysAddr(0)
-    return PhysAddr(low - 2 * PAGE_SIZE)
-
-
 def prepare_trampoline(root: PhysAddr, entry: PhysAddr) -> PhysAddr:
-    """Put a four-level root and the trampoline's code, which goes on to *entry*, into `low_pages`."""
-    pages = low_pages()
+    """Put a four-level root and the trampoline's code, which goes on to *entry*, into the low pages.
+
+    Those in which other CPUs started, which `release_cpus` has taken from them: no others are known to be free.
+    """
+    pages = PhysAddr(smp.place)
     at = phys_to_virt(pages)
     copy64(at, phys_to_virt(PhysAddr(load64(phys_to_virt(root)) & FRAME_MASK)), PAGE_SIZE // 8)
     copy64(at + PAGE_SIZE, symbol("trampoline_start"), PAGE_SIZE // 8)

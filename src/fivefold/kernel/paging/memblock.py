@@ -18,17 +18,19 @@ from fivefold.units import PhysAddr
 LOW_MEMORY: Final = 0x100000
 """Below 1 MiB lies what firmware and loaders use, the next loader too; it is mapped, and nothing is allocated there."""
 
-MAX_RANGES: Final = 128
+MAX_RANGES: Final = 512
+"""As many as the memory map may have rows: each adds at most one range, RAM by itself, other rows by a cut."""
+MAX_RESERVED: Final = 1024
 RANGE_SIZE: Final = 16
 """A range is its start and its exclusive end."""
 
 memory: Final = buffer((MAX_RANGES + 1) * RANGE_SIZE)
-reserved: Final = buffer((MAX_RANGES + 1) * RANGE_SIZE)
+reserved: Final = buffer((MAX_RESERVED + 1) * RANGE_SIZE)
 
 memory_count: u64 = 0
 reserved_count: u64 = 0
 overflowed: bool = False
-"""Whether a list was full; then something was dropped, and the kernel must not go on."""
+"""Whether a list was full. Something was dropped then, so nothing is handed out any more."""
 
 table_pages: u64 = 0
 """Pages handed out for page tables: the ledger that the scan is compared with."""
@@ -62,11 +64,19 @@ def set_range(ranges: u64, i: u64, start: u64, end: u64) -> None:
     store64(ranges + RANGE_SIZE * i + 8, end)
 
 
+def forget() -> None:
+    """Empty both lists, to fill them from what the loader says as it is now."""
+    global memory_count, reserved_count, overflowed
+    memory_count = 0
+    reserved_count = 0
+    overflowed = False
+
+
 @noinline
-def insert(ranges: u64, count: u64, start: u64, end: u64) -> u64:
+def insert(ranges: u64, count: u64, start: u64, end: u64, most: u64) -> u64:
     """Add [start, end) to a list of *count* ranges, joining what it touches; return the new count.
 
-    Returns *count* + 0 with `overflowed` set when the list is full.
+    If the list has *most* ranges and none of them touches the new one, sets `overflowed` and returns *count*.
     """
     global overflowed
     first = 0
@@ -77,7 +87,7 @@ def insert(ranges: u64, count: u64, start: u64, end: u64) -> u64:
         start = min(start, range_start(ranges, last))
         end = max(end, range_end(ranges, last))
         last += 1
-    if last == first and count >= MAX_RANGES:
+    if last == first and count >= most:
         overflowed = True
         return count
     return replace_ranges(ranges, count, first, last, start, end)
@@ -108,7 +118,7 @@ def add(start: PhysAddr, size: u64) -> None:
     first = (start + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
     last = end & ~(PAGE_SIZE - 1)
     if first >= start and first < last:
-        memory_count = insert(memory, memory_count, first, last)
+        memory_count = insert(memory, memory_count, first, last, MAX_RANGES)
 
 
 @inline
@@ -157,7 +167,8 @@ def reserve(start: PhysAddr, size: u64) -> None:
     """Never hand out any page that [start, start + size) touches."""
     global reserved_count
     if size != 0:
-        reserved_count = insert(reserved, reserved_count, start & ~(PAGE_SIZE - 1), last_page(start, size))
+        first = start & ~(PAGE_SIZE - 1)
+        reserved_count = insert(reserved, reserved_count, first, last_page(start, size), MAX_RESERVED)
 
 
 @noinline
@@ -233,13 +244,27 @@ def use_only_above(limit: PhysAddr) -> None:
 
 @noinline
 def allocate(size: u64, align: u64) -> PhysAddr:
-    """Take *size* bytes (whole pages), not cleared; 0 when there is none."""
+    """Take *size* bytes (whole pages), not cleared; 0 when there is none, or when it cannot be noted as taken."""
     global allocated_bytes
     place = find(size, align, PhysAddr(floor), end_of_memory())
-    if place != 0:
-        reserve(place, size)
-        allocated_bytes += size
+    if place == 0:
+        return place
+    reserve(place, size)
+    if overflowed:
+        return PhysAddr(0)
+    allocated_bytes += size
     return place
+
+
+@noinline
+def find_below(size: u64, limit: PhysAddr) -> PhysAddr:
+    """Highest free place for *size* bytes (whole pages) below *limit*; 0 when there is none."""
+    at = u64(limit - size)
+    while at >= PAGE_SIZE and at < limit:
+        if find(size, PAGE_SIZE, PhysAddr(at), PhysAddr(at + size)) != 0:
+            return PhysAddr(at)
+        at -= PAGE_SIZE
+    return PhysAddr(0)
 
 
 @cold

@@ -157,7 +157,7 @@ def map_memory(number: u64, hint: u64, size: u64, fixed: bool, protection: u64) 
             return NONE
         done += PAGE_SIZE
     mappings = space_at(number) + MAPPINGS
-    store64(space_at(number) + COUNT, memblock.insert(mappings, count, va, va + size))
+    store64(space_at(number) + COUNT, memblock.insert(mappings, count, va, va + size, MAX_MAPPINGS))
     return va
 
 
@@ -191,7 +191,7 @@ def duplicate(number: u64, reference: VirtAddr) -> u64:
 def copy_mapping(number: u64, made: u64, start: u64, end: u64) -> bool:
     """Map copies of the pages in [start, end) with the same rights."""
     count = load64(space_at(made) + COUNT)
-    store64(space_at(made) + COUNT, memblock.insert(space_at(made) + MAPPINGS, count, start, end))
+    store64(space_at(made) + COUNT, memblock.insert(space_at(made) + MAPPINGS, count, start, end, MAX_MAPPINGS))
     va = start
     while va < end:
         entry = lookup(top_of(number), VirtAddr(va))

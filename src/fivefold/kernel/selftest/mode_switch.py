@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fivefold.kernel import report
 from fivefold.kernel.boot.detect import wants_five_levels
-from fivefold.kernel.boot.startup import TRAMPOLINE_LIMIT
+from fivefold.kernel.boot.in_use import TRAMPOLINE_LIMIT
 from fivefold.kernel.paging.cpu import CR4_LA57
 from fivefold.kernel.paging.pgtable import levels
 from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt

@@ -14,7 +14,7 @@ from typing import Final
 
 from fivefold.kernel import params, report
 from fivefold.kernel.areas import kernel_map
-from fivefold.kernel.boot.startup import TRAMPOLINE_LIMIT
+from fivefold.kernel.boot.in_use import LOW_PAGES, TRAMPOLINE_LIMIT
 from fivefold.kernel.paging import cpu, free, memblock
 from fivefold.kernel.paging.mapping import map_page, pte_of
 from fivefold.kernel.paging.pgtable import (
@@ -51,9 +51,6 @@ from fivefold.metal.lang import (
 from fivefold.units import PhysAddr, VirtAddr
 
 MAX_CPUS: Final = 64
-LOW_PAGES: Final = 2
-"""The trampoline's code, and its root."""
-
 SHOOT_DOWN_VECTOR: Final = 0xF0
 
 AREA_SIZE: Final = 0x8000
@@ -88,12 +85,12 @@ ADDRESS: Final = 16
 
 
 def choose_place() -> None:
-    """Take the highest two free pages below `TRAMPOLINE_LIMIT`; call it before low memory is reserved as a whole."""
+    """Take two low pages for the trampoline's code and its root; call it before low memory is reserved as a whole.
+
+    Nothing else uses them, so kexec takes them for its own trampoline once the other CPUs are let go.
+    """
     global place
-    at = u64(TRAMPOLINE_LIMIT - LOW_PAGES * PAGE_SIZE)
-    while at >= PAGE_SIZE and place == 0:
-        place = memblock.find(LOW_PAGES * PAGE_SIZE, PAGE_SIZE, PhysAddr(at), PhysAddr(at + LOW_PAGES * PAGE_SIZE))
-        at -= PAGE_SIZE
+    place = memblock.find_below(LOW_PAGES * PAGE_SIZE, PhysAddr(TRAMPOLINE_LIMIT))
 
 
 def read_option(cmdline: VirtAddr) -> None:
