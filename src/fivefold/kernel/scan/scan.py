@@ -1,13 +1,14 @@
 """The page-table dump [proposal: part 3, and the discussion of its walk through empty slots].
 
 One source for both modes and both places: the booted kernel runs it over its own tables,
-and a host over the memory of any guest. It answers with ranges (`scan_ranges.py`): what is
-mapped with which effective rights, what is malformed, and which tables cannot be read.
-An absent entry is no range; a hole in memory is one, since nobody can say what it hides.
+and a host over the memory of any guest. It returns ranges (`scan_ranges.py`): what is
+mapped with which effective rights, which entries are malformed, and which tables cannot be
+read. An absent entry makes no range. A table in a hole of memory makes one, because what it
+maps is unknown, not absent.
 
 ::
 
-    scan_init(...); set what is wanted below
+    scan_init(...); set the settings below
     status = scan(root)         FULL: take ranges out (drain) or bring a larger buffer (grow),
     while status == FULL: ...         then scan_resume()
                                 LIMIT: raise walk_limit and scan_resume(), or stop
@@ -16,8 +17,8 @@ An absent entry is no range; a hole in memory is one, since nobody can say what 
 The walk is a loop over a small stack with a frame for each level, so that it can stop at
 any entry and go on there. Cost follows the number of distinct tables: a table met again at
 the same level under the same rights is not walked again (`scan_memo.py`). Depth is bounded
-by the levels and walks by tables x levels x 8 rights, so tables that point at themselves or
-at each other need no rule of their own; they are counted.
+by the levels, and walks by tables x levels x 8 rights, so tables that point at themselves or
+at each other need no special case; they are counted.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from fivefold.kernel.paging.pgtable import (
 )
 from fivefold.kernel.paging.phys import PAGE_SIZE
 from fivefold.kernel.scan import scan_counts, scan_entries, scan_memo, scan_ranges, scan_runs, scan_stack
-from fivefold.kernel.scan.scan_entries import is_leaf, is_wx, must_be_zero, narrowed, run_mask, told_flags
+from fivefold.kernel.scan.scan_entries import is_leaf, is_wx, leaf_flags, must_be_zero, narrowed, run_mask
 from fivefold.kernel.scan.scan_memo import chain, find, is_kept, key_of, ranges_of, replay, walk_number
 from fivefold.kernel.scan.scan_ranges import (
     ALL_RIGHTS,
@@ -47,8 +48,8 @@ from fivefold.kernel.scan.scan_ranges import (
     UNREADABLE,
     emit,
     info_of,
+    record,
     room,
-    tell,
 )
 from fivefold.kernel.scan.scan_runs import BLOCK, absent_end, run_end
 from fivefold.kernel.scan.scan_stack import (
@@ -76,7 +77,7 @@ from fivefold.units import PhysAddr, VirtAddr
 
 DONE: Final = 1
 FULL: Final = 2
-"""The next thing found may need more ranges than there is room for."""
+"""The buffer may lack room for the ranges of the next entry."""
 LIMIT: Final = 3
 """`walk_limit` tables were walked."""
 NOT_READABLE: Final = 4
@@ -88,13 +89,13 @@ NEXT: Final = 6
 """Between the functions of this file: table done, child entered, go on with the next entry."""
 
 repeat_above: u64 = NEVER
-"""A shared table with more ranges than this is told as one `REPEAT` range when it is met again."""
+"""A shared table with more ranges than this becomes one `REPEAT` range when it is reached again."""
 walk_limit: u64 = NEVER
-"""How many walks are too many; without room to remember tables, hostile ones unfold into 512^5 entries."""
+"""The scan stops after this many walks: without room to remember tables, hostile ones unfold into 512^5 entries."""
 
 ahead_pa: u64 = NEVER
 ahead_page: u64 = 0
-"""The last table that was fetched ahead."""
+"""The last table that was prefetched: its physical address, and where it can be read."""
 
 
 @export
@@ -150,7 +151,7 @@ def grow(records: u64, capacity: u64) -> None:
 
 @export
 def drain() -> u64:
-    """After `FULL`: forget all ranges but the last, which may still grow; return how many those were."""
+    """After `FULL`: drop all ranges but the last, which may still grow; return how many were dropped."""
     return scan_ranges.drain()
 
 
@@ -169,10 +170,10 @@ def walk_table(level: u64) -> u64:
         elif room() == 0:
             return FULL
         elif entry & must_be_zero(level, entry) != 0:
-            tell_malformed(frame, level, i, i + 1, entry)
+            record_malformed(frame, level, i, i + 1, entry)
             i += 1
         elif is_leaf(level, entry):
-            i = tell_large(frame, level, i, entry)
+            i = record_large(frame, level, i, entry)
         else:
             status = descend(frame, level, i, entry)
             if status != NEXT:
@@ -183,19 +184,20 @@ def walk_table(level: u64) -> u64:
 
 @noinline
 def walk_leaves() -> u64:
-    """Tell the rest of the PTE table on the stack; returns `WALKED` or `FULL`."""
+    """Record the rest of the PTE table on the stack; return `WALKED` or `FULL`."""
     frame = frame_at(PTE_LEVEL)
     table = load64(frame + TABLE)
     end = load64(frame + END)
     i = load64(frame + INDEX)
     mask = run_mask(PTE_LEVEL)
-    told = told_flags(PTE_LEVEL)
+    flags = leaf_flags(PTE_LEVEL)
     ahead = look_ahead(PTE_LEVEL, table)
     first_va = load64(frame + VA)
     path = load64(frame + RIGHTS)
     reserved = scan_entries.reserved
     pages = 0
     wx_pages = 0
+    # After a short gap the next entries are probably scattered leaves again: `absent_end` then looks at eight at once.
     near = False
     store64(frame + HEAD, load64(table) & FRAME_MASK)
     while i < end and room() != 0:
@@ -205,16 +207,17 @@ def walk_leaves() -> u64:
             i = absent_end(table, i, ahead, near)
             near = i - gap <= BLOCK
             continue
+        # All entries of a run agree in `mask`, so rights and malformedness are decided once for the whole run.
         stop = min(run_end(table, i, entry, PTE_LEVEL, mask, ahead), end)
         if entry & reserved != 0:
-            tell_malformed(frame, PTE_LEVEL, i, stop, entry)
+            record_malformed(frame, PTE_LEVEL, i, stop, entry)
         else:
             rights = narrowed(path, entry)
             pages += stop - i
             wx_pages += stop - i if is_wx(rights) else 0
             va = VirtAddr(first_va + (i << PTE_SHIFT))
             last_va = VirtAddr(va + ((stop - i) << PTE_SHIFT) - 1)
-            emit(va, last_va, entry_frame(entry), entry & told, info_of(MAPPED, PTE_LEVEL, rights), 0)
+            emit(va, last_va, entry_frame(entry), entry & flags, info_of(MAPPED, PTE_LEVEL, rights), 0)
         i = stop
     scan_counts.mapped(PTE_LEVEL, pages, wx_pages)
     store64(frame + INDEX, i)
@@ -223,7 +226,7 @@ def walk_leaves() -> u64:
 
 @inline
 def look_ahead(level: u64, table: u64) -> u64:
-    """The table after this one, to be fetched while this one is read; *table* if it is the next page, or unknown."""
+    """The table to prefetch while this one is read; *table* itself if the next one is adjacent or unknown."""
     global ahead_pa, ahead_page
     if not scan_runs.prefetching or level == levels():
         return table
@@ -234,6 +237,7 @@ def look_ahead(level: u64, table: u64) -> u64:
     entry = load64(load64(above + TABLE) + 8 * i)
     if entry & (PRESENT | PSE) != PRESENT:
         return table
+    # The lookup is kept for `page_of`: over several extents it is the dearer half of a descent.
     ahead_pa = entry_frame(entry)
     ahead_page = phys_table(PhysAddr(ahead_pa))
     return ahead_page if ahead_page != 0 and ahead_page != table + PAGE_SIZE else table
@@ -241,15 +245,15 @@ def look_ahead(level: u64, table: u64) -> u64:
 
 @inline
 def page_of(pa: PhysAddr) -> u64:
-    """As `phys_table`, which has answered already where `look_ahead` asked."""
+    """`phys_table`, reusing the lookup that `look_ahead` made."""
     if scan_runs.prefetching and pa == ahead_pa:
         return ahead_page
     return phys_table(pa)
 
 
 @noinline
-def tell_large(frame: u64, level: u64, i: u64, entry: u64) -> u64:
-    """Tell the run of large leaves that begins with *entry*, entry *i*; return the index after it."""
+def record_large(frame: u64, level: u64, i: u64, entry: u64) -> u64:
+    """Record the run of large leaves that begins with *entry*, entry *i*; return the index after it."""
     table = load64(frame + TABLE)
     stop = min(run_end(table, i, entry, level, run_mask(level), table), load64(frame + END))
     phys = PhysAddr(entry & FRAME_MASK & ~((1 << level_shift(level)) - 1))
@@ -259,33 +263,33 @@ def tell_large(frame: u64, level: u64, i: u64, entry: u64) -> u64:
         store64(frame + HEAD, phys)
     va = entry_address(frame, level, i)
     last_va = VirtAddr(va + ((stop - i) << level_shift(level)) - 1)
-    tell(va, last_va, phys, entry & told_flags(level), info_of(MAPPED, level, rights), 0)
+    record(va, last_va, phys, entry & leaf_flags(level), info_of(MAPPED, level, rights), 0)
     return stop
 
 
 @noinline
-def tell_malformed(frame: u64, level: u64, i: u64, end: u64, entry: u64) -> None:
-    """Tell entries *i* to *end* (exclusive), present and malformed in the same way."""
+def record_malformed(frame: u64, level: u64, i: u64, end: u64, entry: u64) -> None:
+    """Record entries *i* to *end* (exclusive), which are present and malformed in the same way."""
     scan_counts.malformed(end - i)
     phys = entry_frame(entry)
     if i == 0:
         store64(frame + HEAD, phys)
     va = entry_address(frame, level, i)
     last_va = VirtAddr(va + ((end - i) << level_shift(level)) - 1)
-    flags = entry & (told_flags(level) | must_be_zero(level, entry))
-    tell(va, last_va, phys, flags, info_of(MALFORMED, level, 0), 0)
+    flags = entry & (leaf_flags(level) | must_be_zero(level, entry))
+    record(va, last_va, phys, flags, info_of(MALFORMED, level, 0), 0)
 
 
 @inline
 def descend(frame: u64, level: u64, i: u64, entry: u64) -> u64:
-    """Answer for the table behind entry *i*, or walk it: `NEXT`, `DESCENDED`, `FULL` or `LIMIT`."""
+    """Replay the table behind entry *i*, or walk it; return `NEXT`, `DESCENDED`, `FULL` or `LIMIT`."""
     pa = entry_frame(entry)
     page = page_of(pa)
     rights = narrowed(load64(frame + RIGHTS), entry)
     va = entry_address(frame, level, i)
     last_va = VirtAddr(va + (1 << level_shift(level)) - 1)
     if page == 0:
-        tell_unreadable(frame, i, va, last_va, pa, info_of(UNREADABLE, level - 1, rights))
+        record_unreadable(frame, i, va, last_va, pa, info_of(UNREADABLE, level - 1, rights))
         return NEXT
     number = frame_index(pa)
     link = chain(number)
@@ -294,12 +298,14 @@ def descend(frame: u64, level: u64, i: u64, entry: u64) -> u64:
         return answer(frame, walk, level - 1, i, pa, va)
     if scan_counts.tables_walked >= walk_limit:
         return LIMIT
+    # Before the child is entered: when its walk stops at `FULL`, the scan resumes in the child and then goes on here.
     store64(frame + INDEX, i + 1)
     if is_known_frame(number, link) and is_above(level - 1, pa):
         scan_counts.cycle(va)
     scan_counts.walked(link, level - 1, va)
     child = enter(level - 1, pa, page, va, rights)
     begin_walk(child, level - 1, number, walk, 0 if is_whole(va, last_va) else clip(child, level - 1))
+    # A PTE table, the common case, is walked at once instead of through the loop of `scan_resume`.
     if level != PMD_LEVEL:
         return DESCENDED
     if walk_leaves() != WALKED:
@@ -309,21 +315,21 @@ def descend(frame: u64, level: u64, i: u64, entry: u64) -> u64:
 
 
 @noinline
-def tell_unreadable(frame: u64, i: u64, va: VirtAddr, last_va: VirtAddr, pa: PhysAddr, info: u64) -> None:
-    """Tell that the table behind entry *i* is not in memory."""
+def record_unreadable(frame: u64, i: u64, va: VirtAddr, last_va: VirtAddr, pa: PhysAddr, info: u64) -> None:
+    """Record that the table behind entry *i* is not in memory."""
     scan_counts.unreadable()
     if i == 0:
         store64(frame + HEAD, pa)
-    tell(va, last_va, pa, 0, info, 0)
+    record(va, last_va, pa, 0, info, 0)
 
 
 @noinline
 def answer(frame: u64, walk: u64, level: u64, i: u64, pa: PhysAddr, va: VirtAddr) -> u64:
-    """Tell the table at *va* from its earlier walk, as `REPEAT` if it is long; `FULL` if there is no room."""
+    """Record the table at *va* from its earlier walk, as `REPEAT` if it is long; `FULL` if there is no room."""
     head = load64(walk + scan_memo.HEAD)
     if ranges_of(walk) > repeat_above:
         info = info_of(REPEAT, level, load64(walk + scan_memo.KEY) >> 4 & ALL_RIGHTS)
-        tell(va, VirtAddr(va + (1 << level_shift(level + 1)) - 1), pa, walk_number(walk), info, 0)
+        record(va, VirtAddr(va + (1 << level_shift(level + 1)) - 1), pa, walk_number(walk), info, 0)
         head = pa
     elif ranges_of(walk) > room():
         return FULL

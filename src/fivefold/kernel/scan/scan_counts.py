@@ -1,7 +1,7 @@
 """What the scan counts. All of it is set to zero by `scan_init`.
 
 Bytes count each place that something is mapped at. Entries and tables count once for each
-walk: not again when a shared table is answered from an earlier walk of it.
+walk: not again when a shared table is replayed from an earlier walk.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ tables_met: u64 = 0
 tables_walked: u64 = 0
 """Walks: more than `tables_met` where one is met at several levels or under several rights."""
 replays: u64 = 0
-"""How often a table was answered from an earlier walk."""
+"""How often a table was replayed from an earlier walk."""
 malformed_entries: u64 = 0
 unreadable_tables: u64 = 0
 cycles: u64 = 0
@@ -27,7 +27,7 @@ first_cycle: u64 = 0
 """Entries that point to a table above them, and the address behind the first such entry."""
 mixed_levels: u64 = 0
 first_mixed: u64 = 0
-"""How often a table was met at another level than before, and the address where that happened first."""
+"""How often a table was reached at another level than before, and the address where that happened first."""
 
 
 def clear() -> None:
@@ -56,7 +56,7 @@ def mapped(level: u64, pages: u64, wx_pages: u64) -> None:
 
 
 def replayed(walk: u64) -> None:
-    """Count a table that was answered from *walk*."""
+    """Count a table that was replayed from *walk*."""
     global replays, mapped_bytes, wx_bytes
     replays += 1
     mapped_bytes += load64(walk + MAPPED_BYTES)

@@ -1,7 +1,7 @@
-"""What an entry means to the scan: leaf or table, malformed or not, which of its bits are told.
+"""What an entry means to the scan: leaf or table, malformed or not, which of its bits are recorded.
 
 The settings are the CPU's side (which bits are reserved) and the asker's (which bits of a
-leaf are told, and so break a range where they change). They are read once for a run of
+leaf are recorded, and so break a range where they change). They are read once for a run of
 entries, never in the inner loops.
 """
 
@@ -17,7 +17,7 @@ LARGE_PAT: Final = 1 << 12
 """PAT of a large leaf; in other entries the bit belongs to the address."""
 
 flags_mask: u64 = 0x8000_0000_0000_119F
-"""Bits of a leaf that are told: by default all but A, D, software bits and key. Bit 12 counts for large leaves only."""
+"""Bits of a leaf that are recorded: by default all but A, D, software bits and key. Bit 12: of large leaves only."""
 reserved: u64 = 0
 """Bits that must be zero at every level: those from MAXPHYADDR to 51; bit 63 where EFER.NXE=0."""
 reserved_top: u64 = PSE
@@ -51,7 +51,7 @@ def must_be_zero(level: u64, entry: u64) -> u64:
 
 
 @inline
-def told_flags(level: u64) -> u64:
+def leaf_flags(level: u64) -> u64:
     """`flags_mask` without what is the address at this level."""
     return flags_mask & ~(FRAME_MASK if level == PTE_LEVEL else FRAME_MASK & ~LARGE_PAT)
 
@@ -59,7 +59,7 @@ def told_flags(level: u64) -> u64:
 @inline
 def run_mask(level: u64) -> u64:
     """Bits that are equal in all entries of a run: then kind and rights are, too."""
-    mask = told_flags(level) | PRESENT | RW | USER | NX | reserved
+    mask = leaf_flags(level) | PRESENT | RW | USER | NX | reserved
     return mask if level == PTE_LEVEL else mask | PSE | large_low_bits(level)
 
 

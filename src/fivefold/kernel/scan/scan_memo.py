@@ -1,8 +1,9 @@
-"""Tables met before: what was found under them is written again without walking them again.
+"""Tables that were walked before: their ranges are copied instead of walking them again.
 
 A walk is remembered by where the table lies, its level, and the rights on the way to it;
-with these three equal, what lies under it is equal. Each frame has a word in an index, and
-the walks of a frame hang on it as a chain. Nothing here looks at what a table contains.
+when these three are equal, the ranges are equal but for their addresses. Each frame has a
+word in an index, and the walks of a frame form a chain from there. Nothing here compares
+the contents of tables: equal contents prove nothing, equal addresses do.
 
 Ranges merge across the ends of a table, so a walk knows more than the numbers of its first
 and last range: `HEAD` is the physical address at its very start, wherever the range that
@@ -26,7 +27,7 @@ from fivefold.kernel.scan.scan_ranges import (
     address_of_range,
     append_moved,
     open_number,
-    tell,
+    record,
 )
 from fivefold.metal.lang import inline, load32, load64, store32, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
@@ -45,7 +46,7 @@ WX_BYTES: Final = 56
 WALK_SIZE: Final = 64
 
 PARTIAL: Final = 1 << 8
-"""In a key: only a part of the table was walked, so it answers for no other place."""
+"""In a key: only a part of the table was walked, so the walk is not replayed anywhere else."""
 
 index: u64 = 0
 index_size: u64 = 0
@@ -57,7 +58,7 @@ walks_count: u64 = 0
 def begin(index_words: u64, frames: u64, walk_records: u64, size: u64) -> None:
     """Remember up to *size* walks of frames with a number below *frames*; all of the index is zero.
 
-    An index word has four bytes. With no room at all the scan is right too, only slower where tables are shared.
+    An index word has four bytes. Without any room the result is the same; shared tables are then walked each time.
     """
     global index, index_size, walks, walks_capacity, walks_count
     index = index_words
@@ -69,7 +70,7 @@ def begin(index_words: u64, frames: u64, walk_records: u64, size: u64) -> None:
 
 @inline
 def chain(frame: u64) -> u64:
-    """Number of the first walk of *frame*, plus 1; 0 when it was never met."""
+    """Number of the first walk of *frame*, plus 1; 0 if there was none."""
     return load32(index + 4 * frame) if frame < index_size else 0
 
 
@@ -148,20 +149,23 @@ def is_kept(walk: u64) -> bool:
 
 @inline
 def ranges_of(walk: u64) -> u64:
-    """Most ranges that a replay of this walk writes."""
+    """Upper bound of the ranges that a replay of this walk writes."""
     return load64(walk + END) - load64(walk + FIRST) + 1
 
 
 def replay(walk: u64, level: u64, start: VirtAddr) -> None:
-    """Write the ranges of *walk* again for the same table at *start*; there is room for `ranges_of` it.
+    """Copy the ranges of *walk* for the same table at *start*; there is room for `ranges_of` it.
 
-    Only the outer ones can be cut, or merge: those between are copied. The first may lie before the table
-    altogether, and then it is the second that meets what is open.
+    The first and last ranges may reach beyond the table in the walk and are cut to it; they, and the second, go
+    through `record`, which may merge them with the open range. The ranges between are copied as they are.
     """
+    # Addresses wrap at 64 bits, so a table that is replayed below its first place needs no case of its own.
     delta = start - load64(walk + ORIGIN)
     number = load64(walk + FIRST)
     end = load64(walk + END)
     replay_outer(walk, level, number, delta)
+    # `FIRST` was the open range when the walk began. It may have ended before the table: then nothing of it was
+    # recorded just now, and the second range is the one that may merge.
     if number < end:
         replay_outer(walk, level, number + 1, delta)
     if number + 2 < end:
@@ -177,7 +181,9 @@ def replay_outer(walk: u64, level: u64, number: u64, delta: u64) -> None:
     low = max(load64(at + START), origin)
     high = min(load64(at + LAST), origin + (1 << level_shift(level + 1)) - 1)
     if low <= high:
+        # The last range may have grown after the walk, and `jump` with it; `TAIL_JUMP` is as it was at the end.
         jump = load64(walk + TAIL_JUMP) if number == load64(walk + END) else load64(at + JUMP)
+        # A range that begins before the table holds the physical address of its own start, not of the table's.
         phys = PhysAddr(load64(walk + HEAD) if load64(at + START) < origin else load64(at + PHYS))
         moved = jump + delta if jump > low else 0
-        tell(VirtAddr(low + delta), VirtAddr(high + delta), phys, load64(at + FLAGS), load64(at + INFO), moved)
+        record(VirtAddr(low + delta), VirtAddr(high + delta), phys, load64(at + FLAGS), load64(at + INFO), moved)

@@ -6,9 +6,9 @@ A range is six words::
     last    last address, inclusive                    entry also the reserved bits; of a repeat the number
     phys    the address that the first                 of the walk that it repeats
             entry holds                         info   kind, level and effective rights
-                                                jump   where physical memory stops following on, or 0
+                                                jump   where physical memory stops being contiguous, or 0
 
-The last range stays open: what follows on from it is merged, until something does not.
+The last range stays open: ranges that continue it are merged into it, until one does not.
 Ends are inclusive, so that nothing wraps at the top of the address space.
 """
 
@@ -49,7 +49,7 @@ NOTE: Final = 1
 BREAK: Final = 2
 
 contiguity: u64 = BREAK
-"""Where physical memory does not follow on: `IGNORE` it, `NOTE` it in `jump`, or `BREAK` the range."""
+"""Where physical addresses are not contiguous: `IGNORE` it, `NOTE` it in `jump`, or `BREAK` the range."""
 
 records: u64 = 0
 capacity: u64 = 0
@@ -61,10 +61,10 @@ base: u64 = 0
 next_start: u64 = 1
 """The address after the open range; 1, which nothing starts at, while there is none."""
 next_phys: u64 = 0
-"""The physical address that would follow on from the open range."""
+"""The physical address that would continue the open range."""
 
 UNKNOWN: Final = (1 << 64) - 1
-"""As `next_phys`: nothing follows on from this."""
+"""In `next_phys`: no address continues the open range."""
 
 
 def begin(buffer: u64, size: u64) -> None:
@@ -126,8 +126,8 @@ def info_of(kind: u64, level: u64, rights: u64) -> u64:
 
 
 @inline
-def follows_on(opened: u64, phys: PhysAddr, info: u64) -> bool:
-    """Whether the kind of range allows to go on with *phys*, all else being equal."""
+def is_contiguous(opened: u64, phys: PhysAddr, info: u64) -> bool:
+    """Whether the open range may continue at *phys*: info and flags are the same already."""
     if info & KIND_MASK == MAPPED:
         return contiguity != BREAK or phys == next_phys
     return info & KIND_MASK != UNREADABLE or phys == load64(opened + PHYS)
@@ -137,7 +137,7 @@ def follows_on(opened: u64, phys: PhysAddr, info: u64) -> bool:
 def emit(start: VirtAddr, last: VirtAddr, phys: PhysAddr, flags: u64, info: u64, jump: u64) -> None:
     """Merge with the open range, or begin another one; the caller has made sure that there is room.
 
-    *jump* is the last address inside at which physical memory does not follow on, or 0.
+    *jump* is the last address inside at which physical addresses are not contiguous, or 0.
     """
     global next_start, next_phys
     opened = records + RANGE_SIZE * (count - 1)
@@ -145,7 +145,7 @@ def emit(start: VirtAddr, last: VirtAddr, phys: PhysAddr, flags: u64, info: u64,
         start == next_start
         and info == load64(opened + INFO)
         and flags == load64(opened + FLAGS)
-        and follows_on(opened, phys, info)
+        and is_contiguous(opened, phys, info)
     ):
         extend(opened, start, last, phys, info, jump)
     else:
@@ -180,13 +180,13 @@ def append(start: VirtAddr, last: VirtAddr, phys: PhysAddr, flags: u64, info: u6
 
 
 @noinline
-def tell(start: VirtAddr, last: VirtAddr, phys: PhysAddr, flags: u64, info: u64, jump: u64) -> None:
-    """As `emit`, for what is not told a million times."""
+def record(start: VirtAddr, last: VirtAddr, phys: PhysAddr, flags: u64, info: u64, jump: u64) -> None:
+    """Like `emit`, but not inlined; for callers outside the inner loop."""
     emit(start, last, phys, flags, info, jump)
 
 
 def append_moved(number: u64, end: u64, delta: u64) -> None:
-    """Append ranges *number* to *end* (exclusive) again, moved by *delta*; as they are apart there, they are here."""
+    """Append copies of ranges *number* to *end* (exclusive), moved by *delta*; they merge neither there nor here."""
     global count, next_start
     at = address_of_range(number)
     to = records + RANGE_SIZE * count
@@ -201,5 +201,5 @@ def append_moved(number: u64, end: u64, delta: u64) -> None:
         at += RANGE_SIZE
         to += RANGE_SIZE
     count += end - number
-    # What comes next was apart from the last of these.
+    # Nor does the range that comes next merge with the last of these: it is recorded as a new one.
     next_start = 1

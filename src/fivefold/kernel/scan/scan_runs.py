@@ -9,7 +9,7 @@ and flags are constant within a run, so the caller judges them once for it.
 All loops run to the end of the table. They return more than `start`, and no more than 512,
 even if a live guest changes the table under them.
 `ahead` is a table that will be read next, or the same one: each line of it is fetched while the
-same line of this one is compared, so that tables scattered over memory are not waited for.
+same line of this one is compared, which hides the latency of tables that are scattered over memory.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def first_present(at: u64) -> u64:
 def absent_end(table: u64, start: u64, ahead: u64, near: bool) -> u64:
     """Index after *start*, which is absent, of the first entry that is present; 512 when there is none.
 
-    *near*: that is expected within eight entries, and not of one of them more than of another.
+    *near*: a present entry is likely among the next eight, at any of them.
     """
     i = start + 1
     if near and start < LAST_PAIR:
@@ -93,10 +93,10 @@ def run_end(table: u64, start: u64, entry: u64, level: u64, mask: u64, ahead: u6
         return same_end(table, start, entry, mask, ahead)
     span = 1 << level_shift(level)
     frame_bits = FRAME_MASK & ~(span - 1)
-    # Tried before what scattered leaves, which are runs of one, do not need.
+    # Scattered leaves are runs of one entry: find that out before computing what only longer runs need.
     if start + 1 == PTRS_PER_TABLE or (load64(table + 8 * start + 8) ^ (entry + span)) & (mask | frame_bits) != 0:
         return start + 1
-    # Where adding up would leave the frame field, the run ends; physical memory does, too.
+    # The run ends where adding up frames would carry out of the frame field, which is where physical memory ends.
     fits = (FRAME_MASK + PAGE_SIZE - (entry & frame_bits)) >> level_shift(level)
     return min(following_end(table, start, entry, span, mask | frame_bits, ahead), start + fits)
 
@@ -109,7 +109,7 @@ def same_end(table: u64, start: u64, entry: u64, mask: u64, ahead: u64) -> u64:
 
 @inline
 def following_end(table: u64, start: u64, entry: u64, step: u64, mask: u64, ahead: u64) -> u64:
-    """As `same_end` where each entry is *step* more than the one before: physical memory follows on."""
+    """Like `same_end`, where each entry must be *step* more than the one before (physically contiguous)."""
     i = start + 1
     entry += step
     if i == PTRS_PER_TABLE or (load64(table + 8 * i) ^ entry) & mask != 0:
@@ -117,7 +117,7 @@ def following_end(table: u64, start: u64, entry: u64, step: u64, mask: u64, ahea
     base = entry - i * step
     if start >= LAST_PAIR:
         return short_end(table, i + 1, base, step, mask)
-    # Many runs end in the first block; a pair of blocks each time is less work for those that do not.
+    # Many runs end in the first block, so it is compared alone; longer ones are compared two blocks at a time.
     at = table + 8 * (i + 1)
     entry += step
     if block_difference(at, entry, step) & mask != 0:
@@ -137,7 +137,7 @@ def following_end(table: u64, start: u64, entry: u64, step: u64, mask: u64, ahea
             return i + half + first_difference(at + 8 * half, entry + half * step, step, mask)
         if i == LAST_PAIR:
             return PTRS_PER_TABLE
-        # The last pair may reach back, but only over the run.
+        # The last pair may begin before `i` so as to end with the table; it repeats entries of this run only.
         i = min(i + 2 * BLOCK, LAST_PAIR)
 
 

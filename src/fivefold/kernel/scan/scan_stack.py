@@ -18,7 +18,7 @@ NEVER: Final = (1 << 64) - 1
 
 first: u64 = 0
 last: u64 = NEVER
-"""Only what touches these addresses is told, both inclusive; large leaves are told whole."""
+"""Only entries that touch these addresses, both inclusive, are recorded; large leaves are recorded whole."""
 
 depth: u64 = 0
 """Level of the table in work; above the root's when all is done."""
@@ -34,7 +34,7 @@ WALK: Final = 40
 """The walk in the memo, or 0."""
 PHYS: Final = 48
 HEAD: Final = 56
-"""What the first entry told as its address."""
+"""The physical address that the first entry recorded."""
 MAPPED_BEFORE: Final = 64
 WX_BEFORE: Final = 72
 FRAME_SIZE: Final = 80
@@ -52,6 +52,7 @@ def entry_address(frame: u64, level: u64, i: u64) -> VirtAddr:
     """The canonical address behind entry *i*: the upper half of the root is moved to the top."""
     va = load64(frame + VA) + (i << level_shift(level))
     if level == levels():
+        # Slots 256 to 511 are the upper half: sign extension subtracts 2^va_bits, which wraps to the top.
         va -= (i >> 8) << va_bits()
     return VirtAddr(va)
 
@@ -68,7 +69,7 @@ def narrow_to_canonical() -> None:
 
 @inline
 def is_whole(va: VirtAddr, last_va: VirtAddr) -> bool:
-    """Whether all addresses from *va* to *last_va* are to be told."""
+    """Whether all addresses from *va* to *last_va* are to be recorded."""
     return first <= va and last >= last_va
 
 
@@ -126,6 +127,7 @@ def leave() -> None:
         close_walk(walk, PhysAddr(load64(frame + HEAD)), mapped, scan_counts.wx_bytes - load64(frame + WX_BEFORE))
     depth += 1
     above = frame_at(depth)
+    # The first child begins where its parent does, so what it recorded first is the parent's first address as well.
     if depth <= levels() and load64(frame + VA) == load64(above + VA):
         store64(above + HEAD, load64(frame + HEAD))
 
@@ -142,5 +144,5 @@ def is_above(level: u64, pa: PhysAddr) -> bool:
 
 @inline
 def is_known_frame(number: u64, link: u64) -> bool:
-    """Whether the table may have been met before: the memo says so, or cannot say."""
+    """Whether the table may have been walked before: the memo says so, or has no word for its frame."""
     return link != 0 or number >= scan_memo.index_size

@@ -1,8 +1,8 @@
 """Translate many addresses at once: the walk of the CPU, for a batch of addresses level by level.
 
-One walk after the other waits for memory at every level. Here 64 walks take each step
-together: the entry of each is asked for ahead, and by the time that the last has asked the
-first has arrived. Walks that end drop out of the batch.
+A single walk waits for memory at every level. Here 64 walks take each step together: each
+prefetches its next entry, and by the time the last has done so, the first entry has arrived.
+Walks that end drop out of the batch.
 
 Each answer is two words: where the address leads, and how, as in `scan_ranges.info_of`: kind, level and
 rights. Depth is bounded by the levels; hostile tables can lead anywhere but out of memory.
@@ -58,7 +58,7 @@ def translate_all(root: PhysAddr, addresses: u64, answers: u64, count: u64) -> b
 
 @inline
 def translate_batch(top: u64, addresses: u64, answers: u64, count: u64) -> None:
-    """The same for one batch; *top* is where the top table can be read."""
+    """Answer one batch, as `translate_all` does; *top* is where the top table can be read."""
     for i in range(count):
         begin(top, load64(addresses + 8 * i), answers + 16 * i)
     for level in LEVELS:
@@ -70,7 +70,7 @@ def translate_batch(top: u64, addresses: u64, answers: u64, count: u64) -> None:
 
 @inline
 def begin(top: u64, va: u64, to: u64) -> None:
-    """Ask for the top entry of *va*."""
+    """Prefetch the top entry of *va*, or end its walk if it is not canonical."""
     at = top + entry_offset(levels(), va)
     if is_canonical(VirtAddr(va)):
         prefetch(at)
@@ -81,7 +81,7 @@ def begin(top: u64, va: u64, to: u64) -> None:
 
 @inline
 def step(level: u64, va: u64, to: u64) -> None:
-    """Read the entry of *level* that the walk of *va* is at; end the walk, or ask for its next entry."""
+    """Read the entry of *level* that the walk of *va* is at; end the walk, or prefetch its next entry."""
     entry = load64(load64(to))
     rights = load64(to + 8) & ((entry ^ NX) | GOING)
     if entry & PRESENT == 0:
@@ -90,11 +90,11 @@ def step(level: u64, va: u64, to: u64) -> None:
         answer(to, entry_frame(entry), info_of(MALFORMED, level, 0))
     elif is_leaf(level, entry):
         inside = (1 << level_shift(level)) - 1
-        answer(to, entry & FRAME_MASK & ~inside | va & inside, info_of(MAPPED, level, told(rights)))
+        answer(to, entry & FRAME_MASK & ~inside | va & inside, info_of(MAPPED, level, info_rights(rights)))
     else:
         page = phys_table(PhysAddr(entry_frame(entry)))
         if page == 0:
-            answer(to, entry_frame(entry), info_of(UNREADABLE, level - 1, told(rights)))
+            answer(to, entry_frame(entry), info_of(UNREADABLE, level - 1, info_rights(rights)))
         else:
             at = page + entry_offset(level - 1, va)
             prefetch(at)
@@ -102,8 +102,8 @@ def step(level: u64, va: u64, to: u64) -> None:
 
 
 @inline
-def told(rights: u64) -> u64:
-    """Rights as `info_of` takes them."""
+def info_rights(rights: u64) -> u64:
+    """The rights that a walk keeps, as `info_of` takes them."""
     return (rights >> 1 & 3) | (rights >> 61 & EXECUTE)
 
 
