@@ -1,8 +1,8 @@
 """A whole address space as runs of equal pages, in address order.
 
-Descending and noting are separate, and a table met again is accounted without being walked
-again: each is walked once for each set of rights it is met with, at each level. Pruned by
-table address, never by content. Plain Python: a witness, not a fast dump.
+Descending and noting are separate. A table is walked once for each level and each set of
+rights that it is reached with, and its runs are reused when it is reached again. Tables are
+told apart by address, never by content. Plain Python: a witness, not a fast dump.
 """
 
 from __future__ import annotations

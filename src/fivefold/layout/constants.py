@@ -54,7 +54,7 @@ class LinuxConstants:
 
 
 def linux_constants(version: str, levels: int) -> LinuxConstants:
-    """The constants of Linux *version* with *levels*; `LayoutError` as `linux_areas`."""
+    """The constants of Linux *version* with *levels*; `LayoutError` for what `linux_areas` refuses."""
     parsed = parse_version(version)
     five = check_levels(levels) == 5
     areas = linux_areas(version, levels)

@@ -1,6 +1,6 @@
 """The KASAN shadow: one byte that says what may be touched of eight others.
 
-``shadow(va) = (va >> 3) + offset``. The compiler is told the offset when a kernel is
+``shadow(va) = (va >> 3) + offset``. The offset is a constant of the compiler when a kernel is
 built, so a kernel that chooses its mode at boot needs one offset for both. Since 4.15
 there is one; before that a five-level build had its own. A common offset puts the end of
 the shadow at fffffc0000000000 in both modes and leaves its five-level start,

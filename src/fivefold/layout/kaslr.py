@@ -2,7 +2,7 @@
 
 Linux moves the direct map, vmalloc and vmemmap, in this order, inside the window from
 the direct map's own base to the CPU entry area. It does not when KASAN is built in or
-with ``nokaslr``; the place of the kernel image is drawn apart and is not told here.
+with ``nokaslr``; the place of the kernel image is drawn separately and is not computed here.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def record_of(page: u64) -> u64:
 
 @inline
 def any_page(pa: PhysAddr) -> u64:
-    """As `phys_to_page`, for addresses that have nothing to do with each other: no extent is tried first."""
+    """Like `phys_to_page`, for unrelated addresses: the extent that was used last is not tried first."""
     chunk = (pa - base) >> chunk_shift
     if chunk >= chunk_count:
         return 0
@@ -159,11 +159,11 @@ def stray(pa: u64) -> u64:
 def phys_to_virt(pa: PhysAddr) -> VirtAddr:
     """Return the native address of *pa*; outside all extents that of a stray page, counted in `misses`.
 
-    It stands in for the kernel's conversion on the host: whoever calls a program checks
-    `misses` afterwards, or asks `check_misses` to.
+    It replaces the kernel's conversion on the host. The caller of a program looks at `misses`
+    afterwards, or calls `check_misses`.
     """
     page = pa - (pa & 4095)
-    # Not by way of `phys_to_page`: a test for its 0 at every level shows when pages are mapped one by one.
+    # Not through `phys_to_page`: testing its result for 0 at every level slows down mapping page by page.
     if page - last_start < last_limit or select(page):
         return VirtAddr(pa + last_delta)
     return VirtAddr(stray(pa))

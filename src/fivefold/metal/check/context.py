@@ -89,7 +89,7 @@ class CheckContext:
         return Variable(full, kind, int(value), bound)
 
     def all_variables(self, name: str) -> None:
-        """Reach every variable of module *name*, so that it can be found by whoever looks from outside."""
+        """Reach every variable of module *name*, so that a reader of the running program finds it by name."""
         module = self.library.module(name)
         for variable, node in module.variables.items():
             kind = self.library.kind(module, node.annotation)

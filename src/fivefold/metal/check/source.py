@@ -289,7 +289,7 @@ def _load(name: str) -> SourceModule:
 
 @lru_cache(maxsize=256)
 def _parse(text: str, file: str) -> ast.Module:
-    """Parse once what several builds, and the search for their dependencies, read; nobody changes a tree."""
+    """Parse once what several builds, and the search for their dependencies, read; trees are never changed."""
     return ast.parse(text, file)
 
 

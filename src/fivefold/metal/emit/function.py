@@ -62,7 +62,7 @@ def _type(kind: ValueKind) -> str:
 def convention(signature: Signature, target: Target) -> str:
     """Return what stands before the result type of a function and of its calls: the two must agree.
 
-    A cold function keeps nearly all registers. Whoever calls it by the usual convention sees no difference.
+    A cold function keeps nearly all registers; a caller that follows the usual convention sees no difference.
     """
     return "preserve_mostcc " if signature.mark == "cold" and target.arch == "x86_64" else ""
 

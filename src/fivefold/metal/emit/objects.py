@@ -1,4 +1,4 @@
-"""From IR to a relocatable object: the only module that meets llvmlite.
+"""From IR to a relocatable object: the only module that imports llvmlite.
 
 Flags and traps: `docs/metal.md`, "What the objects look like".
 """

@@ -163,7 +163,7 @@ class PythonWriter:
         return [*([self._set(flag, ast.Constant(True))] if flag else []), ast.Break()]
 
     def _unrolled(self, node: Unrolled) -> list[ast.stmt]:
-        """Each round is a loop that runs once; a flag tells the rounds after it to stay away."""
+        """Make each round a loop that runs once; a flag set by ``break`` skips the rounds after it."""
         self._flags += 1
         flag = f"metal.left{self._flags}"
         made: list[ast.stmt] = [self._set(flag, ast.Constant(False))]
