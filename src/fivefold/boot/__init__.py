@@ -1,6 +1,6 @@
 """Build the image, run it on machines, collect and judge the result."""
 
-from fivefold.boot.files import read_file, write_file
+from fivefold.boot.files import read_file, read_serial, write_file
 from fivefold.boot.image.build import build_image
 from fivefold.boot.image.elf_image import DEFAULT_LOAD_ADDRESS, MOST_BYTES, Image, parse
 from fivefold.boot.result import BootReport, Bounds, Check, Run, Skipped
@@ -22,5 +22,6 @@ __all__ = [
     "build_image",
     "parse",
     "read_file",
+    "read_serial",
     "write_file",
 ]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
-from fivefold.errors import ImageError
-from fivefold.units import format_size
+from fivefold.errors import FormatError, ImageError
+from fivefold.units import MIB, format_size
+
+MOST_SERIAL: Final = 16 * MIB
+"""A boot writes a few KiB; firmware and other kernels write more around it."""
 
 
 def read_file(path: Path, most: int) -> bytes:
@@ -16,6 +21,18 @@ def read_file(path: Path, most: int) -> bytes:
         data = file.read(most + 1)
     if len(data) > most:
         raise ImageError(f"{path} is no image: it has more than {format_size(most)}")
+    return data
+
+
+def read_serial(path: Path) -> bytes:
+    """Return all of the serial log at *path*, ``-`` for standard input; `FormatError` if it is no log in its length."""
+    if str(path) == "-":
+        data = sys.stdin.buffer.read(MOST_SERIAL + 1)
+    else:
+        with path.open("rb") as file:
+            data = file.read(MOST_SERIAL + 1)
+    if len(data) > MOST_SERIAL:
+        raise FormatError(f"{path}: more than {format_size(MOST_SERIAL)}, which no serial log of a boot is")
     return data
 
 

@@ -25,6 +25,7 @@ from fivefold.errors import FivefoldError
 COMMANDS: Final = {
     "boot": "Boot one image with five levels and with four, check both",
     "image": "Write the bootable image",
+    "judge": "Whether a machine passed, from its serial log alone",
     "info": "What a guest is: format, memory, mode, root, kernel, bases",
     "walk": "Every entry that the CPU reads for an address",
     "dump": "What is mapped, with which effective rights",
