@@ -8,6 +8,8 @@
       CompileError         a construct outside the subset (fivefold.metal)
       ImageError           an image cannot be built, linked or placed
       MachineError         an engine could not start, stop or answer
+        CannotOpenError    a file cannot be opened or read; an OSError, too
+          MissingFileError there is no such file; a FileNotFoundError, too
       LayoutError          areas overlap, or do not fit the mode
       NotKnownError        the source does not say what is needed, and nothing was given
 
@@ -25,6 +27,21 @@ from typing import Final
 from fivefold.units import hex64
 
 # C0 and C1 with DEL, and what turns the direction of writing round: both change what a reader sees of other text.
+__all__ = [
+    "CannotOpenError",
+    "CompileError",
+    "FivefoldError",
+    "FormatError",
+    "ImageError",
+    "LayoutError",
+    "MachineError",
+    "MemoryReadError",
+    "MissingFileError",
+    "NotKnownError",
+    "escape",
+    "printable",
+]
+
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -95,6 +112,30 @@ class ImageError(FivefoldError):
 
 class MachineError(FivefoldError):
     """An engine could not start, stop or answer."""
+
+
+class CannotOpenError(MachineError, OSError):
+    """A file cannot be opened or read. An `OSError` too, with its ``errno``, ``strerror`` and ``filename``."""
+
+    def __init__(self, message: str, cause: OSError | None = None, filename: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if cause is not None:
+            self.errno, self.strerror, self.filename = cause.errno, cause.strerror, filename or cause.filename
+
+    def __str__(self) -> str:
+        """The one line, not what `OSError` makes of its numbers."""
+        return self.message
+
+
+class MissingFileError(CannotOpenError, FileNotFoundError):
+    """There is no such file."""
+
+
+def cannot(what: str, name: str, cause: OSError) -> CannotOpenError:
+    """The error for *cause*, which kept us from doing *what* (``open``, ``read``) to the file *name*."""
+    kind = MissingFileError if isinstance(cause, FileNotFoundError) else CannotOpenError
+    return kind(f"cannot {what} {name}: {cause.strerror or cause}", cause, name)
 
 
 class LayoutError(FivefoldError):

@@ -10,6 +10,21 @@ from __future__ import annotations
 import re
 from typing import Final, NewType
 
+__all__ = [
+    "GIB",
+    "KIB",
+    "MASK64",
+    "MIB",
+    "PAGE",
+    "PIB",
+    "TIB",
+    "PhysAddr",
+    "VirtAddr",
+    "format_size",
+    "hex64",
+    "parse_size",
+]
+
 VirtAddr = NewType("VirtAddr", int)
 """64 bits as the CPU sees them, canonical or not; never negative."""
 

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Final
 
 from fivefold.arch.state import ControlState
+from fivefold.units import VirtAddr
 
 
 class Kind(Enum):
@@ -27,7 +28,8 @@ class Access:
     *size* in bytes, 1 to 4096. *implicit*: the CPU's own access to a descriptor table or TSS,
     which is a supervisor's at any privilege level. *stack*: through SS, or a push, pop, call or return.
     *shadow*: a shadow-stack access, as of CALL, RET, INCSSP, RSTORSSP, SAVEPREVSSP and WRSS. *as_user*:
-    a supervisor's access that counts as a user's, which only WRUSS makes.
+    a supervisor's access that counts as a user's, which only WRUSS makes. *va*: the first byte, for callers who keep
+    the address with the access; `access` takes it beside.
     """
 
     kind: Kind
@@ -36,9 +38,12 @@ class Access:
     stack: bool = False
     shadow: bool = False
     as_user: bool = False
+    va: VirtAddr | int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a size that no access has, and a shadow-stack access that fetches."""
+        """Refuse a kind or size that no access has, and a shadow-stack access that fetches."""
+        if not isinstance(self.kind, Kind):
+            raise TypeError(f"kind is {self.kind!r}; expected Kind.READ, Kind.WRITE or Kind.FETCH")
         if not 1 <= self.size <= 4096:
             raise ValueError(f"an access of {self.size} bytes; expected 1 to 4096")
         if self.kind is Kind.FETCH and (self.shadow or self.as_user or self.implicit):

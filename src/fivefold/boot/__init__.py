@@ -1,10 +1,16 @@
-"""Build the image, run it on machines, collect and judge the result."""
+"""Build the image, run it on machines, collect and judge the result.
+
+``fivefold.boot()`` is `boot`: this package is the function it is named after (see `fivefold.callable_package`).
+"""
 
 from fivefold.boot.files import read_file, read_serial, write_file
 from fivefold.boot.image.build import build_image
 from fivefold.boot.image.elf_image import DEFAULT_LOAD_ADDRESS, MOST_BYTES, Image, parse
 from fivefold.boot.result import BootReport, Bounds, Check, Run, Skipped
 from fivefold.boot.run import CPUS, DEFAULT_MEMORY, BootOptions, boot
+from fivefold.callable_package import make_callable
+
+make_callable(__name__)
 
 __all__ = [
     "CPUS",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from fivefold import _arguments
 from fivefold.arch import AddressSpace, ControlState, Mapped, translate
 from fivefold.boot.command_line import LAYOUTS, MOST, check_given
 from fivefold.boot.image.build import build_image
@@ -67,7 +68,10 @@ class BootOptions:
     """How many CPUs; Unicorn, where it was named, has one, and says so."""
 
     def __post_init__(self) -> None:
-        """Refuse what no machine could do, with `ImageError` or `MachineError`."""
+        """Refuse what no machine could do, with `ImageError` or `MachineError`, and with `TypeError` a wrong type."""
+        text = dict.fromkeys(("engine", "kexec"), (str, type(None)))
+        _arguments.fields(self, **text, entry=(str,), layout=(str,), cmdline=(str,), hibernate=(bool,))
+        _arguments.fields(self, memory=(int,), smp=(int,), load_address=(int, type(None)), timeout=(float, int))
         if self.load_address is not None:
             check_load_address(self.load_address)
         if self.entry not in ENTRIES:

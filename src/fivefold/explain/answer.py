@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
+from fivefold import _arguments
 from fivefold.arch import TableReader
 from fivefold.errors import FormatError
 from fivefold.explain.address_area import describe
@@ -24,6 +25,7 @@ from fivefold.explain.what_if import ask
 from fivefold.machine.base import Event as MachineEvent
 from fivefold.machine.base import ExceptionRecord, Machine, Registers, Shutdown
 from fivefold.memory import CpuState, Segment, Source, open_source
+from fivefold.survey.space import Space
 
 _LIVE: Final = ("qmp:", "pid:", "gdb:")
 _CORE: Final = (b"\x7fELF", b"EMiL", b"KDUMP   ", b"makedumpfile")
@@ -32,7 +34,7 @@ _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 
 def explain(
     log: str | os.PathLike[str] | BinaryIO | Trace | None = None,
-    memory: str | os.PathLike[str] | Source | TableReader | None = None,
+    memory: str | os.PathLike[str] | Source | Space | TableReader | None = None,
     *,
     given: GivenState | None = None,
     addresses: Sequence[int] = (),
@@ -42,14 +44,23 @@ def explain(
     """Why did it fault?
 
     *log* is a log in any of the known formats, or a source of memory that has registers too (an
-    ELF core, ``qmp:SOCKET``); *memory* the guest's physical memory. Either may be left out, and
-    *numbers* (``cr2=…, error_code=…``; see `GivenState`) go before what they say. *addresses* are
+    ELF core, ``qmp:SOCKET``); *memory* the guest's physical memory, also as an open `Space`. Either may be left out,
+    and *numbers* (``cr2=…, error_code=…``; see `GivenState`) go before what they say. *addresses* are
     described besides; *what_if* asks the same access under changes (see `what_if.ask`).
 
-    `FormatError` for what is no log, `MachineError` for what cannot be opened, `ValueError` for numbers or changes
-    that make no sense. A fault that cannot be explained is an answer, with rule ``unknown``.
+    `FormatError` for what is no log, `CannotOpenError` (an `OSError`) for a file that cannot be opened, `TypeError` or
+    `ValueError` for numbers or changes that make no sense. A fault that cannot be explained is an answer, with rule
+    ``unknown``.
     """
+    _arguments.keywords("explain", numbers, GivenState.__dataclass_fields__)
+    if not (log is None or isinstance(log, str | os.PathLike | Trace) or hasattr(log, "read")):
+        raise TypeError(f"log is {log!r}; expected the name of a file, an open file, a Trace or None")
+    if not (memory is None or isinstance(memory, str | os.PathLike | Source | Space) or hasattr(memory, "read")):
+        raise TypeError(f"memory is {memory!r}; expected the name of a source, a Source, a Space, a reader or None")
     given = replace(given or GivenState(), **numbers)
+    if isinstance(memory, Space):
+        given = given if given.phys_bits is not None else replace(given, phys_bits=memory.given.phys_bits)
+        memory = memory.source
     with ExitStack() as stack:
         if isinstance(log, str | os.PathLike) and _is_source(os.fspath(log)):
             log, memory = None, memory if memory is not None else log

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from fivefold.errors import FormatError, MachineError
+from fivefold.errors import FormatError, cannot
 from fivefold.units import MIB
 
 SMALL: Final = 16 * MIB
@@ -51,11 +51,11 @@ class FileBytes:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> FileBytes:
-        """Open *path*; `MachineError` when it cannot be opened, `FormatError` when it is no file with bytes."""
+        """Open *path*; `CannotOpenError` when it cannot be opened, `FormatError` when it is no file with bytes."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise MachineError(f"cannot open {os.fspath(path)}: {error.strerror}") from error
+            raise cannot("open", os.fspath(path), error) from error
         return cls.from_fd(fd, os.fspath(path))
 
     @classmethod
@@ -74,7 +74,7 @@ class FileBytes:
             return cls(mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ), name, fd)
         except OSError as error:
             os.close(fd)
-            raise MachineError(f"cannot read {name}: {error.strerror}") from error
+            raise cannot("read", name, error) from error
         except FormatError:
             os.close(fd)
             raise

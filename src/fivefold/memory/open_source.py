@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict, Unpack, get_args
 
+from fivefold import _arguments
 from fivefold.errors import FivefoldError, FormatError
 from fivefold.memory.banked import MAX_COPY
 from fivefold.memory.files import FileBytes
@@ -36,6 +38,35 @@ class SourceOptions:
     max_unpacked: int = MAX_UNPACKED
     max_copy: int = MAX_COPY
 
+    def __post_init__(self) -> None:
+        """Refuse a value of a wrong type, with `TypeError` or `ValueError` that names the option."""
+        _arguments.fields(
+            self,
+            ram_map=(str, type(None)),
+            freeze=(bool,),
+            timeout=(float, int),
+            max_unpacked=(int,),
+            max_copy=(int,),
+        )
+        if self.live_ram not in get_args(LiveRam):
+            raise ValueError(
+                f"live_ram is {self.live_ram!r}: unknown way to read RAM; expected one of {', '.join(get_args(LiveRam))}"
+            )
+        if self.progress is not None and not callable(self.progress):
+            raise TypeError(f"progress is {self.progress!r}; expected a function of two numbers, or None")
+
+
+class SourceKeywords(TypedDict, total=False):
+    """The fields of `SourceOptions` as keywords, for type checkers."""
+
+    ram_map: str | None
+    freeze: bool
+    live_ram: LiveRam
+    timeout: float
+    progress: Progress | None
+    max_unpacked: int
+    max_copy: int
+
 
 _UNSUPPORTED: Final = {
     b"PAGEDU64": "a Windows crash dump",
@@ -47,15 +78,22 @@ _UNSUPPORTED: Final = {
 }
 
 
-def open_source(spec: str, options: SourceOptions | None = None, **changes: object) -> Source:
+def open_source(
+    spec: str | os.PathLike[str], options: SourceOptions | None = None, **changes: Unpack[SourceKeywords]
+) -> Source:
     """Open *spec*: a file, ``qmp:SOCKET`` (a path or HOST:PORT), ``pid:NUMBER`` or ``gdb:HOST:PORT``.
 
     Files are raw images, ELF cores, kdump files and LiME, also inside .xz, .gz or .zst; the
-    first bytes decide, never the name. *changes* are fields of `SourceOptions`. Raises `FormatError`
-    when the content is not what it claims, `MachineError` when something cannot be opened or
-    does not answer, `ValueError` for a spec or option that makes no sense.
+    first bytes decide, never the name; a path object is always a file. *changes* are fields of `SourceOptions`.
+    Raises `FormatError` when the content is not what it claims, `CannotOpenError` (an `OSError`) for a file that
+    cannot be opened, `MachineError` when a guest does not answer, `TypeError` or `ValueError` for a spec or option
+    that makes no sense.
     """
-    chosen = replace(options or SourceOptions(), **changes)  # type: ignore[arg-type]
+    _arguments.keywords("open_source", changes, SourceOptions.__dataclass_fields__)
+    chosen = replace(options or SourceOptions(), **changes)
+    if isinstance(spec, os.PathLike):
+        return open_file(os.fspath(spec), chosen)
+    _arguments.instance("spec", spec, str, expected="the name of a file, or qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT")
     prefix, colon, rest = spec.partition(":")
     if colon and prefix in ("qmp", "pid", "gdb"):
         return _open_live(prefix, rest, chosen)

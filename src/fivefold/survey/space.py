@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, Unpack
 
+from fivefold import _arguments
 from fivefold.arch import (
     TABLE_SIZE,
     AddressSpace,
@@ -19,6 +21,7 @@ from fivefold.arch import (
 )
 from fivefold.errors import MemoryReadError, both_told
 from fivefold.memory import Bank, Source, SourceOptions, open_source
+from fivefold.memory.open_source import SourceKeywords
 from fivefold.notebook import html_table
 from fivefold.survey.guest.areas import AreaMap, detect_areas
 from fivefold.survey.guest.bases import KernelBases, find_bases
@@ -87,11 +90,11 @@ class Space:
 
     def translate(self, va: int) -> Translation:
         """Where *va* leads, or what stops it. `MemoryReadError` where a table is not in memory."""
-        return translate(self.tables, VirtAddr(va))
+        return translate(self.tables, VirtAddr(_arguments.word("va", va)))
 
     def path(self, va: int) -> Path:
         """Every entry read for *va*, with what came of it; a missing table is an answer, too."""
-        return path_of(self.tables, VirtAddr(va), self.areas.name_at(va))
+        return path_of(self.tables, VirtAddr(_arguments.word("va", va)), self.areas.name_at(va))
 
     @cached_property
     def scanner(self) -> TableScanner:
@@ -148,6 +151,7 @@ class Space:
         accessed, dirty, software bits and key. *contiguous* breaks where physical memory does. Malformed
         entries and tables that are not in memory are regions, too: look at `Region.kind`.
         """
+        _arguments.instance("window", window, range, type(None))
         result = self.scan(
             flags=ALL_FLAGS if all_bits else DEFAULT_FLAGS,
             contiguity=Contiguity.BREAK if contiguous else Contiguity.NOTE,
@@ -232,14 +236,29 @@ def release_of(source: Source) -> Found[str | None]:
     return Found(None, "no VMCOREINFO in the source; the map of 6.1 is assumed")
 
 
-def open_space(spec: str, options: SourceOptions | None = None, **changes: object) -> Space:
+class SpaceKeywords(SourceKeywords, total=False):
+    """The fields of `GivenPaging` and `SourceOptions` as keywords, for type checkers."""
+
+    cr3: int | None
+    cr4: int | None
+    levels: int | None
+    phys_bits: int | None
+    cpu: int | None
+    force: bool
+
+
+def open_space(
+    spec: str | os.PathLike[str], options: SourceOptions | None = None, **changes: Unpack[SpaceKeywords]
+) -> Space:
     """Open *spec* as `fivefold.memory.open_source` does and decide which address space it is.
 
     *changes*: ``cr3``, ``cr4``, ``levels``, ``phys_bits``, ``cpu``, ``force`` as in `GivenPaging`, all others as in
     `fivefold.memory.SourceOptions`. Raises what `open_source` does, and `NotKnownError`.
     """
-    given = GivenPaging(**{name: changes.pop(name) for name in _GIVEN if name in changes})  # type: ignore[arg-type]
-    source = open_source(spec, options, **changes)
+    _arguments.keywords("open", changes, SpaceKeywords.__annotations__)
+    keywords: dict[str, Any] = dict(changes)
+    given = GivenPaging(**{name: keywords.pop(name) for name in _GIVEN if name in keywords})
+    source = open_source(spec, options, **keywords)
     try:
         return Space(source, given)
     except BaseException:  # whoever sees it, the source must not stay open

@@ -139,7 +139,7 @@ def test_private_ram_has_no_file(start: Start, tmp_path: Path) -> None:
         f"cannot read RAM of qmp:{tmp_path / 'qmp'}; file: RAM of process {process.pid} is not shared: start QEMU "
         "with -object memory-backend-memfd,share=on or read it another way"
     )
-    with pytest.raises(ValueError, match=r"^unknown way to read RAM 'magic'; expected one of auto, file,"):
+    with pytest.raises(ValueError, match=r"^live_ram is 'magic': unknown way to read RAM; expected one of auto, file,"):
         open_source(f"qmp:{tmp_path / 'qmp'}", live_ram="magic")
 
 

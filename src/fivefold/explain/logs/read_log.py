@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, cast
 
-from fivefold.errors import FormatError, MachineError
+from fivefold.errors import FormatError, MachineError, cannot
 from fivefold.explain.logs.lines import Block, read_lines, split
 from fivefold.explain.logs.linux_text import LinuxText
 from fivefold.explain.logs.other_logs import BochsLog, EventLine
@@ -64,9 +64,10 @@ def open_log(path: str) -> Iterator[BinaryIO]:
     try:
         with Path(path).open("rb") as file:
             yield _unpacked(file)
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise MachineError(f"cannot read {path}: {reason}") from error
+    except OSError as error:
+        raise cannot("read", path, error) from error
+    except (EOFError, lzma.LZMAError) as error:
+        raise MachineError(f"cannot read {path}: {error}") from error
 
 
 def _unpacked(file: BinaryIO) -> BinaryIO:

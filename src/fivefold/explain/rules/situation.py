@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from fivefold import _arguments
 from fivefold.arch import AddressSpace, ControlState, Cpu, Cr0, Cr4, Efer, Paging, PagingMode, TableReader
 from fivefold.memory import CpuState
 
@@ -38,6 +39,10 @@ class GivenState:
     pkru: int | None = None
     phys_bits: int | None = None
     levels: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse, with `TypeError`, what is no number."""
+        _arguments.fields(self, **dict.fromkeys(self.__dataclass_fields__, (int, type(None))))
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         """The names and values that were given."""

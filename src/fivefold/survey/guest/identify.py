@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from fivefold import _arguments
 from fivefold.arch import FRAME_BITS, LA48, LA57, MAX_PHYS_BITS, TABLE_SIZE, Cr0, Cr4, Efer, PagingMode
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import CpuState, Source
@@ -37,7 +38,9 @@ class GivenPaging:
     force: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no CPU has, and what contradicts itself."""
+        """Refuse values of a wrong type, what no CPU has, and what contradicts itself."""
+        number = (int, type(None))
+        _arguments.fields(self, cr3=number, cr4=number, levels=number, phys_bits=number, cpu=number, force=(bool,))
         if self.levels not in (None, 4, 5):
             raise ValueError(f"{self.levels} levels of page tables; expected 4 or 5")
         if self.phys_bits is not None and not 32 <= self.phys_bits <= MAX_PHYS_BITS:

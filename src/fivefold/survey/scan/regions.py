@@ -69,6 +69,11 @@ class Region(NamedTuple):
         return self.end - self.start
 
     @property
+    def rights(self) -> Rights:
+        """What the whole path allows: `effective`."""
+        return self.effective
+
+    @property
     def page(self) -> str | None:
         """``4K``, ``2M`` or ``1G``; None where nothing is mapped."""
         return PAGE_NAMES.get(self.level) if self.kind is RegionKind.MAPPED else None
