@@ -19,6 +19,11 @@ class Check(NamedTuple):
     ok: bool
     detail: str = ""
 
+    @classmethod
+    def outside(cls, name: str, problem: str) -> Check:
+        """A check from outside, which passed if *problem* is empty."""
+        return cls(name, "outside", not problem, problem)
+
 
 class Skipped(NamedTuple):
     """What an engine or CPU cannot do, and why."""

@@ -188,7 +188,7 @@ def hibernate(guest: Guest, options: BootOptions, image: Image) -> Guest | Check
         words = report.words
         at, size = words.get("hibernate_at", 0), words.get("hibernate_size", 0)
         if not at or not 0 < size <= options.memory:
-            return Check("hibernate_saved", "outside", False, str(event))
+            return Check.outside("hibernate_saved", str(event))
         saved = machine.memory.read(PhysAddr(at), size)
     resuming = make_guest(guest.cpu, replace(options, load_address=load), image)
     return replace(resuming, cmdline=f"{guest.cmdline} hibernate=resume".strip(), modules=(Module(saved),))
@@ -200,7 +200,7 @@ def boot_guest(guest: Guest, options: BootOptions, image: Image, explain: Explai
     early: list[Check] = []
     if options.hibernate:
         resuming = hibernate(guest, options, image)
-        early.append(Check("hibernate_saved", "outside", True) if isinstance(resuming, Guest) else resuming)
+        early.append(Check.outside("hibernate_saved", "") if isinstance(resuming, Guest) else resuming)
         guest = resuming if isinstance(resuming, Guest) else guest
     with start(options.runs_on, guest, options.timeout) as machine:
         event = machine.run(options.timeout)
@@ -262,15 +262,15 @@ def handed_over(machine: Machine, options: BootOptions, image: Image, report: Gu
     """Whether a first kernel ran to its end, in its own mode, and started the one that *report* is from."""
     previous, load = report.words.get("previous", 0), report.words.get("load_address", 0)
     if not previous:
-        return [Check("kexec_arrived", "outside", False, "the last kernel was not started by another")]
+        return [Check.outside("kexec_arrived", "the last kernel was not started by another")]
     if previous < load + image.size and load < previous + image.size:  # what is read there would be the last one's
-        return [Check("kexec_arrived", "outside", False, f"the last kernel lies at {hex64(load)}, on the one before")]
+        return [Check.outside("kexec_arrived", f"the last kernel lies at {hex64(load)}, on the one before")]
     first = read_report(machine.memory, image, previous)
     failed = [check.name for check in first.checks if not check.ok]
     levels = first.words.get("levels", 0)
     want = expected_levels(machine.cpu.la57, options.cmdline)
     return [
-        Check("kexec_arrived", "outside", True),
+        Check.outside("kexec_arrived", ""),
         Check(
             "kexec_first_kernel",
             "outside",
@@ -294,13 +294,13 @@ def from_outside(machine: Machine, options: BootOptions, image: Image, report: G
     try:
         seen = evidence(machine, options, image, report)
     except LayoutError as error:
-        return [Check("kaslr_bases", "outside", False, str(error))]
+        return [Check.outside("kaslr_bases", str(error))]
     checks = judge(seen, report.words, report.areas)
     if options.entry in EFI_ENTRIES:
         checks += efi_checks(seen, report.words)
     if options.cpus > 1:
         checks += cpu_checks(machine.all_registers(), options.cpus)
-    return [*checks, Check("kaslr_bases", "outside", True)] if options.randomised else checks
+    return [*checks, Check.outside("kaslr_bases", "")] if options.randomised else checks
 
 
 def make_guest(cpu: str, options: BootOptions, image: Image) -> Guest:

@@ -19,21 +19,17 @@ def efi_checks(seen: Evidence, words: Mapping[str, int]) -> Iterator[Check]:
     """The firmware's window holds the firmware, the lower half nothing, the rest is the kernel's, run by run."""
     space = replace(seen.space, root=PhysAddr(words.get("efi_root", 0)))
     if not words.get("efi_root"):
-        yield _check("efi_space", "the kernel made none")
+        yield Check.outside("efi_space", "the kernel made none")
         return
     window = seen.area("efi_runtime")
     mapped = list(regions(space, range(window.start, window.end), contiguous=True))
-    yield _check("efi_window", _window(seen, mapped))
+    yield Check.outside("efi_window", _window(seen, mapped))
     if words.get("efi_attributes"):
         both = [run for run in mapped if run.rights.write and run.rights.execute]
-        yield _check("efi_window_write_or_execute", f"{both[0]} and {len(both) - 1} more" if both else "")
+        yield Check.outside("efi_window_write_or_execute", f"{both[0]} and {len(both) - 1} more" if both else "")
     lower = list(regions(space, range(space.mode.gap.start)))
-    yield _check("efi_lower_half_empty", str(lower[0]) if lower else "")
-    yield _check("efi_shares_kernel", _differs(seen, space, window.start, window.end))
-
-
-def _check(name: str, problem: str) -> Check:
-    return Check(name, "outside", not problem, problem)
+    yield Check.outside("efi_lower_half_empty", str(lower[0]) if lower else "")
+    yield Check.outside("efi_shares_kernel", _differs(seen, space, window.start, window.end))
 
 
 def _window(seen: Evidence, mapped: list[PageRun]) -> str:

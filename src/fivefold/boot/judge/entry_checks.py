@@ -35,13 +35,19 @@ def switch_checks(
     place = words.get("trampoline", 0)
     changed = entered != expected_levels
     checks = [
-        _check("mode_switch_entered", words.get("entered_levels", 0) == entered, f"not entered with {entered} levels"),
-        _check("mode_switch_ended", found == expected_levels, f"{found} levels are on, expected {expected_levels}"),
-        _check("mode_switch_place", bool(place) == changed, f"the trampoline was at {hex64(place)}"),
+        Check.outside(
+            "mode_switch_entered",
+            "" if words.get("entered_levels", 0) == entered else f"not entered with {entered} levels",
+        ),
+        Check.outside(
+            "mode_switch_ended",
+            "" if found == expected_levels else f"{found} levels are on, expected {expected_levels}",
+        ),
+        Check.outside("mode_switch_place", "" if bool(place) == changed else f"the trampoline was at {hex64(place)}"),
     ]
     if place and not pages_used_again:
         given_back = _is_given_back(words, memory)
-        checks.append(_check("mode_switch_given_back", given_back, "the low pages are not as before"))
+        checks.append(Check.outside("mode_switch_given_back", "" if given_back else "the low pages are not as before"))
     return checks
 
 
@@ -49,7 +55,3 @@ def _is_given_back(words: Mapping[str, int], memory: PhysReader) -> bool:
     """Whether the low pages hold what was saved of them."""
     kept = memory.read(PhysAddr(words["borrowed"]), _BORROWED_SIZE)
     return memory.read(PhysAddr(words["trampoline"]), _BORROWED_SIZE) == kept
-
-
-def _check(name: str, ok: bool, problem: str) -> Check:
-    return Check(name, "outside", ok, "" if ok else problem)

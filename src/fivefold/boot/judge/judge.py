@@ -49,50 +49,45 @@ def judge(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds])
     Tables that cannot be read, or that have no end, end the checks: with one more, which has failed.
     """
     if seen.state.mode is None:
-        return [_check("mode_from_registers", f"the CPU is in {seen.state.paging.value}")]
+        return [Check.outside("mode_from_registers", f"the CPU is in {seen.state.paging.value}")]
     done: list[Check] = []
     try:
         done.extend(_checks(seen, words, areas))
     except MemoryReadError as error:
-        done.append(_check("tables_readable", str(error)))
+        done.append(Check.outside("tables_readable", str(error)))
     except TooManyRuns as error:
-        done.append(_check("tables_bounded", str(error)))
+        done.append(Check.outside("tables_bounded", str(error)))
     return done
-
-
-def _check(name: str, problem: str) -> Check:
-    """A check from outside that passed if there is no *problem*."""
-    return Check(name, "outside", not problem, problem)
 
 
 def _checks(seen: Evidence, words: Mapping[str, int], areas: Mapping[str, Bounds]) -> Iterator[Check]:
     levels = len(list(seen.space.mode.levels))
-    yield _check("mode_expected", _differs("levels", levels, seen.expected_levels))
-    yield _check("mode_triple", _triple(words, levels))
-    yield _check("registers_reported", _registers(seen, words))
-    yield _check("areas_reported", _areas_differ(seen, areas))
-    yield _check("tables_reported", _differs("tables", words.get("tables", 0), seen.table_count))
-    yield _check("fold_depth", _depth(seen, levels))
+    yield Check.outside("mode_expected", _differs("levels", levels, seen.expected_levels))
+    yield Check.outside("mode_triple", _triple(words, levels))
+    yield Check.outside("registers_reported", _registers(seen, words))
+    yield Check.outside("areas_reported", _areas_differ(seen, areas))
+    yield Check.outside("tables_reported", _differs("tables", words.get("tables", 0), seen.table_count))
+    yield Check.outside("fold_depth", _depth(seen, levels))
     yield from process_checks(seen, words)
     yield from handover_checks(seen, words)
-    yield _check("scan_agrees", _scan_differs(seen, words))
-    yield _check("no_malformed_entries", _first(run for run in seen.runs if run.content is not Content.MAPPED))
-    yield _check("no_writable_executable", _first(r for r in seen.runs if r.rights.write and r.rights.execute))
-    yield _check("no_user_pages", _first(run for run in seen.runs if run.rights.user))
-    yield _check("tables_not_executable", _executable_tables(seen))
-    yield _check("area_direct_map", _direct_map(seen))
-    yield _check("area_vmemmap", _vmemmap(seen))
-    yield _check("area_kernel_image", _image(seen))
+    yield Check.outside("scan_agrees", _scan_differs(seen, words))
+    yield Check.outside("no_malformed_entries", _first(run for run in seen.runs if run.content is not Content.MAPPED))
+    yield Check.outside("no_writable_executable", _first(r for r in seen.runs if r.rights.write and r.rights.execute))
+    yield Check.outside("no_user_pages", _first(run for run in seen.runs if run.rights.user))
+    yield Check.outside("tables_not_executable", _executable_tables(seen))
+    yield Check.outside("area_direct_map", _direct_map(seen))
+    yield Check.outside("area_vmemmap", _vmemmap(seen))
+    yield Check.outside("area_kernel_image", _image(seen))
     for area in seen.areas:
         if area.kind == "mapped":
             if area.name == "kasan_shadow":
-                yield _check("kasan_shadow" if seen.has_shadow else "area_kasan_shadow", _shadow(seen, area))
+                yield Check.outside("kasan_shadow" if seen.has_shadow else "area_kasan_shadow", _shadow(seen, area))
             elif area.name not in ("direct_map", "vmemmap", "kernel_image"):
-                yield _check(f"area_{area.name}", _small_area(seen, area))
+                yield Check.outside(f"area_{area.name}", _small_area(seen, area))
         else:
-            yield _check(f"guard_{area.name}", _guard(seen, area))
-    yield _check("guard_stack", _stack_guard(seen))
-    yield _check("guard_direct_map_end", _refused(seen, seen.area("direct_map").start + seen.ram[-1].end))
+            yield Check.outside(f"guard_{area.name}", _guard(seen, area))
+    yield Check.outside("guard_stack", _stack_guard(seen))
+    yield Check.outside("guard_direct_map_end", _refused(seen, seen.area("direct_map").start + seen.ram[-1].end))
 
 
 def _depth(seen: Evidence, levels: int) -> str:

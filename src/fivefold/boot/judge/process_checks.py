@@ -19,17 +19,13 @@ address space")."""
 def process_checks(seen: Evidence, words: Mapping[str, int]) -> Iterator[Check]:
     """The kept space: its lower half, its kernel half, its tables; and which ways led back from system calls."""
     space = replace(seen.space, root=PhysAddr(words.get("user_root", 0)))
-    yield _check("user_space", _lower_half(space))
-    yield _check("sync_kernel_half", _kernel_half(seen, space))
-    yield _check("free_tables", _own_tables(seen, space, words.get("user_tables", 0)))
+    yield Check.outside("user_space", _lower_half(space))
+    yield Check.outside("sync_kernel_half", _kernel_half(seen, space))
+    yield Check.outside("free_tables", _own_tables(seen, space, words.get("user_tables", 0)))
     if words.get("syscall_stays"):
         return  # the guest has said so
     fast, safe = words.get("fast_returns", 0), words.get("safe_returns", 0)
-    yield _check("syscall_ways_back", "" if fast and safe == 1 else f"{fast} fast and {safe} safe returns")
-
-
-def _check(name: str, problem: str) -> Check:
-    return Check(name, "outside", not problem, problem)
+    yield Check.outside("syscall_ways_back", "" if fast and safe == 1 else f"{fast} fast and {safe} safe returns")
 
 
 def _lower_half(space: AddressSpace) -> str:

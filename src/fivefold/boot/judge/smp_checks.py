@@ -15,11 +15,9 @@ def cpu_checks(cpus: Sequence[Registers], expected: int) -> list[Check]:
     modes = [i for i, cpu in enumerate(cpus) if (cpu.cr4 ^ first.cr4) & Cr4.LA57 or cpu.efer != first.efer]
     roots = [i for i, cpu in enumerate(cpus) if cpu.cr3 != first.cr3]
     return [
-        _check("smp_count", "" if len(cpus) == expected else f"the machine has {len(cpus)} CPUs, expected {expected}"),
-        _check("smp_same_mode", f"CPUs {modes} differ from the first in CR4.LA57 or EFER" if modes else ""),
-        _check("smp_same_root", f"CPUs {roots} have another CR3 than the first" if roots else ""),
+        Check.outside(
+            "smp_count", "" if len(cpus) == expected else f"the machine has {len(cpus)} CPUs, expected {expected}"
+        ),
+        Check.outside("smp_same_mode", f"CPUs {modes} differ from the first in CR4.LA57 or EFER" if modes else ""),
+        Check.outside("smp_same_root", f"CPUs {roots} have another CR3 than the first" if roots else ""),
     ]
-
-
-def _check(name: str, problem: str) -> Check:
-    return Check(name, "outside", not problem, problem)

@@ -43,6 +43,27 @@ PLACES: Final = (
     "identity", "text", "rodata", "espfix", "direct-map-text", "data", "vmalloc", "non-canonical-low",
     "non-canonical-high", "entry-guard", "last-page", "modules-guard",
 )  # fmt: skip
+AT_GUARD_HOLE: Final = PLACES.index("guard-hole")
+AT_VMALLOC_GUARD: Final = PLACES.index("vmalloc-guard")
+AT_BELOW_IMAGE: Final = PLACES.index("below-image")
+AT_STACK_GUARD: Final = PLACES.index("stack-guard")
+AT_DIRECT_MAP_END: Final = PLACES.index("direct-map-end")
+AT_EFI: Final = PLACES.index("efi")
+AT_VSYSCALL: Final = PLACES.index("vsyscall")
+AT_IDENTITY: Final = PLACES.index("identity")
+AT_TEXT: Final = PLACES.index("text")
+AT_RODATA: Final = PLACES.index("rodata")
+AT_ESPFIX: Final = PLACES.index("espfix")
+AT_DIRECT_MAP_TEXT: Final = PLACES.index("direct-map-text")
+AT_DATA: Final = PLACES.index("data")
+AT_VMALLOC: Final = PLACES.index("vmalloc")
+AT_NON_CANONICAL_LOW: Final = PLACES.index("non-canonical-low")
+AT_NON_CANONICAL_HIGH: Final = PLACES.index("non-canonical-high")
+AT_ENTRY_GUARD: Final = PLACES.index("entry-guard")
+AT_LAST_PAGE: Final = PLACES.index("last-page")
+AT_MODULES_GUARD: Final = PLACES.index("modules-guard")
+"""Their numbers, which the command line's faults are kept with."""
+
 _READS: Final = (
     "null", "guard-hole", "vmalloc-guard", "below-image", "stack-guard", "direct-map-end", "efi", "vsyscall",
     "identity", "non-canonical-low", "non-canonical-high", "entry-guard", "last-page", "modules-guard",
@@ -73,43 +94,43 @@ def place_of(number: u64) -> VirtAddr:
     half = 1 << (va_bits() - 1)
     image = symbol("_text")
     address = VirtAddr(0)
-    if number == 1:
+    if number == AT_GUARD_HOLE:
         address = VirtAddr(layout.AREAS[0].start[layout.column()])
-    elif number == 2:
+    elif number == AT_VMALLOC_GUARD:
         address = VirtAddr(kernel_map.vmalloc_page(0) + PAGE_SIZE)
-    elif number == 3:
+    elif number == AT_BELOW_IMAGE:
         address = VirtAddr(image - 8)
-    elif number == 4:
+    elif number == AT_STACK_GUARD:
         address = VirtAddr(symbol("stack_guard") + PAGE_SIZE - 8)
-    elif number == 5:
+    elif number == AT_DIRECT_MAP_END:
         address = phys_to_virt(memblock.end_of_memory())
-    elif number == 6:
+    elif number == AT_EFI:
         address = VirtAddr(layout.EFI_VA_END)
-    elif number == 7:
+    elif number == AT_VSYSCALL:
         address = VirtAddr(VSYSCALL)
-    elif number == 8:
+    elif number == AT_IDENTITY:
         address = VirtAddr(kernel_map.image_text_phys())
-    elif number == 9:
+    elif number == AT_TEXT:
         address = VirtAddr(image)
-    elif number == 10:
+    elif number == AT_RODATA:
         address = VirtAddr(symbol("_rodata"))
-    elif number == 11:
+    elif number == AT_ESPFIX:
         address = VirtAddr(ESPFIX_BASE)
-    elif number == 12:
+    elif number == AT_DIRECT_MAP_TEXT:
         address = phys_to_virt(kernel_map.image_text_phys())
-    elif number == 13:
+    elif number == AT_DATA:
         address = VirtAddr(symbol("_data"))
-    elif number == 14:
+    elif number == AT_VMALLOC:
         address = kernel_map.vmalloc_page(1)
-    elif number == 15:
+    elif number == AT_NON_CANONICAL_LOW:
         address = VirtAddr(half)
-    elif number == 16:
+    elif number == AT_NON_CANONICAL_HIGH:
         address = VirtAddr(0 - half - 8)
-    elif number == 17:
+    elif number == AT_ENTRY_GUARD:
         address = kernel_map.entry_area(kernel_map.ENTRY_GUARD_MIDDLE)
-    elif number == 18:
+    elif number == AT_LAST_PAGE:
         address = VirtAddr(0 - PAGE_SIZE)
-    elif number == 19:
+    elif number == AT_MODULES_GUARD:
         address = VirtAddr(MODULES_VADDR + PAGE_SIZE)
     return address
 
