@@ -96,8 +96,9 @@ def test_mapped_file_cut_while_in_use(tmp_path: Path) -> None:
     path = tmp_path / "large"
     with path.open("wb") as out:
         out.truncate(SMALL + 4096)
-    with open_file(str(path)) as source:
-        assert source.memory.read(PhysAddr(SMALL), 2) == b"\0\0"
-        os.truncate(path, 4096)
+    source = open_file(str(path))
+    assert source.memory.read(PhysAddr(SMALL), 2) == b"\0\0"
+    os.truncate(path, 4096)
+    for refused in (lambda: source.memory.read(PhysAddr(SMALL), 2), source.close):
         with pytest.raises(FormatError, match=rf"large was cut from {SMALL + 4096} to 4096 bytes while in use$"):
-            source.memory.read(PhysAddr(SMALL), 2)
+            refused()

@@ -125,7 +125,7 @@ class BankedMemory(_Closing):
             if high.start < low.end:
                 raise ValueError(f"banks overlap at {high.start:#x}")
         self._starts = [bank.start for bank in self._banks]
-        self._check = check or (lambda: None)
+        self.check = check or (lambda: None)
         self._written = written
 
     @property
@@ -135,17 +135,17 @@ class BankedMemory(_Closing):
 
     def banks(self) -> list[Bank]:
         """The buffers themselves."""
-        self._check()
+        self.check()
         return list(self._banks)
 
     def written(self) -> list[Extent]:
         """What is on disk of a sparse file, else all there is."""
-        self._check()
+        self.check()
         return self.extents if self._written is None else self._written()
 
     def read(self, pa: PhysAddr, size: int, /) -> bytes:
         """Exactly *size* bytes, which may lie in several banks that touch."""
-        self._check()
+        self.check()
         parts, at, end = [], int(pa), pa + size
         index = bisect_right(self._starts, at) - 1
         while index >= 0:

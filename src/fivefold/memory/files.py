@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from fivefold.errors import FormatError, cannot
+from fivefold.memory.bus_error import BusGuard
 from fivefold.units import MIB
 
 SMALL: Final = 16 * MIB
@@ -36,9 +37,8 @@ class ByteSource(Protocol):
 class FileBytes:
     """The bytes of a regular file, read-only.
 
-    `view` is zero-copy. A mapped file that somebody else cuts short would kill
-    the process at the next access, so every access through this class looks at the file's
-    size first and raises `FormatError`; code that keeps the view takes that risk itself.
+    `view` is zero-copy. A mapped file that somebody else cuts short raises `FormatError`: at every access through
+    this class, and at `close` where code that kept a view met a page that was gone; it read zeros there.
     """
 
     def __init__(self, data: bytes | mmap.mmap, name: str, fd: int = -1) -> None:
@@ -46,6 +46,7 @@ class FileBytes:
         self.name = name
         self.size = len(data)
         self._data = data
+        self._guard = BusGuard(data) if isinstance(data, mmap.mmap) else None
         self._fd = fd
         self._view = memoryview(data)
 
@@ -88,9 +89,13 @@ class FileBytes:
         return b"".join(parts)
 
     def check_alive(self) -> None:
-        """Raise `FormatError` if the mapped file was cut short since it was opened."""
+        """Raise `FormatError` if the mapped file was cut short since it was opened, or could not be read."""
         if self._fd >= 0 and (now := os.fstat(self._fd).st_size) < self.size:
             raise FormatError(f"{self.name} was cut from {self.size} to {now} bytes while in use")
+        if self._guard is not None and self._guard.broken:
+            raise FormatError(
+                f"{self.name} could not be read any more while in use; it was cut short, or its disk fails"
+            )
 
     def read_at(self, offset: int, size: int, /) -> bytes:
         """Exactly *size* bytes from *offset*; `FormatError` past the end."""
@@ -127,10 +132,17 @@ class FileBytes:
             yield start, end
 
     def close(self) -> None:
-        """Let go of the file. A view that is still held keeps its mapping, and nothing else, alive."""
+        """Let go of the file; `FormatError` if a part of it went away meanwhile. Held views keep the mapping alive."""
+        try:
+            self.check_alive()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        self._guard = None
         self._view = memoryview(b"")
         self._data = b""
         self.size = 0

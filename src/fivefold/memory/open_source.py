@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypedDict, Unpack, get_args
 
 from fivefold import _arguments
-from fivefold.errors import FivefoldError, FormatError
+from fivefold.errors import FivefoldError, FormatError, both_told
 from fivefold.memory.banked import MAX_COPY
 from fivefold.memory.files import FileBytes
 from fivefold.memory.formats import elf_core, kdump, lime
@@ -109,8 +109,9 @@ def open_file(path: str, options: SourceOptions | None = None) -> Source:
         file = unpack(file, max_bytes=chosen.max_unpacked, progress=chosen.progress)
     try:
         source = _recognise(file, chosen)
-    except (FivefoldError, ValueError):
-        file.close()
+    except (FivefoldError, ValueError) as error:
+        with both_told(error):
+            file.close()
         raise
     if compression:
         return replace(source, format=f"{source.format} in {compression}")

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from fivefold.errors import both_told
-from fivefold.memory.banked import SourceMemory
+from fivefold.memory.banked import BankedMemory, SourceMemory
 from fivefold.memory.base import Extent
 from fivefold.memory.registers import CpuState
 
@@ -42,6 +42,11 @@ class Source:
     def extents(self) -> list[Extent]:
         """Physical memory that can be read, ascending, end exclusive."""
         return self.memory.extents
+
+    def check(self) -> None:
+        """Raise `FormatError` or `MachineError` where a part of it went away while it was read in place."""
+        if isinstance(self.memory, BankedMemory):
+            self.memory.check()
 
     def close(self) -> None:
         """Let go of everything behind it; a guest that was frozen runs again."""

@@ -135,7 +135,9 @@ class Space:
         return self.scan(flags=flags, contiguity=contiguity, window=window, repeat_above=REPEAT_ABOVE)
 
     def _run(self, settings: ScanSettings) -> ScanResult:
-        return self.scanner.scan(self.root.value, self.levels, settings, max_ranges=MAX_UNFOLDED)
+        result = self.scanner.scan(self.root.value, self.levels, settings, max_ranges=MAX_UNFOLDED)
+        self.source.check()
+        return result
 
     def regions(
         self,

@@ -32,14 +32,15 @@ class QmpGuest:
 
     def leave(self) -> None:
         """Let it go on if `freeze` stopped it, and disconnect; `MachineError` where it may be stopped still."""
-        watchdog, self._watchdog = self._watchdog, None
-        try:
-            if watchdog is not None:
-                self._let_go_on()
-        finally:
+        if self._watchdog is None:
             self._client.close()
-            if watchdog is not None:
-                watchdog.stand_down()
+            return
+        with self._watchdog.until_put_back():
+            try:
+                self._let_go_on()
+            finally:
+                self._watchdog = None
+                self._client.close()
 
     def _let_go_on(self) -> None:
         try:

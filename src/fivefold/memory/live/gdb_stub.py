@@ -113,20 +113,19 @@ class GdbClient:
         """Detach, so that the guest goes on, and disconnect; `MachineError` where it may be stopped still."""
         if self._gave_up:
             self._connection.timeout = min(self._connection.timeout, _SHORT)
-        try:
-            # Sent even out of turn: only that the stub reads it counts.
-            self._connection.begin()
-            self._send("D")
-            self._receive()
-        except ConnectionLostError:
-            pass  # the stub is gone already
-        except MachineError as error:
-            raise MachineError(
-                f"the guest of {self.address} may still be stopped, detaching failed: {error}"
-            ) from error
-        finally:
-            self._connection.close()
-            self._watchdog.stand_down()
+        with self._watchdog.until_put_back():
+            try:
+                # Sent even out of turn: only that the stub reads it counts.
+                self._connection.begin()
+                self._send("D")
+                self._receive()
+            except ConnectionLostError:
+                pass  # the stub is gone already
+            except MachineError as error:
+                told = f"the guest of {self.address} may still be stopped, detaching failed: {error}"
+                raise MachineError(told) from error
+            finally:
+                self._connection.close()
 
     def _unhex(self, text: str) -> bytes:
         try:

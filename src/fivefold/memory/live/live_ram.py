@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from fivefold.errors import MachineError, MemoryReadError
 from fivefold.memory.banked import Bank, BankedMemory, PagedMemory
 from fivefold.memory.base import Extent
+from fivefold.memory.bus_error import BusGuard
 from fivefold.memory.files import FileBytes
 from fivefold.memory.live.mtree import RamRange
 from fivefold.memory.live.process_memory import (
@@ -74,23 +75,30 @@ def shared_memory(pid: int, located: Sequence[Located], name: str) -> tuple[Bank
     mappings = mappings_of(pid)
     banks: list[Bank] = []
     private: list[Located] = []
+    guards: list[BusGuard] = []
     for item in located:
         mapping = mapping_at(mappings, item.host, item.size)
-        data = _map_shared(pid, mapping, item) if mapping else None
-        if data is None:
+        mapped = _map_shared(pid, mapping, item) if mapping else None
+        if mapped is None:
             private.append(item)
         else:
-            banks.append(Bank(item.ram.start, data))
+            banks.append(Bank(item.ram.start, memoryview(mapped)[len(mapped) - item.size :]))
+            guards.append(BusGuard(mapped))
     if sum(item.size for item in private) > MAX_ROM or not banks:
         raise MachineError(
             f"RAM of process {pid} is not shared: start QEMU with -object memory-backend-memfd,share=on "
             "or read it another way"
         )
     copies, remarks = _copied(pid, private)
-    return BankedMemory([*banks, *copies], name), remarks
+
+    def check() -> None:
+        if any(guard.broken for guard in guards):
+            raise MachineError(f"RAM of process {pid} went away while it was read")
+
+    return BankedMemory([*banks, *copies], name, on_close=check, check=check), remarks
 
 
-def _map_shared(pid: int, mapping: Mapping, item: Located) -> memoryview | None:
+def _map_shared(pid: int, mapping: Mapping, item: Located) -> mmap.mmap | None:
     fd = open_shared_file(pid, mapping)
     if fd is None:
         return None
@@ -99,12 +107,11 @@ def _map_shared(pid: int, mapping: Mapping, item: Located) -> memoryview | None:
         slack = offset % mmap.ALLOCATIONGRANULARITY
         if offset + item.size > os.fstat(fd).st_size:
             return None
-        mapped = mmap.mmap(fd, item.size + slack, prot=mmap.PROT_READ, offset=offset - slack)
+        return mmap.mmap(fd, item.size + slack, prot=mmap.PROT_READ, offset=offset - slack)
     except OSError as error:
         raise MachineError(f"cannot map RAM of process {pid}: {error.strerror}") from error
     finally:
         os.close(fd)
-    return memoryview(mapped)[slack:]
 
 
 def _copied(pid: int, private: Sequence[Located]) -> tuple[list[Bank], tuple[str, ...]]:

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 ALL_IS_WELL = b"\n"
 PATIENCE = 300.0
@@ -38,6 +39,22 @@ class Watchdog:
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
             )
 
+    @contextlib.contextmanager
+    def until_put_back(self) -> Iterator[None]:
+        """End the process after the ``with`` block, which lets the guest go on, or tells that it cannot.
+
+        Ctrl-C, and signals that are made the same, may come in the middle of it: then the process does it.
+        """
+        try:
+            yield
+        except Exception:
+            self.stand_down()
+            raise
+        except BaseException:
+            self._alarm()
+            raise
+        self.stand_down()
+
     def stand_down(self) -> None:
         """The guest is as it was: end the process. May be called again."""
         process, self._process = self._process, None
@@ -49,6 +66,11 @@ class Watchdog:
             process.kill()
             process.wait()
 
+    def _alarm(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.communicate(b"")
+
 
 def main() -> int:
     """Be the process."""
@@ -57,7 +79,7 @@ def main() -> int:
     protocol, address, watched = sys.argv[1:]
     if os.read(0, 1) == ALL_IS_WELL:
         return 0
-    told = f"fivefold: process {watched} ended while it held the guest behind {protocol}:{address} stopped"
+    told = f"fivefold: process {watched} was cut short while the guest behind {protocol}:{address} stood still for it"
     try:
         let_go(protocol, address)
     except (OSError, ValueError) as error:
