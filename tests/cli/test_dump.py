@@ -24,7 +24,7 @@ def test_text(fivefold: Run, capture: Capture) -> None:
         "# root 0x0000000000a3e000 (CR3 of CPU 0 (QEMU CPU note))",
         "# la57, 5 levels (CR4.LA57=1 of CPU 0 (QEMU CPU note))",
     ]
-    assert lines[2].startswith("# areas: Linux 6.1 (no VMCOREINFO in the source; the map of 6.1 is assumed)")
+    assert lines[2].startswith("# areas: Linux 6.1 assumed: the map since 4.20, which the direct map fits (no VMCORE")
     assert (
         lines[4] == "0xff453d0a80000000-0xff453d0a80099000       612K 4K rw-- 0x0000000000000000 G         direct_map"
     )

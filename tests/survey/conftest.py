@@ -29,6 +29,7 @@ from fivefold.units import MIB, PhysAddr, VirtAddr
 
 GUESTS = Path(__file__).parents[1] / "data" / "guests"
 NAMES = sorted(path.name.removesuffix(".facts.json") for path in GUESTS.glob("*.facts.json"))
+OTHERS = Path(__file__).parents[1] / "data" / "others"
 VECTORS = Path(__file__).parent / "vectors"
 ROOT = 0x10_0000
 LA57_BIT = 1 << 12
@@ -68,6 +69,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def captures() -> Path:
     return GUESTS
+
+
+@pytest.fixture
+def others() -> Path:
+    """Guests that are not Linux with four or five levels."""
+    return OTHERS
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ from typing import Final, Literal, NamedTuple
 from fivefold.errors import LayoutError
 from fivefold.units import MASK64, hex64
 
-AreaKind = Literal["user", "non_canonical", "guard", "hole", "mapped"]
+AreaKind = Literal["user", "non_canonical", "guard", "hole", "mapped", "unknown"]
 """What may be found in an area.
 
 ``user``: whatever a process maps. ``non_canonical``: the CPU refuses every address.
 ``guard``: kept empty on purpose, in every table. ``hole``: unassigned, so empty as
 well. ``mapped``: the kernel may map here, and parts of it may be absent.
+``unknown``: something may be mapped here, and it is not known which area of the guest that is.
 """
 
 SPACE_END: Final = MASK64 + 1

@@ -2,6 +2,7 @@
 
 from fivefold.memory.banked import Bank, BankedMemory, PagedMemory, SourceMemory
 from fivefold.memory.base import Extent, PhysMemory, PhysReader, Ram
+from fivefold.memory.formats.notes import parse_vmcoreinfo
 from fivefold.memory.formats.raw_image import parse_ram_map
 from fivefold.memory.open_source import SourceOptions, open_file, open_source
 from fivefold.memory.registers import CpuState, Segment
@@ -23,4 +24,5 @@ __all__ = [
     "open_file",
     "open_source",
     "parse_ram_map",
+    "parse_vmcoreinfo",
 ]

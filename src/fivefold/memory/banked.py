@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import mmap
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
 from fivefold.errors import MachineError, MemoryReadError, both_told
+from fivefold.memory import page_heads
 from fivefold.memory.base import Extent, PhysReader
 from fivefold.memory.spans import extents_of
 from fivefold.units import GIB, PhysAddr
@@ -37,11 +38,13 @@ class SourceMemory(PhysReader, Protocol):
     """Read-only physical memory with its extents, and as buffers for native code.
 
     ``extents`` are ascending and never touch. ``banks`` are ascending and do not overlap, but two may
-    touch. ``zero_copy`` says whether ``banks`` costs nothing.
+    touch. ``zero_copy`` says whether ``banks`` costs nothing, ``searchable`` whether reading all of it takes seconds
+    rather than minutes.
     """
 
     name: str
     zero_copy: bool
+    searchable: bool
 
     @property
     def extents(self) -> list[Extent]:
@@ -54,6 +57,10 @@ class SourceMemory(PhysReader, Protocol):
 
     def written(self) -> list[Extent]:
         """The parts of `extents` that may hold anything but zeros; more may be told than need be."""
+        ...
+
+    def pages_that_begin(self, head: bytes, /) -> Iterator[int]:
+        """The addresses of pages that begin with *head*, of 8 bytes or more, ascending; all of memory is looked at."""
         ...
 
     def when_closed(self, action: Callable[[], None], /) -> None:
@@ -107,6 +114,7 @@ class BankedMemory(_Closing):
     """
 
     zero_copy = True
+    searchable = True
 
     def __init__(
         self,
@@ -143,6 +151,12 @@ class BankedMemory(_Closing):
         self.check()
         return self.extents if self._written is None else self._written()
 
+    def pages_that_begin(self, head: bytes, /) -> Iterator[int]:
+        """The addresses of pages that begin with *head*, ascending."""
+        written = self.written()
+        for bank in self.banks():
+            yield from page_heads.in_buffer(bank.start, bank.data, written, head)
+
     def read(self, pa: PhysAddr, size: int, /) -> bytes:
         """Exactly *size* bytes, which may lie in several banks that touch."""
         self.check()
@@ -171,6 +185,7 @@ class PagedMemory(_Closing):
     """
 
     zero_copy = False
+    searchable = True
 
     def __init__(
         self,
@@ -180,14 +195,18 @@ class PagedMemory(_Closing):
         *,
         on_close: Callable[[], None] | None = None,
         max_copy: int = MAX_COPY,
+        written: Callable[[], list[Extent]] | None = None,
+        searchable: bool = True,
     ) -> None:
-        """*extents* ascending and apart; `banks` copies at most *max_copy* bytes."""
+        """*extents* ascending and apart; `banks` copies at most *max_copy* bytes; *written* as for `BankedMemory`."""
         super().__init__(on_close)
         self.name = name
         self.max_copy = max_copy
         self._extents = extents_of(extents)
         self._starts = [extent.start for extent in self._extents]
         self._fetch = fetch
+        self._written = written
+        self.searchable = searchable
         self._copies: list[Bank] | None = None
 
     @property
@@ -196,8 +215,12 @@ class PagedMemory(_Closing):
         return list(self._extents)
 
     def written(self) -> list[Extent]:
-        """All there is."""
-        return self.extents
+        """What may be anything but zeros, where the format tells it; else all there is."""
+        return self.extents if self._written is None else self._written()
+
+    def pages_that_begin(self, head: bytes, /) -> Iterator[int]:
+        """The addresses of pages that begin with *head*, ascending."""
+        return page_heads.by_fetching(self.written(), self._fetch, head)
 
     def read(self, pa: PhysAddr, size: int, /) -> bytes:
         """Exactly *size* bytes inside one extent, or `MemoryReadError`."""

@@ -50,7 +50,8 @@ class SourceOptions:
         )
         if self.live_ram not in get_args(LiveRam):
             raise ValueError(
-                f"live_ram is {self.live_ram!r}: unknown way to read RAM; expected one of {', '.join(get_args(LiveRam))}"
+                f"live_ram is {self.live_ram!r}: unknown way to read RAM; "
+                f"expected one of {', '.join(get_args(LiveRam))}"
             )
         if self.progress is not None and not callable(self.progress):
             raise TypeError(f"progress is {self.progress!r}; expected a function of two numbers, or None")

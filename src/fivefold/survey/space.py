@@ -27,6 +27,8 @@ from fivefold.survey.guest.areas import AreaMap, detect_areas
 from fivefold.survey.guest.bases import KernelBases, find_bases
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import GivenPaging, choose_mode, choose_nxe, choose_phys_bits, choose_root
+from fivefold.survey.guest.system import GuestSystem, guest_system, release_told
+from fivefold.survey.guest.vmcoreinfo import KernelNotes, kernel_notes
 from fivefold.survey.paths import Path, path_of
 from fivefold.survey.scan.regions import Regions, regions_of
 from fivefold.survey.scan.scan import TableScanner
@@ -169,17 +171,40 @@ class Space:
         return self.scan()
 
     @cached_property
-    def bases(self) -> KernelBases:
-        """Where the kernel has its areas. The user root of page-table isolation is answered for by the kernel's."""
+    def _of_kernel(self) -> tuple[Space, KernelBases]:
+        """The space whose tables show the kernel, and what they show: this one, or its kernel's half."""
+        own = find_bases(self.overview)
+        partner = self._kernel_partner() if own.page_offset.value is None else None
+        if partner is not None:
+            theirs = find_bases(partner.overview)
+            if theirs.page_offset.value is not None:
+                return partner, theirs
+        return self, own
+
+    @cached_property
+    def notes(self) -> KernelNotes:
+        """What a Linux says of itself, in a note of the source or in memory."""
+        return kernel_notes(self.source)
+
+    @cached_property
+    def system(self) -> GuestSystem:
+        """Which system runs here, as far as its map of memory goes."""
         try:
-            own = find_bases(self.overview)
+            kernel, bases = self._of_kernel
+        except TooManyRuns as error:
+            return GuestSystem(Found(None, str(error)), release_told(self.notes))
+        return guest_system(kernel.overview, bases, self.source.memory, self.notes)
+
+    @cached_property
+    def bases(self) -> KernelBases:
+        """Where a Linux has its areas; none of another system. A user root is answered for by its kernel's."""
+        if self.system.is_linux:
+            return self._of_kernel[1]
+        try:
+            found = self._of_kernel[1]
         except TooManyRuns as error:
             return KernelBases.unknown(str(error))
-        partner = self._kernel_partner() if own.page_offset.value is None else None
-        if partner is None:
-            return own
-        theirs = partner.bases
-        return theirs if theirs.page_offset.value is not None else own
+        return found.disowned(f"a base of Linux, and this is {self.system.name.value or 'not known to be Linux'}")
 
     def _kernel_partner(self) -> Space | None:
         """The space of the kernel's root, where this may be the user's."""
@@ -193,12 +218,12 @@ class Space:
     @property
     def release(self) -> Found[str | None]:
         """Which Linux it is, where the source says."""
-        return release_of(self.source)
+        return self.system.release
 
     @cached_property
     def areas(self) -> AreaMap:
         """Names by detection, with the reason for them."""
-        return detect_areas(self.levels, self.bases, self.release)
+        return detect_areas(self.levels, self.bases, self.system, self.notes.image_limit)
 
     def close(self) -> None:
         """Let go of the source."""
@@ -228,14 +253,6 @@ class Space:
     def __repr__(self) -> str:
         """Source, root and mode on one line."""
         return f"<Space of {self.source.name}, root {hex64(self.root.value)}, {self.mode.value.name}>"
-
-
-def release_of(source: Source) -> Found[str | None]:
-    """Which Linux runs in *source*, where it says so."""
-    release = source.vmcoreinfo.get("OSRELEASE")
-    if release:
-        return Found(release, "OSRELEASE in VMCOREINFO")
-    return Found(None, "no VMCOREINFO in the source; the map of 6.1 is assumed")
 
 
 class SpaceKeywords(SourceKeywords, total=False):

@@ -17,6 +17,7 @@ from fivefold.survey.scan.scan_result import Contiguity, RegionKind, ScanCounts,
 from fivefold.survey.scan.select import HALF
 from fivefold.survey.scan.table_census import LevelCensus, census
 from fivefold.survey.space import Space
+from fivefold.units import MASK64
 
 SHARED_ABOVE: Final = 0
 """Every table is looked at once for each set of rights."""
@@ -132,8 +133,15 @@ def _mapped(space: Space) -> MappedBytes:
         spell(one): size[np.logical_and.reduce([part == right for part, right in zip(columns, one, strict=True)])]
         for one in rights
     }
-    by_area = {area.name: _overlap(start, last, area.start, area.end - 1) for area in space.areas.areas}
-    by_area["unnamed"] = size.sum() - sum(part.sum() for part in by_area.values())
+    by_area = {
+        area.name: _overlap(start, last, area.start, area.end - 1)
+        for area in space.areas.areas
+        if area.kind != "unknown"
+    }
+    unknown = [(area.start, area.end - 1) for area in space.areas.areas if area.kind == "unknown"]
+    if not space.areas.areas:
+        unknown = [(0, MASK64)]
+    by_area["unnamed"] = np.concatenate([_overlap(start, last, *ends) for ends in unknown] or [size[:0]])
     return MappedBytes(
         _sums({name: size[level == np.uint64(number)] for number, name in PAGE_NAMES.items()}),
         _sums({"user": size[start < np.uint64(HALF)], "kernel": size[start >= np.uint64(HALF)]}),

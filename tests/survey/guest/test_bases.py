@@ -137,8 +137,8 @@ def test_no_direct_map(kernel: Callable[..., Space]) -> None:
     assert (bases.page_offset.value, bases.page_offset.how) == (None, reason)
     assert (bases.vmalloc.value, bases.vmalloc.how) == (None, "follows from the direct map, which was not found")
     assert bases.kernel_text.value is None
-    assert bases.phys_base.value == 0x200_0000
-    assert (space.areas.areas, space.areas.how) == ((), f"no names: {reason}")
+    assert bases.phys_base.value is None
+    assert (space.areas.areas, space.areas.how) == ((), f"no names: nothing shows Linux: {reason}")
 
 
 def test_nothing_but_user_space(kernel: Callable[..., Space]) -> None:
@@ -160,7 +160,7 @@ def test_areas_without_vmemmap_are_the_fixed_ones(kernel: Callable[..., Space]) 
     assert areas.name_at(0xFFFF_9000_0000_0000) == "direct_map"
     assert areas.name_at(VMALLOC) is None
     assert areas.name_at(0xFFFF_FFFF_8120_0000) == "kernel_image"
-    assert "only fixed areas and the direct map: vmalloc: first mapping" in areas.how
+    assert "not all areas are named: vmalloc: first mapping" in areas.how
 
 
 def test_areas_cover_default_kernels_whole(kernel: Callable[..., Space]) -> None:
@@ -168,6 +168,6 @@ def test_areas_cover_default_kernels_whole(kernel: Callable[..., Space]) -> None
     assert areas.name_at(VMALLOC) == "vmalloc"
     assert areas.name_at(0) == "user"
     assert areas.how == (
-        "Linux 6.1 (no VMCOREINFO in the source; the map of 6.1 is assumed); "
-        "direct map and kernel window are where Linux has them; bases are the defaults"
+        "Linux 6.1 assumed: the map since 4.20, which the direct map fits "
+        "(no VMCOREINFO in the source, and no banner), 1G of kernel image assumed; bases are the defaults"
     )

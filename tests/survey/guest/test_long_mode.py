@@ -67,8 +67,8 @@ def test_four_entries_beyond_memory_say_nothing() -> None:
     assert not is_pae_root(Ram.of_size(0x1000, start=CR3), 0x9000)
 
 
-def test_a_pae_guest_is_refused_by_every_question(captures: Path) -> None:
-    with open_source(str(captures / "linux-686-pae.elf.xz")) as source:
+def test_a_pae_guest_is_refused_by_every_question(others: Path) -> None:
+    with open_source(str(others / "linux-686-pae.elf.xz")) as source:
         with pytest.raises(NotKnownError, match=r"32-bit or PAE paging \(ELF machine 386"):
             Space(source)
         with pytest.raises(NotKnownError, match="CPU 0 has 32-bit or PAE paging"):

@@ -16,6 +16,8 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from fivefold.errors import FormatError, MachineError, MemoryReadError
 from fivefold.memory.banked import MAX_COPY, PagedMemory
 from fivefold.memory.base import Extent
@@ -37,6 +39,11 @@ _DESCRIPTOR: Final = struct.Struct("<QIIQ")
 _BLOCK_SIZE_32: Final = 416
 """Where the block size stands in a 32-bit kernel's header, whose time stamp is two words of 32 bits."""
 _RANK_STEP: Final = 512  # bytes of bitmap behind one entry of the rank index
+
+_DESCRIPTORS: Final = 1 << 16
+"""Page descriptors that are read together."""
+_SHARED: Final = 4
+"""Pages in the file that several page numbers share, and that are looked at to see whether they are empty."""
 
 _ZLIB, _LZO, _SNAPPY, _ZSTD = 1, 2, 4, 0x20
 _SNAPPY_PAGE: Final = b"\x80\x20"  # 4096 as snappy spells lengths
@@ -65,7 +72,9 @@ def read_kdump(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
     pages = _Pages(data, geometry)
     notes = _notes(data, header[1], sub)
     return Source(
-        memory=PagedMemory(pages.extents(), pages.fetch, data.name, on_close=file.close, max_copy=max_copy),
+        memory=PagedMemory(
+            pages.extents(), pages.fetch, data.name, on_close=file.close, max_copy=max_copy, written=pages.written
+        ),
         format="kdump, flattened" if flat else "kdump",
         cpus=cpus_of(notes, data.name),
         vmcoreinfo=_vmcoreinfo(data, header[1], sub) or vmcoreinfo_of(notes),
@@ -154,6 +163,28 @@ class _Pages:
                 raise FormatError(f"{self._data.name}: more than {MAX_RUNS} separate runs of pages")
             runs.append(Extent(first * PAGE, end * PAGE))
         return runs
+
+    def written(self) -> list[Extent]:
+        """The pages that may be anything but zeros: QEMU keeps one page of zeros, and all that are empty share it."""
+        numbers = np.flatnonzero(np.unpackbits(np.frombuffer(self._bitmap, np.uint8), bitorder="little"))
+        offsets = np.empty(len(numbers), np.uint64)
+        for at in range(0, len(numbers), _DESCRIPTORS):
+            count = min(_DESCRIPTORS, len(numbers) - at)
+            raw = self._data.read_at(self._descriptors + at * _DESCRIPTOR.size, count * _DESCRIPTOR.size)
+            offsets[at : at + count] = np.frombuffer(raw, "<u8").reshape(count, _DESCRIPTOR.size // 8)[:, 0]
+        shared, times = np.unique(offsets, return_counts=True)
+        for offset in shared[times > 1][:_SHARED].tolist():
+            first = int(numbers[offsets == offset][0])
+            if not any(self._page(first)):
+                numbers, offsets = numbers[offsets != offset], offsets[offsets != offset]
+        breaks = np.flatnonzero(np.diff(numbers) != 1)
+        firsts, lasts = np.r_[0, breaks + 1], np.r_[breaks, len(numbers) - 1]
+        if not len(numbers):
+            return []
+        return [
+            Extent(low * PAGE, (high + 1) * PAGE)
+            for low, high in zip(numbers[firsts].tolist(), numbers[lasts].tolist(), strict=True)
+        ]
 
     def fetch(self, pa: int, size: int) -> bytes:
         """*size* bytes from *pa*, all inside one extent."""

@@ -221,7 +221,9 @@ def attach_gdb(
         with both_told(error):
             client.close()
         raise
-    memory = PagedMemory(extents, client.read, f"gdb:{address}", on_close=client.close, max_copy=max_copy)
+    memory = PagedMemory(
+        extents, client.read, f"gdb:{address}", on_close=client.close, max_copy=max_copy, searchable=False
+    )
     return Source(
         memory=memory,
         format="gdb stub",

@@ -33,6 +33,7 @@ def _lines(about: About) -> Iterator[tuple[str, str, str]]:
     yield "mode", f"{mode.value.name}, {int(mode.value.top)} levels" if mode.value else "not known", mode.evidence
     yield "root", _hex(facts["root"]), facts["root"].how
     yield from ((f"CPU {number}", _registers(cpu), cpu.source) for number, cpu in enumerate(source.cpus))
+    yield "system", facts["system"].value or "not known", facts["system"].how
     yield "kernel", facts["release"].value or "not known", facts["release"].how
     if about.space is not None:
         yield from ((name, _hex(base), base.how) for name, base in about.space.bases.named().items())

@@ -1,28 +1,44 @@
-"""Names for what is mapped: the areas of the kernel that is there, by detection or as given.
+"""Names for what is mapped: the areas of the kernel that is there, by detection.
 
-A name comes with its reason. Where the tables do not look like Linux' there are no names.
+A name comes with its reason. A guest that is not known to be Linux has none of Linux' names. A map always tiles all 64
+bits: where it is not known which area there is, the row is of kind ``unknown`` and names nothing.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from fivefold.errors import LayoutError
-from fivefold.layout import Area, Bases, linux_areas, with_bases
-from fivefold.survey.guest.bases import RANDOMISED_END, KernelBases
+from fivefold.layout import (
+    Area,
+    Bases,
+    Version,
+    check_tiling,
+    has_moved_ldt,
+    linux_areas,
+    linux_constants,
+    parse_version,
+    window_end,
+    with_bases,
+)
+from fivefold.survey.guest.bases import KernelBases
 from fivefold.survey.guest.evidence import Found
-from fivefold.units import GIB, VirtAddr, hex64
+from fivefold.survey.guest.system import HYPERVISOR, XEN, GuestSystem
+from fivefold.units import GIB, MASK64, VirtAddr, hex64
 
 ASSUMED_RELEASE: Final = "6.1"
-"""The map that is used where the source does not say which release it is; it is the same since 4.20."""
+"""The map that is used where nothing says which release it is; it is the same since 4.20."""
+
+OLD_RELEASE: Final = "4.19"
+"""The map that is used where the direct map begins lower than since 4.20, and nothing says which release it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class AreaMap:
-    """Areas, ascending; empty where nothing is named. *how* says why these, or why none."""
+    """Areas, ascending, without a gap; empty where nothing is named. *how* says why these, or why none."""
 
     areas: tuple[Area, ...]
     how: str
@@ -30,7 +46,7 @@ class AreaMap:
     def name_at(self, va: int) -> str | None:
         """The name of the area at *va*, or None."""
         index = bisect_right(self.areas, va, key=lambda area: area.start) - 1
-        if index < 0 or va >= self.areas[index].end:
+        if index < 0 or va >= self.areas[index].end or self.areas[index].kind == "unknown":
             return None
         return self.areas[index].name
 
@@ -39,47 +55,106 @@ class AreaMap:
         return sorted({border for area in self.areas for border in (area.start, area.end)})
 
 
-def detect_areas(levels: int, bases: KernelBases, release: Found[str | None]) -> AreaMap:
-    """The map of the kernel with *bases*; *release* None takes `ASSUMED_RELEASE`.
+def detect_areas(levels: int, bases: KernelBases, system: GuestSystem, image_limit: int | None = None) -> AreaMap:
+    """The map of the *system* with *bases*; those that were not found leave their areas out.
 
-    Linux is what has a direct map and code in the kernel's window. Bases that were not found leave their areas out.
+    *image_limit* is the room for the kernel image where VMCOREINFO tells it, 512 MiB or 1 GiB; else 1 GiB is taken.
     """
-    if bases.page_offset.value is None:
-        return AreaMap((), f"no names: {bases.page_offset.how}")
-    if bases.phys_base.value is None:
-        return AreaMap((), f"no names: {bases.phys_base.how}")
-    version = release.value or ASSUMED_RELEASE
-    how = f"Linux {version} ({release.how}); direct map and kernel window are where Linux has them"
+    if system.name.value == XEN:
+        found = AreaMap(_beside_hypervisor(), f"the hypervisor's alone: {system.name.how}")
+    elif not system.is_linux:
+        found = AreaMap((), f"no names: {system.name.how}")
+    elif bases.page_offset.value is None or bases.phys_base.value is None:
+        missing = bases.phys_base if bases.page_offset.value is not None else bases.page_offset
+        found = AreaMap((), f"no names: {missing.how}")
+    else:
+        found = _of_linux(levels, bases, system.release, image_limit)
+    if found.areas:
+        check_tiling(found.areas)
+    return found
+
+
+def _beside_hypervisor() -> tuple[Area, ...]:
+    source = "Xen, public/arch-x86/xen-x86_64.h: HYPERVISOR_VIRT_START to HYPERVISOR_VIRT_END"
+    own = Area("hypervisor", HYPERVISOR.start, HYPERVISOR.stop, "mapped", source)
+    return tuple(_tiled([own], 0, MASK64 + 1, "a guest's, or nothing's"))
+
+
+def _of_linux(levels: int, bases: KernelBases, release: Found[str | None], image_limit: int | None) -> AreaMap:
+    version, why = _version(levels, bases.page_offset.value or 0, release)
+    limit = image_limit or GIB
+    how = f"Linux {version}{why}{'' if image_limit else ', 1G of kernel image assumed'}; "
+    default = linux_areas(version, levels, image_limit=limit)
+    if _are_defaults(default, bases):
+        return AreaMap(default, f"{how}bases are the defaults")
+    found = (bases.page_offset.value, bases.vmalloc.value, bases.vmemmap.value)
     try:
-        return _placed(version, levels, bases, how)
+        if None in found:
+            raise LayoutError(f"vmalloc: {bases.vmalloc.how}; vmemmap: {bases.vmemmap.how}")
+        whole = Bases(*(VirtAddr(base or 0) for base in found))
+        return AreaMap(with_bases(version, levels, whole, image_limit=limit), f"{how}bases as found in the tables")
     except LayoutError as error:
-        return AreaMap(_fixed(version, levels, bases), f"{how}; only fixed areas and the direct map: {error}")
+        return AreaMap(_partly_placed(version, levels, bases, default), f"{how}not all areas are named: {error}")
 
 
-def _placed(version: str, levels: int, bases: KernelBases, how: str) -> AreaMap:
-    default = linux_areas(version, levels, image_limit=GIB)
-    page_offset, vmalloc, vmemmap = bases.page_offset.value, bases.vmalloc.value, bases.vmemmap.value
-    if page_offset in {area.start for area in default if area.name == "direct_map"}:
-        moved = [b for n, b in (("vmalloc", vmalloc), ("vmemmap", vmemmap)) if b not in (None, _start(default, n))]
-        if not moved:
-            return AreaMap(default, f"{how}; bases are the defaults")
-    if page_offset is None or vmalloc is None or vmemmap is None:
-        raise LayoutError(f"vmalloc: {bases.vmalloc.how}; vmemmap: {bases.vmemmap.how}")
-    found = Bases(VirtAddr(page_offset), VirtAddr(vmalloc), VirtAddr(vmemmap))
-    return AreaMap(with_bases(version, levels, found), f"{how}; bases as found in the tables")
+def _version(levels: int, page_offset: int, release: Found[str | None]) -> tuple[str, str]:
+    """The release whose map to take, and why that: what the guest says, unless its tables say otherwise."""
+    told, said = None, release.how
+    if release.value is not None:
+        try:
+            told = parse_version(release.value)
+        except LayoutError as error:
+            said = f"{release.how}: {error}"
+    low = page_offset < linux_constants(ASSUMED_RELEASE, levels).page_offset
+    if told is not None and not (low and has_moved_ldt(told)):
+        return _written(told, release), f" ({release.how})"
+    if low:
+        doubt = f"not where {told} has it" if told is not None else said
+        return OLD_RELEASE, f" assumed: the direct map begins where it did before 4.20 ({doubt})"
+    return ASSUMED_RELEASE, f" assumed: the map since 4.20, which the direct map fits ({said})"
 
 
-def _start(areas: Sequence[Area], name: str) -> int | None:
-    return next((area.start for area in areas if area.name == name), None)
+def _written(version: Version, release: Found[str | None]) -> str:
+    """The release as the guest spells it, where that is a word; it is printed."""
+    return release.value if release.value and release.value.isprintable() else str(version)
 
 
-def _fixed(version: str, levels: int, bases: KernelBases) -> tuple[Area, ...]:
-    """The areas that never move, and the direct map as far as it is mapped."""
-    default = linux_areas(version, levels, image_limit=GIB)
-    movable_from = _start(default, "direct_map") or 0
-    below = tuple(area for area in default if area.end <= movable_from)
-    above = tuple(area for area in default if area.start >= RANDOMISED_END)
-    if bases.page_offset.value is None or bases.direct_map_end is None:
-        return below + above
-    source = f"mapped at a constant distance from {hex64(bases.page_offset.value)}"
-    return (*below, Area("direct_map", bases.page_offset.value, bases.direct_map_end, "mapped", source), *above)
+def _are_defaults(default: Sequence[Area], bases: KernelBases) -> bool:
+    """Whether nothing that was found contradicts the map of a kernel that was not randomised."""
+    own = {area.name: area.start for area in default}
+    found = (("vmalloc", bases.vmalloc.value), ("vmemmap", bases.vmemmap.value))
+    return own["direct_map"] == bases.page_offset.value and all(base in (None, own[name]) for name, base in found)
+
+
+def _partly_placed(version: str, levels: int, bases: KernelBases, default: Sequence[Area]) -> tuple[Area, ...]:
+    """The areas that never move, and of the others what was found, as far as it fits between them."""
+    start, end = linux_constants(version, levels).page_offset, window_end(version, levels)
+    limits = (
+        ("direct_map", bases.page_offset.value, bases.direct_map_end),
+        # How far it goes depends on where vmemmap begins.
+        ("vmalloc", bases.vmalloc.value if bases.vmemmap.value is not None else None, None),
+        ("vmemmap", bases.vmemmap.value, None),
+    )
+    sizes = {area.name: area.size for area in default}
+    placed: list[Area] = []
+    for name, base, limit in limits:
+        if base is None or not (placed[-1].start if placed else start - 1) < base < end:
+            continue
+        if placed:
+            placed[-1] = placed[-1]._replace(end=min(placed[-1].end, base))
+        source = f"found at {hex64(base)} in the tables"
+        placed.append(Area(name, base, min(limit or base + sizes[name], end), "mapped", source))
+    below = (area for area in default if area.end <= start)
+    above = (area for area in default if area.start >= end)
+    return (*below, *_tiled(placed, start, end, "an area that was not found"), *above)
+
+
+def _tiled(areas: Iterable[Area], start: int, end: int, what: str) -> Iterator[Area]:
+    """*areas*, ascending, with what is between them as rows of kind ``unknown``."""
+    for area in areas:
+        if area.start > start:
+            yield Area(f"unnamed_below_{area.name}", start, area.start, "unknown", what)
+        yield area
+        start = area.end
+    if start < end:
+        yield Area("unnamed_above", start, end, "unknown", what)

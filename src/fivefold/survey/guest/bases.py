@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fivefold.arch import Flag
-from fivefold.layout import shadow_bounds
+from fivefold.layout import linux_constants, shadow_bounds
 from fivefold.survey.guest.evidence import Found
+from fivefold.survey.guest.vmcoreinfo import KERNEL_WINDOW
 from fivefold.survey.scan.scan_result import RegionKind, ScanResult
 from fivefold.units import GIB, MASK64, MIB, PAGE, format_size, hex64
 
-KERNEL_WINDOW: Final = 0xFFFF_FFFF_8000_0000
 KERNEL_WINDOW_END: Final = 0xFFFF_FFFF_C000_0000
 RANDOMISED_END: Final = 0xFFFF_FE00_0000_0000
 """Movable areas lie below: here the CPU entry area begins."""
@@ -32,6 +32,8 @@ DESCRIPTOR_SIZES: Final = (64, 56)
 LEAST_DIRECT_MAP: Final = 2 * MIB
 UNCACHED: Final = int(Flag.PWT | Flag.PCD)
 _KERNEL_HALF: Final = 1 << 63
+LOWEST_RELEASE: Final = "4.12"
+"""No Linux has its direct map lower than this one."""
 
 
 class _Run(NamedTuple):
@@ -71,6 +73,22 @@ class KernelBases:
             vmemmap=nothing,
             kernel_text=nothing,
             phys_base=nothing,
+            direct_map_end=None,
+            kasan=False,
+        )
+
+    def disowned(self, reason: str) -> KernelBases:
+        """The same without values: what was not found keeps its reason, the rest gets *reason*."""
+
+        def without(found: Found[int | None]) -> Found[int | None]:
+            return found if found.value is None else Found(None, reason)
+
+        return KernelBases(
+            page_offset=without(self.page_offset),
+            vmalloc=without(self.vmalloc),
+            vmemmap=without(self.vmemmap),
+            kernel_text=without(self.kernel_text),
+            phys_base=without(self.phys_base),
             direct_map_end=None,
             kasan=False,
         )
@@ -134,7 +152,9 @@ def _kernel_runs(scan: ScanResult) -> list[_Run]:
 
 def _direct_map(scan: ScanResult) -> tuple[Found[int | None], int | None]:
     """The commonest distance of virtual from physical addresses, and where what has it ends."""
-    low, high = np.uint64(_KERNEL_HALF), np.uint64(RANDOMISED_END)
+    # What lies lower is another's, such as the direct map of a hypervisor in the hole that Linux leaves to it.
+    low = np.uint64(linux_constants(LOWEST_RELEASE, scan.levels).page_offset)
+    high = np.uint64(RANDOMISED_END)
     # Device memory may be larger than RAM, but it is not cached.
     chosen = scan.contiguous & (scan.start >= low) & (scan.start < high) & (scan.flags & np.uint64(UNCACHED) == 0)
     distance = scan.start[chosen] - scan.phys[chosen]

@@ -13,10 +13,10 @@ from fivefold import _arguments
 from fivefold.arch import FRAME_BITS, LA48, LA57, MAX_PHYS_BITS, TABLE_SIZE, Cr0, Cr4, Efer, PagingMode
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import CpuState, Source
-from fivefold.survey.guest.bases import KERNEL_WINDOW
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.level_evidence import contradicts, level_evidence
 from fivefold.survey.guest.long_mode import why_no_root
+from fivefold.survey.guest.vmcoreinfo import kernel_notes
 from fivefold.units import MASK64, PhysAddr, hex64
 
 MODES: Final = {4: LA48, 5: LA57}
@@ -96,9 +96,9 @@ def _root(source: Source, given: GivenPaging) -> Found[PhysAddr]:
         return Found(root_of(cpu.cr3), f"CR3 of CPU {number} ({cpu.source})")
     if cpu is not None and given.cpu is not None:
         raise NotKnownError(f"{source.name} holds no CR3 of CPU {number} ({cpu.source}); give --cr3 instead of --cpu")
-    from_kernel = _vmcoreinfo_root(source.vmcoreinfo)
-    if from_kernel is not None:
-        return Found(from_kernel, "init_top_pgt and phys_base in VMCOREINFO")
+    notes = kernel_notes(source)
+    if notes.root is not None:
+        return Found(notes.root, f"init_top_pgt and phys_base in {notes.where}")
     raise NotKnownError(
         f"{source.name} ({source.format}) holds no CR3; give --cr3, or look for roots with `fivefold roots`"
     )
@@ -131,19 +131,6 @@ def other_paging(source: Source) -> str | None:
     if not reasons or any(why is None for _, why in reasons):
         return None
     return f"CPU {reasons[0][0]} has {reasons[0][1]}"
-
-
-def _vmcoreinfo_root(facts: dict[str, str]) -> PhysAddr | None:
-    """Where Linux says that its own top table lies: a symbol in the kernel image, moved by ``phys_base``."""
-    symbol = facts.get("SYMBOL(init_top_pgt)") or facts.get("SYMBOL(swapper_pg_dir)")
-    base = facts.get("NUMBER(phys_base)")
-    if symbol is None or base is None:
-        return None
-    try:
-        address = int(symbol, 16) - KERNEL_WINDOW + int(base, 0)
-    except ValueError as error:
-        raise NotKnownError(f"VMCOREINFO holds {symbol[:40]!r} and {base[:40]!r}; expected numbers") from error
-    return root_of(address & MASK64)
 
 
 def choose_mode(source: Source, root: PhysAddr, given: GivenPaging) -> Found[PagingMode]:
@@ -186,9 +173,9 @@ def _recorded_mode(source: Source, given: GivenPaging) -> Found[PagingMode] | No
     if cpu is not None and cpu.cr4 is not None and why_no_root(cpu, source.memory) in (None, "no CR3"):
         levels = _levels_of(cpu.cr4)
         return Found(MODES[levels], f"CR4.LA57={int(levels == 5)} of CPU {number} ({cpu.source})")
-    enabled = source.vmcoreinfo.get("NUMBER(pgtable_l5_enabled)")
-    if enabled in ("0", "1"):
-        return Found(MODES[4 + int(enabled)], f"pgtable_l5_enabled={enabled} in VMCOREINFO")
+    notes = kernel_notes(source)
+    if notes.mode is not None:
+        return Found(notes.mode, f"pgtable_l5_enabled={notes.number('pgtable_l5_enabled')} in {notes.where}")
     return None
 
 

@@ -13,8 +13,10 @@ from fivefold.notebook import html_table
 from fivefold.survey.guest.bases import KernelBases
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import GivenPaging, choose_nxe, choose_phys_bits, choose_root, roots_in_registers
+from fivefold.survey.guest.system import release_told
+from fivefold.survey.guest.vmcoreinfo import kernel_notes
 from fivefold.survey.scan.scan_result import RegionKind
-from fivefold.survey.space import Space, release_of
+from fivefold.survey.space import Space
 from fivefold.units import hex64
 
 SCHEMA: Final = "fivefold.info/1"
@@ -41,6 +43,7 @@ class About:
             "root": space.root,
             "phys_bits": space.phys_bits,
             "nxe": self._nxe(space),
+            "system": space.system.name,
             "release": space.release,
             "kasan": Found(space.bases.kasan, "whether anything is mapped where the shadow of the kernel half begins"),
             "pat_msr": self._pat(),
@@ -54,7 +57,8 @@ class About:
             "root": nothing,
             "phys_bits": choose_phys_bits(self.given),
             "nxe": nothing,
-            "release": release_of(self.source),
+            "system": nothing,
+            "release": release_told(kernel_notes(self.source)),
             "kasan": nothing,
             "pat_msr": self._pat(),
         }
@@ -110,6 +114,7 @@ class About:
             "cpus": [_cpu_json(cpu) for cpu in self.source.cpus],
             "extents": [{"start": hex64(extent.start), "end": hex64(extent.end)} for extent in self.source.extents],
             "roots": [{"root": hex64(value), "known_from": how} for value, how in self.roots().items()],
+            "system": {"value": facts["system"].value, "known_from": facts["system"].how},
             "kernel": {"release": facts["release"].value, "known_from": facts["release"].how},
             "bases": {name: None if base.value is None else hex64(base.value) for name, base in bases.items()},
             "bases_known_from": {name: base.how for name, base in bases.items()},

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from fivefold.arch import FRAME_BITS, AddressSpace, Cr4, Flag, Level, Mapped, TableReader, translate
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import Source
-from fivefold.survey.guest.bases import KERNEL_WINDOW
 from fivefold.survey.guest.identify import MODES, other_paging, roots_in_registers
 from fivefold.survey.guest.level_evidence import level_evidence
 from fivefold.survey.guest.table_pages import Indices, TablePages
+from fivefold.survey.guest.vmcoreinfo import KERNEL_WINDOW
 from fivefold.survey.space import PTI_USER_BIT
 from fivefold.units import MIB, PhysAddr, VirtAddr, hex64
 

@@ -1,0 +1,60 @@
+"""Which pages begin with some bytes: one word of each is looked at, so that large memories are searched fast."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
+from typing import Final
+
+import numpy as np
+
+from fivefold.memory.base import Extent
+from fivefold.units import MIB, PAGE
+
+_WORD: Final = 8
+_PAGES: Final = 1 << 16
+"""Pages that are looked at together."""
+
+_STEP: Final = MIB
+
+
+def in_buffer(start: int, data: memoryview, written: Sequence[Extent], head: bytes) -> Iterator[int]:
+    """The pages of *data*, which lies at *start*, that begin with *head* (8 bytes or more), as physical addresses.
+
+    Only what is in *written*, ascending, is looked at.
+    """
+    skip = -start % PAGE
+    count = (len(data) - skip) // PAGE if len(data) > skip else 0
+    if count <= 0:
+        return
+    words = np.frombuffer(data, "<u8", count * (PAGE // _WORD), skip)[:: PAGE // _WORD]
+    wanted = np.uint64(int.from_bytes(head[:_WORD], "little"))
+    for low, high in _parts(start + skip, count, written):
+        for at in range(low, high, _PAGES):
+            for number in np.flatnonzero(words[at : min(at + _PAGES, high)] == wanted).tolist():
+                offset = skip + (at + number) * PAGE
+                if data[offset : offset + len(head)] == head:
+                    yield start + offset
+
+
+def _parts(start: int, count: int, written: Sequence[Extent]) -> Iterator[tuple[int, int]]:
+    """The pages from *start* on that may hold something: numbers, the end exclusive; a page comes once."""
+    done = 0
+    for index in range(bisect_right(written, start, key=attrgetter("end")), len(written)):
+        first = max((written[index].start - start) // PAGE, done)
+        done = min(-(-(written[index].end - start) // PAGE), count)
+        if first >= count:
+            return
+        if first < done:
+            yield first, done
+
+
+def by_fetching(written: Sequence[Extent], fetch: Callable[[int, int], bytes], head: bytes) -> Iterator[int]:
+    """Like `in_buffer`, for memory behind a function that reads it."""
+    for extent in written:
+        for at in range(extent.start + -extent.start % PAGE, extent.end, _STEP):
+            part = fetch(at, min(_STEP, extent.end - at))
+            for offset in range(0, len(part), PAGE):
+                if part.startswith(head, offset):
+                    yield at + offset
