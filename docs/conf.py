@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import re
 import sys
 from types import ModuleType
+from typing import NewType
 
 from docutils.nodes import Element
 from sphinx.addnodes import pending_xref
@@ -46,6 +48,9 @@ autodoc_member_order = "groupwise"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 
+MEMBERS = ["   :members:", "   :undoc-members:", "   :show-inheritance:"]
+GROUPS = {"module": "Packages", "function": "Functions", "data": "Values"}
+
 
 def public_names() -> dict[str, str]:
     """Where each public class and function is defined, to the name that a user imports."""
@@ -59,7 +64,7 @@ def public_names() -> dict[str, str]:
 
 def plain(value: object, name: str) -> object:
     """What a public name stands for: a package that can be called stands for its function of that name."""
-    return getattr(value, name) if isinstance(value, ModuleType) else value
+    return getattr(value, name) if isinstance(value, ModuleType) and callable(value) else value
 
 
 def api(names: list[str]) -> str:
@@ -67,24 +72,39 @@ def api(names: list[str]) -> str:
     lines = []
     for name in names:
         value = getattr(fivefold, name)
-        kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
+        kind = kind_of(value)
         lines += [f".. auto{kind}:: fivefold.{name}"]
-        lines += ["   :members:", "   :undoc-members:", "   :show-inheritance:"] if kind == "class" else []
-        lines += [""]
+        lines += MEMBERS if kind == "class" else []
+        lines += ["", *(contents(value) if isinstance(value, ModuleType) else [])]
     return "\n".join(lines)
+
+
+def kind_of(value: object) -> str:
+    """What autodoc calls this kind of thing."""
+    if isinstance(value, ModuleType):
+        return "module"
+    if isinstance(value, type):
+        return "class"
+    return "function" if callable(value) and not isinstance(value, NewType) else "data"
+
+
+def contents(package: ModuleType) -> list[str]:
+    """A line with the public names of a package."""
+    names = ", ".join(f"``{name}``" for name in getattr(package, "__all__", ()))
+    return [f"Its names: {names}.", ""] if names else []
 
 
 def write_api(app: Sphinx, page: str, source: list[str]) -> None:
     """Append to docs/api.md what is in `fivefold.__all__`, in groups."""
     if page != "docs/api":
         return
-    groups: dict[str, list[str]] = {"Functions": [], "Classes": [], "Exceptions": [], "Values": []}
+    groups: dict[str, list[str]] = {title: [] for title in ("Functions", "Classes", "Exceptions", "Values", "Packages")}
     for name in fivefold.__all__:
         value = getattr(fivefold, name)
         if isinstance(value, type):
             groups["Exceptions" if issubclass(value, BaseException) else "Classes"].append(name)
         else:
-            groups["Functions" if callable(value) else "Values"].append(name)
+            groups[GROUPS[kind_of(value)]].append(name)
     for title, names in groups.items():
         if names:
             source[0] += f"\n## {title}\n\n```{{eval-rst}}\n{api(names)}\n```\n"
@@ -101,7 +121,7 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Elemen
     home = home_of(target)
     public = PUBLIC.get(home)
     if public is not None:
-        return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, node["reftype"], public, node, text)
+        return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", public, node, text)
     return text if exists(home) else None
 
 
@@ -146,6 +166,13 @@ def drop_field_numbers(app: Sphinx, what: str, name: str, value: object, options
         lines.clear()
 
 
+def plain_defaults(
+    app: Sphinx, what: str, name: str, value: object, options: object, given: str | None, returned: str | None
+) -> tuple[str | None, str | None] | None:
+    """Write `...` for a default that is no expression, such as `<factory>`, so that Sphinx can read the signature."""
+    return None if given is None else (re.sub(r"<[^<>]*>", "...", given), returned)
+
+
 for _name in fivefold.__all__:
     setattr(fivefold, _name, plain(getattr(fivefold, _name), _name))
 PUBLIC = public_names()
@@ -158,4 +185,5 @@ def setup(app: Sphinx) -> None:
     """Connect what is above."""
     app.connect("source-read", write_api)
     app.connect("autodoc-process-docstring", drop_field_numbers)
+    app.connect("autodoc-process-signature", plain_defaults)
     app.connect("missing-reference", resolve)

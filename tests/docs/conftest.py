@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +58,11 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands(page: Path) -> Iterator[Command]:
-    """Each command of a page that can be run as it stands: not the ones with a placeholder for a file or an address."""
+    """Each command of a page that can be run as it stands, in order: none with a placeholder for a file."""
+    yield from sorted(_commands(page), key=lambda one: int(one.where.rpartition(":")[2]))
+
+
+def _commands(page: Path) -> Iterator[Command]:
     name = page.relative_to(ROOT).as_posix()
     for block in blocks(page):
         if block.language == "":
@@ -81,12 +85,20 @@ def _of_block(name: str, block: Block) -> Iterator[Command]:
             yield Command(where, line, None)
 
 
+def once(found: Iterable[Command]) -> list[Command]:
+    """Drop what another page shows as well, unless it is shown with what it prints."""
+    kept: dict[tuple[str, tuple[str, ...] | None], Command] = {}
+    for one in found:
+        kept.setdefault((one.text.partition("#")[0].strip(), one.shown), one)
+    return list(kept.values())
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for a `page`, a `command` or a `snippet` runs for each that there is."""
     if "page" in metafunc.fixturenames:
         metafunc.parametrize("page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES])
     if "command" in metafunc.fixturenames:
-        found = [command for page in PAGES for command in commands(page)]
+        found = once(command for page in PAGES for command in commands(page))
         metafunc.parametrize("command", found, ids=[f"{one.where} {one.text[:40].strip()}" for one in found])
     if "snippet" in metafunc.fixturenames:
         shown = [(page, block) for page in PAGES for block in blocks(page) if block.language == "python"]
