@@ -275,7 +275,9 @@ def area(name: u64, start: VirtAddr, end: VirtAddr, kind: u64) -> None:
 
 @noinline
 def stop(code: u64) -> None:
-    """Give *code* to whoever runs the machine, and halt for ever."""
+    """Give *code* to whoever runs the machine, and halt for ever, once the last word is out."""
+    if port == PORT_OPEN:
+        wait_for(ALL_SENT)
     outb(EXIT_PORT, code)
     while True:
         cli()

@@ -1,4 +1,4 @@
-"""Things that run an image: Unicorn in this process, QEMU with TCG or KVM."""
+"""Things that run an image: Unicorn in this process, QEMU with TCG or KVM, Bochs."""
 
 from fivefold.machine.base import (
     CpuidOverride,
@@ -11,7 +11,9 @@ from fivefold.machine.base import (
     Machine,
     MapRow,
     Module,
+    PoweredOff,
     Registers,
+    Reset,
     Shutdown,
     TableRegister,
     Timeout,
@@ -29,7 +31,9 @@ __all__ = [
     "Machine",
     "MapRow",
     "Module",
+    "PoweredOff",
     "Registers",
+    "Reset",
     "Shutdown",
     "TableRegister",
     "Timeout",

@@ -14,7 +14,7 @@ from fivefold.arch import Cpu
 from fivefold.memory import PhysMemory
 from fivefold.units import MIB, hex64
 
-EntryPoint = Literal["pvh", "long48", "long57", "efi", "efi57"]
+EntryPoint = Literal["pvh", "long48", "long57", "multiboot2", "efi", "efi57"]
 EFI_ENTRIES: Final[tuple[EntryPoint, ...]] = ("efi", "efi57")
 """By firmware: as it enters, or through a loader of ours that turns on five levels first."""
 
@@ -74,7 +74,8 @@ class Guest:
     """What to run and on what. Engines refuse what they cannot do with `MachineError`."""
 
     image: bytes
-    """An ELF64 placed by p_paddr, with a PT_NOTE "Xen" type 18 that holds the 32-bit entry; for efi, an application."""
+    """An ELF64 placed by p_paddr, with a PT_NOTE "Xen" type 18 that holds the 32-bit entry; for efi an application, for
+    multiboot2 an ISO whose GRUB has the command line and the modules in its menu."""
     entry: EntryPoint = "pvh"
     entry64: int | None = None
     """Physical address of the 64-bit entry; needed for long48 and long57 where no stub does it."""
@@ -178,24 +179,41 @@ class Shutdown:
 
 
 @dataclass(frozen=True, slots=True)
-class Halted:
-    """HLT with nothing left that could wake the guest; *rip* is past it."""
-
-    rip: int
+class Reset:
+    """The machine was reset, and not by a triple fault: the keyboard controller, port 0xcf9 or ACPI."""
 
     def __str__(self) -> str:
-        return f"halted before {hex64(self.rip)}"
+        return "reset by the guest: no triple fault"
+
+
+@dataclass(frozen=True, slots=True)
+class PoweredOff:
+    """The guest switched the machine off."""
+
+    def __str__(self) -> str:
+        return "powered off by the guest"
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """HLT with nothing left that could wake the guest; *rip* is past it, None where the engine cannot tell."""
+
+    rip: int | None
+
+    def __str__(self) -> str:
+        return "halted" if self.rip is None else f"halted before {hex64(self.rip)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Timeout:
-    """The guest still ran after *seconds*."""
+    """The guest still ran after *seconds*; *rip* is None where the engine cannot tell."""
 
     seconds: float
-    rip: int
+    rip: int | None
 
     def __str__(self) -> str:
-        return f"still running after {self.seconds:g} s, at {hex64(self.rip)}"
+        place = "" if self.rip is None else f", at {hex64(self.rip)}"
+        return f"still running after {self.seconds:g} s{place}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +227,7 @@ class LimitReached:
         return f"stopped after {self.instructions} instructions, at {hex64(self.rip)}"
 
 
-Event = Exit | Shutdown | Halted | Timeout | LimitReached
+Event = Exit | Shutdown | Reset | PoweredOff | Halted | Timeout | LimitReached
 """How a run ended. Each prints as one line."""
 
 
@@ -218,6 +236,8 @@ class Machine(Protocol):
 
     name: str
     guest: Guest
+    opaque: str
+    """Why memory, CPU and registers cannot be asked for, "" where they can; those that cannot raise `MachineError`."""
 
     @property
     def cpu(self) -> Cpu:

@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -25,8 +25,8 @@ def environment() -> dict[str, str]:
 class Child:
     """A running program; the kernel kills it when the thread that made it ends, however it ends."""
 
-    def __init__(self, command: Sequence[str], fds: Sequence[int]) -> None:
-        """Start *command* with *fds* open, stdin and stdout empty. Raises `OSError`."""
+    def __init__(self, command: Sequence[str], fds: Sequence[int], more: Mapping[str, str] | None = None) -> None:
+        """Start *command* with *fds* open, stdin and stdout empty, *more* in its environment. Raises `OSError`."""
         parent = os.getpid()
 
         def die_with_parent() -> None:
@@ -40,7 +40,7 @@ class Child:
         try:
             self._process = subprocess.Popen(
                 command,
-                env=environment(),
+                env=environment() | dict(more or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
@@ -57,6 +57,16 @@ class Child:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended by itself; it is still to be waited for, so that its number is its own."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to it, if it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
 
     def end(self) -> bytes:
         """Kill it and what it started, wait for it, and return what it wrote to stderr last. May be called again."""

@@ -30,9 +30,13 @@ FIRMWARE: Final = (
 INSTALL: Final = "install it with: apt-get install ovmf"
 
 
-def firmware() -> Firmware:
-    """OVMF; `MachineError` where it is not installed."""
-    for found in FIRMWARE:
+def firmware(root: Path = Path("/")) -> Firmware:
+    """OVMF, of the system at *root* if it has it, else of this one; `MachineError` where it is not installed."""
+    own = [
+        Firmware(root / code.relative_to("/"), variables and root / variables.relative_to("/"))
+        for code, variables in FIRMWARE
+    ]
+    for found in (*own, *FIRMWARE):
         if found.code.exists() and (found.variables is None or found.variables.exists()):
             return found
     raise MachineError(f"the entry efi needs the firmware OVMF, which is not at {FIRMWARE[0].code}; {INSTALL}")

@@ -18,6 +18,7 @@ import os
 import selectors
 import socket
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -31,7 +32,9 @@ from fivefold.machine.base import (
     Exit,
     Guest,
     Halted,
+    PoweredOff,
     Registers,
+    Reset,
     Shutdown,
     Timeout,
 )
@@ -40,14 +43,16 @@ from fivefold.machine.loading.elf import load_segments, pvh_entry
 from fivefold.machine.loading.firmware import firmware, firmware_arguments
 from fivefold.machine.loading.memory_map import PC_SPLIT, split_extents
 from fivefold.machine.mapped_ram import MappedRam
+from fivefold.machine.program import Program, find_program
 from fivefold.machine.qemu.monitor import QemuMonitor
-from fivefold.machine.qemu.text import is_halted, last_story, parse_registers
+from fivefold.machine.qemu.text import ends_in_triple_fault, is_halted, last_story, parse_registers
 from fivefold.memory import PhysMemory
 from fivefold.memory.live.connection import ConnectionLostError
 from fivefold.memory.live.qmp_client import QmpClient
 from fivefold.units import format_size
 
 PROGRAM: Final = "qemu-system-x86_64"
+VARIABLE: Final = "FIVEFOLD_QEMU"
 INSTALL: Final = "install it with: apt-get install qemu-system-x86"
 CPU_MODELS: Final = {
     "tcg": {"la57": "max", "la48": "max,la57=off"},
@@ -73,10 +78,15 @@ class QemuMachine:
     It belongs to the thread that made it: the child is killed when that thread ends.
     """
 
-    def __init__(self, guest: Guest, accelerator: str = "tcg", timeout: float = START_SECONDS) -> None:
+    opaque = ""
+
+    def __init__(
+        self, guest: Guest, accelerator: str = "tcg", timeout: float = START_SECONDS, program: str | None = None
+    ) -> None:
         """Start QEMU, paused before the first instruction; `MachineError` if it cannot be, or not in *timeout* seconds.
 
-        Later, too, it gets that long for each answer, but never less than `LEAST_SECONDS`.
+        Later, too, it gets that long for each answer, but never less than `LEAST_SECONDS`. *program* is another
+        QEMU than the system's, see `fivefold.machine.start`.
         """
         self.name = "qemu" if accelerator == "tcg" else accelerator
         self.guest = guest
@@ -87,7 +97,9 @@ class QemuMachine:
         self._log = bytearray()
         self._exit = bytearray()
         self._cpu: Cpu | None = None
-        size = _check(guest, self.name)
+        found = find_program((PROGRAM,), program, VARIABLE)
+        self._program = found or Program((PROGRAM,), Path("/"))
+        size = _check(guest, self.name, self._program.root)
         try:
             self._start(guest, size, max(timeout, LEAST_SECONDS))
         except BaseException:  # Ctrl-C too must leave no process
@@ -104,10 +116,11 @@ class QemuMachine:
         self._exit_port, exit_port = self._socket_pair()
         self._log_pipe, log = self._pipe()
         command = [
+            *_program_arguments(self._program),
             *_command(guest, self._accelerator, size, ram, image),
             *_channels(monitor.fileno(), serial, exit_port.fileno()),
             # KVM's exceptions are the CPU's own affair: nothing to log.
-            *(("-d", "int", "-D", f"/proc/self/fd/{log}") if self._accelerator == "tcg" else ()),
+            *(("-d", "int,cpu_reset", "-D", f"/proc/self/fd/{log}") if self._accelerator == "tcg" else ()),
         ]
         fds = [ram, image, serial, log]
         for module in guest.modules:
@@ -116,12 +129,12 @@ class QemuMachine:
             command += ["-initrd", f"/proc/self/fd/{fds[-1]}"]
         if guest.entry in EFI_ENTRIES:
             fds.append(self._memfd("fivefold-variables"))
-            command += firmware_arguments(firmware(), fds[-1])
+            command += firmware_arguments(firmware(self._program.root), fds[-1])
         passed = [monitor.fileno(), exit_port.fileno(), *fds]
         try:
-            self._child = Child(command, passed)
+            self._child = Child(command, passed, _environment(self._program))
         except OSError as error:
-            raise MachineError(f"{PROGRAM} cannot be started: {error.strerror}; {INSTALL}") from error
+            raise MachineError(f"{self._program.path} cannot be started: {error.strerror}; {INSTALL}") from error
         self._cleanup.callback(self._child.end)
         # Our ends see the child's death only once nobody else holds the other ones.
         for theirs in (monitor, exit_port):
@@ -141,7 +154,7 @@ class QemuMachine:
             return MachineError("QEMU ended without a word")
         if words[-1].endswith(_NO_FEATURES):
             return MachineError(f"this host's KVM cannot give a guest the CPU {self.guest.cpu}")
-        return MachineError(f"QEMU ended: {words[-1].removeprefix(PROGRAM + ': ')}")
+        return MachineError(f"QEMU ended: {words[-1].rpartition(PROGRAM + ': ')[2]}")
 
     # -- what can be asked ---------------------------------------------------------------
 
@@ -231,13 +244,20 @@ class QemuMachine:
         self._exit.clear()
         return Exit(code)
 
-    def _shutdown_event(self) -> Shutdown | None:
-        # With -action reboot=shutdown, shutdown=pause a triple fault arrives as this event.
-        if not any(event["event"] == "SHUTDOWN" for event in self._qmp.events):
+    def _shutdown_event(self) -> Event | None:
+        # With -action reboot=shutdown, shutdown=pause a reset arrives as this event, whatever it came from.
+        event = next((event for event in self._qmp.events if event["event"] == "SHUTDOWN"), None)
+        if event is None:
             return None
         self._qmp.events.clear()
         self._drain()
-        return Shutdown(last_story(bytes(self._log), self.registers().cr2))
+        if event.get("data", {}).get("reason") == "guest-shutdown":
+            return PoweredOff()
+        log = bytes(self._log)
+        # KVM has no log: there a reset may be anything.
+        if self._accelerator == "tcg" and not ends_in_triple_fault(log):
+            return Reset()
+        return Shutdown(last_story(log, self.registers().cr2))
 
     def _halt_event(self) -> Halted | None:
         text = self._qmp.monitor("info registers")
@@ -330,7 +350,18 @@ class _FeatureWords:
         return word.get("EAX", 0), word.get("EBX", 0), word.get("ECX", 0), word.get("EDX", 0)
 
 
-def _check(guest: Guest, name: str) -> int:
+def _program_arguments(program: Program) -> list[str]:
+    """*program*, and where its data is if that is not where it was built to be."""
+    places = [program.data(f"usr/share/{name}") for name in ("qemu", "seabios")] if program.is_unpacked else []
+    return [*program.command, *(word for place in places if place for word in ("-L", str(place)))]
+
+
+def _environment(program: Program) -> dict[str, str]:
+    modules = program.data("usr/lib/x86_64-linux-gnu/qemu") if program.is_unpacked else None
+    return {"QEMU_MODULE_DIR": str(modules)} if modules else {}
+
+
+def _check(guest: Guest, name: str, root: Path) -> int:
     """The size of RAM; refuses what QEMU's loader cannot do."""
     for asked, what in (
         (guest.cpuid, "CPUID overrides"),
@@ -344,7 +375,9 @@ def _check(guest: Guest, name: str) -> int:
     assert isinstance(guest.memory, int)
     split_extents(guest.memory, PC_SPLIT)
     if guest.entry in EFI_ENTRIES:
-        firmware()
+        firmware(root)
+        return guest.memory
+    if guest.entry == "multiboot2":
         return guest.memory
     # QEMU would say only that it cannot load the file.
     load_segments(guest.image)
@@ -355,7 +388,6 @@ def _check(guest: Guest, name: str) -> int:
 def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) -> list[str]:
     cpu = CPU_MODELS[accelerator].get(guest.cpu, guest.cpu)
     return [
-        PROGRAM,
         *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
         *("-accel", accelerator, "-cpu", cpu, "-m", f"{size}B"),
         # A PC has RAM up to 3.5 GiB below the hole unless told otherwise; ours always ends at 3 GiB.
@@ -363,8 +395,14 @@ def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) ->
         *("-M", f"pc,memory-backend=ram,max-ram-below-4g={PC_SPLIT}"),
         *("-object", f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{ram},share=on"),
         *("-action", "reboot=shutdown,shutdown=pause"),
-        *("-kernel", f"/proc/self/fd/{image}", "-append", guest.cmdline),
+        *_what_to_boot(guest, image),
     ]
+
+
+def _what_to_boot(guest: Guest, image: int) -> list[str]:
+    if guest.entry == "multiboot2":
+        return ["-drive", f"media=cdrom,format=raw,readonly=on,file=/proc/self/fd/{image}", "-boot", "d"]
+    return ["-kernel", f"/proc/self/fd/{image}", "-append", guest.cmdline]
 
 
 def _cpus(guest: Guest, accelerator: str) -> list[str]:

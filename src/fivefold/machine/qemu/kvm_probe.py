@@ -23,10 +23,10 @@ _PROGRAM: Final = bytes((0xB0, _CODE, 0xE6, 0xF4, 0xFA, 0xF4, 0xEB, 0xFD))
 
 
 @functools.cache
-def probe() -> str | None:
+def probe(program: str | None = None) -> str | None:
     """None if a guest ran to its end, else why not. Takes up to `PROBE_SECONDS`, once in a process."""
     try:
-        with QemuMachine(Guest(_image(), cpu="la48", memory=16 * MIB), "kvm", PROBE_SECONDS) as machine:
+        with QemuMachine(Guest(_image(), cpu="la48", memory=16 * MIB), "kvm", PROBE_SECONDS, program) as machine:
             event = machine.run(PROBE_SECONDS)
     except MachineError as error:
         return f"the engine kvm does not work here: {error}"

@@ -87,6 +87,14 @@ def _record(hit: re.Match[bytes]) -> ExceptionRecord:
     return ExceptionRecord(vector, code, cr2, int(hit[4], 16), int(hit[5], 16))
 
 
+def ends_in_triple_fault(log: bytes) -> bool:
+    """Whether the reset that *log* (``-d int,cpu_reset``) ends with came of a triple fault: QEMU writes so, itself.
+
+    An exception without a next one is no sign: a fault that was handled leaves the same lines.
+    """
+    return log.rfind(b"\nTriple fault") > max(log.rfind(b"check_exception"), log.rfind(b": v="))
+
+
 def last_story(log: bytes, cr2: int) -> tuple[ExceptionRecord, ...]:
     """What led to the triple fault at the end of *log*; *cr2* is the register's value after it."""
     start = log.rfind(b"check_exception old: 0xffffffff")

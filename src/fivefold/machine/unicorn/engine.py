@@ -57,6 +57,7 @@ class UnicornMachine:
     """A guest on Unicorn. See `fivefold.machine.base.Machine`."""
 
     name = "unicorn"
+    opaque = ""
 
     def __init__(self, guest: Guest) -> None:
         """Load *guest*; `MachineError` or `ImageError` if it cannot be."""
