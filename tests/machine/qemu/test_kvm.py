@@ -45,7 +45,7 @@ class Trial:
     ],
 )
 def test_the_trial_decides(monkeypatch, event, reason):
-    monkeypatch.setattr(kvm_probe, "QemuMachine", lambda guest, accelerator, timeout: Trial(event))
+    monkeypatch.setattr(kvm_probe, "QemuMachine", lambda guest, accelerator, timeout, program: Trial(event))
 
     assert kvm_probe.probe.__wrapped__() == reason
 
