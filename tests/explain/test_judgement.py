@@ -110,7 +110,7 @@ def here(**changes: int) -> Situation:
 CODES = """
 0    20      read   ff11000000000000  not-present      yes
 2    20      write  ff11000000000000  not-present      yes
-8    20      read   ff11000000000000  reserved-bit     yes
+8    20      read   ff11000000000000  reserved-bit     no
 9    20      read   ff11000000000000  reserved-bit     yes
 3    20      write  ffffffff80000000  write-protected  yes
 3    200020  write  ffffffff80000000  write-protected  no

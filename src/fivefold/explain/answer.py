@@ -12,13 +12,15 @@ from fivefold import _arguments
 from fivefold.arch import TableReader
 from fivefold.errors import FormatError
 from fivefold.explain.address_area import describe
+from fivefold.explain.headline import headline
+from fivefold.explain.logs.event_line import pair_up
 from fivefold.explain.logs.links import link
-from fivefold.explain.logs.other_logs import pair_up
 from fivefold.explain.logs.read_log import open_log, read_log
 from fivefold.explain.logs.trace import RaisedException, Trace
 from fivefold.explain.predict import first_exception, follow, given_exception
 from fivefold.explain.remedy import legal_changes, missing_link
 from fivefold.explain.result import ExplainedException, Explanation
+from fivefold.explain.rules.mode_evidence import proven_levels
 from fivefold.explain.rules.situation import PAGING_NAMES, GivenState, Situation, situation
 from fivefold.explain.story import Story, find_cause
 from fivefold.explain.what_if import ask
@@ -200,11 +202,12 @@ def _explain(
     addresses: Sequence[int],
     changes: Sequence[str],
 ) -> Explanation:
-    story = Story(trace, memory, given, final)
+    levels, contradiction = proven_levels(trace)
+    story = Story(trace, memory, given, final, levels)
     explained = story.explain_all()
     cause = find_cause(explained, trace)
     guilty = next((one for one in explained if not one.finding.legitimate), None)
-    here = guilty.finding.here if guilty else situation(trace.cpu or final, None, memory, given)
+    here = guilty.finding.here if guilty else situation(trace.cpu or final, None, memory, given, levels)
     if guilty is not None:
         cause = replace(cause, legal=_legal(guilty))
     return Explanation(
@@ -214,14 +217,17 @@ def _explain(
         outcome=trace.outcome,
         exceptions=explained,
         cause=cause,
-        unknown=_unknown(here, explained, trace),
+        unknown=(*_unknown(here, explained, trace), *contradiction),
         remarks=(*trace.remarks, *story.remarks()),
+        headline=headline(cause, guilty, trace),
         places=tuple(describe(here, va, trace.release) for va in addresses),
         what_if=tuple(ask(change, guilty.finding) for change in changes) if guilty else (),
     )
 
 
 def _legal(explained: ExplainedException) -> tuple[str, ...]:
+    if explained.finding.advice:
+        return explained.finding.advice
     link = missing_link(explained.finding)
     changes = legal_changes(explained.finding)
     if link is None:

@@ -14,11 +14,13 @@ from fivefold.explain.faults.delivery import SYSTEM, replay
 from fivefold.explain.faults.finding import instruction_at
 from fivefold.explain.faults.general_fault import explain_write
 from fivefold.explain.faults.illegal_state import impossible
+from fivefold.explain.faults.page_fault import FRAME_WORDS
 from fivefold.explain.logs.trace import Code, Outcome, RaisedException
 from fivefold.explain.rules.instruction import LONGEST, Instruction
 from fivefold.explain.rules.reserved import with_reserved
 from fivefold.explain.rules.ruling import Granted, Outside, Refusal, Ruling, rule_on
 from fivefold.explain.rules.situation import GivenState, Situation
+from fivefold.units import MASK64
 
 _MOST: Final = 4
 _SOFTWARE: Final = {"int3": Vector.BP, "int1": Vector.DB, "into": Vector.OF}
@@ -57,27 +59,36 @@ def first_exception(here: Situation, code: Code | None = None) -> RaisedExceptio
         return raised
     instruction = instruction_at(here, plain, code)
     if instruction is None:
-        return _by_cr2(here, plain)
+        return _by_registers(here, plain)
     if raised := _of_ruling(plain, rule_on(here, rip, replace(FETCH, size=instruction.size))):
         return raised
     return _of_instruction(here, plain, instruction)
 
 
-def _by_cr2(here: Situation, plain: RaisedException) -> RaisedException | None:
-    """The last page fault, where memory does not hold the code: its fetch, or a kernel address still not mapped.
+def _by_registers(here: Situation, plain: RaisedException) -> RaisedException | None:
+    """What the registers show by themselves, where memory does not hold the code.
 
     CR2 alone proves little: a healthy guest has the address of some fault of a process in it.
     """
-    cr2, rip = here.registers.cr2, here.registers.rip
+    registers = here.registers
+    cr2, rip, rsp, mode = registers.cr2, registers.rip, registers.rsp, here.mode
+    if rsp is not None and mode is not None and not mode.is_canonical(rsp - 8 & MASK64):
+        return replace(plain, vector=int(Vector.SS), error_code=0)
     if cr2 is None or rip is None:
         return None
+    fault = replace(plain, vector=int(Vector.PF), cr2=cr2)
     if cr2 == rip or (rip < cr2 < rip + LONGEST and not cr2 & 0xFFF):
-        return replace(plain, vector=int(Vector.PF), cr2=cr2)
+        return fault
+    idt = registers.idt
+    if idt is not None and idt.limit and 0 <= cr2 - idt.base <= idt.limit:
+        return replace(fault, during=cr2 - idt.base >> 4)
+    if rsp is not None and 0 < rsp - cr2 <= 8 * FRAME_WORDS and here.state.cpl == 0:
+        return fault
     if not cr2 >> 63:
         return None
     ruling = rule_on(here, cr2, READ)
     absent = isinstance(ruling, Refusal) and ruling.rule == "not-present"
-    return replace(plain, vector=int(Vector.PF), cr2=cr2) if absent else None
+    return fault if absent else None
 
 
 def _of_instruction(here: Situation, plain: RaisedException, instruction: Instruction) -> RaisedException | None:

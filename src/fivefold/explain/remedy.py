@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from fivefold.arch import LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Flag, Level, Step, TableReader
+from fivefold.arch import LA48, LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Flag, Level, Step, TableReader
 from fivefold.explain.faults.finding import FaultFinding
 from fivefold.explain.rules.ruling import Granted, RuleName, rule_on
 from fivefold.explain.rules.situation import Situation
@@ -118,7 +118,7 @@ def _of_registers(here: Situation, finding: FaultFinding) -> Iterator[Remedy]:
 
 def _other_depth(here: Situation) -> Remedy:
     mode = here.mode
-    other = here.with_state(replace(here.state, cr4=here.state.cr4 ^ int(Cr4.LA57)))
+    other = here.with_levels(LA48 if mode is LA57 else LA57)
     wanted = 0 if mode is LA57 else 1
     return Remedy(f"CR4.LA57={wanted}, set before paging is turned on", other)
 

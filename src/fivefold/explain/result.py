@@ -10,7 +10,7 @@ from fivefold.explain.address_area import AddressArea
 from fivefold.explain.faults.finding import Certainty, FaultFinding
 from fivefold.explain.logs.trace import Outcome, RaisedException
 from fivefold.explain.rules.error_codes import decode_error
-from fivefold.explain.rules.ruling import MANUAL, RuleName
+from fivefold.explain.rules.ruling import MANUAL, RuleName, is_unplaced
 from fivefold.units import hex64
 
 SCHEMA: Final = "fivefold.explain/1"
@@ -26,7 +26,7 @@ def step_json(step: Step) -> dict[str, object]:
     return {
         "level": entry.level.name,
         "index": (step.at & 0xFFF) >> 3,
-        "at": hex64(step.at),
+        "at": None if is_unplaced(step) else hex64(step.at),
         "entry": hex64(entry.raw),
         "present": entry.is_present,
         "leaf": entry.is_present and entry.is_leaf,
@@ -69,7 +69,7 @@ class ExplainedException:
             "address": _hex(self.address),
             "access": self.access,
             "error_code": None if code is None else f"{code:#x}",
-            "error_bits": [] if code is None else list(decode_error(raised.vector, code)),
+            "error_bits": [] if code is None else list(decode_error(raised.vector, code, raised.by_tcg)),
             "error_code_agrees": finding.agrees,
             "cpl": raised.cpl,
             "rip": _hex(raised.rip),
@@ -153,8 +153,15 @@ class Explanation:
     cause: FaultCause
     unknown: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    headline: str = ""
+    """One sentence: what happened, where, why."""
     places: tuple[AddressArea, ...] = ()
     what_if: tuple[WhatIf, ...] = ()
+
+    @property
+    def guilty(self) -> ExplainedException | None:
+        """The exception that the cause is about: the first that was not raised on purpose."""
+        return next((one for one in self.exceptions if not one.finding.legitimate), None)
 
     def to_json(self) -> dict[str, Any]:
         """The whole as the schema `fivefold.explain/1` has it."""
@@ -164,6 +171,7 @@ class Explanation:
             "dialect": self.dialect,
             "mode": self.mode,
             "outcome": self.outcome,
+            "headline": self.headline,
             "exceptions": [explained.to_json() for explained in self.exceptions],
             "cause": self.cause.to_json(),
             "unknown": list(self.unknown),

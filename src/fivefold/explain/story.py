@@ -13,7 +13,7 @@ from fivefold.explain.faults.failed_delivery import SELECTOR_FAULTS, explain_del
 from fivefold.explain.faults.finding import Certainty, FaultFinding, instruction_at
 from fivefold.explain.faults.general_fault import explain_general_fault
 from fivefold.explain.faults.page_fault import FRAME_WORDS, explain_page_fault
-from fivefold.explain.logs.trace import RaisedException, Trace
+from fivefold.explain.logs.trace import Levels, RaisedException, Trace
 from fivefold.explain.result import ExplainedException, FaultCause
 from fivefold.explain.rules.situation import GivenState, Situation, situation
 from fivefold.machine.base import vector_name
@@ -39,6 +39,8 @@ class Story:
     given: GivenState
     final: CpuState | None = None
     """Registers of the memory source: those after everything happened."""
+    levels: Levels | None = None
+    """What the trace proves of the number of levels without CR4."""
     explained: list[ExplainedException] = field(default_factory=list)
     _last: Situation | None = None
 
@@ -83,7 +85,7 @@ class Story:
         if raised.cpu is None and self._last is not None and (raised.during is not None or self.trace.cpu is None):
             return self._last
         registers = raised.cpu or self.trace.cpu or self.final
-        self._last = situation(registers, raised.cpl, self.memory, self.given)
+        self._last = situation(registers, raised.cpl, self.memory, self.given, self.levels)
         return self._last
 
     def _with_cr2(self, raised: RaisedException, is_last: bool) -> RaisedException:
@@ -259,7 +261,11 @@ def _evidence(explained: ExplainedException) -> Iterator[str]:
     if finding.instruction is not None:
         at = finding.instruction.at
         yield f"the instruction{'' if at is None else f' at {hex64(at)}'} is {finding.instruction.text}"
-    if finding.agrees and raised.error_code is not None and not any("where a CPU gives" in r for r in finding.remarks):
+    if (
+        finding.agrees
+        and raised.error_code is not None
+        and not any("where a CPU gives" in r or "RSVD with P clear" in r for r in finding.remarks)
+    ):
         yield f"the error code {raised.error_code:#x} is the one that the tables give"
     if explained.place is not None:
         yield explained.place.sentence

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from fivefold.arch import LA48, LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Kind, PagingMode
+from fivefold.arch import LA48, LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Kind
 from fivefold.explain.faults.finding import FaultFinding
 from fivefold.explain.result import WhatIf
 from fivefold.explain.rules.ruling import Granted, Outside, describe_entry, rule_on
@@ -62,10 +62,12 @@ def _set(name: str, text: str, here: Situation) -> Situation:
     if name in ("mode", "levels"):
         if text not in _MODES:
             raise ValueError(f"{text!r} is no mode; expected la48 or la57")
-        return here.with_state(replace(state, cr4=_with_mode(state.cr4, _MODES[text])))
+        return here.with_levels(_MODES[text])
     value = _number(text)
     if name in _BITS:
         register, bit = _BITS[name]
+        if name == "cr4.la57" and value in (0, 1):
+            return here.with_levels(LA57 if value else LA48)
         if value not in (0, 1):
             raise ValueError(f"{name}={text}; expected 0 or 1")
         old: dict[str, int] = {name: getattr(state, name) for name in ("cr0", "cr4", "efer", "rflags")}
@@ -93,11 +95,6 @@ def _number(text: str) -> int:
         return int(text, 0)
     except ValueError as error:
         raise ValueError(f"{text!r} is not a number; expected such as 1 or 0x1000") from error
-
-
-def _with_mode(cr4: int, mode: PagingMode) -> int:
-    la57 = int(Cr4.LA57)
-    return cr4 | la57 if mode is LA57 else cr4 & ~la57
 
 
 def _verdict(change: str, here: Situation, va: int, how: Access) -> WhatIf:

@@ -188,10 +188,10 @@ def test_on_qemu(row: dict[str, Any], lab: Any, tmp_path: Path) -> None:
 
 @pytest.mark.qemu
 def test_a_fault_that_was_handled(lab: Any, tmp_path: Path) -> None:
-    """The handler ran: the same cause, and no catastrophe."""
+    """The handler ran, of which the log shows nothing: the same cause, and no catastrophe."""
     row = next(row for row in CASES if row["name"] == "read-only page")
     log, memory = lab.run_qemu(lab.build(lab.case(**row, gates=True)), tmp_path)
     with open_source(str(memory), ram_map=RAM_MAP) as source:
         told = explain(log, source)
-    check(told, row, "handled")
-    assert "its handler was entered, so it may be meant" in told.cause.evidence
+    check(told, row, "unknown")
+    assert "its handler was entered, so it may be meant" not in told.cause.evidence

@@ -39,9 +39,13 @@ CR2: 0000000000000000 CR3: 000000000260a000 CR4: 00000000000006f0
 """
 EARLY = "PANIC: early exception 0x0e IP 10:ffffffff8f85cdeb error 0 cr2 0xffffffff9cb15000\n"
 SEGFAULT = "program[77]: segfault at 8 ip 0000000000401136 sp 00007ffd2a1c1e60 error 4 in program[401000+1000]\n"
-RESERVED = OOPS.replace("error_code(0x0002) - not-present page", "error_code(0x000b) - reserved bit violation").replace(
-    "PGD 100000067 P4D 100000067 PUD 100001067 PMD 0",
-    "PGD 2e01067 P4D 2e01067 PUD 2e04067 PMD 58a30063 PTE 800fffffa7598063",
+RESERVED = (
+    OOPS.replace("Oops: 0002", "Oops: 000b")
+    .replace("error_code(0x0002) - not-present page", "error_code(0x000b) - reserved bit violation")
+    .replace(
+        "PGD 100000067 P4D 100000067 PUD 100001067 PMD 0",
+        "PGD 2e01067 P4D 2e01067 PUD 2e04067 PMD 58a30063 PTE 800fffffa7598063",
+    )
 )
 FIVE = (
     OOPS.replace("0000000000770ee0", "0000000000771ee0")

@@ -16,7 +16,10 @@ from fivefold.errors import FormatError, MachineError
 from fivefold.explain import Explanation, explain
 
 NAME = "missing_pml5e.log"
-EXPECTED = "expected QEMU's -d int log or `info registers`, a KVM error, a Linux oops or a Bochs log"
+EXPECTED = (
+    "expected a report of an x86-64 exception by Linux, QEMU (-d int, `info registers`), KVM, Bochs, Xen, FreeBSD, "
+    "UEFI, gdb, crash or Windows"
+)
 
 
 @pytest.fixture
@@ -179,7 +182,7 @@ def test_huge_logs_take_bounded_memory(log: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert accused(told) == TRUE
-    assert peak < 2 << 20
+    assert peak < 16 << 20
 
 
 def test_a_line_without_an_end() -> None:

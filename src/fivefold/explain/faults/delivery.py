@@ -19,6 +19,7 @@ from fivefold.machine.base import vector_name
 from fivefold.units import MASK64, hex64
 
 GATE_SIZE: Final = 16
+"""Bytes of a gate in long mode; `Situation.gate_size` is that of the mode."""
 _USABLE: Final = (0xE, 0xF)
 _PRESENT, _CODE, _LONG, _BIG = 1 << 47, 0x18 << 40, 1 << 53, 1 << 54
 SYSTEM: Final = Access(Kind.READ, 8, implicit=True)
@@ -73,7 +74,7 @@ class Gate(NamedTuple):
 def gate_address(here: Situation, vector: int) -> int | None:
     """Where the gate of *vector* lies, None if IDTR is not known."""
     idt = here.registers.idt
-    return None if idt is None else idt.base + GATE_SIZE * vector & MASK64
+    return None if idt is None else idt.base + here.gate_size * vector & MASK64
 
 
 def replay(here: Situation, vector: int, software: bool = False, pushes_code: bool | None = None) -> Route:
@@ -87,8 +88,11 @@ def replay(here: Situation, vector: int, software: bool = False, pushes_code: bo
     idt = here.registers.idt
     if idt is None:
         return replace(route, missing="IDTR is not known")
-    if GATE_SIZE * vector + GATE_SIZE - 1 > idt.limit:
-        return replace(route, obstacle=_beyond_limit(vector, idt.limit))
+    size = here.gate_size
+    if size * vector + size - 1 > idt.limit:
+        return replace(route, obstacle=_beyond_limit(vector, idt.limit, size))
+    if not here.is_long:
+        return replace(route, missing="the CPU is outside of long mode, where deliveries are not replayed")
     if here.space is None:
         return replace(route, missing="there is no memory to read the gate from")
     route, gate = _find_gate(here, route)
@@ -100,8 +104,8 @@ def replay(here: Situation, vector: int, software: bool = False, pushes_code: bo
     return _enter(here, route, gate, 6 if pushes_code else 5)
 
 
-def _beyond_limit(vector: int, limit: int) -> Obstacle:
-    need = GATE_SIZE * vector + GATE_SIZE - 1
+def _beyond_limit(vector: int, limit: int, size: int) -> Obstacle:
+    need = size * vector + size - 1
     return Obstacle(
         "idt-limit",
         f"the gate of {vector_name(vector)} ends at offset {need:#x}, and the IDT's limit is {limit:#x}",

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import FETCH, HAS_ERROR_CODE, Access, Kind, Vector
-from fivefold.explain.faults.delivery import GATE_SIZE, SYSTEM, Obstacle, Route, gate_address, replay
+from fivefold.explain.faults.delivery import SYSTEM, Obstacle, Route, gate_address, replay
 from fivefold.explain.faults.finding import Certainty, FaultFinding
 from fivefold.explain.faults.page_fault import FRAME_WORDS
-from fivefold.explain.logs.trace import RaisedException
+from fivefold.explain.logs.trace import EmulatorReason, RaisedException
 from fivefold.explain.rules.error_codes import kind_of, rule_from_code
 from fivefold.explain.rules.reserved import with_reserved
 from fivefold.explain.rules.ruling import Refusal, RuleName, describe_entry, rule_on
@@ -31,6 +31,8 @@ def explain_delivery(
 ) -> FaultFinding:
     """Why the delivery of *before* (or of the double fault it became) ended in *raised*."""
     inferred: tuple[str, ...] = ()
+    if raised.reason is not None and raised.reason.rule in ("idt-limit", "idt-entry"):
+        return refused_gate(here, raised.reason, vector_name(raised.during or before.vector))
     if raised.vector == Vector.PF and raised.cr2 is not None:
         here, inferred = with_reserved(here, raised.cr2, SYSTEM, raised.error_code, dialect)
     finding = _explain(here, before, raised)
@@ -50,6 +52,14 @@ def _explain(here: Situation, before: RaisedException, raised: RaisedException) 
     return _other_in_delivery(here, vector, raised, route)
 
 
+def refused_gate(here: Situation, reason: EmulatorReason, name: str = "an exception") -> FaultFinding:
+    """What an emulator says of a gate that it could not use."""
+    rule: RuleName = "idt-limit" if reason.rule == "idt-limit" else "idt-entry"
+    what = "lies beyond the limit of the IDT" if rule == "idt-limit" else "cannot be used"
+    sentence = f"the gate of {name} {what}; the emulator says: {reason.text}"
+    return FaultFinding(rule, sentence, "certain", here)
+
+
 def is_of_delivery(here: Situation, before: RaisedException, raised: RaisedException) -> bool:
     """Whether *raised*, at the RIP and RSP of *before*, can be of its delivery.
 
@@ -64,7 +74,7 @@ def is_of_delivery(here: Situation, before: RaisedException, raised: RaisedExcep
     if raised.vector != Vector.PF:
         return bool(raised.error_code and raised.error_code & 2 and raised.error_code >> 3 == vector)
     gate, va = gate_address(here, vector), raised.cr2
-    return va is not None and gate is not None and gate <= va < gate + GATE_SIZE
+    return va is not None and gate is not None and gate <= va < gate + here.gate_size
 
 
 def _fits(obstacle: Obstacle, raised: RaisedException) -> bool:
@@ -102,7 +112,7 @@ def _page_fault_in_delivery(here: Situation, vector: int, raised: RaisedExceptio
     code = raised.error_code
     kind = Kind.READ if code is None else kind_of(here, code, va, None)
     how = replace(FETCH, kind=kind, implicit=True)
-    if gate is not None and gate <= va < gate + GATE_SIZE:
+    if gate is not None and gate <= va < gate + here.gate_size:
         sentence = f"the gate of {name} at {hex64(gate)} could not be read"
         return _placed(here, "idt-not-mapped", sentence, va, how, "certain", code)
     rsp = raised.rsp if raised.rsp is not None else here.registers.rsp

@@ -39,11 +39,17 @@ class FaultFinding:
     agrees: bool | None = None
     legitimate: bool = False
     remarks: tuple[str, ...] = ()
+    named_level: Level | None = None
+    """The level that the source names, where the entry itself is not known."""
+    subject: str | None = None
+    """What the fault is in the words of a kernel developer (``null pointer``), where it is more than its rule."""
+    advice: tuple[str, ...] = ()
+    """What to change, where it is not an entry or a register."""
 
     @property
     def level(self) -> Level | None:
         """The level of the entry to blame."""
-        return self.culprit.entry.level if self.culprit else None
+        return self.culprit.entry.level if self.culprit else self.named_level
 
 
 def instruction_at(here: Situation, raised: RaisedException, fallback: Code | None = None) -> Instruction | None:

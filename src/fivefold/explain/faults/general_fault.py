@@ -8,11 +8,14 @@ still hold what was used, and what is said is a guess and called one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import FETCH, LA48, LA57, Access, Cr0, Cr4, Kind, PagingMode, Refused, Register, Vector, check_write
-from fivefold.explain.faults.finding import FaultFinding, instruction_at
+from fivefold.explain.faults.failed_delivery import refused_gate
+from fivefold.explain.faults.finding import Certainty, FaultFinding, instruction_at
 from fivefold.explain.logs.trace import RaisedException, Trace
+from fivefold.explain.rules.error_codes import gate_vectors
 from fivefold.explain.rules.instruction import ControlWrite, Instruction, Use
 from fivefold.explain.rules.ruling import Refusal, RuleName, rule_on
 from fivefold.explain.rules.situation import Situation
@@ -23,6 +26,8 @@ _ADDRESS_REGISTERS: Final = frozenset(
     set(Register) - {Register.CR0, Register.CR3, Register.CR4, Register.EFER, Register.PKRS}
 )
 _GENERAL: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{n}" for n in range(8, 16)))
+_LASS: Final = 1 << 27
+"""CR4.LASS."""
 _NEAR: Final = 1 << 40
 """How close to a canonical address a value must be to look like a pointer that went wrong."""
 
@@ -35,11 +40,19 @@ def explain_general_fault(here: Situation, raised: RaisedException, trace: Trace
     if (finding := _bad_rip(here, raised)) is not None:
         return finding
     instruction = instruction_at(here, raised, trace.code)
+    finding = None
+    if raised.reason is not None and raised.reason.rule in ("idt-limit", "idt-entry"):
+        return replace(
+            refused_gate(here, raised.reason), instruction=instruction, remarks=_first_one(here, instruction)
+        )
+    if instruction is not None:
+        finding = _by_use(here, raised, instruction, trace) or _by_write(here, instruction, trace)
+        finding = finding or _by_separation(here, raised, instruction)
+    finding = finding or _by_name(here, raised) or _by_reason(here, raised)
+    if finding is not None:
+        return _of_null(finding, raised)
     if instruction is None:
         return _by_registers(here, raised, trace)
-    finding = _by_use(here, raised, instruction, trace) or _by_write(here, instruction, trace)
-    if finding is not None:
-        return finding
     if instruction.privileged and here.state.cpl:
         sentence = f"{instruction.text} needs privilege level 0, and the code runs at {here.state.cpl}"
         return FaultFinding("unknown", sentence, "certain", here, how=None, instruction=instruction)
@@ -147,33 +160,111 @@ def _changed(here: Situation, write: ControlWrite) -> str:
     return f" (it sets {', '.join(set_now)})" if set_now else ""
 
 
+def _first_one(here: Situation, instruction: Instruction | None) -> tuple[str, ...]:
+    """What the instruction and CR2 say of the exception that could not be delivered and is not in the source."""
+    unsaid = "what was to be delivered first is not in the source"
+    cr2 = here.registers.cr2
+    for use in instruction.uses if instruction else ():
+        if use.va <= (cr2 or 0) < use.va + use.how.size:
+            kind = {Kind.READ: "reads", Kind.WRITE: "writes", Kind.FETCH: "jumps to"}[use.how.kind]
+            return (f"{unsaid}; the instruction {kind} {hex64(use.va)}, which CR2 holds: perhaps a #PF there",)
+    return (unsaid,)
+
+
 def _by_selector(here: Situation, raised: RaisedException, code: int, trace: Trace) -> FaultFinding:
     instruction = instruction_at(here, raised, trace.code)
     text = f"{instruction.text}: " if instruction else ""
     if code & 2:
-        vector = code >> 3
-        sentence = f"{text}the gate of {vector_name(vector)} in the IDT cannot be used (error code {code:#x})"
-        idt = here.registers.idt
-        beyond = idt is not None and 16 * vector + 15 > idt.limit
-        rule: RuleName = "idt-limit" if beyond else "idt-entry"
-        return FaultFinding(rule, sentence, "certain", here, instruction=instruction)
+        return _by_gate(here, raised, code, text, instruction)
     table = "LDT" if code & 4 else "GDT"
     sentence = f"{text}selector {code & ~3:#x} was refused: {table} entry {code >> 3} cannot be used so"
     return FaultFinding("unknown", sentence, "certain", here, instruction=instruction)
+
+
+def _by_separation(here: Situation, raised: RaisedException, instruction: Instruction) -> FaultFinding | None:
+    """LASS: a supervisor's access to the lower half, whatever is mapped there."""
+    if not here.knows("cr4") or not here.state.cr4 & _LASS or here.state.cpl == 3:
+        return None
+    for use in instruction.uses:
+        is_data = use.how.kind is not Kind.FETCH
+        if not use.va >> 63 and not (is_data and here.state.ac and not use.how.implicit):
+            sentence = (
+                f"{instruction.text}: {_spelled(use)} {hex64(use.va)} was refused: the address is in the lower half"
+            )
+            return FaultFinding(
+                "lass", sentence, "likely", here, use.va, use.how, instruction=instruction, use=use,
+                remarks=("CR4.LASS is set, which keeps the supervisor out of the lower half",),
+            )  # fmt: skip
+    return None
+
+
+def _by_name(here: Situation, raised: RaisedException) -> FaultFinding | None:
+    """The address that the kernel names: it has decoded the instruction itself."""
+    va = raised.named
+    if va is None or raised.named_as == "maybe":
+        return None
+    if raised.named_as == "lass":
+        sentence = f"an access to {hex64(va)} was refused: linear-address-space separation (LASS), as the kernel says"
+        return FaultFinding("lass", sentence, "likely", here, va)
+    sentence = f"an access to {hex64(va)} was refused: the address is not canonical{in_other_mode(here, va)}"
+    return FaultFinding(
+        "non-canonical", sentence, "likely", here, va, remarks=("the kernel's report names the address",)
+    )
+
+
+def _by_reason(here: Situation, raised: RaisedException) -> FaultFinding | None:
+    """What an emulator gives as its reason."""
+    reason = raised.reason
+    if reason is None:
+        return None
+    if reason.rule in ("idt-limit", "idt-entry"):
+        return refused_gate(here, reason)
+    rule: RuleName = "non-canonical" if reason.rule == "non-canonical" else "mode-change-refused"
+    sentence = f"the emulator refused it: {reason.text}"
+    return FaultFinding(rule, sentence, "certain", here)
+
+
+def _of_null(finding: FaultFinding, raised: RaisedException) -> FaultFinding:
+    """With what KASAN says: the address is that of its shadow, and the pointer itself was another."""
+    if raised.shadowed is None:
+        return finding
+    is_null = raised.shadowed < 0x1000
+    what = "a null pointer" if is_null else f"the pointer {hex64(raised.shadowed)}"
+    return replace(
+        finding, subject="null pointer" if is_null else "wild pointer",
+        remarks=(f"KASAN was about to read the shadow of {hex64(raised.shadowed)}: {what} was used", *finding.remarks),
+        advice=("a pointer that is set, or a check for NULL before it is used",) if is_null else (),
+    )  # fmt: skip
+
+
+def _by_gate(
+    here: Situation, raised: RaisedException, code: int, text: str, instruction: Instruction | None
+) -> FaultFinding:
+    """The error code names a gate, or two where an emulator's encoding is not known."""
+    vectors = gate_vectors(code, raised.by_tcg)
+    names = " or ".join(vector_name(vector) for vector in vectors)
+    sentence = f"{text}the gate of {names} in the IDT cannot be used (error code {code:#x})"
+    remarks: tuple[str, ...] = ()
+    if len(vectors) > 1:
+        remarks = (f"QEMU's TCG gives vector * 16 + 2 for a gate until 8.0, a CPU vector * 8 + 2: so {names}",)
+    idt, size = here.registers.idt, here.gate_size
+    if raised.reason is not None and raised.reason.rule == "idt-limit":
+        remarks = (*remarks, f"the emulator says: {raised.reason.text}")
+        return FaultFinding("idt-limit", sentence, "certain", here, instruction=instruction, remarks=remarks)
+    if idt is None:
+        unknown = "IDTR is not known, so the gate may lie beyond the limit as well as be empty"
+        return FaultFinding("idt-entry", sentence, "likely", here, instruction=instruction, remarks=(*remarks, unknown))
+    beyond = [size * vector + size - 1 > idt.limit for vector in vectors]
+    rule: RuleName = "idt-limit" if all(beyond) else "idt-entry"
+    confidence: Certainty = "certain" if all(beyond) or not any(beyond) else "likely"
+    return FaultFinding(rule, sentence, confidence, here, instruction=instruction, remarks=remarks)
 
 
 # -- without ---------------------------------------------------------------------------------
 
 
 def _by_registers(here: Situation, raised: RaisedException, trace: Trace) -> FaultFinding:
-    """Guess from the registers what the instruction, which nobody shows, was about to use."""
-    named = next((remark for remark in trace.remarks if "non-canonical address" in remark), None)
-    if named is not None:
-        va = int(named.rsplit("0x", 1)[1], 16)
-        sentence = f"an access to {hex64(va)} was refused: the address is not canonical{in_other_mode(here, va)}"
-        return FaultFinding(
-            "non-canonical", sentence, "likely", here, va, remarks=("the kernel's report names the address",)
-        )
+    """Guess from the registers what the instruction, which is not in the source, was about to use."""
     rsp = here.registers.rsp
     if raised.vector == Vector.SS or (rsp is not None and _bad_stack_address(here, rsp) is not None):
         return _by_stack(here)

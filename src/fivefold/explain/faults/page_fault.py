@@ -9,18 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fivefold.arch import FETCH, Access, Cr4, Entry, Flag, Kind, PageFault, Step, slot_of
-from fivefold.errors import MemoryReadError
+from fivefold.arch import FETCH, Access, Cr4, Flag, Kind, PageFault, Step
 from fivefold.explain.faults.finding import Certainty, FaultFinding, instruction_at
 from fivefold.explain.faults.illegal_state import impossible
-from fivefold.explain.logs.trace import RaisedException, Trace
+from fivefold.explain.faults.pointers import guard_page, is_null, with_pointer, without_address
+from fivefold.explain.faults.printed_entries import PrintedMemory, with_printed_entries
+from fivefold.explain.logs.trace import EmulatorReason, RaisedException, Trace
 from fivefold.explain.rules.depth import wrong_depth
-from fivefold.explain.rules.error_codes import kind_of, rule_from_code
+from fivefold.explain.rules.error_codes import Candidate, beyond_tables, kind_of, rule_from_code
 from fivefold.explain.rules.instruction import LONGEST, Instruction, Use
 from fivefold.explain.rules.reserved import with_reserved
 from fivefold.explain.rules.ruling import Granted, Outside, Refusal, RuleName, Ruling, describe_entry, rule_on
 from fivefold.explain.rules.situation import Situation
-from fivefold.units import MASK64, PhysAddr, hex64
+from fivefold.units import MASK64, hex64
 
 FRAME_WORDS: Final = 6
 
@@ -59,26 +60,48 @@ def explain_page_fault(here: Situation, raised: RaisedException, trace: Trace) -
     if (finding := impossible(here)) is not None:
         return finding
     if va is None:
-        return FaultFinding("unknown", "a page fault whose address the source does not give", "guess", here)
+        return without_address(here, raised)
     instruction = instruction_at(here, raised, trace.code)
-    question = _question(_with_printed(here, raised, va), raised, va, instruction)
+    question = _question(with_printed_entries(here, raised, va), raised, va, instruction)
     here, remarks = with_reserved(question.here, va, question.how, question.code, trace.dialect)
     question = replace(question, here=here)
-    ruling = rule_on(here, va, question.how)
-    if ruling is None or (isinstance(ruling, Outside) and isinstance(here.memory, _Printed)):
-        return _by_code(question, remarks)
+    finding = _decide(question, raised, trace, remarks)
+    return with_pointer(finding, raised)
+
+
+def _decide(question: _Question, raised: RaisedException, trace: Trace, remarks: tuple[str, ...]) -> FaultFinding:
+    code = question.code
+    if code is not None and (other := beyond_tables(code)) is not None:
+        sentence = f"{question.spelled()} {hex64(question.va)} was refused: {other.reason}"
+        return _finding(question, other.rule, sentence, "certain", None, (), None, remarks)
+    if raised.reason is not None and question.here.memory is None:
+        return _by_reason(question, raised.reason, remarks)
+    ruling = rule_on(question.here, question.va, question.how)
+    if ruling is None or (isinstance(ruling, Outside) and isinstance(question.here.memory, PrintedMemory)):
+        return _by_code(question, raised, trace, remarks)
     return _by_tables(question, ruling, trace, remarks)
+
+
+def _by_reason(question: _Question, reason: EmulatorReason, remarks: tuple[str, ...]) -> FaultFinding:
+    """The emulator itself says which entry refused, by its level."""
+    level = f"the {reason.level.name} entry " if reason.level else ""
+    word = "is not present" if reason.rule == "not-present" else "has a reserved bit set"
+    sentence = f"{question.spelled()} {hex64(question.va)} was refused: {level}{word}"
+    rule: RuleName = "not-present" if reason.rule == "not-present" else "reserved-bit"
+    remarks = (*remarks, f"the emulator says: {reason.text}")
+    finding = _finding(question, rule, sentence, "certain", None, (), None, remarks)
+    return replace(finding, named_level=reason.level)
 
 
 def _question(here: Situation, raised: RaisedException, va: int, instruction: Instruction | None) -> _Question:
     code = raised.error_code
-    kind = None if code is None else kind_of(here, code, va, raised.rip)
+    kind = raised.kind if code is None else kind_of(here, code, va, raised.rip)
     if kind is None and _is_fetch(here, raised, va, instruction):
         kind = Kind.FETCH
     use = _use_of(instruction, va, kind) or _push_below(here, raised, va, kind)
     if kind is None and use is not None:
         kind = use.how.kind
-    by_user = code is not None and bool(code & PageFault.U)
+    by_user = bool(raised.by_user) if code is None else bool(code & PageFault.U)
     if by_user and here.state.cpl != 3:
         here = here.with_state(replace(here.state, cpl=3))
     implicit = code is not None and not by_user and here.state.cpl == 3
@@ -113,37 +136,6 @@ def _push_below(here: Situation, raised: RaisedException, va: int, kind: Kind | 
     if not 0 < below <= 8 * FRAME_WORDS:
         return None
     return Use(va, Access(Kind.WRITE, 8, stack=True), f"a push to RSP - {below}")
-
-
-def _with_printed(here: Situation, raised: RaisedException, va: int) -> Situation:
-    """With the entries that a kernel printed with its oops for a memory, where there is no better one."""
-    mode, cr3 = here.mode, here.registers.cr3
-    if not raised.entries or mode is None or cr3 is None or here.memory is not None:
-        return here
-    values = list(raised.entries)
-    if len(mode.levels) == 4:
-        # A folded P4D is printed after the PGD as what it is: the same entry.
-        del values[1:2]
-    printed = _Printed({})
-    table = cr3 & ~0xFFF & (1 << 52) - 1
-    for level, value in zip(mode.levels, values, strict=False):
-        at = slot_of(table, level, va)
-        printed.entries[at] = value
-        table = here.cpu.frame(Entry(value, level))
-    return replace(here, memory=printed)
-
-
-@dataclass(frozen=True, slots=True)
-class _Printed:
-    """A few entries by their place; everything else is not there."""
-
-    entries: dict[PhysAddr, int]
-
-    def read(self, pa: PhysAddr, size: int, /) -> bytes:
-        """One entry, or `MemoryReadError`."""
-        if size != 8 or pa not in self.entries:
-            raise MemoryReadError(pa, size, "the printed entries")
-        return self.entries[pa].to_bytes(8, "little")
 
 
 # -- with tables ---------------------------------------------------------------------------
@@ -217,6 +209,12 @@ def _compare(question: _Question, ruling: Refusal, trace: Trace) -> tuple[bool |
         quirk = (
             f"the error code is {code:#x} where a CPU gives {ruling.code:#x}: QEMU's TCG reports a reserved bit "
             "with P clear"
+        )
+        return True, (quirk,)
+    if code ^ ruling.code == int(PageFault.RSVD) and not code & PageFault.P and ruling.rule == "not-present":
+        quirk = (
+            f"the error code {code:#x} has RSVD with P clear, which no CPU should report: an erratum of older Intel "
+            "CPUs does; the entry is not present, so no bit of it is reserved"
         )
         return True, (quirk,)
     if ruling.code ^ code == int(PageFault.I):
@@ -317,34 +315,53 @@ def _outside(question: _Question, ruling: Outside, remarks: tuple[str, ...]) -> 
 # -- without -------------------------------------------------------------------------------
 
 
-def _by_code(question: _Question, remarks: tuple[str, ...]) -> FaultFinding:
+def _by_code(question: _Question, raised: RaisedException, trace: Trace, remarks: tuple[str, ...]) -> FaultFinding:
     spelled = f"{question.spelled()} {hex64(question.va)}"
     if question.guard:
-        sentence = (
-            f"{spelled} was refused: the kernel says that a guard page below a stack is there, which is not mapped"
-        )
-        return _finding(question, "not-present", sentence, "likely", None, (), None, remarks)
+        return guard_page(_finding(question, "not-present", "", "likely", None, (), None, remarks), raised, spelled)
     if question.code is None:
-        if question.use is not None and question.use.how.stack and question.use.how.kind is Kind.WRITE:
-            sentence = f"{spelled} failed; without memory or error code nothing tells which rule refused it"
-            return _finding(question, "stack", sentence, "likely", None, (), None, remarks)
-        sentence = f"{spelled} failed; without memory or error code nothing tells why"
-        return _finding(question, "unknown", sentence, "guess", None, (), None, remarks)
+        return _without_code(question, raised, spelled, remarks)
     reported = rule_from_code(question.here, question.code, question.va, question.how)
     if question.disguised and question.code & PageFault.P:
         sentence = f"{spelled} was refused: the address is not the user's"
         remarks = (*remarks, "Linux sets P in what it reports of such an address, so it may not be mapped at all")
         return _finding(question, "user-supervisor", sentence, "guess", None, (), None, remarks)
-    if reported.rule == "reserved-bit" and not question.code & PageFault.P:
-        remarks = (
-            *remarks,
-            f"the error code is {question.code:#x} where a CPU gives {question.code | 1:#x}: QEMU's TCG reports a "
-            "reserved bit with P clear",
-        )
-    sentence = f"{spelled} was refused: {reported.reason}"
     confidence: Certainty = "certain" if reported.certain else "likely"
-    if reported.rule in ("not-present", "reserved-bit"):
+    if raised.says_no_execute and reported.rule in ("no-execute", "smep"):
+        reported = Candidate("no-execute", "the kernel found the page to forbid execution (XD)", True)
+        confidence = "certain"
+    elif raised.says_smep and reported.rule in ("no-execute", "smep"):
+        reported = Candidate("smep", "the kernel found the page to be one of a process (SMEP)", True)
+        confidence = "certain"
+    if reported.rule == "reserved-bit" and not question.code & PageFault.P:
+        remarks = (*remarks, _reserved_without_present(question.code, trace))
+        confidence = "likely" if trace.dialect == "QEMU log" else "guess"
+    sentence = f"{spelled} was refused: {reported.reason}"
+    if reported.rule in ("not-present", "reserved-bit") and confidence == "certain":
         # So says the CPU, of the entry that it read; whether that was in a table is another question.
         confidence = "likely"
         remarks = (*remarks, "without memory a root of the wrong depth and a missing table look just like that")
     return _finding(question, reported.rule, sentence, confidence, None, (), None, remarks)
+
+
+def _without_code(question: _Question, raised: RaisedException, spelled: str, remarks: tuple[str, ...]) -> FaultFinding:
+    if raised.absent:
+        sentence = f"{spelled} was refused: the kernel says that the page is not present"
+        return _finding(question, "not-present", sentence, "likely", None, (), None, remarks)
+    if question.use is not None and question.use.how.stack and question.use.how.kind is Kind.WRITE:
+        sentence = f"{spelled} failed; without memory or error code it is not known which rule refused it"
+        return _finding(question, "stack", sentence, "likely", None, (), None, remarks)
+    if is_null(question.va) and (question.va or raised.kind is not None):
+        sentence = f"{spelled} failed: no system maps its first page"
+        return _finding(question, "not-present", sentence, "likely", None, (), None, remarks)
+    sentence = f"{spelled} failed; without memory or error code the reason is not known"
+    return _finding(question, "unknown", sentence, "guess", None, (), None, remarks)
+
+
+def _reserved_without_present(code: int, trace: Trace) -> str:
+    text = (
+        f"the error code is {code:#x} where a CPU gives {code | 1:#x}: QEMU's TCG reports a reserved bit with P clear"
+    )
+    if trace.dialect == "QEMU log":
+        return text
+    return f"{text}; an erratum of older Intel CPUs sets RSVD where an entry is merely not present"

@@ -14,24 +14,25 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fivefold.arch import HAS_ERROR_CODE, Escalation, Vector, escalate
-from fivefold.explain.logs.lines import Block
+from fivefold.explain.logs.kvm_error import kvm_trace
 from fivefold.explain.logs.links import link
 from fivefold.explain.logs.register_text import parse_code, parse_registers
+from fivefold.explain.logs.text.blocks import Block, blocks
+from fivefold.explain.logs.text.lines import Line
 from fivefold.explain.logs.trace import NO_VECTOR, Outcome, RaisedException, Trace
 
 _HEX: Final = r"(?:0x)?([0-9a-f]{1,16})(?![0-9a-f])"
-_CHECK: Final = re.compile(rf"check_exception old: *{_HEX} new:? *{_HEX}(?:, *cr2: *{_HEX})?(?:, *rip: *{_HEX})?")
-_STRUCK: Final = re.compile(
+_CHECK: Final = re.compile(rf"check_exception old: *{_HEX} new:? *{_HEX}(?:, *cr2: *{_HEX})?(?:, *rip: *{_HEX})?", re.I)
+_DELIVERED: Final = re.compile(
     r"\bv=([0-9a-f]{2}) e=([0-9a-f]{1,8}) i=([01]) cpl=([0-3]) IP=[0-9a-f]+:([0-9a-f]{1,16}) pc=[0-9a-f]+ "
     r"SP=[0-9a-f]+:([0-9a-f]{1,16})(?: CR2=([0-9a-f]{1,16}))?"
 )
 _SERVICED: Final = re.compile(r"Servicing hardware INT=0x([0-9a-f]{2})")
-_EXTRA: Final = re.compile(r"extra data\[(\d)\]: *(?:0x)?([0-9a-f]{1,16})\b")
-_SUBERROR: Final = re.compile(r"Suberror: (\d+)")
 
 _MOST_CPUS: Final = 16
 """Exceptions that wait for their own line."""
@@ -69,6 +70,14 @@ class _Chain:
         return tuple(_with_registers(s, b) for s, b in zip(self.exceptions, self.blocks, strict=True))
 
 
+def read_qemu(lines: Sequence[Line], source: str) -> Trace | None:
+    """What a log of QEMU, its registers, or a KVM error are about; None if *lines* are none of these."""
+    log = QemuLog(source)
+    for block in blocks(lines):
+        log.feed(block)
+    return log.trace()
+
+
 class QemuLog:
     """Folds blocks one after the other; keeps a few, however long the log."""
 
@@ -84,6 +93,7 @@ class QemuLog:
         self._after: Block | None = None
         self._kvm: Block | None = None
         self._shown = 0
+        self._is_announced = True
         self.total = 0
         self.resets = 0
 
@@ -91,8 +101,8 @@ class QemuLog:
         """Take the next block of any kind; those of other dialects are left alone."""
         if block.kind == "check":
             self._check(block)
-        elif block.kind == "struck":
-            self._struck(block)
+        elif block.kind == "delivered":
+            self._take_delivery(block)
         elif block.kind == "interrupt":
             match = _SERVICED.search(block.head)
             self._serviced = int(match[1], 16) if match else None
@@ -111,7 +121,7 @@ class QemuLog:
         """What came of it, None if nothing of this dialect was there."""
         self._flush()
         if self._kvm is not None and not self._first:
-            return self._kvm_trace(self._kvm)
+            return kvm_trace(self._kvm, self._source)
         chains = self._first or self._double or list(self._chains)
         if not chains:
             return self._registers_trace()
@@ -120,20 +130,28 @@ class QemuLog:
             # Nothing that runs after a double fault can be trusted, so the story begins there.
             chosen = _story(self._double) + chosen
         last = chosen[-1]
-        exceptions = tuple(raised for chain in chosen for raised in chain.read())
+        exceptions = tuple(replace(raised, by_tcg=True) for chain in chosen for raised in chain.read())
         remarks = [] if self.resets < 2 else [f"{self.resets} triple faults in the log; this is the first"]
         after = parse_registers(self._after.text, "CPU reset") if self._after else None
         return Trace(
             self._source,
             "QEMU log",
             exceptions,
-            _outcome(last),
+            self._outcome(last),
             cpu=after or next((s.cpu for s in reversed(exceptions) if s.cpu), None),
             total=self.total,
             resets=self.resets,
             truncated=exceptions[0].during is not None,
             remarks=tuple(remarks),
         )
+
+    def _outcome(self, chain: _Chain) -> Outcome:
+        if chain.tripled:
+            return "triple-fault"
+        if len(chain.exceptions) > 1 or chain.doubled:
+            return "double-fault"
+        # After the last record of a log its handler may have run, or may not.
+        return "unknown" if self._chains and chain is self._chains[-1] else "handled"
 
     # -- the kinds of block --------------------------------------------------------------
 
@@ -152,13 +170,16 @@ class QemuLog:
         chain = next((c for c in reversed(self._chains) if c.delivering == old and not c.tripled), None)
         if chain is None:
             chain = self._open(_Chain())
+        if old == Vector.DF and escalate(old, new) is Escalation.TRIPLE:
+            self._shut_down(chain, raised)
+            return
         chain.add(raised, block if block.has_registers else None)
         chain.doubled = new == Vector.DF or escalate(old, new) is Escalation.DOUBLE
         if chain.doubled and not self._double:
             self._double = self._up_to(chain)
 
-    def _struck(self, block: Block) -> None:
-        match = _STRUCK.search(block.head)
+    def _take_delivery(self, block: Block) -> None:
+        match = _DELIVERED.search(block.head)
         if match is None:
             return
         vector = int(match[1], 16)
@@ -205,9 +226,23 @@ class QemuLog:
         kept = list(self._chains)
         return kept[: next(i for i, one in enumerate(kept) if one is chain) + 1]
 
+    def _shut_down(self, chain: _Chain, raised: RaisedException) -> None:
+        """An exception in the delivery of a double fault: QEMU says ``Triple fault`` under cpu_reset only."""
+        chain.add(raised, None)
+        chain.doubled = chain.tripled = True
+        self.resets += 1
+        self._is_announced = False
+        if not self._first:
+            self._first = self._up_to(chain)
+
     def _triple(self) -> None:
         self._flush()
+        last = next((c for c in reversed(self._chains) if c.tripled), None)
+        if last is not None and not self._is_announced:
+            self._is_announced = True
+            return
         self.resets += 1
+        self._is_announced = True
         chain = next((c for c in reversed(self._chains) if len(c.exceptions) > 1 or c.doubled), None)
         if chain is None and self._chains:
             chain = self._chains[-1]
@@ -261,29 +296,6 @@ class QemuLog:
         cpu = parse_registers(text, "registers")
         return Trace(self._source, "registers", (), outcome, cpu, parse_code(text), remarks=tuple(remarks))
 
-    def _kvm_trace(self, block: Block) -> Trace:
-        cpu = parse_registers(block.text, "KVM's registers")
-        code = parse_code(block.text)
-        extra = {int(index): int(value, 16) for index, value in _EXTRA.findall(block.text)}
-        suberror = _SUBERROR.search(block.text)
-        exceptions: tuple[RaisedException, ...] = ()
-        remarks = [" ".join(block.text.split("\n")[:2])]
-        if suberror and suberror[1] in ("2", "3") and extra.get(0, 0) >> 31 & 1:
-            exceptions = _vectoring(extra, block)
-            remarks.append("the exceptions are KVM's exit data; it could not go on delivering them")
-        if cpu is not None:
-            exceptions = tuple(replace(s, cpu=cpu, rip=cpu.rip, rsp=cpu.rsp, code=code) for s in exceptions)
-        return Trace(
-            self._source,
-            "KVM error",
-            exceptions,
-            "emulation-failure",
-            cpu,
-            code,
-            len(exceptions),
-            remarks=tuple(remarks),
-        )
-
 
 def _delivered(match: re.Match[str], line: int, external: bool) -> RaisedException:
     """What a `v=` line says. It does not tell an interrupt on a low vector from the exception of that number."""
@@ -302,17 +314,6 @@ def _delivered(match: re.Match[str], line: int, external: bool) -> RaisedExcepti
         line=line,
         external=external,
     )
-
-
-def _vectoring(extra: dict[int, int], block: Block) -> tuple[RaisedException, ...]:
-    """The event that was being delivered, and with suberror 2 the one that was raised.
-
-    Bits as in the VM-exit interruption information: 7:0 vector, 10:8 type, 31 valid.
-    """
-    first = RaisedException(extra[0] & 0xFF, software=extra[0] >> 8 & 7 in (4, 6), line=block.number)
-    if "Suberror: 2" in block.text and extra.get(1, 0) >> 31 & 1:
-        return (first, RaisedException(extra[1] & 0xFF, first.vector, line=block.number))
-    return (first,)
 
 
 def _number(text: str | None) -> int | None:
@@ -344,12 +345,6 @@ def _with_registers(raised: RaisedException, block: Block | None) -> RaisedExcep
         # Where there is no `v=` line the dump is what shows CR2.
         raised = replace(raised, cr2=cpu.cr2)
     return raised
-
-
-def _outcome(chain: _Chain) -> Outcome:
-    if chain.tripled:
-        return "triple-fault"
-    return "double-fault" if len(chain.exceptions) > 1 or chain.doubled else "handled"
 
 
 def _is_fault(raised: RaisedException) -> bool:

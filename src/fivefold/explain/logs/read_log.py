@@ -1,56 +1,83 @@
-"""One way in for text: any log, in any of the dialects, by what is in it."""
+"""One way in for text: any log, in any of the formats that are known, by what is in it."""
 
 from __future__ import annotations
 
 import io
 import lzma
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol, cast
+from typing import BinaryIO, Final, cast
 
 from fivefold.errors import FormatError, MachineError, cannot
-from fivefold.explain.logs.lines import Block, read_lines, split
-from fivefold.explain.logs.linux_text import LinuxText
-from fivefold.explain.logs.other_logs import BochsLog, EventLine
-from fivefold.explain.logs.qemu_log import QemuLog
+from fivefold.explain.logs.bochs_log import read_bochs
+from fivefold.explain.logs.event_line import read_events
+from fivefold.explain.logs.foreign.bugcheck import read_bugcheck
+from fivefold.explain.logs.foreign.crash_utility import read_crash
+from fivefold.explain.logs.foreign.debugger import read_debugger
+from fivefold.explain.logs.foreign.firmware import read_firmware
+from fivefold.explain.logs.foreign.other_machines import other_machine
+from fivefold.explain.logs.foreign.traps import read_trap
+from fivefold.explain.logs.foreign.xen import read_xen
+from fivefold.explain.logs.linux.linux_log import read_linux
+from fivefold.explain.logs.qemu_log import read_qemu
+from fivefold.explain.logs.text.decoding import is_binary
+from fivefold.explain.logs.text.excerpts import Progress, excerpts
+from fivefold.explain.logs.text.lines import GAP, Line, lines_of
 from fivefold.explain.logs.trace import Trace
 
 PEEK: Final = 4096
-_EXPECTED: Final = "expected QEMU's -d int log or `info registers`, a KVM error, a Linux oops or a Bochs log"
-_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
+EXPECTED: Final = (
+    "expected a report of an x86-64 exception by Linux, QEMU (-d int, `info registers`), KVM, Bochs, Xen, FreeBSD, "
+    "UEFI, gdb, crash or Windows"
+)
+_READERS: Final[tuple[Callable[[Sequence[Line], str], Trace | None], ...]] = (
+    read_qemu,
+    read_bochs,
+    read_events,
+    read_linux,
+    read_xen,
+    read_firmware,
+    read_trap,
+    read_bugcheck,
+    read_crash,
+    read_debugger,
+)
+"""In the order of what counts where a log has several: what the machine did goes before what its guest says of it."""
 
 
-class _Folder(Protocol):
-    """What every dialect has."""
-
-    def feed(self, block: Block) -> None: ...
-
-    def trace(self) -> Trace | None: ...
-
-
-def read_log(stream: BinaryIO, name: str) -> Trace:
+def read_log(stream: BinaryIO, name: str, *, follow: bool = False, progress: Progress | None = None) -> Trace:
     """The exceptions in *stream*, read once from start to end in bounded memory.
 
-    `FormatError` if it is empty, binary, or holds neither an exception nor registers.
+    A file is read to the size that it has now; with *follow* until its first fatal exception. `FormatError` if
+    it is empty, binary, of another machine, or holds neither an exception nor registers.
     """
     head, stream = _peek(stream)
-    if not head:
-        raise FormatError(f"{name} is empty; {_EXPECTED}")
-    if b"\0" in head and not head.startswith(_BOMS):
-        raise FormatError(f"{name} is binary data, not a log; {_EXPECTED}")
-    # An exception with its context tells more than bare registers, so those come last.
-    folders: tuple[_Folder, ...] = (QemuLog(name), BochsLog(name), EventLine(name), LinuxText(name))
-    for block in split(read_lines(stream)):
-        for folder in folders:
-            folder.feed(block)
-    traces = [trace for folder in folders if (trace := folder.trace()) is not None]
+    if not head and not follow:
+        raise FormatError(f"{name} is empty; {EXPECTED}")
+    if is_binary(head):
+        raise FormatError(f"{name} is binary data, not a log; {EXPECTED}")
+    lines: list[Line] = []
+    for part in excerpts(stream, follow=follow, progress=progress):
+        if lines:
+            lines.append(GAP)
+        lines.extend(lines_of(part.data, part.is_start))
+    return choose(lines, name)
+
+
+def choose(lines: Sequence[Line], name: str) -> Trace:
+    """What *lines* are about: exceptions that ended something, else others, else bare registers."""
+    traces = [trace for read in _READERS if (trace := read(lines, name)) is not None]
     for trace in traces:
-        if trace.outcome != "handled" and trace.exceptions:
+        if trace.outcome not in ("handled", "unknown") and trace.exceptions:
             return trace
     if traces:
         return max(traces, key=lambda trace: len(trace.exceptions))
-    raise FormatError(f"{name} holds no exception and no registers; {_EXPECTED}")
+    if (what := other_machine(lines)) is not None:
+        raise FormatError(f"{name} is {what}; {EXPECTED}")
+    if any("RAX" in line.text or "RIP:" in line.text for line in lines):
+        raise FormatError(f"{name} has registers, but no report of an exception that they belong to; {EXPECTED}")
+    raise FormatError(f"{name} holds no exception and no registers; {EXPECTED}")
 
 
 @contextmanager

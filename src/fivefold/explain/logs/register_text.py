@@ -46,13 +46,15 @@ def parse_registers(text: str, source: str) -> CpuState | None:
 
 
 def parse_code(text: str) -> Code | None:
-    """The instruction bytes that *text* prints; the one at RIP is in angle brackets."""
+    """The instruction bytes that *text* prints, None where no byte is marked as the one at RIP (``<48>``)."""
     match = _CODE.search(text)
     if match is None:
         return None
     words = _BYTE.findall(match[1])
-    at = next((i for i, (mark, _) in enumerate(words) if mark), 0)
-    return Code(bytes(int(digits, 16) for _, digits in words), at)
+    marks = [i for i, (mark, _) in enumerate(words) if mark]
+    if len(marks) != 1:
+        return None
+    return Code(bytes(int(digits, 16) for _, digits in words), marks[0])
 
 
 def _common_name(name: str) -> str:

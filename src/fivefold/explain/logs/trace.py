@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
-from fivefold.arch import HAS_ERROR_CODE
+from fivefold.arch import HAS_ERROR_CODE, Kind, Level
 from fivefold.machine.base import vector_name
 from fivefold.memory import CpuState
 
@@ -33,6 +33,48 @@ class Code:
         return self.data[self.at :]
 
 
+class PrintedEntry(NamedTuple):
+    """A page-table entry that a kernel printed with its report, by Linux' name of its level (``PGD`` to ``PTE``)."""
+
+    name: str
+    value: int
+
+
+class EmulatorReason(NamedTuple):
+    """Why an emulator raised an exception, in its own words: the rule that these mean, the level if they name one."""
+
+    text: str
+    rule: str
+    level: Level | None = None
+
+
+class Levels(NamedTuple):
+    """The *number* of levels, with what it follows from."""
+
+    number: int
+    why: tuple[str, ...]
+
+
+class VmExit(NamedTuple):
+    """Why a hypervisor's guest stopped: the basic exit reason of VMX, and the guest physical address of an EPT exit."""
+
+    reason: int
+    qualification: int | None
+    address: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What a source says of where a kernel put its areas. *slide* is added to addresses of the image.
+
+    *fixed*: the bases are those of the documents, because the source says that nothing is randomised, or because
+    the kernel has KASAN, whose shadow does not move.
+    """
+
+    slide: int | None = None
+    fixed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class RaisedException:
     """One exception. What the source does not say is None.
@@ -52,7 +94,7 @@ class RaisedException:
     software: bool = False
     cpu: CpuState | None = None
     code: Code | None = None
-    entries: tuple[int, ...] = ()
+    entries: tuple[PrintedEntry, ...] = ()
     line: int = 0
     repeats: int = 1
     last_rsp: int | None = None
@@ -64,6 +106,35 @@ class RaisedException:
     """The kernel itself says that it was a guard page below a stack."""
     external: bool = False
     """An interrupt from outside, whatever its vector: the firmware leaves the timer on vector 8."""
+
+    hashed: bool = False
+    """The address is printed as a hash, and so not known."""
+    kind: Kind | None = None
+    """The access, where the source says it in words."""
+    by_user: bool | None = None
+    """Whether a process made the access, where the source says it in words."""
+    absent: bool = False
+    """The source says in words that the page was not present."""
+    named: int | None = None
+    """An address that the source itself names, with *named_as* what it calls it."""
+    named_as: str | None = None
+    """``non-canonical``, ``lass``, or ``maybe`` where the source is not sure."""
+    shadowed: int | None = None
+    """The address whose shadow KASAN was about to read."""
+    symbol: str | None = None
+    """RIP as a name, where the source has it: ``function+0x1a/0x40``."""
+    says_no_execute: bool = False
+    """The kernel says that it tried to execute a page that forbids it."""
+    says_smep: bool = False
+    """The kernel says that it tried to execute code of a process."""
+    on_purpose: bool = False
+    """The kernel raised it by itself, to stop (``BUG()``)."""
+    reason: EmulatorReason | None = None
+    """What an emulator says of it."""
+    by_tcg: bool = False
+    """Raised by QEMU's TCG, which encodes some error codes in its own way."""
+    dropped: tuple[str, ...] = ()
+    """What the source says and what cannot be believed, with the reason."""
 
     @property
     def name(self) -> str:
@@ -95,5 +166,13 @@ class Trace:
     truncated: bool = False
     remarks: tuple[str, ...] = field(default=())
     release: str | None = None
+    placement: Placement = Placement()
+    vm_exit: VmExit | None = None
+    levels: Levels | None = None
+    """What the source proves of the number of levels, beside CR4 and the exceptions themselves."""
+    unknown: tuple[str, ...] = ()
+    """What the source leaves open, in sentences."""
+    bits: int = 64
+    """32 where the source is of a CPU outside of long mode."""
     inferred: bool = False
     """The exceptions follow from registers and memory; nobody reported them."""

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from fivefold.arch import (
+    LA57,
     Access,
     Allowed,
     Fault,
     Kind,
     Level,
     Mapped,
+    Paging,
     Rule,
     Step,
     Unmapped,
@@ -25,12 +27,13 @@ from fivefold.arch import (
     walk,
 )
 from fivefold.errors import MemoryReadError
-from fivefold.explain.rules.situation import Situation
+from fivefold.explain.rules.situation import UNKNOWN_ROOT, Situation
 from fivefold.units import MASK64, VirtAddr, hex64
 
 RuleName = Literal[
     "not-present", "reserved-bit", "write-protected", "no-execute", "user-supervisor", "smep", "smap",
-    "protection-key", "non-canonical", "mode-change-refused", "table-outside-memory", "wrong-depth", "idt-limit",
+    "protection-key", "lass", "address-tag", "control-protection", "non-canonical", "mode-change-refused",
+    "table-outside-memory", "wrong-depth", "idt-limit",
     "idt-entry", "idt-not-mapped", "handler-not-mapped", "stack", "unknown",
 ]  # fmt: skip
 """What the report calls a rule; the schema fixes the names."""
@@ -57,6 +60,9 @@ MANUAL: Final[dict[RuleName, str]] = {
     "smep": 'supervisor-mode execution prevention, CR4.SMEP (SDM, "Determination of Access Rights")',
     "smap": 'supervisor-mode access prevention, CR4.SMAP (SDM, "Determination of Access Rights")',
     "protection-key": 'protection keys (SDM, "Protection Keys")',
+    "lass": 'linear-address-space separation, CR4.LASS (SDM, "Linear-Address-Space Separation (LASS)")',
+    "address-tag": 'metadata in an address that the mode does not ignore (SDM, "Linear-Address Masking"; APM, UAI)',
+    "control-protection": 'shadow stacks and indirect branches (SDM volume 1, "Control-Flow Enforcement Technology")',
     "non-canonical": 'canonical addressing (SDM volume 1, "Canonical Addressing")',
     "mode-change-refused": 'a control-register write that the state forbids (SDM, "Control Registers")',
     "table-outside-memory": "the entry points outside the machine's memory; what is read there is undefined",
@@ -134,7 +140,7 @@ def rule_on(here: Situation, va: int, how: Access) -> Ruling | None:
 
     Without memory an address can still be refused for its form.
     """
-    if here.mode is not None and (refused := _by_form(here, va, how)) is not None:
+    if (refused := _by_form(here, va, how)) is not None:
         return refused
     space = here.space
     if space is None:
@@ -150,7 +156,11 @@ def rule_on(here: Situation, va: int, how: Access) -> Ruling | None:
 
 def _by_form(here: Situation, va: int, how: Access) -> Refusal | None:
     mode = here.mode
-    assert mode is not None  # the caller asked
+    if mode is None:
+        if here.known_mode or here.state.paging not in (Paging.LONG4, Paging.LONG5):
+            return None
+        # What is not canonical in 57 bits is not canonical at all.
+        mode = LA57
     plain = va if how.kind is Kind.FETCH else untagged(VirtAddr(va), here.state, mode)
     last = plain + how.size - 1 & MASK64
     if mode.is_canonical(plain) and mode.is_canonical(last):
@@ -226,4 +236,10 @@ def physical(here: Situation, va: int) -> int | None:
 def describe_entry(step: Step) -> str:
     """An entry by level, index, place and value."""
     index = (step.at & 0xFFF) >> 3
-    return f"{step.entry.level.name} entry {index} at {hex64(step.at)} ({hex64(step.entry.raw)})"
+    where = "" if is_unplaced(step) else f" at {hex64(step.at)}"
+    return f"{step.entry.level.name} entry {index}{where} ({hex64(step.entry.raw)})"
+
+
+def is_unplaced(step: Step) -> bool:
+    """Whether it is not known where the entry lies: in the root, where CR3 is not known."""
+    return step.at & ~0xFFF == UNKNOWN_ROOT

@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fivefold import _arguments
-from fivefold.arch import AddressSpace, ControlState, Cpu, Cr0, Cr4, Efer, Paging, PagingMode, TableReader
+from fivefold.arch import AddressSpace, ControlState, Cpu, Cr0, Cr4, Efer, Level, Paging, PagingMode, TableReader
+from fivefold.explain.logs.trace import Levels
 from fivefold.memory import CpuState
 
 L_BIT: Final = 1 << 21
 """In the second word of a code segment's descriptor: 64-bit code."""
 _D_BIT: Final = 1 << 22
+UNKNOWN_ROOT: Final = (1 << 52) - 0x1000
+"""Stands for a CR3 that the source does not have, where it printed the entries all the same. No table lies there."""
 GENEROUS: Final = Cpu(vmx=True, smx=True, cet=True, lam=True)
 """Every feature and 52 bits: what this refuses, every CPU refuses."""
 
@@ -70,6 +73,8 @@ class Situation:
     memory: TableReader | None
     assumed: Mapping[str, str]
     known_mode: bool
+    has_unknown_root: bool = False
+    """The walk begins at `UNKNOWN_ROOT`: entries are known, and not where the first of them lies."""
 
     @property
     def mode(self) -> PagingMode | None:
@@ -79,7 +84,7 @@ class Situation:
     @property
     def space(self) -> AddressSpace | None:
         """The tables, None without memory, root or long mode."""
-        if self.memory is None or self.mode is None or self.registers.cr3 is None:
+        if self.memory is None or self.mode is None or (self.registers.cr3 is None and not self.has_unknown_root):
             return None
         return AddressSpace.from_state(self.memory, self.state, self.cpu)
 
@@ -88,8 +93,30 @@ class Situation:
         return replace(self, cpu=replace(self.cpu, phys_bits=bits), assumed={**self.assumed, "phys_bits": reason})
 
     def with_state(self, state: ControlState) -> Situation:
-        """The same in another state of the control registers."""
-        return replace(self, state=state, known_mode=True)
+        """The same in another state of the control registers; whether the number of levels is known stays."""
+        return replace(self, state=state)
+
+    def with_levels(self, mode: PagingMode) -> Situation:
+        """The same with another number of levels, which is then known."""
+        la57 = int(Cr4.LA57)
+        cr4 = self.state.cr4 | la57 if mode.top > Level.PML4 else self.state.cr4 & ~la57
+        return replace(self, state=replace(self.state, cr4=cr4), known_mode=True)
+
+    def knows(self, register: str) -> bool:
+        """Whether the source says what *register* (``cr0``, ``cr4``, ``efer``) holds."""
+        return register not in self.assumed
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the CPU is in long mode, as far as the source says."""
+        return self.state.paging in (Paging.LONG4, Paging.LONG5)
+
+    @property
+    def gate_size(self) -> int:
+        """Bytes of an IDT entry: 16 in long mode, 8 in protected mode, 4 in real mode."""
+        if self.is_long or self.state.efer & Efer.LMA:
+            return 16
+        return 8 if self.state.cr0 & Cr0.PE else 4
 
     @property
     def code_bits(self) -> int:
@@ -101,9 +128,16 @@ class Situation:
 
 
 def situation(
-    registers: CpuState | None, cpl: int | None, memory: TableReader | None, given: GivenState | None = None
+    registers: CpuState | None,
+    cpl: int | None,
+    memory: TableReader | None,
+    given: GivenState | None = None,
+    levels: Levels | None = None,
 ) -> Situation:
-    """Complete *registers*. Nothing is required; what is guessed is in `Situation.assumed`."""
+    """Complete *registers*. Nothing is required; what is guessed is in `Situation.assumed`.
+
+    *levels* is what the source proves without CR4.
+    """
     given = given or GivenState()
     registers = _override(registers or CpuState("nothing"), given)
     assumed: dict[str, str] = {}
@@ -111,7 +145,7 @@ def situation(
     if cr0 is None:
         cr0 = int(Cr0.PE | Cr0.WP | Cr0.PG)
         assumed["cr0"] = "CR0 is not known: paging on and CR0.WP=1 are assumed"
-    cr4, known = _cr4(registers, given, assumed)
+    cr4, known = _cr4(registers, given, levels, assumed)
     cr0, efer = int(cr0), _efer(registers, cr0, cr4, assumed)
     bits = given.phys_bits
     if bits is None:
@@ -146,15 +180,20 @@ def _override(registers: CpuState, given: GivenState) -> CpuState:
     )
 
 
-def _cr4(registers: CpuState, given: GivenState, assumed: dict[str, str]) -> tuple[int, bool]:
+def _cr4(registers: CpuState, given: GivenState, levels: Levels | None, assumed: dict[str, str]) -> tuple[int, bool]:
     """CR4, and whether the number of levels is known."""
     la57 = int(Cr4.LA57)
     cr4 = registers.cr4
     if given.levels is not None:
         base = int(Cr4.PAE) if cr4 is None else cr4
+        if cr4 is None:
+            assumed["cr4"] = "CR4 is not known, and with it SMEP and SMAP; the number of levels was given"
         return (base | la57 if given.levels == 5 else base & ~la57), True
     if cr4 is not None:
         return cr4, True
+    if levels is not None:
+        assumed["cr4"] = "CR4 is not known, and with it SMEP and SMAP; the number of levels follows from the log"
+        return int(Cr4.PAE) | (la57 if levels.number == 5 else 0), True
     assumed["cr4"] = "CR4 is not known, and with it the number of levels, SMEP and SMAP"
     return int(Cr4.PAE), False
 
@@ -185,7 +224,7 @@ def _cpl(registers: CpuState, cpl: int | None, given: GivenState) -> int:
 PAGING_NAMES: Final = {
     Paging.NONE: "none",
     Paging.BITS32: "32-bit",
-    Paging.PAE: "pae",
+    Paging.PAE: "32-bit",
     Paging.LONG4: "la48",
     Paging.LONG5: "la57",
 }

@@ -1,0 +1,116 @@
+"""The first line of a report: what happened, where, and why, as one says it to a colleague."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fivefold.arch import Kind
+from fivefold.explain.faults.finding import FaultFinding
+from fivefold.explain.logs.trace import Outcome, RaisedException, Trace
+from fivefold.explain.result import ExplainedException, FaultCause
+from fivefold.explain.rules.ruling import RuleName
+from fivefold.units import hex64
+
+_OUTCOMES: Final[dict[Outcome, str]] = {
+    "triple-fault": "Triple fault",
+    "double-fault": "Double fault",
+    "emulation-failure": "The hypervisor gave up",
+    "reset": "CPU reset",
+}
+_VERBS: Final = {Kind.READ: "read", Kind.WRITE: "write", Kind.FETCH: "jump"}
+_PHRASES: Final[dict[RuleName, str]] = {
+    "not-present": "which is not mapped",
+    "reserved-bit": "through an entry with a reserved bit set",
+    "write-protected": "a page that is read-only",
+    "no-execute": "a page that forbids execution",
+    "user-supervisor": "a page of the kernel, from user mode",
+    "smep": "a user page, by the kernel (SMEP)",
+    "smap": "a user page, by the kernel (SMAP)",
+    "protection-key": "which its protection key forbids",
+    "lass": "in the lower half, by the kernel (LASS)",
+    "address-tag": "an address with a tag that is not ignored",
+    "non-canonical": "which is not canonical",
+    "stack": "which failed",
+    "table-outside-memory": "through a table where there is no memory",
+}
+"""What is said of the access, by rule."""
+
+_WHOLE: Final[dict[RuleName, str]] = {
+    "wrong-depth": "the root in CR3 is not of the depth that CR4.LA57 selects",
+    "idt-limit": "an exception could not be delivered: the IDT ends before its gate",
+    "idt-entry": "an exception could not be delivered: its gate cannot be used",
+    "idt-not-mapped": "an exception could not be delivered: the IDT is not mapped",
+    "handler-not-mapped": "the handler of an exception cannot be fetched",
+    "mode-change-refused": "a write to a control register was refused",
+    "control-protection": "a return or jump that control-flow enforcement forbids",
+}
+
+
+def headline(cause: FaultCause, guilty: ExplainedException | None, trace: Trace) -> str:
+    """One sentence without a full stop. *guilty* is the exception of the cause, None where there is none."""
+    outcome = _OUTCOMES.get(trace.outcome)
+    if guilty is None:
+        text = cause.sentence
+    else:
+        text = f"{_what(guilty)}{_why(cause, guilty.finding)}"
+    return f"{outcome}: {text}" if outcome else text[0].upper() + text[1:]
+
+
+def _what(guilty: ExplainedException) -> str:
+    finding = guilty.finding
+    if finding.subject is not None:
+        return f"{_subject(finding)}{_where(guilty.raised)}"
+    where = _where(guilty.raised)
+    if finding.rule in _WHOLE:
+        return f"{_WHOLE[finding.rule]}{where}"
+    phrase = _PHRASES.get(finding.rule)
+    if phrase is None:
+        return f"{guilty.name}{where}: {finding.sentence}"
+    return f"{_access(guilty)}{where}, {phrase}"
+
+
+def _subject(finding: FaultFinding) -> str:
+    """A fault that has a name of its own."""
+    if finding.subject == "null pointer" and finding.va is not None:
+        verb = _VERBS[finding.how.kind] if finding.how else "access"
+        if finding.va >> 12:
+            return "null pointer dereference, found by KASAN"
+        return f"null pointer dereference: {verb} at offset {finding.va:#x}"
+    if finding.subject == "error value used as a pointer" and finding.va is not None:
+        return f"error value used as a pointer, {hex64(finding.va)}"
+    return finding.subject or ""
+
+
+def _access(guilty: ExplainedException) -> str:
+    finding, va = guilty.finding, guilty.address
+    verb = _VERBS[finding.how.kind] if finding.how else "access"
+    if finding.use is not None and finding.use.how.stack:
+        verb = "push" if finding.use.how.kind is Kind.WRITE else "pop"
+    if finding.rule == "stack":
+        verb = "push"
+    if va is None:
+        return f"{verb} at an unknown address"
+    rsp = guilty.raised.rsp
+    below = f" ({rsp - va} bytes below RSP)" if verb == "push" and rsp is not None and 0 < rsp - va <= 64 else ""
+    return f"{verb} {'of' if verb == 'read' else 'to'} {hex64(va)}{below}"
+
+
+def _where(raised: RaisedException) -> str:
+    if raised.symbol is not None:
+        return f" in {raised.symbol}"
+    return f" at RIP {hex64(raised.rip)}" if raised.rip is not None and raised.cr2 != raised.rip else ""
+
+
+def _why(cause: FaultCause, finding: FaultFinding) -> str:
+    """The entry to blame, and how sure that is."""
+    culprit = finding.culprit
+    if culprit is not None:
+        value = "empty" if not culprit.entry.raw else f"{culprit.entry.raw:#x}"
+        return f"; its {culprit.entry.level.name} entry is {value}{_doubt(cause)}"
+    if finding.level is not None:
+        return f"; its {finding.level.name} entry refused it{_doubt(cause)}"
+    return _doubt(cause) if cause.rule != "unknown" else ""
+
+
+def _doubt(cause: FaultCause) -> str:
+    return "" if cause.confidence == "certain" else f" ({cause.confidence})"

@@ -1,0 +1,116 @@
+"""The reports in a log of Linux: which lines belong to one exception of one CPU.
+
+Lines are kept apart by the caller that ``CONFIG_PRINTK_CALLER`` prints. A report begins with the line that names
+what happened and ends with its end trace, or where the next one begins. A report without an exception (KASAN, a
+warning, a lockup) is a report of its own: it lends nothing to the oops after it.
+
+Source: Linux 2.6.12 to 6.18, ``arch/x86/mm/fault.c``, ``arch/x86/kernel/traps.c``, ``dumpstack.c``, ``process_64.c``,
+``arch/x86/mm/extable.c``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from fivefold.explain.logs.text.lines import Line
+
+ReportKind = Literal["fault", "process", "other"]
+"""``fault``: an exception in the kernel. ``process``: one of a process, which it ended. ``other``: no exception."""
+
+MOST_LINES: Final = 400
+"""Lines of one report that are looked at: an oops is about 60, with all its modules and traces 200."""
+
+_OPENS: Final = re.compile(
+    r"(?P<process>segfault at (?:0x)?[0-9a-f]|traps: \S.*\[\d+\] (?:trap |general|.* ip:))"
+    r"|(?P<first>unable to handle (?:kernel )?(?:page fault|paging request|NULL pointer)"
+    r"|(?:BUG: )?kernel NULL pointer dereference|BUG: \S+ stack guard page was hit|Corrupted page table at"
+    r"|PANIC: (?:early exception|double fault)|kernel BUG at |kernel stack overflow|\*\*\* DOUBLE FAULT"
+    r"|kernel tried to execute NX-protected page|unable to execute userspace code)"
+    r"|(?P<die>\bOops: |\bOops\[#|: [0-9a-f]{4}(?:/\d+)? \[#?\d+\]|(?:^|[\] ])general protection fault"
+    r"|(?:^|[\] ])(?:double fault|invalid opcode|divide error|stack segment|int3|alignment check|invalid TSS"
+    r"|segment not present|simd exception|control protection fault|kernel stack overflow|Bad pagetable|bounds)"
+    r"[^\n]*?: [0-9a-f]{4} \[#?\d+\])"
+    r"|(?P<other>BUG: (?:KASAN|KCSAN|KMSAN|KFENCE|sleeping|scheduling|soft lockup|workqueue|spinlock|Bad|using|MAX_"
+    r"|memory leak|unable to lock|stack|looking|key|held|non-zero|corrupted)|WARNING: (?!stack)|INFO: |UBSAN: "
+    r"|watchdog: |rcu: INFO|\bNMI backtrace|Kernel panic - not syncing|-{6,}\[ cut here \]|CFI failure"
+    r"|usercopy: |list_(?:add|del) corruption|refcount_t: )",
+    re.I,
+)
+_END: Final = re.compile(r"-\[? ?end trace|end Kernel panic", re.I)
+_RULE: Final = re.compile(r"={30,}")
+
+
+@dataclass(slots=True)
+class Report:
+    """The lines of one report, in order. *mixed*: another one of the same caller began before it had its registers."""
+
+    kind: ReportKind
+    lines: list[Line] = field(default_factory=list)
+    has_die_line: bool = False
+    ended: bool = False
+    mixed: bool = False
+
+    @property
+    def number(self) -> int:
+        """The line that it begins at."""
+        return self.lines[0].number
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "\n".join(line.text for line in self.lines)
+
+
+def find_reports(lines: Iterable[Line]) -> list[Report]:
+    """Every report, in the order of their first lines."""
+    found: list[Report] = []
+    current: dict[str | None, Report] = {}
+    for line in lines:
+        if line.number < 0:
+            current.clear()
+        report = current.get(line.caller)
+        opened = _opened(line, report)
+        if opened is not None:
+            if report is not None and _is_unfinished(report) and opened.kind == "fault":
+                report.mixed = opened.mixed = True
+            found.append(opened)
+            current[line.caller] = report = opened
+        if report is None or len(report.lines) >= MOST_LINES:
+            continue
+        report.lines.append(line)
+        if _END.search(line.text) or (report.kind == "other" and _RULE.search(line.text) and len(report.lines) > 3):
+            report.ended = True
+    return found
+
+
+def _opened(line: Line, report: Report | None) -> Report | None:
+    """The report that *line* begins, None where it belongs to the one before, or to none."""
+    match = _OPENS.search(line.text)
+    if match is None:
+        return None
+    kind = match.lastgroup
+    if kind == "process":
+        return Report("process")
+    if kind == "other":
+        # A panic is the end of a report, and a rule above it its beginning.
+        is_inside = report is not None and report.kind == "fault" and not report.ended and "cut here" not in line.text
+        return None if is_inside and "panic" in line.text.lower() else Report("other")
+    if report is not None and report.kind == "fault" and not report.ended:
+        if kind == "die" and not report.has_die_line:
+            report.has_die_line = True
+            return None
+        if kind == "first" and not report.has_die_line and len(report.lines) == 1 and _is_prelude(report.lines[0].text):
+            return None
+    return Report("fault", has_die_line=kind == "die")
+
+
+def _is_prelude(text: str) -> bool:
+    """A line that goes before the one with the address."""
+    return "kernel tried to execute" in text or "unable to execute" in text
+
+
+def _is_unfinished(report: Report) -> bool:
+    return report.kind == "fault" and not report.ended and not report.has_die_line
