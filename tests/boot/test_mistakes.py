@@ -88,7 +88,7 @@ def test_rs_02_the_mode_is_changed_below_4_gib(
     rows = (MapRow(0, 0x9_F000), MapRow(MIB, 16 * MIB), MapRow(5 * GIB, 5 * GIB + 8 * MIB))
     where: dict[str, Any] = {"entry": "long48", "load_address": 5 * GIB, "guest": {"memory": rows}}
     passes("la57", **where)
-    wrong = wrong_image("startup.py", ("TRAMPOLINE_LIMIT: Final = 0x9F000", "TRAMPOLINE_LIMIT: Final = 1 << 40"))
+    wrong = wrong_image("in_use.py", ("TRAMPOLINE_LIMIT: Final = 0x9F000", "TRAMPOLINE_LIMIT: Final = 0x1_4080_0000"))
     run = boot("la57", given=wrong, timeout=2.0, **where)
     assert not run.ok
     assert "exit" not in run.event

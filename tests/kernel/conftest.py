@@ -25,7 +25,7 @@ from fivefold.units import PhysAddr, VirtAddr
 
 VECTORS = Path(__file__).parent / "vectors"
 KERNEL = "fivefold.kernel"
-EXTERNS = ("write_cr0", "write_cr3", "write_cr4", "write_msr")
+EXTERNS = ("write_cr0", "write_cr3", "write_cr4", "write_msr", "user_read")
 """The functions that assembly provides."""
 WINDOW = 1 << 56
 """Where the running code sees physical address 0: above all that is physical, so the two cannot be mistaken."""

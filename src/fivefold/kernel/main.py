@@ -15,7 +15,7 @@ from fivefold.kernel.boot.detect import cpu_has_gib_pages, cpu_phys_bits
 from fivefold.kernel.efi import efi
 from fivefold.kernel.handover import hibernate, ident_map, kexec
 from fivefold.kernel.paging import layout, mapping, memblock, pgtable, phys
-from fivefold.kernel.paging.cpu import CR4_KEPT, CR4_LA57, CR4_PAE, CR4_PGE, MSR_EFER, write_cr3, write_cr4
+from fivefold.kernel.paging.cpu import CR4_LA57, CR4_SMAP, MSR_EFER, cr4_in_use, write_cr3, write_cr4
 from fivefold.kernel.paging.layout import AREAS
 from fivefold.kernel.paging.pgtable import PMD_LEVEL, PTE_LEVEL, PUD_LEVEL, levels
 from fivefold.kernel.paging.phys import START_KERNEL_MAP, phys_to_virt
@@ -28,11 +28,12 @@ from fivefold.kernel.selftest import (
     handover_checks,
     mode_switch,
     process_checks,
+    ring3_checks,
     smp_checks,
 )
 from fivefold.kernel.selftest.self_scan import dump_own_tables
 from fivefold.kernel.smp import smp
-from fivefold.metal.lang import copy64, export, rdmsr, read_cr0, read_cr3, read_cr4, text_address, u64
+from fivefold.metal.lang import copy64, export, rdmsr, read_cr0, read_cr3, read_cr4, store64, symbol, text_address, u64
 from fivefold.units import PhysAddr, VirtAddr
 
 info: u64 = 0
@@ -51,6 +52,7 @@ def start_kernel(table: VirtAddr) -> None:
     checks.check_all(top)
     program.start_first(top)
     process_checks.check_processes(top)
+    ring3_checks.check_ring_3(top)
     if efi.start_runtime(top, PhysAddr(info)):
         efi_checks.check_runtime(top)
     ident_map.prepare_root(top, largest_page(cmdline()))
@@ -233,10 +235,10 @@ def switch_to(top: VirtAddr) -> None:
     report.set_word(report.W_EARLY_WIPES, early.wipes)
     early.top = 0
     write_cr3(PhysAddr(top - phys.phys_window))
-    write_cr4(CR4_PAE | CR4_PGE | read_cr4() & CR4_KEPT)
+    write_cr4(cr4_in_use())
+    store64(symbol("smap_on"), u64(read_cr4() & CR4_SMAP != 0))
     kernel_map.load_task_state()
-    if kernel_map.has_entry_area():
-        kernel_map.use_entry_area()
+    kernel_map.use_exception_stacks()
     syscall.syscall_init()
     number_descriptors()
     if layout.has_shadow:

@@ -16,7 +16,7 @@ from fivefold.kernel.paging.mapping import map_page, map_range
 from fivefold.kernel.paging.pgtable import KERNEL_RO, KERNEL_RW, KERNEL_RX, PTE_LEVEL
 from fivefold.kernel.paging.phys import PAGE_SIZE, kernel_to_phys, phys_to_virt
 from fivefold.kernel.process import traps
-from fivefold.metal.lang import fill64, load64, noinline, store64, symbol, u64
+from fivefold.metal.lang import fill64, load64, noinline, store16, store64, symbol, u64
 from fivefold.units import PhysAddr, VirtAddr
 
 ENTRY_IDT: Final = 0
@@ -25,13 +25,26 @@ ENTRY_DOUBLE_FAULT_STACK: Final = 2
 ENTRY_GUARD_MIDDLE: Final = 3
 ENTRY_NMI_STACK: Final = 4
 ENTRY_GUARD_HIGH: Final = 5
-"""Pages of the CPU entry area: what must be reachable whatever else is broken, with a hole on both sides of a stack."""
+ENTRY_STACKS: Final = 2
+"""Pages of the CPU entry area: what must be reachable whatever else is broken, with a hole on both sides of a stack.
 
-DOUBLE_FAULT_IST: Final = 1
-NMI_IST: Final = 2
+The stacks of `IST_VECTORS`, in that order, are every second page from `ENTRY_STACKS`.
+"""
+
+IST_STACKS: Final = 4
+IST_VECTORS: Final = (traps.DOUBLE_FAULT, traps.NMI, traps.MACHINE_CHECK, traps.DEBUG)
+"""Vectors that get stacks of their own, IST1 first, in every layout and on every CPU.
+
+They arrive where RSP is not the kernel's: between SYSCALL and the load of RSP, and between its restoration and SYSRET,
+it is whatever the program chose, the address of kernel data included. NMI and #MC may arrive there by themselves; #DB
+by a breakpoint on data that the entry touches; #DF when the stack itself is the fault.
+"""
 TSS_RSP0: Final = 0x04
 TSS_IST: Final = 0x24
 """Offset of IST1 in the 64-bit TSS."""
+TSS_IO_MAP: Final = 0x66
+"""16 bits: where the I/O permission map begins. At or beyond the limit there is none, and ring 3 has no port at all;
+left 0, the TSS itself is the map, and every zero in it opens a port (Intel SDM volume 1, "I/O Permission Bit Map")."""
 TSS_SIZE: Final = 104
 TSS_SELECTOR: Final = 0x28
 TSS_DESCRIPTOR_FLAGS: Final = 0x89 << 40
@@ -82,8 +95,8 @@ def map_areas(top: VirtAddr) -> bool:
     if has_entry_area():
         idt = kernel_to_phys(VirtAddr(traps.idt))
         done = map_page(top, entry_area(ENTRY_IDT), idt, KERNEL_RO) and done
-        done = map_fresh(top, entry_area(ENTRY_DOUBLE_FAULT_STACK), KERNEL_RW) and done
-        done = map_fresh(top, entry_area(ENTRY_NMI_STACK), KERNEL_RW) and done
+        for i in range(IST_STACKS):
+            done = map_fresh(top, entry_area(ENTRY_STACKS + 2 * i), KERNEL_RW) and done
     return done
 
 
@@ -109,15 +122,28 @@ def has_entry_area() -> bool:
 
 @noinline
 def load_task_state() -> None:
-    """Load the TSS: the stack for exceptions from ring 3, and those of #DF and NMI where there is an entry area."""
+    """Load the TSS: the stack for exceptions from ring 3, those of `IST_VECTORS`, and no ports for ring 3."""
     tss = symbol("task_state")  # its 64-bit fields are aligned to 4 bytes only
     store64(tss + TSS_RSP0, symbol("trap_stack_top"))
-    store64(tss + TSS_IST, entry_area(ENTRY_GUARD_MIDDLE))
-    store64(tss + TSS_IST + 8, entry_area(ENTRY_GUARD_HIGH))
+    for i in range(IST_STACKS):
+        store64(tss + TSS_IST + 8 * i, exception_stack_top(i))
+    close_ports(tss)
     gdt = symbol("kernel_gdt")
     set_tss_descriptor(gdt, tss)
     load_gdt(VirtAddr(gdt), GDT_SIZE)
     load_task_register(TSS_SELECTOR)
+
+
+def exception_stack_top(i: u64) -> VirtAddr:
+    """End of the first CPU's stack number *i*: between guards in the entry area, in the image where there is none."""
+    if has_entry_area():
+        return entry_area(ENTRY_STACKS + 1 + 2 * i)
+    return VirtAddr(symbol("exception_stacks") + PAGE_SIZE * (i + 1))
+
+
+def close_ports(tss: u64) -> None:
+    """Put the I/O permission map of the TSS at *tss* beyond its limit."""
+    store16(tss + TSS_IO_MAP, TSS_SIZE)
 
 
 def set_tss_descriptor(gdt: u64, tss: u64) -> None:
@@ -133,11 +159,18 @@ def load_idt_in_use() -> None:
 
 
 @noinline
-def use_entry_area() -> None:
-    """Load the read-only alias of the IDT, and give #DF and NMI stacks of their own."""
-    traps.set_gate(traps.DOUBLE_FAULT, trap_stub(traps.DOUBLE_FAULT), DOUBLE_FAULT_IST)
-    traps.set_gate(traps.NMI, trap_stub(traps.NMI), NMI_IST)
+def use_exception_stacks() -> None:
+    """Give `IST_VECTORS` stacks of their own, which the TSS that is loaded has; load the IDT that is to stay."""
+    set_own_stack(0, IST_VECTORS[0])
+    set_own_stack(1, IST_VECTORS[1])
+    set_own_stack(2, IST_VECTORS[2])
+    set_own_stack(3, IST_VECTORS[3])
     load_idt_in_use()
+
+
+def set_own_stack(i: u64, vector: u64) -> None:
+    """Have *vector* take stack number *i* of the TSS; 0 in a gate means none."""
+    traps.set_gate(vector, trap_stub(vector), i + 1)
 
 
 def trap_stub(vector: u64) -> VirtAddr:

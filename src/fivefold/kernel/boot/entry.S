@@ -489,6 +489,42 @@ probe_execute_end:
         function module_stub
         ret
 
+# ---- Memory of the program whose root is loaded, read on purpose: only here may ring 0 see pages of ring 3. ----
+        function user_read
+        xorl    %eax, %eax
+        cmpb    $0, smap_on(%rip)
+        je      user_read_site
+        stac
+        .globl  user_read_site
+        .hidden user_read_site
+user_read_site:
+        movq    (%rdi), %rdx
+        movq    %rdx, (%rsi)
+        .globl  user_read_end
+        .hidden user_read_end
+user_read_end:
+        cmpb    $0, smap_on(%rip)
+        je      1f
+        clac
+1:      ret
+
+# ---- Vectors that have stacks of their own, raised on purpose; the handler notes where its frame lies. ----
+        .globl  raise_start
+        .hidden raise_start
+raise_start:
+        function raise_debug
+        int     $1
+        ret
+        function raise_nmi
+        int     $2
+        ret
+        function raise_machine_check
+        int     $18
+        ret
+        .globl  raise_end
+        .hidden raise_end
+raise_end:
+
 # What traps.py finds in a frame below the vector: all registers but RSP.
         .macro  save_registers
         pushq   %rax
@@ -544,6 +580,11 @@ trap_stubs:
 trap_common:
         save_registers
         cld
+        # The CPU clears AC for system calls (FMASK), but not for exceptions: a program could switch SMAP off for us.
+        cmpb    $0, smap_on(%rip)
+        je      1f
+        clac
+1:
         movq    %rsp, %rdi
         movq    %rsp, %rbp
         andq    $-16, %rsp
@@ -645,9 +686,173 @@ user_jumper:                                    # returns from a system call to 
         .hidden user_touch
 user_touch:                                     # reads its argument
         movq    (%rdi), %rax
+        jmp     user_allowed
+        .p2align 3
+        .globl  user_store
+        .hidden user_store
+user_store:                                     # writes to its argument
+        movb    $0, (%rdi)
+        jmp     user_allowed
+        .p2align 3
+        .globl  user_jump
+        .hidden user_jump
+user_jump:                                      # goes to its argument
+        jmp     *%rdi
+        .p2align 3
+        .globl  user_reader
+        .hidden user_reader
+user_reader:                                    # has the kernel read its argument, and exits with that
+        movl    $3, %eax
+        syscall
+        movq    %rax, %rdi
+        xorl    %eax, %eax
+        syscall
+        .p2align 3
+        .globl  user_aligner
+        .hidden user_aligner
+user_aligner:                                   # sets AC, then raises an exception
+        pushfq
+        orl     $0x40000, (%rsp)
+        popfq
+        ud2
+        .p2align 3
+        .globl  user_flags
+        .hidden user_flags
+user_flags:                                     # exits with what it could set of IF and IOPL
+        pushfq
+        orl     $0x3200, (%rsp)
+        popfq
+        pushfq
+        popq    %rdi
+        andl    $0x3200, %edi
+        xorl    %eax, %eax
+        syscall
+        .p2align 3
+user_allowed:
         xorl    %edi, %edi
         xorl    %eax, %eax
         syscall
+        ud2
+
+# What ring 3 must not do, each in a slot of 32 bytes, grouped by how the CPU refuses it. RDI: memory of the program's.
+        .macro  group name
+        .p2align 5
+        .globl  \name
+        .hidden \name
+\name:
+        .endm
+        .macro  refused instructions:vararg
+        .p2align 5
+        \instructions
+        jmp     user_allowed
+        .endm
+        group   user_privileged                 # #GP(0)
+        refused hlt
+        refused cli
+        refused sti
+        refused clts
+        refused invd
+        refused wbinvd
+        refused invlpg (%rdi)
+        refused lgdt (%rdi)
+        refused lidt (%rdi)
+        refused lldt %ax
+        refused ltr %ax
+        refused lmsw %ax
+        refused swapgs
+        refused sysretq
+        group   user_registers                  # #GP(0)
+        .irp    number, 0, 2, 3, 4, 8
+        refused movq %cr\number, %rax
+        refused movq %rax, %cr\number
+        .endr
+        .irp    number, 0, 1, 2, 3, 6, 7
+        refused movq %db\number, %rax
+        refused movq %rax, %db\number
+        .endr
+        .irp    number, 0x1b, 0x10, 0xc0000080, 0xc0000082, 0xc0000102
+        .p2align 5
+        movl    $\number, %ecx
+        rdmsr
+        jmp     user_allowed
+        .p2align 5
+        movl    $\number, %ecx
+        wrmsr
+        jmp     user_allowed
+        .endr
+        group   user_port_beyond                # the last port, which no map in a TSS of this size could open
+        movl    $0xffff, %edx
+        inb     %dx, %al
+        jmp     user_allowed
+        group   user_ports                      # #GP(0): the I/O map lies beyond the TSS
+        .irp    number, 0x20, 0x60, 0x64, 0x70, 0x71, 0x80, 0x92
+        refused inb $\number, %al
+        refused outb %al, $\number
+        .endr
+        .irp    number, 0, 0x2f8, 0x310, 0x337, 0x338, 0x3f8, 0xcf8, 0xcf9
+        .p2align 5
+        movl    $\number, %edx
+        inb     %dx, %al
+        jmp     user_allowed
+        .p2align 5
+        movl    $\number, %edx
+        outb    %al, %dx
+        jmp     user_allowed
+        .endr
+        .p2align 5
+        movl    $0x64, %edx
+        insb
+        jmp     user_allowed
+        .p2align 5
+        movl    $0x64, %edx
+        movq    %rdi, %rsi
+        outsb
+        jmp     user_allowed
+        .p2align 5
+        movl    $0xcf8, %edx
+        inl     %dx, %eax
+        jmp     user_allowed
+        group   user_undefined                  # #UD
+        refused ud2
+        refused .byte 0x0f, 0x01, 0xca          # CLAC
+        refused .byte 0x0f, 0x01, 0xcb          # STAC
+        refused .byte 0xf3, 0x48, 0x0f, 0xae, 0xc0      # RDFSBASE, which CR4 does not allow
+        group   user_selectors                  # #GP with the selector
+        .p2align 5
+        movl    $0x10, %eax
+        movl    %eax, %ds
+        jmp     user_allowed
+        .p2align 5
+        movl    $0x20, %eax
+        movl    %eax, %ss
+        jmp     user_allowed
+        .p2align 5
+        movl    $0x28, %eax
+        movl    %eax, %es
+        jmp     user_allowed
+        group   user_returns                    # #GP with the kernel's selector
+        pushq   $0x18
+        pushq   %rdi
+        lretq
+        .p2align 5
+        pushq   $0x43
+        pushq   %rsp
+        pushq   $2
+        pushq   $0x18
+        pushq   %rdi
+        iretq
+        group   user_gates                      # #GP with the gate's number
+        refused int $2
+        refused int3
+        refused int $14
+        refused int $0x80
+        group   user_table_registers            # #GP(0) with UMIP, else allowed
+        refused sgdt (%rdi)
+        refused sidt (%rdi)
+        refused sldt %eax
+        refused str %eax
+        refused smsw %eax
+        group   user_refused_end
         .p2align 3
         .globl  user_program_end
         .hidden user_program_end
@@ -697,6 +902,10 @@ kernel_rsp:
         .quad   0
 user_rsp:
         .quad   0
+        .globl  smap_on
+        .hidden smap_on
+smap_on:
+        .quad   0
 saved_rbx:
         .quad   0
 saved_r12:
@@ -721,6 +930,11 @@ boot_tables:
 boot_tables_end:
 multiboot2_info:
         .fill   0x5000, 1, 0                    # multiboot2.INFO_SIZE
+        .globl  exception_stacks                # for layouts without an entry area (kernel_map.py)
+        .hidden exception_stacks
+        .p2align 12
+exception_stacks:
+        .fill   4 * 4096, 1, 0
 trap_stack:
         .fill   16384, 1, 0
         .globl  trap_stack_top

@@ -20,7 +20,7 @@ from fivefold.kernel import report
 from fivefold.kernel.areas.direct_map import map_memory
 from fivefold.kernel.boot import start_info
 from fivefold.kernel.paging import memblock, phys
-from fivefold.kernel.paging.cpu import CR4_KEPT, CR4_PAE, CR4_PGE, write_cr4
+from fivefold.kernel.paging.cpu import cr4_in_use, write_cr4
 from fivefold.kernel.paging.mapping import map_page, map_range
 from fivefold.kernel.paging.pgtable import (
     ACCESSED,
@@ -43,7 +43,6 @@ from fivefold.metal.lang import (
     load64,
     noinline,
     read_cr3,
-    read_cr4,
     store64,
     symbol,
     u64,
@@ -154,7 +153,7 @@ def save() -> u64:
         return NO_MEMORY
     sleeps += 1
     if hibernate_context(VirtAddr(context)) != 0:
-        write_cr4(CR4_PAE | CR4_PGE | read_cr4() & CR4_KEPT)
+        write_cr4(cr4_in_use())
         report.port = report.PORT_UNKNOWN  # the machine was restarted, and its serial port with it
         return OK
     fill_image(phys_to_virt(region), region, size, data)

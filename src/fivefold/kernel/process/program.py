@@ -13,20 +13,32 @@ from fivefold.units import PhysAddr, VirtAddr
 
 
 @noinline
-def run(top: VirtAddr, code: u64, stack: u64, entry: u64, argument: u64) -> u64:
-    """Run the program at *entry* of the image, copied to page *code*, in a space of its own; return its result.
-
-    *stack* is the end of its one page of stack. The space is gone afterwards, and the kernel's root loaded again.
-    """
+def load(top: VirtAddr, code: u64, stack: u64) -> u64:
+    """Make a space with the programs of the image in page *code* and one page of stack that ends at *stack*."""
     made = user.create(top)
     user.map_memory(made, code, PAGE_SIZE, True, user.USER_RX)
     user.map_memory(made, stack - PAGE_SIZE, PAGE_SIZE, True, user.USER_RW)
     start = symbol("user_program")
     user.write_page(made, VirtAddr(code), start, (symbol("user_program_end") - start) // 8)
-    write_cr3(user.root_of(made))
-    result = syscall.enter_user(VirtAddr(code + (entry - start)), VirtAddr(stack), argument)
+    return made
+
+
+@noinline
+def enter(top: VirtAddr, space: u64, code: u64, stack: u64, entry: u64, argument: u64) -> u64:
+    """Run the program at *entry* of the image, whose copy lies in page *code* of *space*; return its result."""
+    write_cr3(user.root_of(space))
+    at = VirtAddr(code + (entry - symbol("user_program")))
+    result = syscall.enter_user(at, VirtAddr(stack), argument)
     write_cr3(PhysAddr(top - phys.phys_window))
-    user.destroy(made)
+    return result
+
+
+@noinline
+def run(top: VirtAddr, code: u64, stack: u64, entry: u64, argument: u64) -> u64:
+    """Run the program at *entry* of the image in a space of its own, which is gone afterwards; return its result."""
+    space = load(top, code, stack)
+    result = enter(top, space, code, stack, entry, argument)
+    user.destroy(space)
     return result
 
 

@@ -12,9 +12,9 @@ from typing import Final
 
 from fivefold.kernel.paging.cpu import EFER_SCE, MSR_EFER, MSR_FMASK, MSR_LSTAR, MSR_STAR, write_msr
 from fivefold.kernel.paging.pgtable import is_canonical
-from fivefold.kernel.process import traps
+from fivefold.kernel.process import traps, user
 from fivefold.kernel.process.traps import FRAME_RIP, KERNEL_CS
-from fivefold.metal.lang import address_of, extern, load64, rdmsr, store64, symbol, u64
+from fivefold.metal.lang import address_of, buffer, extern, load64, rdmsr, store64, symbol, u64
 from fivefold.units import VirtAddr
 
 USER_BASE: Final = 0x38 | 3
@@ -25,7 +25,12 @@ FLAGS_CLEARED: Final = 0x4_7700
 SYS_EXIT: Final = 0
 SYS_ADD: Final = 1
 SYS_SET_RETURN: Final = 2
-"""Exit with a value; return the argument plus one; return to the argument instead of to the caller."""
+SYS_READ: Final = 3
+"""Exit with a value; return the argument plus one; return to the argument instead of to the caller; return the word at
+the argument."""
+NOTHING: Final = (1 << 64) - 1
+"""What `SYS_READ` returns where there is no memory of the program's."""
+word: Final = buffer(8)
 
 FRAME_NUMBER: Final = 112
 FRAME_ARGUMENT: Final = 64
@@ -62,10 +67,20 @@ def syscall(frame: VirtAddr) -> u64:
     if number == SYS_EXIT:
         traps.leave_user(frame, argument)
         return SAFE
+    if number == SYS_READ:
+        store64(frame + FRAME_NUMBER, read_word(argument))
+        return way_back(load64(frame + FRAME_RIP))
     if number == SYS_SET_RETURN:
         store64(frame + FRAME_RIP, argument)
     store64(frame + FRAME_NUMBER, argument + 1)
     return way_back(load64(frame + FRAME_RIP))
+
+
+def read_word(va: u64) -> u64:
+    """The word at *va*, `NOTHING` if it is not the program's: ring 0 may read more than the program that asks."""
+    if va > user.task_size_max() - 8 or traps.user_read(VirtAddr(va), VirtAddr(word)) != traps.PROBE_OK:
+        return NOTHING
+    return load64(word)
 
 
 def way_back(rip: u64) -> u64:

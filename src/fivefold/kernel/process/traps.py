@@ -13,7 +13,19 @@ from typing import Final
 from fivefold.kernel import report
 from fivefold.kernel.boot import early
 from fivefold.kernel.paging.cpu import load_idt
-from fivefold.metal.lang import address_of, buffer, extern, inline, load64, noinline, read_cr2, store64, symbol, u64
+from fivefold.metal.lang import (
+    address_of,
+    buffer,
+    extern,
+    inline,
+    load64,
+    noinline,
+    read_cr2,
+    read_rflags,
+    store64,
+    symbol,
+    u64,
+)
 from fivefold.units import VirtAddr
 
 VECTORS: Final = 32
@@ -25,8 +37,11 @@ KERNEL_SS: Final = 0x20
 INTERRUPT_GATE: Final = 0x8E00
 """Present, DPL 0, 64-bit interrupt gate."""
 
-DOUBLE_FAULT: Final = 8
+DEBUG: Final = 1
 NMI: Final = 2
+INVALID_OPCODE: Final = 6
+DOUBLE_FAULT: Final = 8
+MACHINE_CHECK: Final = 18
 STACK_FAULT: Final = 12
 GENERAL_PROTECTION: Final = 13
 PAGE_FAULT: Final = 14
@@ -46,6 +61,10 @@ PROBE_FAULTED: Final = 1 << 63
 
 idt: Final = buffer(IDT_SIZE, 4096)
 nmi_count: u64 = 0
+raised_frame: u64 = 0
+"""Where the frame of a vector lay that was raised on purpose."""
+flags_in_handler: u64 = 0
+"""RFLAGS of the handler that took the last exception of ring 3."""
 """NMIs that came while this table of gates was in use; see `nmis`."""
 left_rcx: u64 = 0
 """RCX of the program that was left last: SYSRET has put its return address there, IRET leaves what it was."""
@@ -64,6 +83,26 @@ def probe_write(va: VirtAddr) -> u64:
 @extern
 def probe_execute(va: VirtAddr) -> u64:
     """Call *va*, which returns at once; `PROBE_OK`, or what `outcome` describes."""
+
+
+@extern
+def user_read(va: VirtAddr, out: VirtAddr) -> u64:
+    """Read 8 bytes of the program's at *va* into *out*, with SMAP held off; `PROBE_OK`, or what `outcome` describes."""
+
+
+@extern
+def raise_debug() -> None:
+    """Raise #DB by INT 1."""
+
+
+@extern
+def raise_nmi() -> None:
+    """Enter NMI's handler by INT 2, which does not mask further NMIs."""
+
+
+@extern
+def raise_machine_check() -> None:
+    """Enter #MC's handler by INT 18."""
 
 
 @inline
@@ -96,19 +135,24 @@ def nmis() -> u64:
 
 def trap(frame: VirtAddr) -> None:
     """Handle an exception; *frame* is what the stub saved."""
-    global nmi_count
+    global nmi_count, raised_frame, flags_in_handler
     vector = load64(frame + FRAME_VECTOR)
     if vector == PAGE_FAULT and early.handle_fault(VirtAddr(read_cr2())):
+        return
+    rip = load64(frame + FRAME_RIP)
+    if rip >= symbol("raise_start") and rip < symbol("raise_end"):
+        raised_frame = frame
         return
     if vector == NMI:
         nmi_count += 1
         return
     if load64(frame + FRAME_CS) & 3 != 0:
-        if load64(frame + FRAME_RIP) == symbol("syscall_entry"):
+        flags_in_handler = read_rflags()
+        if rip == symbol("syscall_entry"):
             report.set_word(report.W_SYSCALL_STAYS, 1)
         leave_user(frame, outcome(vector, load64(frame + FRAME_ERROR)))
         return
-    if load64(frame + FRAME_RIP) == symbol("iret_site"):
+    if rip == symbol("iret_site"):
         leave_user(frame, outcome(vector, load64(frame + FRAME_ERROR)))
         return
     if end_probe(frame, vector):
@@ -134,6 +178,8 @@ def end_probe(frame: VirtAddr, vector: u64) -> bool:
     end = 0
     if rip == symbol("probe_read_site") or rip == symbol("probe_write_site") or rip == symbol("probe_execute_site"):
         end = symbol("probe_end")
+    elif rip == symbol("user_read_site"):
+        end = symbol("user_read_end")
     elif rip == load64(symbol("probe_target")) and rip != 0:
         end = symbol("probe_execute_end")
     if end == 0:

@@ -63,9 +63,9 @@ AREA_VALUE: Final = 0x120
 AREA_CR3: Final = 0x128
 AREA_CR4: Final = 0x130
 AREA_EFER: Final = 0x138
-AREA_NMI_STACK: Final = 0x2000
-AREA_DOUBLE_FAULT_STACK: Final = 0x3000
-"""What a CPU has to itself: GDT, TSS, a letter box, stacks by their ends; its main stack ends with the area."""
+AREA_STACKS: Final = 0x1000
+"""What a CPU has to itself: GDT, TSS, a letter box, a page of stack for each vector that needs one (kernel_map.py); its
+main stack ends with the area."""
 
 IDLE: Final = 0
 READ: Final = 1
@@ -225,8 +225,9 @@ def load_own_tables(area: VirtAddr) -> None:
     """GDT and TSS of this CPU: a TSS serves one CPU only. The IDT is everybody's."""
     tss = area + AREA_TSS
     copy64(area, symbol("kernel_gdt"), kernel_map.GDT_SIZE // 8)
-    store64(tss + kernel_map.TSS_IST, area + AREA_DOUBLE_FAULT_STACK)
-    store64(tss + kernel_map.TSS_IST + 8, area + AREA_NMI_STACK)
+    for i in range(kernel_map.IST_STACKS):
+        store64(tss + kernel_map.TSS_IST + 8 * i, area + AREA_STACKS + PAGE_SIZE * (i + 1))
+    kernel_map.close_ports(tss)
     kernel_map.set_tss_descriptor(area, tss)
     cpu.load_gdt(area, kernel_map.GDT_SIZE)
     cpu.load_task_register(kernel_map.TSS_SELECTOR)
