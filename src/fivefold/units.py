@@ -22,6 +22,8 @@ __all__ = [
     "VirtAddr",
     "format_size",
     "hex64",
+    "parse_address",
+    "parse_range",
     "parse_size",
 ]
 
@@ -42,8 +44,11 @@ PIB: Final = 1 << 50
 PAGE: Final = 4 * KIB
 """The smallest page, which is the size of a table, too."""
 
-_UNITS: Final = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB, "P": PIB}
-_SIZE: Final = re.compile(r"(0x[0-9a-f]+|[0-9]+)\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE)
+_UNITS: Final = {"K": KIB, "M": MIB, "G": GIB, "T": TIB, "P": PIB}
+_WITH_UNIT: Final = re.compile(
+    r"(?P<number>0x[0-9a-f]{1,16}|[0-9]{1,20})\s*(?P<unit>[kmgtp])(?:i?b)?", re.IGNORECASE | re.ASCII
+)
+_HEXADECIMAL: Final = re.compile(r"(?P<prefix>0x)?(?P<digits>[0-9a-f]+(?:_[0-9a-f]+)*)", re.IGNORECASE)
 
 
 def hex64(value: int) -> str:
@@ -68,14 +73,78 @@ def format_size(size: int) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Read a size in bytes: ``512M``, ``0x200000``, ``4KiB``. Units are binary.
+    """Read a size in bytes: ``512M``, ``4KiB``, ``0x200000``. Units are binary.
 
-    Raises `ValueError` that says what was expected.
+    A number without either could mean two things and is refused. Raises `ValueError` that says what was expected.
 
     >>> parse_size("512M") == 512 << 20
     True
     """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is not a size; expected a number and K, M, G, T or P, such as 512M")
-    return int(match[1], 0) * _UNITS[match[2].upper()]
+    if match := _WITH_UNIT.fullmatch(text.strip()):
+        return _with_unit(match)
+    if match := _HEXADECIMAL.fullmatch(text.strip()):
+        if match["prefix"]:
+            return _hexadecimal(match)
+        raise ValueError(f"{text!r} is a size without a unit: {_both_readings(match)}")
+    raise ValueError(f"{text!r} is not a size; expected a number and K, M, G, T or P, such as 512M, or 0x…")
+
+
+def parse_address(text: str) -> int:
+    """Read an address or another 64-bit number: hexadecimal with or without ``0x``, or decimal with a unit.
+
+    Raises `ValueError` that says what was expected. The end of all memory, ``16384P``, is a number, too.
+
+    >>> hex(parse_address("401000")), parse_address("2G") == 2 << 30
+    ('0x401000', True)
+    """
+    if match := _WITH_UNIT.fullmatch(text.strip()):
+        value = _with_unit(match)
+    elif match := _HEXADECIMAL.fullmatch(text.strip()):
+        value = _hexadecimal(match)
+    else:
+        raise ValueError(
+            f"{text!r} is not an address; expected hexadecimal such as ffff888000000000, "
+            "or decimal with K, M, G, T or P"
+        )
+    if value > MASK64 + 1:
+        raise ValueError(f"{text!r} does not fit in 64 bits")
+    return value
+
+
+def parse_range(text: str) -> range:
+    """Read ``START-END``, ``START+SIZE`` or, to the end of all addresses, ``START-``; the end is exclusive.
+
+    Ends are read as addresses. Raises `ValueError` that says what was expected.
+
+    >>> parse_range("401000-402000"), parse_range("1M+4K")
+    (range(4198400, 4202496), range(1048576, 1052672))
+    """
+    start, dash, end = text.partition("-")
+    if dash:
+        found = range(parse_address(start), parse_address(end) if end.strip() else MASK64 + 1)
+    else:
+        start, plus, size = text.partition("+")
+        if not plus:
+            raise ValueError(f"{text!r} is not a range; expected START-END, START+SIZE or START-, the end exclusive")
+        first = parse_address(start)
+        found = range(first, first + parse_size(size))
+    if not found.start < found.stop <= MASK64 + 1:
+        raise ValueError(f"{text!r} is no range of 64-bit addresses; expected the start before the end")
+    return found
+
+
+def _with_unit(match: re.Match[str]) -> int:
+    return int(match["number"], 0 if match["number"][:2].lower() == "0x" else 10) * _UNITS[match["unit"].upper()]
+
+
+def _hexadecimal(match: re.Match[str]) -> int:
+    return int(match["digits"].replace("_", ""), 16)
+
+
+def _both_readings(match: re.Match[str]) -> str:
+    """What a number without unit may mean, each reading as it can be written."""
+    digits = match["digits"].replace("_", "")
+    readings = [f"0x{digits} is {int(digits, 16)} bytes"]
+    if digits.isdecimal():
+        readings.insert(0, f"{int(digits):#x} is {int(digits)} bytes")
+    return f"{', '.join(readings)}; expected one of these, or K, M, G, T or P"

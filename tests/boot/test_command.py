@@ -56,7 +56,7 @@ REFUSED = [
     (["--load-address", "3G"], "the image needs 0x00000000c0000000 to "),
     (["--engine", "qemu", "--load-address", "0xff000000", "--memory", "8G"], "the image needs 0x00000000ff000000 to "),
     (["--memory", "16M"], "too little memory: the image ends at 0x"),
-    (["--memory", "1"], "too little memory: the image ends at 0x"),
+    (["--memory", "1K"], "too little memory: the image ends at 0x"),
     (["--memory", "32M1"], "Invalid value for '--memory': … '32M1' is not a size; expected a number and"),
     (["--memory", "2P"], "RAM up to 0x0008000040000000 does not fit the 40 physical address bits of la57"),
     (["--engine", "unicorn", "--entry", "efi57"], "the engine unicorn has no firmware for the entry efi57; use qemu"),
@@ -196,7 +196,7 @@ def test_a_failed_check_is_status_1() -> None:
 
 @pytest.mark.parametrize(("streams", "args", "status"), [
     (">&-", "boot --cpu la57 --memory 32M --json", 0),
-    (">&- 2>&-", "boot --memory 1", 2),
+    (">&- 2>&-", "boot --memory 1K", 2),
     (">/dev/full", "boot --help", 2),
 ])  # fmt: skip
 def test_nowhere_to_print_to(streams: str, args: str, status: int) -> None:

@@ -59,7 +59,7 @@ def test_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
             ("--phys", "0x10000000000000"),
             "is not physical memory; expected less than 0x10000000000000",
         ),
-        (("--phys", "what"), "'what' is not a number"),
+        (("--phys", "what"), "'what' is not an address"),
     ],
 )
 def test_refusals(

@@ -98,7 +98,7 @@ class Finder:
 sys.meta_path.insert(0, Finder)
 if "{at}" == "exit":
     atexit.register(os.kill, os.getpid(), signal.SIGINT)
-sys.argv = ["fivefold", "boot", "--memory", "1"]
+sys.argv = ["fivefold", "boot", "--memory", "1K"]
 from fivefold.cli.main import main
 main()
 """

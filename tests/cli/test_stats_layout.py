@@ -66,8 +66,8 @@ def test_the_map_of_a_guest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     [
         (("--linux", "3.0"), "fivefold: Linux 3.0 is older than the maps known here; expected 4.12 or newer\n"),
         (("--source", GUEST, "--mode", "la48"), "--source says which mode and release it is; "),
-        (("0x10000000000000000",), "0x10000000000000000 is no 64-bit address\n"),
-        (("--format", "csv", "zero"), "'zero' is not a number; "),
+        (("0x10000000000000000",), "'0x10000000000000000' does not fit in 64 bits\n"),
+        (("--format", "csv", "zero"), "'zero' is not an address; "),
     ],
 )
 def test_refusals(

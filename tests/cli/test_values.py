@@ -2,48 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import typer
 
 from fivefold.cli import values
-from fivefold.units import GIB, MIB
+from fivefold.errors import FormatError
+from fivefold.memory import parse_ram_map
+from fivefold.survey.audit.policy import Policy
+
+VECTORS = Path(__file__).with_name("vectors") / "values.txt"
+PLACES: dict[str, Callable[[str], int | range]] = {
+    "address": values.address,
+    "size": values.size,
+    "range": values.window,
+}
 
 
-@pytest.mark.parametrize(
-    ("text", "start", "end"),
-    [
-        ("0x1000-0x2000", 0x1000, 0x2000),
-        ("1M-2G", MIB, 2 * GIB),
-        ("16m+4K", 16 * MIB, 16 * MIB + 4096),
-        ("ffff800000000000-", 0xFFFF_8000_0000_0000, 1 << 64),
-        ("0xffff_8000_0000_0000-ffff_8000_0000_1000", 0xFFFF_8000_0000_0000, 0xFFFF_8000_0000_1000),
-    ],
-)
-def test_a_window(text: str, start: int, end: int) -> None:
-    assert values.window(text) == range(start, end)
+def rows() -> list[list[str]]:
+    lines = [line for line in VECTORS.read_text().splitlines() if line and not line.startswith("#")]
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("5-5", "expected the start before the end"),
-        ("0-17P", None),
-        ("0-16384P", None),
-        ("0-16385P", "expected the start before the end"),
-        ("0x10+0", "expected the start before the end"),
-        ("4X-5X", "'4X' is not a number; expected one such as 0xffff888000000000"),
-        ("-", "'' is not a number"),
-        ("0x1000", "is not a range; expected START-END, START+SIZE or START-, the end exclusive"),
-        ("-5", "'' is not a number"),
-    ],
-)
-def test_windows_that_are_none(text: str, message: str | None) -> None:
-    if message is None:
-        assert values.window(text).start == 0
-        return
-    with pytest.raises(typer.BadParameter) as caught:
-        values.window(text)
-    assert message in str(caught.value)
+def meaning(of: Callable[[str], int | range], word: str) -> str:
+    try:
+        found = of(word)
+    except typer.BadParameter as error:
+        return f"! {error}"
+    return hex(found) if isinstance(found, int) else f"{found.start:#x}-{found.stop:#x}"
+
+
+@pytest.mark.parametrize(("place", "word", "expected"), rows())
+def test_what_a_word_means(place: str, word: str, expected: str) -> None:
+    assert meaning(PLACES[place], word) == expected
+
+
+@pytest.mark.parametrize(("word", "expected"), [row[1:] for row in rows() if row[0] == "range"])
+def test_a_policy_reads_ranges_in_the_same_way(word: str, expected: str) -> None:
+    text = f'''schema = "fivefold.policy/1"
+[[except]]
+rule = "wx-user"
+reason = "a test"
+range = "{word}"
+'''
+    try:
+        window = Policy.parse(text, "p.toml").exceptions[0].window
+    except FormatError as error:
+        assert f"! {error}" == expected.replace("! ", "! p.toml: ", 1)
+    else:
+        assert window is not None and f"{window.start:#x}-{window.stop:#x}" == expected
+
+
+def test_a_ram_map_reads_addresses_in_the_same_way() -> None:
+    assert [tuple(span) for span in parse_ram_map("1000-9f000=0,1M-2M=0x9e000")] == [
+        (0x1000, 0x9F000, 0),
+        (0x10_0000, 0x20_0000, 0x9E000),
+    ]
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "86401", "soon", ""])

@@ -143,11 +143,11 @@ def test_an_address_alone(run: Run) -> None:
     [
         ((), "nothing to explain: expected a log, a source of memory, or numbers such as --cr2"),
         (("nowhere.log",), "cannot read nowhere.log: No such file or directory"),
-        (("--cr2", "0xwhat"), "'0xwhat' is not a number; expected hexadecimal such as 0xffffffff80000000"),
+        (("--cr2", "0xwhat"), "'0xwhat' is not an address; expected hexadecimal such as ffff888000000000"),
         (("--levels", "3"), "Invalid value for '--levels'"),
         (("--vector", "300"), "Invalid value for '--vector'"),
-        (("--cr2", "-5"), "'-5' is no 64-bit number"),
-        (("-a", "123456789012345678901"), "'123456789012345678901' is no 64-bit number"),
+        (("--cr2", "-5"), "'-5' is not an address"),
+        (("-a", "123456789012345678901"), "'123456789012345678901' does not fit in 64 bits"),
     ],
 )
 def test_bad_input(run: Run, arguments: tuple[str, ...], message: str) -> None:
@@ -165,7 +165,8 @@ def test_changes_that_make_no_sense(run: Run, data: Path) -> None:
         ("cr0.wp=2", "cr0.wp=2; expected 0 or 1"),
         ("mode=la99", "'la99' is no mode; expected la48 or la57"),
         ("cr7=1", "'cr7' cannot be changed; expected one of"),
-        ("cr3=here", "'here' is not a number"),
+        ("cr3=here", "'here' is not an address; expected hexadecimal"),
+        ("phys_bits=0x30", "'0x30' is not a number; expected decimal such as 1 or 46"),
     ):
         status, _, err = run(data / "nx_exec.log", "--what-if", change)
         assert status == 2

@@ -32,7 +32,7 @@ def pat_value(text: str) -> int:
 
     expected = "expected linux, reset, or eight bytes, each of 0, 1, 4, 5, 6, 7"
     try:
-        value = PATS[text] if text in PATS else values.number(text)
+        value = PATS[text] if text in PATS else values.address(text)
     except typer.BadParameter as error:
         raise typer.BadParameter(f"{text!r} is no PAT MSR; {expected}") from error
     if not is_pat(value):

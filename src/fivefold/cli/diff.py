@@ -25,7 +25,7 @@ def diff(
     format: Annotated[TableFormat, typer.Option(help="How to print it.")] = TableFormat.text,
     as_json: JsonOption = False,
     other_cr3: Annotated[
-        int | None, typer.Option("--other-cr3", parser=values.number, metavar="VALUE", help="The root in OTHER.")
+        int | None, typer.Option("--other-cr3", parser=values.address, metavar="VALUE", help="The root in OTHER.")
     ] = None,
     other_cpu: Annotated[
         int | None, typer.Option("--other-cpu", metavar="N", help="Use the registers of this CPU in OTHER.")

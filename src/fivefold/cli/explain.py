@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from fivefold.cli import values
+
 if TYPE_CHECKING:
     from fivefold.explain import Explanation
 
@@ -28,23 +30,10 @@ _HELP: Final = {
 _METAVARS: Final = {"vector": "N", "cpl": "0..3", "phys_bits": "BITS", "levels": "4|5"}
 
 
-def _number(text: str) -> int:
-    """A number as registers are written: 0x… or bare hexadecimal digits."""
-    try:
-        value = int(text.replace("_", ""), 16)
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{text!r} is not a number; expected hexadecimal such as 0xffffffff80000000"
-        ) from error
-    if not 0 <= value < 1 << 64:
-        raise typer.BadParameter(f"{text!r} is no 64-bit number")
-    return value
-
-
 def _options() -> Iterator[inspect.Parameter]:
     """The options for what a caller may say instead of a log: the fields of `fivefold.explain.GivenState`."""
     options: dict[str, Any] = {
-        name: typer.Option(parser=_number, metavar="HEX", help=_HELP.get(name), rich_help_panel=_PANEL)
+        name: typer.Option(parser=values.address, metavar="HEX", help=_HELP.get(name), rich_help_panel=_PANEL)
         for name in _REGISTERS
     }
     for name, (least, most) in _RANGES.items():
@@ -95,7 +84,8 @@ def explain(
     ] = None,
     freeze: Annotated[bool, typer.Option("--freeze", help="Stop a live guest while it is read.")] = False,
     address: Annotated[
-        list[int] | None, typer.Option("--address", "-a", parser=_number, metavar="HEX", help="Also say what this is.")
+        list[int] | None,
+        typer.Option("--address", "-a", parser=values.address, metavar="HEX", help="Also say what this is."),
     ] = None,
     what_if: Annotated[
         list[str] | None,

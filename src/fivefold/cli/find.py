@@ -21,7 +21,7 @@ def memory_range(text: str) -> range:
     """A physical address, or a range of them as in `values.window`."""
     from fivefold.arch import MAX_PHYS_BITS
 
-    found = values.window(text) if set(text) & set("-+") else range(values.number(text), values.number(text) + 1)
+    found = values.window(text) if set(text) & set("-+") else range(values.address(text), values.address(text) + 1)
     if not 0 <= found.start < found.stop <= 1 << MAX_PHYS_BITS:
         raise typer.BadParameter(f"{text!r} is not physical memory; expected less than {1 << MAX_PHYS_BITS:#x}")
     return found

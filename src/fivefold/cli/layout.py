@@ -26,7 +26,7 @@ class ModeChoice(StrEnum):
 
 def layout(
     addresses: Annotated[
-        list[int] | None, typer.Argument(parser=values.number, metavar="[ADDRESS]...", help="What is at these?")
+        list[int] | None, typer.Argument(parser=values.address, metavar="[ADDRESS]...", help="What is at these?")
     ] = None,
     mode: Annotated[ModeChoice | None, typer.Option(help="Four or five levels; la57 unless a source says.")] = None,
     linux: Annotated[str | None, typer.Option(metavar="RELEASE", help="Of this Linux, such as 6.1 or 4.14.")] = None,
@@ -37,9 +37,6 @@ def layout(
     as_json: JsonOption = False,
 ) -> int:
     """Show the map of areas, or what is at an address: its area, its indices, its KASAN shadow."""
-    for address in addresses or []:
-        if not 0 <= address < 1 << 64:
-            raise typer.BadParameter(f"{address:#x} is no 64-bit address")
     if source is not None and (mode is not None or linux is not None):
         raise typer.BadParameter("--source says which mode and release it is; expected it without --mode and --linux")
     from fivefold.layout import shadow_offset

@@ -90,10 +90,10 @@ def choose(
     ],
     *,
     cr3: Annotated[
-        int | None, typer.Option("--cr3", parser=values.number, metavar="VALUE", help="Use this root, a raw CR3.")
+        int | None, typer.Option("--cr3", parser=values.address, metavar="VALUE", help="Use this root, a raw CR3.")
     ] = None,
     cr4: Annotated[
-        int | None, typer.Option("--cr4", parser=values.number, metavar="VALUE", help="Use this CR4: LA57 is bit 12.")
+        int | None, typer.Option("--cr4", parser=values.address, metavar="VALUE", help="Use this CR4: LA57 is bit 12.")
     ] = None,
     levels: Annotated[int | None, typer.Option(metavar="4|5", help="Levels of page tables.")] = None,
     cpu: Annotated[

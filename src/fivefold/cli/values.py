@@ -1,34 +1,37 @@
-"""Values that options take: sizes and addresses, refused with what was expected."""
+"""Values that options take: sizes, addresses and counts, refused with what was expected.
+
+Addresses and registers are hexadecimal, sizes have a unit or ``0x`` (see `fivefold.units`); counts are decimal, as
+click reads integers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import typer
 
-from fivefold.units import parse_size
+from fivefold.units import MASK64, parse_address, parse_range, parse_size
+
+T = TypeVar("T")
 
 
 def size(text: str) -> int:
     """A size in bytes, such as 512M."""
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    return _refused(parse_size, text)
 
 
 def address(text: str) -> int:
-    """An address, such as 0x1000000 or 16M."""
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not an address; expected a number such as 0x1000000 or 16M") from error
+    """An address or register of 64 bits, such as ffff888000000000, 0x1000000 or 16M."""
+    value = _refused(parse_address, text)
+    if value > MASK64:
+        raise typer.BadParameter(f"{text!r} does not fit in 64 bits")
+    return value
 
 
-def number(text: str) -> int:
-    """A register or address in hexadecimal, or a decimal number without letters."""
-    try:
-        return int(text.replace("_", ""), 16 if set(text.lower()) & set("abcdef") else 0)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a number; expected one such as 0xffff888000000000") from error
+def window(text: str) -> range:
+    """A range of addresses, such as 0x1000-0x2000, 1M-2G, 1000+4K or, to the end, ffff800000000000-."""
+    return _refused(parse_range, text)
 
 
 def seconds(text: str) -> float:
@@ -42,23 +45,8 @@ def seconds(text: str) -> float:
     return value
 
 
-def window(text: str) -> range:
-    """A range of addresses, such as 0x1000-0x2000, 1M-2G, 0x1000+4K or, to the end, 0xffff800000000000-."""
-    start, dash, end = text.partition("-")
-    if dash:
-        return _checked(text, _end(start), _end(end) if end else 1 << 64)
-    start, plus, length = text.partition("+")
-    if plus:
-        return _checked(text, _end(start), _end(start) + size(length))
-    raise typer.BadParameter(f"{text!r} is not a range; expected START-END, START+SIZE or START-, the end exclusive")
-
-
-def _end(text: str) -> int:
-    # No hexadecimal digit is a unit.
-    return size(text) if text[-1:].upper() in tuple("KMGTP") else number(text)
-
-
-def _checked(text: str, start: int, end: int) -> range:
-    if not 0 <= start < end <= 1 << 64:
-        raise typer.BadParameter(f"{text!r} is no range of 64-bit addresses; expected the start before the end")
-    return range(start, end)
+def _refused(parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

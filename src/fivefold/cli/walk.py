@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def walk(
     chosen: SourceChoice,
     addresses: Annotated[
-        list[int], typer.Argument(parser=values.number, metavar="ADDRESS...", help="Virtual addresses.")
+        list[int], typer.Argument(parser=values.address, metavar="ADDRESS...", help="Virtual addresses.")
     ],
     as_json: JsonOption = False,
 ) -> int:
@@ -33,9 +33,6 @@ def walk(
     from fivefold.report.text.walk import walk_json, write_path
 
     with chosen.open_space() as space:
-        for address in addresses:
-            if not 0 <= address < 1 << 64:
-                raise typer.BadParameter(f"{address:#x} is no 64-bit address")
         paths = [space.path(address) for address in addresses]
         if as_json:
             write_document(walk_json(space, paths), sys.stdout)

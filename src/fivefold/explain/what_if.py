@@ -12,7 +12,7 @@ from fivefold.explain.result import WhatIf
 from fivefold.explain.rules.ruling import Granted, Outside, describe_entry, rule_on
 from fivefold.explain.rules.situation import Situation
 from fivefold.machine.base import vector_name
-from fivefold.units import hex64
+from fivefold.units import hex64, parse_address
 
 _MODES: Final = {"la48": LA48, "la57": LA57, "4": LA48, "5": LA57}
 _BITS: Final = {
@@ -63,7 +63,7 @@ def _set(name: str, text: str, here: Situation) -> Situation:
         if text not in _MODES:
             raise ValueError(f"{text!r} is no mode; expected la48 or la57")
         return here.with_levels(_MODES[text])
-    value = _number(text)
+    value = _number(text, hexadecimal=name in ("cr3", "pkru"))
     if name in _BITS:
         register, bit = _BITS[name]
         if name == "cr4.la57" and value in (0, 1):
@@ -90,11 +90,14 @@ def _in(value: int, allowed: range, what: str) -> int:
     return value
 
 
-def _number(text: str) -> int:
+def _number(text: str, *, hexadecimal: bool) -> int:
+    """A register in hexadecimal, with or without ``0x``; a bit, a level or a width in decimal."""
+    if hexadecimal:
+        return parse_address(text)
     try:
-        return int(text, 0)
+        return int(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is not a number; expected such as 1 or 0x1000") from error
+        raise ValueError(f"{text!r} is not a number; expected decimal such as 1 or 46") from error
 
 
 def _verdict(change: str, here: Situation, va: int, how: Access) -> WhatIf:

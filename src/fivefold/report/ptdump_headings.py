@@ -9,7 +9,7 @@ from fivefold.errors import LayoutError
 from fivefold.layout import Bases, KernelBuild, Marker, default_bases, ptdump_markers
 from fivefold.survey.guest.areas import ASSUMED_RELEASE
 from fivefold.survey.space import Space
-from fivefold.units import VirtAddr, format_size, hex64, parse_size
+from fivefold.units import VirtAddr, format_size, hex64, parse_address, parse_size
 
 _YES_NO: Final = {"yes": True, "no": False}
 _KEYS: Final = "kasan=yes|no, ldt=yes|no, efi=yes|no, fixmap_start=ADDRESS, image_limit=512M|1G, release=6.1"
@@ -46,7 +46,7 @@ def _build(space: Space, given: dict[str, str]) -> KernelBuild:
         kasan=_flag(given, "kasan", space.bases.kasan),
         ldt=_flag(given, "ldt", default.ldt),
         efi=_flag(given, "efi", default.efi),
-        fixmap_start=parse_size(given["fixmap_start"]) if "fixmap_start" in given else default.fixmap_start,
+        fixmap_start=parse_address(given["fixmap_start"]) if "fixmap_start" in given else default.fixmap_start,
         image_limit=parse_size(given["image_limit"]) if "image_limit" in given else default.image_limit,
     )
 

@@ -32,9 +32,12 @@ def test_map_with_a_hole_and_an_offset(saved) -> None:
     [
         ("", "'' is not a range; expected START-END or START-END=OFFSET, such as 4G-6G=2G"),
         ("1M", "'1M' is not a range; expected START-END or START-END=OFFSET, such as 4G-6G=2G"),
-        ("1M-x", "'x' is not a size; expected a number and K, M, G, T or P, such as 512M"),
+        (
+            "1M-x",
+            "'x' is not an address; expected hexadecimal such as ffff888000000000, or decimal with K, M, G, T or P",
+        ),
         ("2M-1M", "range '2M-1M' is empty or too large; expected START below END, END up to 2^64"),
-        ("0-99999P", "range '0-99999P' is empty or too large; expected START below END, END up to 2^64"),
+        ("0-99999P", "'99999P' does not fit in 64 bits"),
         ("0-2M,1M-3M", "RAM map ranges overlap at 0x100000"),
     ],
 )

@@ -76,11 +76,15 @@ def test_the_exceptions_of_every_linux_stay_unless_they_are_turned_off() -> None
             "p.toml: an exception has no 'va'; expected area, phys, range, reason, rule",
         ),
         *(
-            (
-                HEAD + f"[[except]]\nrule = 'wx-user'\nreason = 'x'\nphys = {text!r}",
-                f"p.toml: {text!r} is no range; expected START-END or START+SIZE, the end exclusive",
-            )
-            for text in ("5", "5-4", "0-0x10000000000000001", "-5", "a-b", 7)
+            (HEAD + f"[[except]]\nrule = 'wx-user'\nreason = 'x'\nphys = {text!r}", f"p.toml: {message}")
+            for text, message in {
+                "5": "'5' is not a range; expected START-END, START+SIZE or START-, the end exclusive",
+                "5-4": "'5-4' is no range of 64-bit addresses; expected the start before the end",
+                "0-0x10000000000000001": "'0x10000000000000001' does not fit in 64 bits",
+                "-5": "'' is not an address; expected hexadecimal such as",
+                "a-z": "'z' is not an address; expected hexadecimal such as",
+                7: "7 is no range; expected START-END or START+SIZE, the end exclusive",
+            }.items()
         ),
     ],
 )

@@ -9,13 +9,13 @@ from fivefold.memory.file_memory import file_memory
 from fivefold.memory.files import FileBytes
 from fivefold.memory.source import Source
 from fivefold.memory.spans import MAX_SPANS, Span
-from fivefold.units import MASK64, parse_size
+from fivefold.units import MASK64, parse_address
 
 
 def parse_ram_map(text: str) -> list[Span]:
     """Read ``START-END[=OFFSET],…``: physical ranges, end exclusive, and where they are in the file.
 
-    Without an offset a range lies at its own address. Sizes as `parse_size` takes them. Ascending
+    Without an offset a range lies at its own address. Numbers as `parse_address` takes them. Ascending
     order is not needed, overlap is refused. Raises `ValueError` that says which item is wrong.
 
     >>> parse_ram_map("0-0xa0000,4G-6G=2G")[1]
@@ -36,10 +36,10 @@ def _parse_range(item: str) -> Span:
     start, dash, end = bounds.partition("-")
     if not dash:
         raise ValueError(f"{item[:60]!r} is not a range; expected START-END or START-END=OFFSET, such as 4G-6G=2G")
-    first, last = parse_size(start), parse_size(end)
+    first, last = parse_address(start), parse_address(end)
     if not first < last <= MASK64 + 1:
         raise ValueError(f"range {item[:60]!r} is empty or too large; expected START below END, END up to 2^64")
-    return Span(first, last, parse_size(offset) if equals else first)
+    return Span(first, last, parse_address(offset) if equals else first)
 
 
 def read_raw(file: FileBytes, ram_map: str | None = None) -> Source:

@@ -29,7 +29,7 @@ from typing import Any, Final, Self
 
 from fivefold.errors import FormatError
 from fivefold.survey.audit.rules import BY_NAME, RULE_NAMES, Severity
-from fivefold.units import MIB, parse_size
+from fivefold.units import MIB, parse_range
 
 SCHEMA: Final = "fivefold.policy/1"
 MAX_FILE: Final = MIB
@@ -180,13 +180,7 @@ class _Reader:
         expected = "expected START-END or START+SIZE, the end exclusive"
         if not isinstance(text, str):
             raise FormatError(f"{self.name}: {text!r} is no range; {expected}")
-        start, dash, end = text.partition("-")
-        start, plus, size = (start, "", "") if dash else text.partition("+")
         try:
-            first = parse_size(start)
-            found = range(first, parse_size(end) if dash else first + parse_size(size))
+            return parse_range(text)
         except ValueError as error:
-            raise FormatError(f"{self.name}: {text!r} is no range; {expected}") from error
-        if not (dash or plus) or not found or not _within(found, _EVERYTHING):
-            raise FormatError(f"{self.name}: {text!r} is no range; {expected}")
-        return found
+            raise FormatError(f"{self.name}: {error}") from error
