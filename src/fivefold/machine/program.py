@@ -19,7 +19,7 @@ _LIBRARIES: Final = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/li
 _LOADER: Final = "ld-linux-x86-64.so.2"
 
 
-class Program(NamedTuple):
+class HostProgram(NamedTuple):
     """How to start a program."""
 
     command: tuple[str, ...]
@@ -41,7 +41,7 @@ class Program(NamedTuple):
         return next((self.root / name for name in names if (self.root / name).exists()), None)
 
 
-def find_program(names: Sequence[str], given: str | None, variable: str) -> Program | None:
+def find_program(names: Sequence[str], given: str | None, variable: str) -> HostProgram | None:
     """The program that *given* says, or else the environment's *variable*, or the first of *names* on the path.
 
     Both may be a program, or a folder into which packages were unpacked. None if nothing was said and nothing
@@ -50,7 +50,7 @@ def find_program(names: Sequence[str], given: str | None, variable: str) -> Prog
     said = given or os.environ.get(variable)
     if not said:
         installed = next((found for name in names if (found := shutil.which(name, path=environment()["PATH"]))), None)
-        return Program((installed,), Path("/")) if installed else None
+        return HostProgram((installed,), Path("/")) if installed else None
     path = Path(said).absolute()
     if path.is_dir():
         inside = (path / place / name for name in names for place in ("usr/bin", "bin", "."))
@@ -67,11 +67,11 @@ def _is_program(path: Path) -> bool:
     return path.is_file() and os.access(path, os.X_OK)
 
 
-def _started_by_its_own(path: Path) -> Program:
+def _started_by_its_own(path: Path) -> HostProgram:
     """*path* by the loader that lies beside it, if it is in an unpacked folder and no script."""
     root = path.parent.parent.parent if path.parent.parent.name == "usr" else path.parent.parent
     loader = next((file for place in _LIBRARIES if _is_program(file := root / place / _LOADER)), None)
     if root == Path("/") or loader is None or path.read_bytes()[:4] != b"\x7fELF":
-        return Program((str(path),), root)
+        return HostProgram((str(path),), root)
     libraries = ":".join(str(root / place) for place in _LIBRARIES)
-    return Program((str(loader), "--library-path", libraries, str(path)), root)
+    return HostProgram((str(loader), "--library-path", libraries, str(path)), root)

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from fivefold.errors import MachineError
 from fivefold.machine.base import Guest
 from fivefold.machine.child import environment
-from fivefold.machine.program import Program, find_program
+from fivefold.machine.program import HostProgram, find_program
 from fivefold.units import MIB, format_size
 
 NAMES: Final = ("bochs-bin", "bochs")
@@ -38,7 +38,7 @@ _SECONDS: Final = 10.0
 class Installation(NamedTuple):
     """A Bochs: how it is started, its version, its models of CPUs, and where its BIOS images are."""
 
-    program: Program
+    program: HostProgram
     version: tuple[int, int]
     models: tuple[str, ...]
     share: Path
@@ -72,7 +72,7 @@ def installation(given: str | None) -> Installation:
 
 
 @functools.cache
-def _ask(program: Program) -> Installation:
+def _ask(program: HostProgram) -> Installation:
     share = _share(program)
     draft = Installation(program, (0, 0), (), share)
     try:
@@ -93,7 +93,7 @@ def _ask(program: Program) -> Installation:
     return draft._replace(version=(int(version[1]), int(version[2])), models=models)
 
 
-def _share(program: Program) -> Path:
+def _share(program: HostProgram) -> Path:
     """Where the BIOS images are."""
     beside = program.path.parent.parent / "share/bochs"
     said = os.environ.get("BXSHARE")

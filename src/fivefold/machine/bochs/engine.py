@@ -18,7 +18,7 @@ from fivefold.arch import Cpu
 from fivefold.errors import MachineError
 from fivefold.machine.base import START_SECONDS, Event, Guest, Registers, Timeout
 from fivefold.machine.bochs.config import check_guest, configuration, cpu_model, installation
-from fivefold.machine.bochs.log import BochsLog
+from fivefold.machine.bochs.log import BochsLogReader
 from fivefold.machine.child import Child
 from fivefold.memory import PhysMemory
 
@@ -44,7 +44,7 @@ class BochsMachine:
         self._child: Child | None = None
         self._output = b""
         self._serial: int | None = None
-        self._log = BochsLog()
+        self._log = BochsLogReader()
 
     @property
     def cpu(self) -> Cpu:

@@ -20,7 +20,7 @@ _POWER_OFF: Final = "soft power off"
 _RESETS: Final = ("Reset(HARDWARE) called", "Reset(SOFTWARE) called")
 
 
-class BochsLog:
+class BochsLogReader:
     """Takes the log in pieces. `event` is how the run ended, None as long as it goes on."""
 
     def __init__(self) -> None:

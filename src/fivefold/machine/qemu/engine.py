@@ -43,7 +43,7 @@ from fivefold.machine.loading.elf import load_segments, pvh_entry
 from fivefold.machine.loading.firmware import firmware, firmware_arguments
 from fivefold.machine.loading.memory_map import PC_SPLIT, split_extents
 from fivefold.machine.mapped_ram import MappedRam
-from fivefold.machine.program import Program, find_program
+from fivefold.machine.program import HostProgram, find_program
 from fivefold.machine.qemu.monitor import QemuMonitor
 from fivefold.machine.qemu.text import ends_in_triple_fault, is_halted, last_story, parse_registers
 from fivefold.memory import PhysMemory
@@ -98,7 +98,7 @@ class QemuMachine:
         self._exit = bytearray()
         self._cpu: Cpu | None = None
         found = find_program((PROGRAM,), program, VARIABLE)
-        self._program = found or Program((PROGRAM,), Path("/"))
+        self._program = found or HostProgram((PROGRAM,), Path("/"))
         size = _check(guest, self.name, self._program.root)
         try:
             self._start(guest, size, max(timeout, LEAST_SECONDS))
@@ -350,13 +350,13 @@ class _FeatureWords:
         return word.get("EAX", 0), word.get("EBX", 0), word.get("ECX", 0), word.get("EDX", 0)
 
 
-def _program_arguments(program: Program) -> list[str]:
+def _program_arguments(program: HostProgram) -> list[str]:
     """*program*, and where its data is if that is not where it was built to be."""
     places = [program.data(f"usr/share/{name}") for name in ("qemu", "seabios")] if program.is_unpacked else []
     return [*program.command, *(word for place in places if place for word in ("-L", str(place)))]
 
 
-def _environment(program: Program) -> dict[str, str]:
+def _environment(program: HostProgram) -> dict[str, str]:
     modules = program.data("usr/lib/x86_64-linux-gnu/qemu") if program.is_unpacked else None
     return {"QEMU_MODULE_DIR": str(modules)} if modules else {}
 
