@@ -39,7 +39,7 @@ _STACK_SWITCHED: Final = frozenset({Vector.DF, Vector.SS, Vector.NMI, Vector.DB,
 """Exceptions after which a frame on the interrupted stack proves nothing."""
 
 
-class Evidence(NamedTuple):
+class ModeEvidence(NamedTuple):
     """One thing that only *levels* explain, in a sentence."""
 
     levels: int
@@ -50,7 +50,7 @@ def proven_levels(trace: Trace) -> tuple[Levels | None, tuple[str, ...]]:
     """The levels that *trace* proves, and what to say where its evidence contradicts itself."""
     found = list(_evidence(trace))
     if trace.levels is not None:
-        found += [Evidence(trace.levels.number, why) for why in trace.levels.why]
+        found += [ModeEvidence(trace.levels.number, why) for why in trace.levels.why]
     counts = {one.levels for one in found}
     if len(counts) > 1:
         told = "; ".join(f"{one.levels} levels, for {one.sentence}" for one in found)
@@ -60,44 +60,46 @@ def proven_levels(trace: Trace) -> tuple[Levels | None, tuple[str, ...]]:
     return Levels(found[0].levels, tuple(one.sentence for one in found)), ()
 
 
-def _evidence(trace: Trace) -> Iterator[Evidence]:
+def _evidence(trace: Trace) -> Iterator[ModeEvidence]:
     release = release_number(trace.release)
     if release is not None and release < _WITHOUT_FIVE:
-        yield Evidence(4, f"Linux {trace.release} has no five levels")
+        yield ModeEvidence(4, f"Linux {trace.release} has no five levels")
     for raised in trace.exceptions:
         yield from _of_exception(raised)
         yield from _of_entries(raised.entries, release)
 
 
-def _of_exception(raised: RaisedException) -> Iterator[Evidence]:
+def _of_exception(raised: RaisedException) -> Iterator[ModeEvidence]:
     if raised.vector == Vector.PF and raised.cr2 is not None and only_57(raised.cr2):
-        yield Evidence(5, f"a #PF at {hex64(raised.cr2)}, which only 57 bits make canonical, is a #GP with four levels")
+        yield ModeEvidence(
+            5, f"a #PF at {hex64(raised.cr2)}, which only 57 bits make canonical, is a #GP with four levels"
+        )
     if raised.named is not None and raised.named_as == "non-canonical" and only_57(raised.named):
-        yield Evidence(4, f"the kernel calls {hex64(raised.named)} not canonical, which it is in 57 bits")
+        yield ModeEvidence(4, f"the kernel calls {hex64(raised.named)} not canonical, which it is in 57 bits")
     if raised.during is None and raised.vector not in _STACK_SWITCHED:
         for name, value in (("RSP", raised.rsp), ("RIP", raised.rip)):
             if value is not None and only_57(value) and (name == "RSP" or raised.vector != Vector.GP):
-                yield Evidence(5, f"{name} {hex64(value)} is of code that ran, and only 57 bits make it canonical")
+                yield ModeEvidence(5, f"{name} {hex64(value)} is of code that ran, and only 57 bits make it canonical")
 
 
-def _of_entries(entries: Sequence[PrintedEntry], release: tuple[int, int] | None) -> Iterator[Evidence]:
+def _of_entries(entries: Sequence[PrintedEntry], release: tuple[int, int] | None) -> Iterator[ModeEvidence]:
     if not entries or entries[0].name != "PGD":
         return
     if len(entries) == 1:
         if entries[0].value == 0 and release is not None and release >= _PRINTS_P4D:
-            yield Evidence(5, "the kernel prints PGD 0 and no P4D, which with four levels follows any PGD")
+            yield ModeEvidence(5, "the kernel prints PGD 0 and no P4D, which with four levels follows any PGD")
         return
     top, below = entries[0], entries[1]
     if below.name == "PUD":
-        yield Evidence(4, "a PUD follows the PGD, as kernels before 4.12 print, which have no five levels")
+        yield ModeEvidence(4, "a PUD follows the PGD, as kernels before 4.12 print, which have no five levels")
     if below.name != "P4D":
         return
     if top.value == below.value:
-        yield Evidence(4, "the PGD and P4D entries are one and the same")
+        yield ModeEvidence(4, "the PGD and P4D entries are one and the same")
     elif top.value == 0:
         return
     elif not _is_cut(top.value, below.value) and (below.value == 0 or _is_table(below.value)) and _is_table(top.value):
-        yield Evidence(5, "the PGD and P4D entries differ")
+        yield ModeEvidence(5, "the PGD and P4D entries differ")
 
 
 def _is_table(value: int) -> bool:

@@ -26,7 +26,7 @@ _MODULE: Final = struct.Struct("<QQQQ")
 _ROW: Final = struct.Struct("<QQII")
 
 
-class Placement(NamedTuple):
+class GuestPlacement(NamedTuple):
     """Where the guest starts, and with what. *handover* is None for the 32-bit entry."""
 
     entry: int
@@ -66,7 +66,7 @@ class Room:
         return start
 
 
-def load(guest: Guest, rows: tuple[MapRow, ...], memory: PhysMemory, cpu: Cpu) -> Placement:
+def load(guest: Guest, rows: tuple[MapRow, ...], memory: PhysMemory, cpu: Cpu) -> GuestPlacement:
     """Place *guest*'s image, modules and start information in *memory*.
 
     Raises `ImageError` for a bad image and `MachineError` if something does not fit.
@@ -77,10 +77,10 @@ def load(guest: Guest, rows: tuple[MapRow, ...], memory: PhysMemory, cpu: Cpu) -
         _place_segment(segment, room, memory)
     start_info = _place_start_info(guest, rows, room, memory)
     if guest.entry == "pvh":
-        return Placement(entry, start_info, None)
+        return GuestPlacement(entry, start_info, None)
     top = max(row.end for row in rows if row.kind == RAM)
     at = room.take_low(handover_size(guest.entry, top, cpu), "the tables of the 64-bit entry")
-    return Placement(entry, start_info, build_handover(guest.entry, top, at, cpu, memory))
+    return GuestPlacement(entry, start_info, build_handover(guest.entry, top, at, cpu, memory))
 
 
 def _entry(guest: Guest) -> int:

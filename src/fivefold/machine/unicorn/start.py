@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.errors import MachineError
-from fivefold.machine.loading.loader import Placement
+from fivefold.machine.loading.loader import GuestPlacement
 from fivefold.machine.loading.loader_state import CODE_SELECTOR, DATA_SELECTOR, Handover
 from fivefold.machine.mapped_ram import MappedRam
 from fivefold.machine.unicorn.core import (
@@ -50,7 +50,7 @@ def map_memory(core: UnicornCore, ram: MappedRam, end: int) -> None:
         core.map_empty_bus(at, end - at)
 
 
-def enter(core: UnicornCore, placement: Placement) -> None:
+def enter(core: UnicornCore, placement: GuestPlacement) -> None:
     """Put the processor before the first instruction of what was loaded."""
     if placement.handover is None:
         _protected_mode(core, placement)
@@ -58,7 +58,7 @@ def enter(core: UnicornCore, placement: Placement) -> None:
         _long_mode(core, placement, placement.handover)
 
 
-def _protected_mode(core: UnicornCore, placement: Placement) -> None:
+def _protected_mode(core: UnicornCore, placement: GuestPlacement) -> None:
     """The PVH start: 32-bit protected mode, no paging, flat segments, EBX = start information."""
     core.leave_long_mode()
     code, data = VcpuSegment.from_descriptor(0x08, FLAT_CODE32), VcpuSegment.from_descriptor(0x10, FLAT_DATA)
@@ -70,7 +70,7 @@ def _protected_mode(core: UnicornCore, placement: Placement) -> None:
     core.write("rip", placement.entry)
 
 
-def _long_mode(core: UnicornCore, placement: Placement, handover: Handover) -> None:
+def _long_mode(core: UnicornCore, placement: GuestPlacement, handover: Handover) -> None:
     """The 64-bit start of `fivefold.machine.loading.loader_state`: RSI = start information."""
     core.set_msr(MSR_EFER, EFER_LME | EFER_LMA)
     core.write("cr4", handover.cr4)
