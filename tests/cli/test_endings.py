@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -135,3 +136,40 @@ def test_a_terminal_gets_colours_and_nothing_else() -> None:
 
 def test_plain_text_stays_as_it_is() -> None:
     assert printable("6.1.0-13-amd64 é → ∞") == "6.1.0-13-amd64 é → ∞"
+
+
+BOMB = """
+import sys
+import fivefold.cli.info as info
+def take(*_, **__):
+    kept = []
+    while True:
+        kept.append(bytearray(1 << 24))
+info.info.__globals__["SourceChoice"].open_source = take
+sys.argv = ["fivefold", "info", "whatever", *sys.argv[1:]]
+from fivefold.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "before", "status", "told"),
+    [
+        ((), "", 2, "this needs more than 1792M of memory; allow more with --max-memory SIZE\n"),
+        (("--max-memory", "512M"), "", 2, "this needs more than 512M of memory; allow more with --max-memory SIZE\n"),
+        ((), "resource.setrlimit(resource.RLIMIT_AS, (1 << 30,) * 2)", 3, "out of memory ("),
+    ],
+    ids=["unless told", "told", "less from outside"],
+)
+def test_memory_is_bounded(words: tuple[str, ...], before: str, status: int, told: str) -> None:
+    code = f"import resource\n{before}\n{BOMB}"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(f"fivefold: {told}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_bound_is_lifted_afterwards(fivefold: Run) -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    fivefold("info", "nowhere")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before

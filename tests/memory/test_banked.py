@@ -84,3 +84,37 @@ def test_check_runs_before_every_access() -> None:
     for access in (memory.banks, lambda: memory.read(PhysAddr(0x1000), 1)):
         with pytest.raises(FormatError, match=r"^gone$"):
             access()
+
+
+def test_pages_that_cannot_be_read_are_holes_of_the_copy() -> None:
+    damaged = {0x2000, 0x5000, 0x9000}
+
+    def fetch(pa: int, size: int) -> bytes:
+        if any(pa <= page < pa + size for page in damaged):
+            raise FormatError("damaged")
+        return b"".join((page >> 12).to_bytes(1, "little") * 0x1000 for page in range(pa, pa + size, 0x1000))
+
+    memory = PagedMemory([Extent(0x2000, 0x7000), Extent(0x9000, 0xA000), Extent(0xC000, 0xE000)], fetch, "demo")
+    copies = memory.banks()
+    assert [(bank.start, bank.end) for bank in copies] == [(0x3000, 0x5000), (0x6000, 0x7000), (0xC000, 0xE000)]
+    for bank in copies:
+        assert all(bank.data[at] == bank.start + at >> 12 for at in range(0, len(bank.data), 0x1000))
+    assert sorted(damaged) == memory.left_out
+
+
+def test_a_copy_of_very_many_runs() -> None:
+    """A process may have some 65,000 mappings, which was the end of a dump with more runs."""
+    runs = [Extent(number << 13, (number << 13) + 0x1000) for number in range(70_000)]
+    memory = PagedMemory(runs, lambda pa, size: pa.to_bytes(8, "little") + bytes(size - 8), "demo", max_written=1 << 30)
+    copies = memory.banks()
+    assert len(copies) == 70_000
+    assert all(bytes(bank.data[:8]) == bank.start.to_bytes(8, "little") for bank in copies[::1000])
+    memory.close()
+
+
+def test_a_copy_of_more_than_there_is_cause_for() -> None:
+    memory = PagedMemory([Extent(0, 1 << 22)], lambda pa, size: b"x" * size, "demo", max_written=1 << 21)
+    with pytest.raises(MachineError, match=r"^demo unpacks to more than 2097152 bytes$"):
+        memory.banks()
+    zeros = PagedMemory([Extent(0, 1 << 22)], lambda pa, size: bytes(size), "demo", max_written=1 << 21)
+    assert [len(bank.data) for bank in zeros.banks()] == [1 << 22]

@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -18,9 +19,12 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
+from fivefold.cli import values
+from fivefold.cli.bounds import MAX_MEMORY, bounded
 from fivefold.cli.failures import COULD_NOT, refuse, refuse_system, unforeseen, write_report_to
 from fivefold.cli.printing import clean_streams, print_to_nobody, printing
 from fivefold.errors import FivefoldError
+from fivefold.units import format_size
 
 COMMANDS: Final = {
     "boot": "Boot one image with five levels and with four, check both",
@@ -51,7 +55,7 @@ class _Commands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        one.command(cmd_name)(_printing(getattr(import_module(f"fivefold.cli.{cmd_name}"), cmd_name)))
+        one.command(cmd_name)(_printing(cmd_name, getattr(import_module(f"fivefold.cli.{cmd_name}"), cmd_name)))
         return typer.main.get_command(one)
 
     def format_commands(self, ctx: object, formatter: Any) -> None:
@@ -64,19 +68,36 @@ ReportOption = Annotated[
 ]
 
 
-def _printing(command: Callable[..., int]) -> Callable[..., int]:
+MemoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory",
+        parser=values.size,
+        metavar="SIZE",
+        help=f"Give up beyond this much memory, {format_size(MAX_MEMORY)} unless given.",
+    ),
+]
+UNBOUNDED: Final = frozenset({"boot", "image"})
+"""Commands whose memory is a machine's, which is given by its own option."""
+
+
+def _printing(name: str, command: Callable[..., int]) -> Callable[..., int]:
     # Around the command itself: what click makes of a reader that went away is status 1.
     @functools.wraps(command)
-    def run(report: Path | None = None, **given: Any) -> int:
+    def run(report: Path | None = None, max_memory: int | None = None, **given: Any) -> int:
         write_report_to(report)
-        return printing(lambda: command(**given))
+        with nullcontext() if name in UNBOUNDED else bounded(max_memory or MAX_MEMORY):
+            return printing(lambda: command(**given))
 
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    report = inspect.Parameter("report", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ReportOption)
-    # What reads the signature is to see the command's own with one option more.
+    shown = list(inspect.signature(command, eval_str=True).parameters.values())
+    added = {"report": ReportOption} if name in UNBOUNDED else {"report": ReportOption, "max_memory": MemoryOption}
+    for option, annotation in added.items():
+        kind = inspect.Parameter.KEYWORD_ONLY
+        shown.append(inspect.Parameter(option, kind, default=None, annotation=annotation))
+    # What reads the signature is to see the command's own with these options more.
     del run.__wrapped__
-    run.__signature__ = inspect.Signature([*own, report])  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, report]}
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return run
 
 

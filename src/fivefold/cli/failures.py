@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Final
 
+from fivefold.cli.bounds import bound_met
 from fivefold.errors import printable
 
 COULD_NOT: Final = 2
@@ -47,6 +48,8 @@ def refuse_system(error: OSError) -> int:
 def unforeseen(error: BaseException) -> int:
     """Print one line about *error*, and its trace where a report was asked for; return the status."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        if bound := bound_met():
+            return refuse(bound)
         what = "out of memory"
     else:
         what = f"internal error: {type(error).__name__}: {_first_line(error)}"

@@ -30,6 +30,8 @@ def main() -> None:
 
 def _status(signals: _Signals) -> int:
     signals.end_at_once()
+    # numpy's linear algebra, which is not used here, would reserve memory for each CPU.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from fivefold.cli.commands import run
 
     signals.unwind()

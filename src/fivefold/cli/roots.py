@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
+from fivefold.cli.source_options import JsonOption, SourceChoice, on_source, tell_left_out
 
 
 @on_source
@@ -24,6 +24,7 @@ def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
         raise typer.BadParameter("roots looks for every root; expected it without --cr3, --cr4, --cpu and --force")
     with chosen.open_source() as source:
         found = find_roots(source, given.levels, given.phys_bits)
+        tell_left_out(source)
         if as_json:
             write_document(roots_json(source, found), sys.stdout)
         else:

@@ -19,6 +19,7 @@ import typer
 
 from fivefold.cli import values
 from fivefold.cli.printing import over_write
+from fivefold.units import hex64
 
 if TYPE_CHECKING:
     from fivefold.memory import Source
@@ -110,6 +111,12 @@ def choose(
     ] = None,
     freeze: Annotated[bool, typer.Option("--freeze", help="Stop a live guest while it is read.")] = False,
     live_ram: Annotated[LiveRamChoice, typer.Option(help="How to read a live QEMU's memory.")] = LiveRamChoice.auto,
+    max_unpacked: Annotated[
+        int | None,
+        typer.Option(
+            "--max-unpacked", parser=values.size, metavar="SIZE", help="How far a compressed file may unpack."
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(parser=values.seconds, metavar="SECONDS", help="How long a live guest may take to answer.")
     ] = 10.0,
@@ -117,6 +124,7 @@ def choose(
     """Collect what was said."""
     given = {"cr3": cr3, "cr4": cr4, "levels": levels, "phys_bits": phys_bits, "cpu": cpu, "force": force}
     options = {"ram_map": ram_map, "freeze": freeze, "live_ram": live_ram.value, "timeout": timeout}
+    options["max_unpacked"] = max_unpacked
     return SourceChoice(source, given, {**options, "progress": ProgressLine()})
 
 
@@ -138,6 +146,15 @@ class ProgressLine:
         elif (now := time.monotonic()) >= self._next:
             self._next = now + _TELL_EVERY
             print(f"fivefold: read {done >> 20}{of_all} MiB", file=sys.stderr, flush=True)
+
+
+def tell_left_out(source: Source) -> None:
+    """Say on stderr that damaged pages were passed over, if any were."""
+    if pages := source.left_out:
+        print(
+            f"fivefold: {len(pages)} damaged pages of {source.name} were left out, the first at {hex64(pages[0])}",
+            file=sys.stderr,
+        )
 
 
 def on_source(command: Callable[..., int]) -> Callable[..., int]:

@@ -10,11 +10,11 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
-from fivefold.errors import MachineError, MemoryReadError, both_told
+from fivefold.errors import FormatError, MachineError, MemoryReadError, both_told
 from fivefold.memory import page_heads
 from fivefold.memory.base import Extent, PhysReader
 from fivefold.memory.spans import extents_of
-from fivefold.units import GIB, PhysAddr
+from fivefold.units import GIB, PAGE, PhysAddr
 
 MAX_COPY: Final = 8 * GIB
 """How much `PagedMemory.banks` copies at most unless told otherwise."""
@@ -195,19 +195,26 @@ class PagedMemory(_Closing):
         *,
         on_close: Callable[[], None] | None = None,
         max_copy: int = MAX_COPY,
+        max_written: int | None = None,
         written: Callable[[], list[Extent]] | None = None,
         searchable: bool = True,
     ) -> None:
-        """*extents* ascending and apart; `banks` copies at most *max_copy* bytes; *written* as for `BankedMemory`."""
+        """*extents* ascending and apart; `banks` copies at most *max_copy* bytes, *max_written* of them not zeros.
+
+        *written* as for `BankedMemory`.
+        """
         super().__init__(on_close)
         self.name = name
         self.max_copy = max_copy
+        self._max_written = max_written
         self._extents = extents_of(extents)
         self._starts = [extent.start for extent in self._extents]
         self._fetch = fetch
         self._written = written
         self.searchable = searchable
         self._copies: list[Bank] | None = None
+        self.left_out: list[int] = []
+        """Pages that could not be copied."""
 
     @property
     def extents(self) -> list[Extent]:
@@ -230,22 +237,59 @@ class PagedMemory(_Closing):
         return self._fetch(pa, size)
 
     def banks(self) -> list[Bank]:
-        """Copy all memory once and return the copies; `MachineError` above *max_copy* bytes."""
+        """Copy all memory once and return the copies; `MachineError` above *max_copy* bytes.
+
+        Pages that cannot be read, as damaged ones of a dump, are left out and counted in `left_out`.
+        """
         if self._copies is None:
             total = sum(extent.end - extent.start for extent in self._extents)
             if total > self.max_copy:
                 raise MachineError(f"cannot copy {self.name}: {total} bytes, at most {self.max_copy} are allowed")
-            self._copies = [self._copy(extent) for extent in self._extents]
+            try:
+                # One mapping for all: a process may have some 65,000, and a dump has a million runs.
+                # Anonymous, so that runs of zeros cost nothing until they are read.
+                copy = mmap.mmap(-1, max(total, 1))
+            except OSError as error:
+                raise MachineError(f"cannot copy {self.name}: no room for {total} bytes") from error
+            self._copies = list(self._copied(copy))
         return list(self._copies)
 
-    def _copy(self, extent: Extent) -> Bank:
-        # Anonymous memory, so that runs of zeros cost nothing until they are read.
-        copy = mmap.mmap(-1, extent.end - extent.start)
+    def _copied(self, copy: mmap.mmap) -> Iterator[Bank]:
+        view, used, written = memoryview(copy), 0, 0
+        for extent in self._extents:
+            start = None
+            for at, part in self._parts(extent):
+                if part is None:
+                    if start is not None and at > start:
+                        yield Bank(start, view[used - (at - start) : used].toreadonly())
+                    start = None
+                    continue
+                start = at if start is None else start
+                if part.count(0) != len(part):
+                    written += len(part)
+                    if self._max_written is not None and written > self._max_written:
+                        raise MachineError(f"{self.name} unpacks to more than {self._max_written} bytes")
+                    copy[used : used + len(part)] = part
+                used += len(part)
+            if start is not None:
+                yield Bank(start, view[used - (extent.end - start) : used].toreadonly())
+
+    def _parts(self, extent: Extent) -> Iterator[tuple[int, bytes | None]]:
+        """The bytes of *extent* in pieces with their addresses; None for a page that cannot be read."""
         for at in range(extent.start, extent.end, COPY_STEP):
-            part = self._fetch(at, min(COPY_STEP, extent.end - at))
-            if part.count(0) != len(part):
-                copy[at - extent.start : at - extent.start + len(part)] = part
-        return Bank(extent.start, memoryview(copy).toreadonly())
+            size = min(COPY_STEP, extent.end - at)
+            try:
+                yield at, self._fetch(at, size)
+            except FormatError:
+                for page in range(at, at + size, PAGE):
+                    yield page, self._page(page, min(PAGE, at + size - page))
+
+    def _page(self, at: int, size: int) -> bytes | None:
+        try:
+            return self._fetch(at, size)
+        except FormatError:
+            self.left_out.append(at)
+            return None
 
     def _forget(self) -> None:
         self._extents, self._starts, self._copies = [], [], None

@@ -12,7 +12,7 @@ from fivefold.errors import FivefoldError, FormatError, both_told
 from fivefold.memory.banked import MAX_COPY
 from fivefold.memory.files import FileBytes
 from fivefold.memory.formats import elf_core, kdump, lime
-from fivefold.memory.formats.compressed import MAX_UNPACKED, compression_of, unpack
+from fivefold.memory.formats.compressed import compression_of, unpack
 from fivefold.memory.formats.raw_image import read_raw
 from fivefold.memory.source import Progress, Source
 
@@ -26,8 +26,8 @@ class SourceOptions:
 
     *ram_map* is for raw images and gdb stubs (see `parse_ram_map`), *freeze* stops a live guest while it is
     open, *live_ram* forces one way of reading it, *timeout* is in seconds and for one answer
-    of a live guest. *max_unpacked* bounds a compressed file, *max_copy* copies of memory that is not in
-    buffers; both in bytes.
+    of a live guest. *max_unpacked* bounds a compressed file (None: by its size), *max_copy* copies of memory that
+    is not in buffers; both in bytes.
     """
 
     ram_map: str | None = None
@@ -35,7 +35,7 @@ class SourceOptions:
     live_ram: LiveRam = "auto"
     timeout: float = 10.0
     progress: Progress | None = None
-    max_unpacked: int = MAX_UNPACKED
+    max_unpacked: int | None = None
     max_copy: int = MAX_COPY
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class SourceOptions:
             ram_map=(str, type(None)),
             freeze=(bool,),
             timeout=(float, int),
-            max_unpacked=(int,),
+            max_unpacked=(int, type(None)),
             max_copy=(int,),
         )
         if self.live_ram not in get_args(LiveRam):
@@ -65,7 +65,7 @@ class SourceKeywords(TypedDict, total=False):
     live_ram: LiveRam
     timeout: float
     progress: Progress | None
-    max_unpacked: int
+    max_unpacked: int | None
     max_copy: int
 
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from fivefold.errors import both_told
-from fivefold.memory.banked import BankedMemory, SourceMemory
+from fivefold.memory.banked import BankedMemory, PagedMemory, SourceMemory
 from fivefold.memory.base import Extent
 from fivefold.memory.registers import CpuState
 
@@ -42,6 +42,11 @@ class Source:
     def extents(self) -> list[Extent]:
         """Physical memory that can be read, ascending, end exclusive."""
         return self.memory.extents
+
+    @property
+    def left_out(self) -> list[int]:
+        """Pages that were damaged when all of memory was copied, and are holes in the copy."""
+        return list(self.memory.left_out) if isinstance(self.memory, PagedMemory) else []
 
     def check(self) -> None:
         """Raise `FormatError` or `MachineError` where a part of it went away while it was read in place."""

@@ -8,6 +8,7 @@ import lzma
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,7 +74,47 @@ def test_bombs_are_bounded(saved, kind: str) -> None:
     path = saved(PACKERS[kind](bytes(4 << 20)))
     with pytest.raises(FormatError) as error:
         open_source(path, max_unpacked=1 << 20)
-    assert str(error.value) == f"{path} unpacks to more than 1048576 bytes; raise the limit to go on"
+    assert str(error.value) == f"{path} unpacks to more than 1048576 bytes; allow more with --max-unpacked SIZE"
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+@pytest.mark.parametrize(
+    ("limits", "data", "told"),
+    [
+        (("LEAST_UNPACKED", "MAX_RATIO"), bytes(4 << 20), "bytes"),
+        (("LEAST_WRITTEN", "MAX_WRITTEN_RATIO"), b"x" * (4 << 20), "bytes that are not zeros"),
+    ],
+    ids=["zeros", "other"],
+)
+def test_a_file_unpacks_to_what_its_size_gives_cause_for(
+    saved, monkeypatch, kind: str, limits: tuple[str, str], data: bytes, told: str
+) -> None:
+    least, ratio = limits
+    packed = PACKERS[kind](data)
+    monkeypatch.setattr(compressed, ratio, 2)
+    monkeypatch.setattr(compressed, least, 4 << 20)
+    path = saved(packed)
+    with open_source(path) as source:
+        assert source.extents == [(0, 4 << 20)]
+    monkeypatch.setattr(compressed, least, (4 << 20) - 1)
+    with pytest.raises(FormatError) as error:
+        open_source(path)
+    assert (
+        str(error.value) == f"{path} unpacks to more than {(4 << 20) - 1} {told}; allow more with --max-unpacked SIZE"
+    )
+    with open_source(path, max_unpacked=4 << 20) as source:
+        assert source.extents == [(0, 4 << 20)]
+    monkeypatch.setattr(compressed, ratio, (4 << 20) // len(packed) + 1)
+    open_source(path).close()
+
+
+def test_half_of_the_disk_is_left(saved, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(compressed, "_IN_MEMORY", 1 << 20)
+    monkeypatch.setattr(compressed.shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 20))
+    open_source(saved(lzma.compress(b"x" * (3 << 20)))).close()
+    path = saved(lzma.compress(b"x" * (4 << 20)))
+    with pytest.raises(MachineError, match=r"it would fill half of it$"):
+        open_source(path)
 
 
 def test_compressed_twice(saved) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fivefold.arch import LA48, LA57, Flag, Level
+from fivefold.arch import LA48, LA57, Flag, Level, TooManyRuns
+from fivefold.memory import Bank, BankedMemory, CpuState, Source
 from fivefold.survey.audit import audit as module
-from fivefold.survey.audit import audit_checks
+from fivefold.survey.audit import audit_checks, audit_views
 from fivefold.survey.audit.alias_checks import LINUX_PAT
 from fivefold.survey.audit.audit import Audit, audit
 from fivefold.survey.audit.policy import Policy
 from fivefold.survey.audit.rules import RULE_NAMES, Severity
-from fivefold.survey.space import open_space
+from fivefold.survey.space import Space, open_space
 from fivefold.units import GIB, MIB
 
 GUESTS = Path(__file__).parents[2] / "data" / "guests"
@@ -213,6 +215,21 @@ def test_cycles_and_mixed_levels(build: Build) -> None:
     assert found["table-cycle"].severity is Severity.WARNING
     assert found["table-cycle"].window.start == 0xFFFF_9600_0000_0000
     assert found["table-at-two-levels"].message.startswith("a table was met at another level than before, ")
+
+
+def test_tables_that_share_each_other_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them leads to all of them, so that leaves at second places grow with the square of the tables."""
+    tables = b"".join(
+        struct.pack("<512Q", *((index * (2 * table + 1) % 16 << 12 | (5 if index % 2 else 7)) for index in range(512)))
+        for table in range(16)
+    )
+    cpu = CpuState("test", cr0=0x8005_0033, cr3=0, cr4=0x20)
+    monkeypatch.setattr(audit_views, "MAX_LEAVES", 1 << 14)
+    with Space(Source(BankedMemory([Bank(0, memoryview(tables))], "bomb"), "demo", (cpu,))) as space:
+        with pytest.raises(TooManyRuns, match=r"unfold into more than 16384 runs$"):
+            audit(space)
+        monkeypatch.undo()
+        assert not audit(space).ok
 
 
 def test_guards(build: Build) -> None:

@@ -7,10 +7,11 @@ import importlib
 import io
 import lzma
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fivefold.errors import FormatError, MachineError
 from fivefold.memory.files import FileBytes
@@ -18,7 +19,19 @@ from fivefold.memory.source import Progress
 from fivefold.units import GIB, MIB
 
 MAX_UNPACKED: Final = 64 * GIB
-"""What a compressed file may grow to unless told otherwise."""
+"""What a compressed file may grow to at most, unless told otherwise."""
+
+LEAST_UNPACKED: Final = 4 * GIB
+MAX_RATIO: Final = 512
+"""Nor more than so many times its size, once it is past `LEAST_UNPACKED`: some megabytes of nothing but zeros would
+take an hour. Memory of a guest that has booted packs to a hundredth, most of it zeros."""
+
+LEAST_WRITTEN: Final = GIB
+MAX_WRITTEN_RATIO: Final = 64
+"""The same for what is not zeros, which takes room on the disk."""
+
+FREE_SHARE: Final = 2
+"""One part in so many of what is free on the disk may be filled."""
 
 STEP: Final = 1 << 20
 _IN_MEMORY: Final = 64 * MIB
@@ -31,18 +44,19 @@ def compression_of(head: bytes) -> str | None:
     return next((name for magic, name in _MAGICS.items() if head.startswith(magic)), None)
 
 
-def unpack(file: FileBytes, *, max_bytes: int = MAX_UNPACKED, progress: Progress | None = None) -> FileBytes:
+def unpack(file: FileBytes, *, max_bytes: int | None = None, progress: Progress | None = None) -> FileBytes:
     """The unpacked bytes of *file*, which is closed; small ones in memory, others in a nameless file.
 
     The name stays. *progress* counts compressed bytes. `FormatError` for broken, truncated or
-    doubly packed data and for more than *max_bytes*; `MachineError` when zstd is not installed
-    or the disk is full.
+    doubly packed data and for more than *max_bytes*, by default more than such a file has cause to; `MachineError` when
+    zstd is not installed or the disk is full, or would be.
     """
     kind = compression_of(file.read_at(0, min(file.size, 8)))
     if kind is None:
         raise FormatError(f"{file.name} is not compressed with xz, gzip or zstd")
+    limits = _Limits.of(file.size) if max_bytes is None else _Limits(max_bytes, max_bytes)
     try:
-        unpacked = _spill(_chunks(file, kind, progress), file.name, max_bytes)
+        unpacked = _spill(_chunks(file, kind, progress), file.name, limits)
     finally:
         file.close()
     if twice := compression_of(unpacked.read_at(0, min(unpacked.size, 8))):
@@ -51,17 +65,42 @@ def unpack(file: FileBytes, *, max_bytes: int = MAX_UNPACKED, progress: Progress
     return unpacked
 
 
-def _spill(chunks: Iterator[bytes], name: str, max_bytes: int) -> FileBytes:
+class _Limits(NamedTuple):
+    """Bytes in all, and bytes in pieces that are not zeros."""
+
+    size: int
+    written: int
+
+    @classmethod
+    def of(cls, packed: int) -> _Limits:
+        """What a file of *packed* bytes has cause for."""
+        size = min(max(LEAST_UNPACKED, MAX_RATIO * packed), MAX_UNPACKED)
+        return cls(size, max(LEAST_WRITTEN, MAX_WRITTEN_RATIO * packed))
+
+    def check(self, size: int, written: int, name: str) -> None:
+        """Raise `FormatError` where a limit is passed."""
+        if size > self.size:
+            raise FormatError(f"{name} unpacks to more than {self.size} bytes; allow more with --max-unpacked SIZE")
+        if written > self.written:
+            raise FormatError(
+                f"{name} unpacks to more than {self.written} bytes that are not zeros; "
+                "allow more with --max-unpacked SIZE"
+            )
+
+
+def _spill(chunks: Iterator[bytes], name: str, limits: _Limits) -> FileBytes:
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
-        size = 0
+        size = written = 0
         try:
+            room = _IN_MEMORY + shutil.disk_usage(tempfile.gettempdir()).free // FREE_SHARE
             for chunk in chunks:
                 size += len(chunk)
-                if size > max_bytes:
-                    raise FormatError(f"{name} unpacks to more than {max_bytes} bytes; raise the limit to go on")
                 if size > _IN_MEMORY:
                     spool.rollover()  # before a seek far ahead makes a buffer of zeros in memory
-                _write_sparsely(spool, chunk)
+                written += _write_sparsely(spool, chunk)
+                limits.check(size, written, name)
+                if written > room:
+                    raise MachineError(f"cannot unpack {name} to {tempfile.gettempdir()}: it would fill half of it")
             _end_at(spool, size)
         except OSError as error:
             raise MachineError(f"cannot unpack {name} to {tempfile.gettempdir()}: {error.strerror}") from error
@@ -73,12 +112,13 @@ def _spill(chunks: Iterator[bytes], name: str, max_bytes: int) -> FileBytes:
         return FileBytes.from_fd(os.dup(spool.fileno()), name)
 
 
-def _write_sparsely(spool: Any, chunk: bytes) -> None:
-    # Captures are mostly zeros: a seek leaves them out of the file on disk.
+def _write_sparsely(spool: Any, chunk: bytes) -> int:
+    """Write *chunk*; the bytes that it takes. Captures are mostly zeros: a seek leaves them out of the file on disk."""
     if chunk.count(0) == len(chunk):
         spool.seek(len(chunk), os.SEEK_CUR)
-    else:
-        spool.write(chunk)
+        return 0
+    spool.write(chunk)
+    return len(chunk)
 
 
 def _end_at(spool: Any, size: int) -> None:

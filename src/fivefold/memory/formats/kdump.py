@@ -58,6 +58,12 @@ class _Geometry(NamedTuple):
     pages: int
 
 
+LEAST_UNPACKED: Final = GIB
+MAX_RATIO: Final = 32
+"""All pages together may be so many times as large as the file, or `LEAST_UNPACKED`: a forged dump can have a million
+pages that are the same bytes of it. What makedumpfile writes is packed to a tenth at best."""
+
+
 def read_kdump(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
     """The memory, CPUs and VMCOREINFO of a kdump file; takes over *file*.
 
@@ -73,7 +79,13 @@ def read_kdump(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
     notes = _notes(data, header[1], sub)
     return Source(
         memory=PagedMemory(
-            pages.extents(), pages.fetch, data.name, on_close=file.close, max_copy=max_copy, written=pages.written
+            pages.extents(),
+            pages.fetch,
+            data.name,
+            on_close=file.close,
+            max_copy=max_copy,
+            max_written=max(LEAST_UNPACKED, MAX_RATIO * file.size),
+            written=pages.written,
         ),
         format="kdump, flattened" if flat else "kdump",
         cpus=cpus_of(notes, data.name),

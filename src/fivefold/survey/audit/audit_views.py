@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from fivefold.arch import TooManyRuns
 from fivefold.survey.scan.frame_sets import LeafRuns
 from fivefold.survey.scan.info_word import level_of
 from fivefold.survey.scan.regions import Region, regions_of
@@ -32,6 +33,10 @@ from fivefold.survey.space import Space
 
 MAX_UNFOLDED_TABLES: Final = 4096
 """Shared tables of which a second place is looked at; further ones are told in `Views.limits`."""
+
+MAX_LEAVES: Final = 1 << 23
+"""Runs of leaves that aliases are looked for among, those at second places with them: tables that share each other
+have as many as all of them for each of them."""
 
 ALWAYS_REPEAT: Final = 0
 
@@ -79,8 +84,17 @@ class Views:
     @cached_property
     def leaves(self) -> LeafRuns:
         """All leaves; what lies behind a shared table is there twice, however often it is mapped."""
-        second = [LeafRuns.of(self._apart(first, last)) for first, last in self._second_places()]
-        return LeafRuns.of(self.apart).and_also(second)
+        return LeafRuns.of(self.apart).and_also(list(self._second()))
+
+    def _second(self) -> Iterator[LeafRuns]:
+        """What lies behind each shared table at its second place, while there is room."""
+        total = len(self.apart)
+        for first, last in self._second_places():
+            found = self._apart(first, last)
+            total += len(found)
+            if total > MAX_LEAVES:
+                raise TooManyRuns(self.space.root.value, MAX_LEAVES)
+            yield LeafRuns.of(found)
 
     def _second_places(self) -> list[tuple[int, int]]:
         """The first place where each shared table is met again; *last* inclusive."""

@@ -8,6 +8,7 @@ module adds is memory for it to work in, and an answer as numpy columns.
 from __future__ import annotations
 
 import mmap
+import resource
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,9 @@ _MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
 
 _RESTING_INDEX: Final = 1 << 18
 """An index larger than this is given back to the system to be cleared; a smaller one is faster to overwrite."""
+
+_COUNTED: Final = 1 << 24
+"""A reservation smaller than this is counted like what is written."""
 
 _SMALL: Final = 1 << 18
 """So much of a buffer comes in small pages, for the many scans that need no more; the rest in large ones."""
@@ -199,10 +203,20 @@ def _memory(size: int) -> mmap.mmap:
     return memory
 
 
+def _reserved(size: int) -> mmap.mmap:
+    """Like `_memory`, for what is hardly ever written: a limit on memory that may be written moves by its size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft != resource.RLIM_INFINITY and size >= _COUNTED:
+        allowed = soft + size if hard == resource.RLIM_INFINITY else min(soft + size, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard))
+    return _memory(size)
+
+
 class _Records:
     """A buffer of ranges that native code writes to, and that the result keeps."""
 
     def __init__(self, code: Instance, room: int) -> None:
+        self._mapped = False
         self.room = room
         self._code = code
         self._memory = _memory(room * _RANGE_BYTES)
@@ -247,8 +261,8 @@ class _Memo:
     def of(cls, code: Instance, frames: int, levels: int) -> _Memo:
         """Room for every walk there can be, up to a limit; unused memory costs nothing."""
         walks = min(frames * levels * RIGHTS + 2 * levels, MAX_REMEMBERED)
-        index = _memory(max(frames, 1) * _INDEX_BYTES)
-        return cls(index, code.map(index), frames, code.map(_memory(walks * _WALK_BYTES)), walks)
+        index = _reserved(max(frames, 1) * _INDEX_BYTES)
+        return cls(index, code.map(index), frames, code.map(_reserved(walks * _WALK_BYTES)), walks)
 
     def release(self, code: Instance) -> None:
         """Tell native code to forget both."""

@@ -1,0 +1,59 @@
+"""How much memory a command may take for itself: a small file can ask for all there is.
+
+Counted is what the process writes to (``RLIMIT_DATA``), not files that it maps. Every allocation beyond fails, wherever
+it is made, so the bound holds for what nobody thought of, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from fivefold.units import GIB, MIB, format_size
+
+MAX_MEMORY: Final = 1792 * MIB
+"""Unless told otherwise: less than 2 GiB with what the process is made of and a file of some size."""
+
+_ROOM: Final = GIB
+"""A limit on the address space that leaves less than this beyond ours is met first."""
+
+_bound: int | None = None
+"""The last one that was set."""
+
+
+@contextlib.contextmanager
+def bounded(size: int) -> Iterator[None]:
+    """Let the process have at most *size* bytes inside the ``with`` block; a lower limit from outside stays."""
+    global _bound
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    ours = soft == resource.RLIM_INFINITY or size < soft
+    if ours:
+        resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
+        _bound = size
+    try:
+        yield
+    finally:
+        if ours:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def bound_met() -> str | None:
+    """Say which bound is met when memory has run out; None where it is a limit from outside, or there is none left.
+
+    To be asked while the error still holds what was allocated.
+    """
+    outside, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if _bound is None or (outside != resource.RLIM_INFINITY and outside < _bound + _ROOM):
+        return None
+    if _written() < _bound * 2 // 3:
+        return None
+    return f"this needs more than {format_size(_bound)} of memory; allow more with --max-memory SIZE"
+
+
+def _written() -> int:
+    """Bytes that count for the limit."""
+    pages = Path("/proc/self/statm").read_text().split()[5]
+    return int(pages) * resource.getpagesize()
