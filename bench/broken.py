@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from fivefold.boot import BootOptions, Run
+from fivefold.boot.guests import make_guest
 from fivefold.boot.image.build import boot_object, kernel_object, link_image
-from fivefold.boot.run import boot_guest, make_guest
+from fivefold.boot.run import boot_guest
 from fivefold.kernel.modes import KERNEL, MODES
 from fivefold.machine import available
 from fivefold.units import MIB

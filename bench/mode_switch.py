@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fivefold.boot import BootOptions, build_image
-from fivefold.boot.run import make_guest
+from fivefold.boot.guests import make_guest
 from fivefold.machine import Machine, start
 from fivefold.units import GIB, MIB
 

@@ -14,7 +14,8 @@ import sys
 import time
 
 from fivefold.boot import BootOptions, Image, build_image
-from fivefold.boot.run import boot_guest, make_guest
+from fivefold.boot.guests import make_guest
+from fivefold.boot.run import boot_guest
 from fivefold.errors import FivefoldError
 from fivefold.units import GIB, MIB
 

@@ -1,7 +1,7 @@
 """What every test may count on.
 
 Tests marked `qemu` need QEMU. Without it they are skipped by name, saying what to install;
-with FIVEFOLD_REQUIRE_QEMU set, as in CI, they fail instead.
+with FIVEFOLD_REQUIRE_QEMU set, as in CI, they fail instead. So it is with those marked `bochs` and FIVEFOLD_REQUIRE_BOCHS.
 
 `mutated` puts a mistake into a copy of the kernel: a test named after a mistake shows that it
 fails when the mistake is back.
@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from fivefold.machine import available
+from fivefold.machine.bochs.config import installation
 
 Mutated = Callable[..., str]
 
@@ -36,13 +37,20 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("qemu") is None:
-        return
-    reason = available("qemu")
-    if reason is not None:
-        if os.environ.get("FIVEFOLD_REQUIRE_QEMU"):
-            pytest.fail(f"QEMU is required here: {reason}", pytrace=False)
-        pytest.skip(reason)
+    for engine, lacks in (("qemu", available), ("bochs", _bochs_lacks)):
+        if item.get_closest_marker(engine) is not None and (reason := lacks(engine)) is not None:
+            if os.environ.get(f"FIVEFOLD_REQUIRE_{engine.upper()}"):
+                pytest.fail(f"{engine} is required here: {reason}", pytrace=False)
+            pytest.skip(reason)
+
+
+def _bochs_lacks(engine: str) -> str | None:
+    """Why the tests cannot run Bochs: Debian 12 has one without a CPU with LA57."""
+    if (reason := available(engine)) is not None:
+        return reason
+    version = installation(None).version
+    told = f"Bochs {version[0]}.{version[1]} has no CPU with LA57; FIVEFOLD_BOCHS may say another"
+    return None if version >= (3, 0) else told
 
 
 @pytest.fixture(scope="session")

@@ -116,6 +116,10 @@ class MachineError(FivefoldError):
     """An engine could not start, stop or answer."""
 
 
+class NoSuchCpuError(MachineError):
+    """The engine is there, but has no CPU of the model that was asked for."""
+
+
 class CannotOpenError(MachineError, OSError):
     """A file cannot be opened or read. An `OSError` too, with its ``errno``, ``strerror`` and ``filename``."""
 

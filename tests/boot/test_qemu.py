@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fivefold.boot import BootOptions, Image, Run
 from fivefold.boot import boot as boot_all
-from fivefold.boot.run import LAYOUTS
+from fivefold.boot.command_line import LAYOUTS
 from fivefold.errors import MachineError
 from fivefold.report.text.boot import print_boot
 from fivefold.units import GIB, MIB, format_size

@@ -48,12 +48,12 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def test_a_choice_that_is_none_is_told_in_plain_words(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["fivefold", "boot", "--cpu", "mips"])
+    monkeypatch.setattr(sys, "argv", ["fivefold", "boot", "--layout", "mips"])
 
     with pytest.raises(SystemExit):
         main()
 
-    said = "fivefold: Invalid value for '--cpu': 'mips' is not one of 'both', 'la57', 'la48'.\n"
+    said = "fivefold: Invalid value for '--layout': 'mips' is not one of 'linux', 'proposal'.\n"
     assert capsys.readouterr().err == said
 
 

@@ -6,8 +6,9 @@
 from fivefold.boot.files import read_file, read_serial, write_file
 from fivefold.boot.image.build import build_image
 from fivefold.boot.image.elf_image import DEFAULT_LOAD_ADDRESS, MOST_BYTES, Image, parse
+from fivefold.boot.options import CPUS, DEFAULT_MEMORY, BootOptions
 from fivefold.boot.result import BootReport, Bounds, Check, Run, Skipped
-from fivefold.boot.run import CPUS, DEFAULT_MEMORY, BootOptions, boot
+from fivefold.boot.run import boot
 from fivefold.callable_package import make_callable
 
 make_callable(__name__)

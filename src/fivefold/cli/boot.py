@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from enum import StrEnum
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,20 +19,13 @@ if TYPE_CHECKING:
     from fivefold.machine import Event, Machine
 
 
-class CpuChoice(StrEnum):
-    """Which CPUs to boot on."""
-
-    both = "both"
-    la57 = "la57"
-    la48 = "la48"
-
-
 class EngineChoice(StrEnum):
     """What runs the machine."""
 
     unicorn = "unicorn"
     qemu = "qemu"
     kvm = "kvm"
+    bochs = "bochs"
 
 
 class EntryChoice(StrEnum):
@@ -40,6 +34,7 @@ class EntryChoice(StrEnum):
     pvh = "pvh"
     long48 = "long48"
     long57 = "long57"
+    multiboot2 = "multiboot2"
     efi = "efi"
     efi57 = "efi57"
 
@@ -55,13 +50,20 @@ def boot(
     image: Annotated[
         Path | None, typer.Argument(help="An image written by `fivefold image`; by default the built-in one.")
     ] = None,
-    cpu: Annotated[CpuChoice, typer.Option(help="CPU with LA57, without, or both.")] = CpuChoice.both,
+    cpu: Annotated[
+        str,
+        typer.Option(metavar="CPU", help="la57, la48, both, or a model by the engine's own name for it."),
+    ] = "both",
     engine: Annotated[
         EngineChoice | None, typer.Option(help="What runs the machine. [default: unicorn; qemu where unicorn cannot]")
     ] = None,
     entry: Annotated[
-        EntryChoice, typer.Option(help="32-bit entry, 64-bit with paging on in that depth, or UEFI.")
-    ] = EntryChoice.pvh,
+        EntryChoice | None,
+        typer.Option(
+            help="32-bit entry, 64-bit with paging on in that depth, GRUB under BIOS, or UEFI. "
+            "[default: pvh; multiboot2 on bochs]"
+        ),
+    ] = None,
     layout: Annotated[
         LayoutChoice, typer.Option(help="Today's map of areas, or the 2017 proposal's.")
     ] = LayoutChoice.linux,
@@ -80,6 +82,14 @@ def boot(
         bool, typer.Option("--hibernate", help="Save the kernel, restart the machine, resume it, and judge that.")
     ] = False,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Stop a run after this long.")] = 30.0,
+    qemu: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Run on this QEMU: a program, or a folder of unpacked packages."),
+    ] = None,
+    bochs: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Run on this Bochs: a program, or a folder of unpacked packages."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every check and the serial output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the schema fivefold.boot/1.")] = False,
 ) -> int:
@@ -88,9 +98,10 @@ def boot(
     from fivefold.boot import boot as run_boot
     from fivefold.boot.command_line import unknown_words
 
+    chosen, program = _engine(engine, qemu, bochs)
     options = BootOptions(
-        engine.value if engine else None,
-        entry.value,
+        chosen,
+        entry.value if entry else "multiboot2" if chosen == "bochs" else "pvh",
         layout.value,
         memory,
         load_address,
@@ -99,6 +110,7 @@ def boot(
         kexec=kexec,
         hibernate=hibernate,
         smp=smp,
+        program=program,
     )
     given = None
     if image:
@@ -107,7 +119,7 @@ def boot(
             given = parse(data)
         except ImageError as error:
             raise ImageError(f"{image}: {error}") from error
-    cpus = CPUS if cpu is CpuChoice.both else (cpu.value,)
+    cpus = CPUS if cpu == "both" else (cpu,)
     for word in unknown_words(f"{cmdline} {kexec or ''}"):
         print(f"fivefold: the kernel does not know {word!r}, and passes over it", file=sys.stderr)
     report = run_boot(cpus, options, given, _say, _why)
@@ -123,14 +135,29 @@ def boot(
     return 0 if report.ok else 1
 
 
+def _engine(engine: EngineChoice | None, qemu: str | None, bochs: str | None) -> tuple[str | None, str | None]:
+    """Which engine, and which program of it: the option that names a program chooses the engine, too."""
+    if qemu is not None and bochs is not None:
+        raise typer.BadParameter("--qemu and --bochs are two engines; a boot runs on one of them")
+    for program, names in ((qemu, ("qemu", "kvm")), (bochs, ("bochs",))):
+        if program is not None:
+            if engine is not None and engine.value not in names:
+                raise typer.BadParameter(f"--{names[0]} is of no use to the engine {engine.value}")
+            return engine.value if engine else names[0], program
+    return engine.value if engine else None, None
+
+
 def _why(event: Event, machine: Machine) -> str:
     """The story of a run that did not come to its end; "" where only a shutdown would have one."""
-    from fivefold.explain import explain_event
-    from fivefold.machine import Shutdown
+    from fivefold.explain import explain, explain_event
+    from fivefold.machine import PoweredOff, Reset, Shutdown
     from fivefold.report.text.explain import explanation_lines
 
+    if isinstance(event, Reset | PoweredOff):
+        return ""  # what the registers show comes after it
     try:
-        told = explain_event(event, machine)
+        log = getattr(machine, "log", b"")
+        told = explain(BytesIO(log)) if machine.opaque else explain_event(event, machine)
     except FivefoldError as error:
         return f"it cannot be explained: {error}"
     if told.cause.rule == "unknown" and not isinstance(event, Shutdown):

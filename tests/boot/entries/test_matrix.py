@@ -9,7 +9,8 @@ import pytest
 
 from fivefold.arch import Cr4
 from fivefold.boot import Image, Run
-from fivefold.boot.run import LAYOUTS, VARIABLES
+from fivefold.boot.command_line import LAYOUTS
+from fivefold.boot.run import VARIABLES
 from fivefold.layout import image_areas
 from fivefold.machine import Machine, MapRow
 from fivefold.machine.unicorn.engine import UnicornMachine

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fivefold.boot import BootOptions, Image
+from fivefold.boot.guests import make_guest
 from fivefold.boot.judge.guest_report import read_report
-from fivefold.boot.run import make_guest
 from fivefold.machine import Exit, LimitReached, Machine, Shutdown, start
 from fivefold.machine.qemu.engine import QemuMachine
 from fivefold.machine.unicorn.engine import UnicornMachine

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 
 from fivefold.boot import BootOptions, Image
-from fivefold.boot.run import boot_guest, make_guest
+from fivefold.boot.guests import make_guest
+from fivefold.boot.run import boot_guest
 from fivefold.explain import Explanation, explain_event
 from fivefold.kernel.selftest.faults import FAULTS
 from fivefold.machine import Event, Machine

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fivefold.errors import MachineError
+from fivefold.errors import MachineError, NoSuchCpuError
 from fivefold.machine.base import Guest
 from fivefold.machine.child import environment
 from fivefold.machine.program import HostProgram, find_program
@@ -42,6 +42,8 @@ class Installation(NamedTuple):
     version: tuple[int, int]
     models: tuple[str, ...]
     share: Path
+    waits: bool = False
+    """Whether it waits for a word to its debugger before it runs, as a build with one did before 3.0."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -75,22 +77,29 @@ def installation(given: str | None) -> Installation:
 def _ask(program: HostProgram) -> Installation:
     share = _share(program)
     draft = Installation(program, (0, 0), (), share)
-    try:
-        done = subprocess.run(
-            [*program.command, "--help", "cpu"],
-            capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False,
-            env=environment() | draft.environment,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise MachineError(f"{program.path} cannot be started: {error}") from error
-    said = done.stdout + done.stderr
+    said = _help(draft, "cpu")
     version = _VERSION.search(said)
     listed = said.partition("Supported CPU models")[2].splitlines()
     models = tuple(line for line in listed if re.fullmatch(r"\w+", line))
     if version is None or not models:
         words = said.strip().splitlines()
         raise MachineError(f"{program.path} is no Bochs that works here: {words[-1] if words else 'it says nothing'}")
-    return draft._replace(version=(int(version[1]), int(version[2])), models=models)
+    number = (int(version[1]), int(version[2]))
+    waits = number < (3, 0) and " -rc " in _help(draft)
+    return draft._replace(version=number, models=models, waits=waits)
+
+
+def _help(bochs: Installation, *about: str) -> str:
+    """What the program says of itself."""
+    try:
+        done = subprocess.run(
+            [*bochs.program.command, "--help", *about],
+            capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False,
+            env=environment() | bochs.environment,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MachineError(f"{bochs.program.path} cannot be started: {error}") from error
+    return done.stdout + done.stderr
 
 
 def _share(program: HostProgram) -> Path:
@@ -115,8 +124,8 @@ def cpu_model(bochs: Installation, cpu: str) -> str:
         return model
     version = ".".join(map(str, bochs.version))
     if cpu == "la57":
-        raise MachineError(f"Bochs {version} has no CPU with LA57: {model} came with Bochs 3.0; give one with --bochs")
-    raise MachineError(f"Bochs {version} has no CPU model {cpu!r}; it has {', '.join(bochs.models)}")
+        raise NoSuchCpuError(f"Bochs {version} has no CPU with LA57: {model} came with 3.0; give one by --bochs")
+    raise NoSuchCpuError(f"Bochs {version} has no CPU model {cpu!r}; it has {', '.join(bochs.models)}")
 
 
 def check_guest(guest: Guest) -> int:

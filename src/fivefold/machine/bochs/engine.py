@@ -1,7 +1,7 @@
 """Bochs as a child process: it boots an ISO, and what it shows is the serial port and its log.
 
 Configuration, ISO and serial output are memfds, the log is a pipe: nothing has a name that could be left behind, and
-the kernel kills the child when we die. There is no debugger in Debian's build, so memory and registers cannot be read.
+the kernel kills the child when we die. Bochs' debugger is not used, so memory and registers cannot be read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fivefold.machine.bochs.log import BochsLogReader
 from fivefold.machine.child import Child
 from fivefold.memory import PhysMemory
 
-OPAQUE: Final = "bochs has no debugger here: memory and registers cannot be read, only the serial port"
+OPAQUE: Final = "bochs shows its serial port: memory, registers and page tables are not read"
 _POLL: Final = 0.02
 _CHUNK: Final = 1 << 16
 
@@ -115,11 +115,15 @@ class BochsMachine:
             self._log_pipe, log = os.pipe()
             self._cleanup.callback(os.close, self._log_pipe)
             os.set_blocking(self._log_pipe, False)
+            go = self._memfd("fivefold-go")
+            _write(go, b"c\n")
             _write(iso, self.guest.image)
             _write(text, configuration(self._bochs, self.guest, iso, serial, log).encode())
             command = [*self._bochs.program.command, "-q", "-f", f"/proc/self/fd/{text}"]
+            if self._bochs.waits:
+                command += ["-rc", f"/proc/self/fd/{go}"]
             try:
-                self._child = Child(command, [iso, text, serial, log], self._bochs.environment)
+                self._child = Child(command, [iso, text, serial, log, go], self._bochs.environment)
             finally:
                 os.close(log)
         except OSError as error:

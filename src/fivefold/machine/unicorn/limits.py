@@ -13,6 +13,6 @@ def unicorn_lacks(entry: EntryPoint, cpus: int) -> str | None:
     """
     if cpus != 1:
         return f"unicorn has one CPU, not {cpus}"
-    if entry in EFI_ENTRIES:
+    if entry in EFI_ENTRIES or entry == "multiboot2":
         return f"unicorn has no firmware for the entry {entry}"
     return None

@@ -19,7 +19,7 @@ CPU_NAMES: Final = {"la57": "CPU with LA57", "la48": "CPU without LA57"}
 def print_boot(report: BootReport, console: Console, verbose: bool = False) -> None:
     """Print *report*; *verbose* adds every check and what the guests wrote to their serial port."""
     if report.runs:
-        console.print(_table(report.runs))
+        _print_table(_table(report.runs), console)
     for run in report.runs:
         _print_failures(run, console)
         _print_story(run, console)
@@ -31,6 +31,16 @@ def print_boot(report: BootReport, console: Console, verbose: bool = False) -> N
         for run in report.runs:
             _print_details(run, console)
     console.print(_verdict(report))
+
+
+def _print_table(table: Table, console: Console) -> None:
+    """Print *table*; where it is read by a program, without the blanks that fill its lines."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    console.out("\n".join(line.rstrip() for line in captured.get().splitlines()), highlight=False)
 
 
 def _table(runs: Iterable[Run]) -> Table:
@@ -63,11 +73,15 @@ def _area(run: Run, name: str) -> str:
 
 
 def _mode(run: Run) -> str:
-    return f"{run.mode or 'none'}: {run.reason}"
+    if run.mode is None:
+        return "-"
+    return run.mode if run.reason == "unknown" else f"{run.mode}: {run.reason}"
 
 
 def _entered(run: Run) -> str:
-    entered = run.facts.get("entered_levels", 0)
+    entered = run.facts.get("entered_levels")
+    if entered is None:  # the kernel has not said how it was entered
+        return run.entry
     return f"{run.entry}, {f'with {entered} levels on' if entered else 'paging off'}"
 
 
@@ -93,6 +107,12 @@ def _instructions(run: Run) -> str:
     return "not counted" if run.instructions is None else f"{run.instructions:,}"
 
 
+def _own_dump(run: Run) -> str:
+    if not run.facts.get("scan_tables"):
+        return "-"
+    return f"{run.facts['scan_ranges']} ranges of {run.facts['scan_tables']} tables"
+
+
 _ROWS: Final[tuple[tuple[str, Callable[[Run], str]], ...]] = (
     ("engine", lambda run: f"{run.engine}: {run.engine_reason}" if run.engine_reason else run.engine),
     ("entry", _entered),
@@ -100,14 +120,14 @@ _ROWS: Final[tuple[tuple[str, Callable[[Run], str]], ...]] = (
     ("levels", lambda run: str(run.levels or "-")),
     ("top shift", _variable("pgdir_shift")),
     ("entries per P4D", _variable("ptrs_per_p4d")),
-    ("image at", lambda run: hex64(run.facts.get("load_address", 0))),
+    ("image at", lambda run: hex64(run.facts["load_address"]) if run.facts.get("load_address") else "-"),
 )
 _RESULT_ROWS: Final[tuple[tuple[str, Callable[[Run], str]], ...]] = (
-    ("memory", lambda run: format_size(run.facts.get("ram_bytes", 0))),
+    ("memory", lambda run: format_size(run.facts["ram_bytes"]) if run.facts.get("ram_bytes") else "-"),
     ("direct map", _direct_map),
     ("page tables", lambda run: str(run.facts.get("tables", "-"))),
     ("early page faults", lambda run: str(run.facts.get("early_faults", "-"))),
-    ("own dump", lambda run: f"{run.facts.get('scan_ranges', 0)} ranges of {run.facts.get('scan_tables', 0)} tables"),
+    ("own dump", _own_dump),
     ("checks by guest", _checks("guest")),
     ("checks from outside", _checks("outside")),
     ("instructions", _instructions),
