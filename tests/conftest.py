@@ -1,7 +1,7 @@
 """What every test may count on.
 
 Tests marked `qemu` need QEMU. Without it they are skipped by name, saying what to install;
-with FIVEFOLD_REQUIRE_QEMU set, as in CI, they fail instead. So it is with those marked `bochs` and FIVEFOLD_REQUIRE_BOCHS.
+with FIVEFOLD_REQUIRE_QEMU set, as in CI, they fail instead. So do those marked `bochs` with FIVEFOLD_REQUIRE_BOCHS.
 
 `mutated` puts a mistake into a copy of the kernel: a test named after a mistake shows that it
 fails when the mistake is back.
