@@ -54,6 +54,6 @@ def _what_lies_there(space: Space, refused: list[Path]) -> dict[int, str]:
 
     if not refused:
         return {}
-    told = explain(memory=space.source, addresses=[path.va for path in refused])
+    told = explain(memory=space, addresses=[path.va for path in refused])
     area_at = {path.va: path.area for path in refused}
     return {place.address: place.sentence for place in told.places if place.area == area_at[VirtAddr(place.address)]}

@@ -1,8 +1,4 @@
-"""What lies at an address: the area of Linux' map, the KASAN shadow it is, what the registers have there.
-
-The map is that of the documents, without randomised bases; which kernel runs is mostly not known,
-so the newest layout (since 4.20) is taken unless a log names another release.
-"""
+"""What lies at an address, in words: its area, the KASAN shadow it is, what the registers have there."""
 
 from __future__ import annotations
 
@@ -10,16 +6,14 @@ from typing import Final, NamedTuple
 
 from fivefold.arch import LA48, LA57, PagingMode
 from fivefold.errors import LayoutError
+from fivefold.explain.area_names import DEFAULT_RELEASE, KERNEL_IMAGE, AreaNames, NamedArea
 from fivefold.explain.rules.ruling import physical
 from fivefold.explain.rules.situation import Situation
-from fivefold.layout import Area, area_of, from_shadow, linux_areas, shadow_offset
+from fivefold.layout import Area, area_of, from_shadow, shadow_offset
 from fivefold.machine.base import vector_name
 from fivefold.units import GIB, MASK64, hex64
 
-DEFAULT_RELEASE: Final = "6.1"
-"""Its map holds since 4.20."""
-
-KERNEL_IMAGE: Final = 0xFFFF_FFFF_8000_0000
+NULL_PAGE: Final = 0x1000
 
 _WORDS: Final = {
     "user": "the user half",
@@ -37,6 +31,7 @@ _WORDS: Final = {
     "fixmap": "the fixmap",
     "vsyscall": "the vsyscall page",
     "ldt_remap": "the LDT remap",
+    "hypervisor": "the hypervisor",
 }
 
 
@@ -48,50 +43,55 @@ class AddressArea(NamedTuple):
     sentence: str
 
 
-def describe(here: Situation, va: int, release: str | None = None) -> AddressArea:
-    """Say what lies at *va* for the CPU *here*."""
-    areas = [_area(va, mode, release) for mode in ((here.mode,) if here.mode else (LA57, LA48))]
-    found = {area.name: area for area in areas if area}
-    parts = [_of_area(here, area, va, release) for area in found.values()]
-    text = f"with five levels {parts[0]}, with four {parts[1]}" if len(parts) > 1 else parts[0]
+def describe(here: Situation, va: int, names: AreaNames | None = None) -> AddressArea:
+    """Say what lies at *va* for the CPU *here*; *names* knows where areas lie."""
+    names = names or AreaNames()
+    if here.known_mode and here.mode is None:
+        return AddressArea(va, None, f"{hex64(va)}: the CPU is outside of long mode, where areas have no names here")
+    found = {mode: names.at(va, mode) for mode in ((here.mode,) if here.mode else (LA57, LA48))}
+    parts = {_of_area(here, one, va, mode, names): mode for mode, one in found.items()}
+    text = " or, with four levels, ".join(parts)
+    if len(parts) > 1:
+        text = f"with five levels {text}"
     if more := _relations(here, va):
         text += "; " + "; ".join(more)
-    return AddressArea(va, next(iter(found)) if len(found) == 1 else None, f"{hex64(va)} is in {text}")
+    areas = {one.name for one in found.values()}
+    return AddressArea(va, areas.pop() if len(areas) == 1 else None, f"{hex64(va)} is {text}")
 
 
-def _area(va: int, mode: PagingMode, release: str | None) -> Area | None:
-    return area_of(_map(mode, release), va)
-
-
-def _map(mode: PagingMode, release: str | None) -> tuple[Area, ...]:
-    levels = len(mode.levels)
-    try:
-        return linux_areas(release or DEFAULT_RELEASE, levels)
-    except LayoutError:
-        return linux_areas(DEFAULT_RELEASE, levels)
-
-
-def _of_area(here: Situation, area: Area, va: int, release: str | None) -> str:
-    words = _WORDS.get(area.name)
-    if area.name == "kasan_shadow":
-        return f"{words}, {_shadowed(here, va, release)}"
-    if area.name.startswith("non_canonical"):
+def _of_area(here: Situation, found: NamedArea, va: int, mode: PagingMode, names: AreaNames) -> str:
+    name = found.name
+    if name is None:
+        return _unnamed(found, va)
+    if name == "user" and va < NULL_PAGE:
+        return "in the first page, which is never mapped"
+    words = _WORDS.get(name)
+    if name == "kasan_shadow":
+        return f"in {words}, {_shadowed(va, mode, names)}"
+    if name.startswith("non_canonical"):
         return f"{_WORDS['non_canonical']}{_other_modes(here, va)}{_user_shadow(va)}"
     if words is None:
-        above = _neighbour(here, area, release)
-        return f"a hole{above}, which Linux leaves unmapped"
-    return words
+        return f"in a hole{_neighbour(found.area, mode, names)}, which Linux leaves unmapped"
+    return f"in {words}"
 
 
-def _shadowed(here: Situation, va: int, release: str | None) -> str:
+def _unnamed(found: NamedArea, va: int) -> str:
+    """An address in an area that the source does not name."""
+    half = "in the upper half" if va >> 63 else "in the lower half"
+    if found.would_be is not None:
+        words = _WORDS.get(found.would_be, found.would_be)
+        return f"{half}; it would be in {words} of Linux if bases are not randomised, which the source does not say"
+    return half
+
+
+def _shadowed(va: int, mode: PagingMode, names: AreaNames) -> str:
     """Which address a shadow byte stands for."""
-    mode = here.mode or LA57
     try:
-        offset = shadow_offset(release or DEFAULT_RELEASE, len(mode.levels))
+        offset = shadow_offset(names.release or DEFAULT_RELEASE, len(mode.levels))
     except LayoutError:
         offset = shadow_offset(DEFAULT_RELEASE, len(mode.levels))
     first = from_shadow(va, offset)
-    target = _area(first, mode, release)
+    target = area_of(names.documents(mode), first)
     where = "" if target is None else f" in {_WORDS.get(target.name, 'a hole')}"
     return f"the shadow of {hex64(first)}{where}"
 
@@ -115,8 +115,8 @@ def _other_modes(here: Situation, va: int) -> str:
     return f" in {mode.va_bits} bits"
 
 
-def _neighbour(here: Situation, area: Area, release: str | None) -> str:
-    above = area_of(_map(here.mode or LA57, release), area.end & MASK64)
+def _neighbour(area: Area | None, mode: PagingMode, names: AreaNames) -> str:
+    above = area_of(names.documents(mode), area.end & MASK64) if area else None
     return f" below {_WORDS[above.name]}" if above is not None and above.name in _WORDS else ""
 
 

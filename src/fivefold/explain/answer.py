@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from fivefold import _arguments
 from fivefold.arch import TableReader
-from fivefold.errors import FormatError
+from fivefold.errors import FivefoldError, FormatError
 from fivefold.explain.address_area import describe
+from fivefold.explain.area_names import AreaNames
+from fivefold.explain.cause import find_cause, guilty_of
+from fivefold.explain.faults.suspicious_state import suspicious_state
 from fivefold.explain.headline import headline
 from fivefold.explain.logs.event_line import pair_up
 from fivefold.explain.logs.links import link
 from fivefold.explain.logs.read_log import open_log, read_log
-from fivefold.explain.logs.trace import RaisedException, Trace
+from fivefold.explain.logs.trace import Levels, RaisedException, Trace
 from fivefold.explain.predict import first_exception, follow, given_exception
 from fivefold.explain.remedy import legal_changes, missing_link
 from fivefold.explain.result import ExplainedException, Explanation
 from fivefold.explain.rules.mode_evidence import proven_levels
 from fivefold.explain.rules.situation import PAGING_NAMES, GivenState, Situation, situation
-from fivefold.explain.story import Story, find_cause
+from fivefold.explain.story import Story
 from fivefold.explain.what_if import ask
 from fivefold.machine.base import Event as MachineEvent
 from fivefold.machine.base import ExceptionRecord, Machine, Registers, Shutdown
 from fivefold.memory import CpuState, Segment, Source, open_source
-from fivefold.survey.space import Space
+
+if TYPE_CHECKING:
+    from fivefold.survey.guest.areas import AreaMap
+    from fivefold.survey.space import Space
 
 _LIVE: Final = ("qmp:", "pid:", "gdb:")
 _CORE: Final = (b"\x7fELF", b"EMiL", b"KDUMP   ", b"makedumpfile")
@@ -57,18 +64,22 @@ def explain(
     _arguments.keywords("explain", numbers, GivenState.__dataclass_fields__)
     if not (log is None or isinstance(log, str | os.PathLike | Trace) or hasattr(log, "read")):
         raise TypeError(f"log is {log!r}; expected the name of a file, an open file, a Trace or None")
-    if not (memory is None or isinstance(memory, str | os.PathLike | Source | Space) or hasattr(memory, "read")):
+    if not (
+        memory is None or isinstance(memory, str | os.PathLike | Source | _space_class()) or hasattr(memory, "read")
+    ):
         raise TypeError(f"memory is {memory!r}; expected the name of a source, a Source, a Space, a reader or None")
     given = replace(given or GivenState(), **numbers)
-    if isinstance(memory, Space):
+    space: Space | None = None
+    if isinstance(memory, _space_class()):
+        space = cast("Space", memory)
         given = given if given.phys_bits is not None else replace(given, phys_bits=memory.given.phys_bits)
-        memory = memory.source
+        memory = space.source
     with ExitStack() as stack:
         if isinstance(log, str | os.PathLike) and _is_source(os.fspath(log)):
             log, memory = None, memory if memory is not None else log
         if isinstance(memory, str | os.PathLike):
             memory = stack.enter_context(open_source(os.fspath(memory)))
-        reader = memory.memory if isinstance(memory, Source) else memory
+        reader = memory.memory if isinstance(memory, Source) else cast("TableReader | None", memory)
         cpus = memory.cpus if isinstance(memory, Source) else ()
         trace = _trace(log, stack)
         if trace is None:
@@ -76,7 +87,8 @@ def explain(
             trace = _from_registers(name, reader, given, cpus, bool(addresses))
         elif not trace.exceptions:
             trace = _complete(trace, reader, given)
-        return _explain(trace, reader, given, _final(trace, cpus), addresses, what_if)
+        areas = _areas_of(space, memory if isinstance(memory, Source) else None)
+        return _explain(trace, reader, given, _final(trace, cpus), addresses, what_if, areas)
 
 
 def explain_event(event: MachineEvent, machine: Machine) -> Explanation:
@@ -95,6 +107,35 @@ def explain_event(event: MachineEvent, machine: Machine) -> Explanation:
             exceptions = (earlier.pop(), linked, *exceptions[1:])
         trace = Trace(machine.name, "engine's events", exceptions, "triple-fault", cpu, total=len(exceptions))
     return _explain(trace, machine.memory, given, cpu, (), ())
+
+
+def _space_class() -> type[Any]:
+    """`Space`, or a class without instances as long as nothing has imported it: it needs numpy, which this does not."""
+    module = sys.modules.get("fivefold.survey.space")
+    found: type[Any] = module.Space if module is not None else _NoSpace
+    return found
+
+
+class _NoSpace:
+    """Stands for `Space` before it is imported."""
+
+
+def _areas_of(space: Space | None, source: Source | None) -> Callable[[], AreaMap | None]:
+    """Asks the memory for the areas of its kernel; only when an address is to be named, because that is a scan."""
+
+    def ask() -> AreaMap | None:
+        if space is not None:
+            return space.areas
+        if source is None:
+            return None
+        from fivefold.survey.space import Space
+
+        try:
+            return Space(source).areas
+        except (FivefoldError, OSError):
+            return None  # no root, or tables that cannot be read: nothing is named
+
+    return ask
 
 
 def _before(machine: Machine, event: Shutdown) -> tuple[ExceptionRecord, ...]:
@@ -201,13 +242,16 @@ def _explain(
     final: CpuState | None,
     addresses: Sequence[int],
     changes: Sequence[str],
+    areas: Callable[[], AreaMap | None] | None = None,
 ) -> Explanation:
     levels, contradiction = proven_levels(trace)
-    story = Story(trace, memory, given, final, levels)
+    rsp = trace.exceptions[0].rsp if trace.exceptions and trace.exceptions[0].cpl != 3 else None
+    names = AreaNames(trace.release, trace.placement, trace.dialect, rsp, areas)
+    story = Story(trace, memory, given, final, names, levels)
     explained = story.explain_all()
-    cause = find_cause(explained, trace)
-    guilty = next((one for one in explained if not one.finding.legitimate), None)
+    guilty = guilty_of(explained)
     here = guilty.finding.here if guilty else situation(trace.cpu or final, None, memory, given, levels)
+    cause = find_cause(explained, trace, None if explained else suspicious_state(here, trace))
     if guilty is not None:
         cause = replace(cause, legal=_legal(guilty))
     return Explanation(
@@ -218,11 +262,19 @@ def _explain(
         exceptions=explained,
         cause=cause,
         unknown=(*_unknown(here, explained, trace), *contradiction),
-        remarks=(*trace.remarks, *story.remarks()),
+        remarks=(*trace.remarks, *story.remarks(), *_why_levels(here, levels)),
         headline=headline(cause, guilty, trace),
-        places=tuple(describe(here, va, trace.release) for va in addresses),
+        guilty=guilty,
+        places=tuple(describe(here, va, names) for va in addresses),
         what_if=tuple(ask(change, guilty.finding) for change in changes) if guilty else (),
     )
+
+
+def _why_levels(here: Situation, levels: Levels | None) -> tuple[str, ...]:
+    """What the number of levels follows from, where no CR4 says it."""
+    if levels is None or here.registers.cr4 is not None:
+        return ()
+    return (f"{levels.number} levels: {'; '.join(levels.why)}",)
 
 
 def _legal(explained: ExplainedException) -> tuple[str, ...]:
@@ -244,6 +296,8 @@ def _unknown(here: Situation, explained: Sequence[ExplainedException], trace: Tr
         found.append("the source begins in the middle: what struck first is not in it")
     if not trace.exceptions:
         found.append("no exception is in the source")
+    found += [text for one in explained for text in one.raised.dropped]
+    found += trace.unknown
     for one in explained:
         if one.raised.error_code is None and one.raised.vector == 14 and one.raised.during is None:
             found.append("the error code of the page fault is not in the source")

@@ -153,15 +153,12 @@ class Explanation:
     cause: FaultCause
     unknown: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    guilty: ExplainedException | None = None
+    """The exception that the cause is about, None where there is none."""
     headline: str = ""
     """One sentence: what happened, where, why."""
     places: tuple[AddressArea, ...] = ()
     what_if: tuple[WhatIf, ...] = ()
-
-    @property
-    def guilty(self) -> ExplainedException | None:
-        """The exception that the cause is about: the first that was not raised on purpose."""
-        return next((one for one in self.exceptions if not one.finding.legitimate), None)
 
     def to_json(self) -> dict[str, Any]:
         """The whole as the schema `fivefold.explain/1` has it."""

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fivefold.arch import Escalation, Kind, TableReader, Vector, escalate
-from fivefold.explain.address_area import describe, notable_registers, phys_base_hint
+from fivefold.explain.address_area import describe
+from fivefold.explain.area_names import AreaNames
+from fivefold.explain.faults.control_protection import control_protection
 from fivefold.explain.faults.delivery import GATE_SIZE, read_gate
 from fivefold.explain.faults.failed_delivery import SELECTOR_FAULTS, explain_delivery, is_of_delivery
 from fivefold.explain.faults.finding import Certainty, FaultFinding, instruction_at
 from fivefold.explain.faults.general_fault import explain_general_fault
 from fivefold.explain.faults.page_fault import FRAME_WORDS, explain_page_fault
+from fivefold.explain.faults.suspicious_state import root_outside
 from fivefold.explain.logs.trace import Levels, RaisedException, Trace
-from fivefold.explain.result import ExplainedException, FaultCause
+from fivefold.explain.result import ExplainedException
 from fivefold.explain.rules.situation import GivenState, Situation, situation
 from fivefold.machine.base import vector_name
 from fivefold.memory import CpuState
@@ -39,6 +42,7 @@ class Story:
     given: GivenState
     final: CpuState | None = None
     """Registers of the memory source: those after everything happened."""
+    names: AreaNames = field(default_factory=AreaNames)
     levels: Levels | None = None
     """What the trace proves of the number of levels without CR4."""
     explained: list[ExplainedException] = field(default_factory=list)
@@ -49,6 +53,10 @@ class Story:
         exceptions = self.trace.exceptions
         for index, raised in enumerate(exceptions):
             here = self._situation(raised)
+            if not index and self.trace.vm_exit and (found := root_outside(here, self.trace.vm_exit)) is not None:
+                # The hypervisor stopped in this access; nothing that it was delivering comes before it.
+                self.explained.append(self._explained(raised, found))
+                continue
             before = self.explained[-1] if self.explained else None
             raised = self._with_cr2(raised, index == len(exceptions) - 1)
             if before and before.raised.during is None and before.raised.vector == raised.during:
@@ -104,19 +112,22 @@ class Story:
             return explain_general_fault(here, raised, self.trace)
         if raised.vector == Vector.DF:
             return _double_fault(here, raised)
+        if raised.vector == Vector.CP:
+            return control_protection(here, raised)
         sentence = f"{vector_name(raised.vector)}: no rule of paging raises it"
         return FaultFinding("unknown", sentence, "certain", here, legitimate=True)
 
     def _explained(self, raised: RaisedException, finding: FaultFinding) -> ExplainedException:
         va = finding.va if finding.va is not None else raised.cr2
-        place = None if va is None else describe(finding.here, va, self.trace.release)
+        place = None if va is None else describe(finding.here, va, self.names)
         return ExplainedException(raised, finding, place)
 
     def _add_deliveries(self) -> None:
         """Say of each exception why its handler could not run, or that it did."""
         for index, explained in enumerate(self.explained):
             after = self.explained[index + 1] if index + 1 < len(self.explained) else None
-            self.explained[index] = replace(explained, delivery=_delivery(explained.raised, after, self.trace))
+            delivery = _delivery(explained.raised, after, self.trace) or _no_gate(explained, after, self.trace)
+            self.explained[index] = replace(explained, delivery=delivery)
 
 
 def _delivery(raised: RaisedException, after: ExplainedException | None, trace: Trace) -> str | None:
@@ -136,6 +147,17 @@ def _delivery(raised: RaisedException, after: ExplainedException | None, trace: 
     if can_double and escalate(during, after.raised.vector) is Escalation.DOUBLE:
         return f"{delivered} could not be delivered: a double fault (#DF) takes its place"
     return f"{delivered} could not be delivered"
+
+
+def _no_gate(explained: ExplainedException, after: ExplainedException | None, trace: Trace) -> str | None:
+    """What follows where a log ends with an exception that has no gate in the IDT."""
+    idt, size, vector = explained.finding.here.registers.idt, explained.finding.here.gate_size, explained.raised.vector
+    if after is not None or trace.outcome != "unknown" or idt is None or size * vector + size - 1 <= idt.limit:
+        return None
+    return (
+        f"the log ends here; the gate of {vector_name(vector)} ends at offset {size * vector + size - 1:#x} and the "
+        f"IDT's limit is {idt.limit:#x}, so it cannot be delivered, nor can what follows: most likely a triple fault"
+    )
 
 
 def _legitimate(here: Situation, raised: RaisedException, trace: Trace) -> FaultFinding:
@@ -210,75 +232,3 @@ def _handled_there(finding: FaultFinding) -> str | None:
         if gate is not None and gate.present and gate.offset == finding.va:
             names.append(vector_name(vector))
     return " or ".join(names) if 0 < len(names) <= 4 else "an exception" if names else None
-
-
-# -- the cause -------------------------------------------------------------------------------
-
-
-def find_cause(explained: tuple[ExplainedException, ...], trace: Trace) -> FaultCause:
-    """The first thing that went wrong: the first exception that was not legitimate, or what stopped one that was."""
-    for one in explained:
-        if one.finding.legitimate:
-            continue
-        return _cause_of(one, trace)
-    if explained:
-        sentence = f"{explained[-1].finding.sentence}; nothing shows that its handler did not run"
-        return FaultCause("unknown", None, None, None, sentence, "guess")
-    sentence = "no exception in the source, and nothing in registers or memory that would raise one"
-    return FaultCause("unknown", None, None, None, sentence, "guess")
-
-
-def _cause_of(explained: ExplainedException, trace: Trace) -> FaultCause:
-    finding = explained.finding
-    evidence = list(dict.fromkeys(_evidence(explained)))
-    if trace.outcome == "handled" and explained.raised.during is None:
-        evidence.append("its handler was entered, so it may be meant")
-    confidence = finding.confidence
-    if trace.inferred and confidence == "certain":
-        # What registers and memory lead to is not yet what happened.
-        confidence = "likely"
-    if (
-        trace.inferred
-        and explained.raised.during is None
-        and finding.instruction is None
-        and finding.va != explained.raised.rip
-    ):
-        evidence.append("the memory does not hold the instruction at RIP; CR2 may be that of an older page fault")
-        confidence = "guess"
-    return FaultCause(
-        finding.rule,
-        finding.level,
-        finding.va,
-        explained.place.area if explained.place and finding.va is not None else None,
-        finding.sentence,
-        confidence,
-        tuple(evidence),
-    )
-
-
-def _evidence(explained: ExplainedException) -> Iterator[str]:
-    finding, raised = explained.finding, explained.raised
-    if finding.instruction is not None:
-        at = finding.instruction.at
-        yield f"the instruction{'' if at is None else f' at {hex64(at)}'} is {finding.instruction.text}"
-    if (
-        finding.agrees
-        and raised.error_code is not None
-        and not any("where a CPU gives" in r or "RSVD with P clear" in r for r in finding.remarks)
-    ):
-        yield f"the error code {raised.error_code:#x} is the one that the tables give"
-    if explained.place is not None:
-        yield explained.place.sentence
-    yield from finding.remarks
-    yield from notable_registers(finding.here)
-    if finding.va is not None and (hint := phys_base_hint(finding.here, finding.va)):
-        yield hint
-    if raised.repeats > 1:
-        yield _repeats(raised)
-
-
-def _repeats(raised: RaisedException) -> str:
-    text = f"the same exception struck {raised.repeats} times in a row"
-    if raised.rsp is not None and raised.last_rsp is not None and raised.last_rsp < raised.rsp:
-        return f"{text}, each lower on the stack than the one before: a runaway recursion"
-    return text

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Literal, NamedTuple, Protocol, Self
 
-from fivefold.arch import Cpu
+from fivefold.arch import Cpu, Vector
 from fivefold.memory import PhysMemory
 from fivefold.units import MIB, hex64
 
@@ -28,10 +28,7 @@ START_SECONDS: Final = 30.0
 """How long an engine may take to start unless told otherwise; start-up under load is slow."""
 
 PAGE_FAULT: Final = 14
-_NAMES: Final = {
-    0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS",
-    11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC", 19: "#XM", 20: "#VE", 21: "#CP",
-}  # fmt: skip
+_NAMES: Final = {int(vector): "NMI" if vector is Vector.NMI else f"#{vector.name}" for vector in Vector}
 
 
 def vector_name(vector: int) -> str:

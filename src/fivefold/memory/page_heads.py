@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Final
 
-import numpy as np
-
 from fivefold.memory.base import Extent
 from fivefold.units import MIB, PAGE
 
@@ -28,6 +26,8 @@ def in_buffer(start: int, data: memoryview, written: Sequence[Extent], head: byt
     count = (len(data) - skip) // PAGE if len(data) > skip else 0
     if count <= 0:
         return
+    import numpy as np  # a log is explained without it
+
     words = np.frombuffer(data, "<u8", count * (PAGE // _WORD), skip)[:: PAGE // _WORD]
     wanted = np.uint64(int.from_bytes(head[:_WORD], "little"))
     for low, high in _parts(start + skip, count, written):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from fivefold.arch import Kind
+from fivefold.arch import Access, Kind
 from fivefold.explain.faults.finding import FaultFinding
 from fivefold.explain.logs.trace import RaisedException
 from fivefold.explain.rules.situation import Situation
@@ -84,7 +84,7 @@ def without_address(here: Situation, raised: RaisedException) -> FaultFinding:
         kind = Kind.WRITE
     if code is not None and not code & 1 and not code & 8:
         sentence = f"{kinds[kind]} was refused: the error code has P clear; the address is not known"
-        return FaultFinding("not-present", sentence, "likely", here)
+        return FaultFinding("not-present", sentence, "likely", here, how=Access(kind) if kind else None)
     if code is not None and code & 8 and code & 1:
         sentence = f"{kinds[kind]} was refused: the error code has RSVD; the address is not known"
         return FaultFinding("reserved-bit", sentence, "likely", here)

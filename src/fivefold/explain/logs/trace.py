@@ -73,6 +73,8 @@ class Placement:
 
     slide: int | None = None
     fixed: bool = False
+    may_slide: bool = False
+    """The source says that the image lies in a gibibyte that is kept for moving it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,11 @@ from fivefold.memory import CpuState
 L_BIT: Final = 1 << 21
 """In the second word of a code segment's descriptor: 64-bit code."""
 _D_BIT: Final = 1 << 22
-UNKNOWN_ROOT: Final = (1 << 52) - 0x1000
-"""Stands for a CR3 that the source does not have, where it printed the entries all the same. No table lies there."""
+UNKNOWN_ROOT: Final = 0xFFFF_F000
+"""Stands for a CR3 that the source does not have, where it printed the entries all the same.
+
+The page below 4 GiB holds the reset vector in ROM, so no table lies there, and every physical width reaches it.
+"""
 GENEROUS: Final = Cpu(vmx=True, smx=True, cet=True, lam=True)
 """Every feature and 52 bits: what this refuses, every CPU refuses."""
 

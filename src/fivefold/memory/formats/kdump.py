@@ -16,8 +16,6 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-
 from fivefold.errors import FormatError, MachineError, MemoryReadError
 from fivefold.memory.banked import MAX_COPY, PagedMemory
 from fivefold.memory.base import Extent
@@ -178,6 +176,8 @@ class _Pages:
 
     def written(self) -> list[Extent]:
         """The pages that may be anything but zeros: QEMU keeps one page of zeros, and all that are empty share it."""
+        import numpy as np  # a log is explained without it
+
         numbers = np.flatnonzero(np.unpackbits(np.frombuffer(self._bitmap, np.uint8), bitorder="little"))
         offsets = np.empty(len(numbers), np.uint64)
         for at in range(0, len(numbers), _DESCRIPTORS):

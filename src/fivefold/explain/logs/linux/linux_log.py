@@ -195,5 +195,6 @@ def _placement(text: str) -> Placement:
     offset = _OFFSET.search(text)
     return Placement(
         slide=int(offset[1], 16) if offset and offset[1] else 0 if offset else None,
+        may_slide="relocation range: 0xffffffff80000000-0xffffffffbfffffff" in text,
         fixed=bool(_NOKASLR.search(text)) or bool(offset and offset[2]) or bool(_KASAN.search(text)),
     )
