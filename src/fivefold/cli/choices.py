@@ -5,6 +5,14 @@ from __future__ import annotations
 from enum import StrEnum
 
 
+class ColorChoice(StrEnum):
+    """When to print colours."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 class TableFormat(StrEnum):
     """How to print a table."""
 

@@ -21,8 +21,10 @@ from typer.core import TyperGroup
 
 from fivefold.cli import values
 from fivefold.cli.bounds import MAX_MEMORY, bounded
+from fivefold.cli.choices import ColorChoice
 from fivefold.cli.failures import COULD_NOT, refuse, refuse_system, unforeseen, write_report_to
-from fivefold.cli.printing import clean_streams, print_to_nobody, printing
+from fivefold.cli.help_page import CONTEXT, GENERAL, HelpfulCommand
+from fivefold.cli.printing import CleanText, clean_streams, print_to_nobody, printing
 from fivefold.errors import FivefoldError
 from fivefold.units import format_size
 
@@ -55,16 +57,42 @@ class _Commands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         one = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        one.command(cmd_name)(_printing(cmd_name, getattr(import_module(f"fivefold.cli.{cmd_name}"), cmd_name)))
+        command = getattr(import_module(f"fivefold.cli.{cmd_name}"), cmd_name)
+        one.command(cmd_name, cls=HelpfulCommand, context_settings=CONTEXT)(_printing(cmd_name, command))
         return typer.main.get_command(one)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command; ``help COMMAND`` is its ``--help``, and a name that is none gets the nearest that are."""
+        if args[0] == "help":
+            args = [*args[1:2], "--help"]
+            if len(args) == 1:
+                ctx.command.main(args, standalone_mode=False)
+                raise typer.Exit
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(_no_such(args[0]))
+        return super().resolve_command(ctx, args)  # type: ignore[no-any-return, unused-ignore]
 
     def format_commands(self, ctx: object, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _no_such(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, COMMANDS, 2, 0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(COMMANDS)}"
+    return f"there is no command {name!r}; {hint}"
+
+
 ReportOption = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE", help="Write the trace of an internal error to FILE.")
+    Path | None,
+    typer.Option(
+        "--report", metavar="FILE", help="Write the trace of an internal error to FILE.", rich_help_panel=GENERAL
+    ),
+]
+ColorOption = Annotated[
+    ColorChoice, typer.Option("--color", help="Colours; auto heeds NO_COLOR and pipes.", rich_help_panel=GENERAL)
 ]
 
 
@@ -75,6 +103,7 @@ MemoryOption = Annotated[
         parser=values.size,
         metavar="SIZE",
         help=f"Give up beyond this much memory, {format_size(MAX_MEMORY)} unless given.",
+        rich_help_panel=GENERAL,
     ),
 ]
 UNBOUNDED: Final = frozenset({"boot", "image"})
@@ -84,8 +113,14 @@ UNBOUNDED: Final = frozenset({"boot", "image"})
 def _printing(name: str, command: Callable[..., int]) -> Callable[..., int]:
     # Around the command itself: what click makes of a reader that went away is status 1.
     @functools.wraps(command)
-    def run(report: Path | None = None, max_memory: int | None = None, **given: Any) -> int:
+    def run(
+        report: Path | None = None,
+        max_memory: int | None = None,
+        color: ColorChoice = ColorChoice.auto,
+        **given: Any,
+    ) -> int:
         write_report_to(report)
+        _colour(color)
         with nullcontext() if name in UNBOUNDED else bounded(max_memory or MAX_MEMORY):
             return printing(lambda: command(**given))
 
@@ -94,6 +129,7 @@ def _printing(name: str, command: Callable[..., int]) -> Callable[..., int]:
     for option, annotation in added.items():
         kind = inspect.Parameter.KEYWORD_ONLY
         shown.append(inspect.Parameter(option, kind, default=None, annotation=annotation))
+    shown.append(inspect.Parameter("color", kind, default=ColorChoice.auto, annotation=ColorOption))
     # What reads the signature is to see the command's own with these options more.
     del run.__wrapped__
     run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
@@ -101,11 +137,22 @@ def _printing(name: str, command: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
+def _colour(choice: ColorChoice) -> None:
+    """Have reports coloured as *choice* says; nothing is loaded for what is the default."""
+    if choice is ColorChoice.auto:
+        return
+    from fivefold.report.console import choose_color
+
+    choose_color("always" if choice is ColorChoice.always else "never")
+    if choice is ColorChoice.always and isinstance(sys.stdout, CleanText):
+        sys.stdout.let_colours_pass()
+
+
 app = typer.Typer(
     name="fivefold",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=CONTEXT,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -119,10 +166,21 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _man(wanted: bool) -> None:
+    if wanted:
+        from fivefold.cli.man_page import man_page
+
+        sys.stdout.write(man_page(_Commands(), COMMANDS))
+        raise typer.Exit
+
+
 @app.callback()
 def fivefold(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    man: Annotated[
+        bool, typer.Option("--man", callback=_man, is_eager=True, help="Print the man page: fivefold --man | man -l -")
     ] = False,
 ) -> None:
     """x86-64 paging with four and five levels, chosen at boot."""

@@ -48,7 +48,7 @@ def find(
     raw: Annotated[
         list[bytes] | None, typer.Option("--bytes", parser=pattern, metavar="HEX", help="Bytes anywhere in memory.")
     ] = None,
-    text: Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="Text in UTF-8.")] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", metavar="WORDS", help="Text in UTF-8.")] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="Places of the same bytes that are told.")] = 20,
     format: Annotated[TableFormat, typer.Option(help="How to print it.")] = TableFormat.text,
     as_json: JsonOption = False,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fivefold.cli import values
+from fivefold.cli.printing import write_output
 from fivefold.errors import MachineError
 
 
@@ -29,7 +30,9 @@ class FileEntryChoice(StrEnum):
 
 
 def image(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write; - is standard output.")
+    ],
     format: Annotated[
         ImageFormat,
         typer.Option(
@@ -47,7 +50,7 @@ def image(
     cmdline: Annotated[str, typer.Option(help="Command line in the menu of an ISO.")] = "",
 ) -> int:
     """Write the bootable image: the same bytes from the same sources."""
-    from fivefold.boot import DEFAULT_LOAD_ADDRESS, build_image, write_file
+    from fivefold.boot import DEFAULT_LOAD_ADDRESS, build_image
     from fivefold.boot.command_line import check_given
     from fivefold.boot.image.efi_image import efi_file
     from fivefold.boot.image.iso import iso_file
@@ -69,6 +72,5 @@ def image(
         data = iso_file(data, built.place(load), cmdline) if format is ImageFormat.iso else data
     else:
         data = built.place(load, "pvh_entry" if entry is FileEntryChoice.pvh else f"stub_{entry.value}")
-    write_file(output, data)
-    print(f"{output}: {format.value}, {len(data)} bytes, {built.size} bytes in memory")
+    write_output(output, data, f"{format.value}, {len(data)} bytes, {built.size} bytes in memory")
     return 0

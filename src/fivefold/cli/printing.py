@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, TextIO
 
 from fivefold.errors import escape
@@ -38,6 +39,20 @@ def printing(command: Callable[[], int]) -> int:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
+def write_output(path: Path, data: bytes, told: str) -> None:
+    """Write *data* to *path*, or to standard output where that is ``-``; say *told* where it is in nobody's way."""
+    from fivefold.boot import write_file
+
+    if str(path) != "-":
+        write_file(path, data)
+        print(f"{path}: {told}")
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+    print(f"fivefold: standard output: {told}", file=sys.stderr)
+
+
 def print_to_nobody() -> None:
     """Let what is left in buffers go nowhere, so that it is not told twice that it could not be written."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -61,6 +76,10 @@ class CleanText(io.TextIOWrapper):
             write_through=getattr(stream, "write_through", False),
         )
         self._controls = _NOT_COLOURS if stream.isatty() else _CONTROLS
+
+    def let_colours_pass(self) -> None:
+        """Write colours into a pipe or file, too, as ``--color always`` asks."""
+        self._controls = _NOT_COLOURS
 
     def write(self, text: str) -> int:
         """Write *text* without what would steer a terminal."""

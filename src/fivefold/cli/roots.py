@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 
-import typer
-
-from fivefold.cli.source_options import JsonOption, SourceChoice, on_source, tell_left_out
+from fivefold.cli.source_options import JsonOption, SourceChoice, on_source_without, tell_left_out
 
 
-@on_source
+@on_source_without("cr3", "cr4", "cpu", "force")
 def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
     """Find page-table roots in all of memory, group those of one kernel, and say what speaks for each.
 
@@ -20,8 +18,6 @@ def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
     from fivefold.survey.guest.roots import find_roots
 
     given = chosen.check_given()
-    if given.force or any(value is not None for value in (given.cr3, given.cr4, given.cpu)):
-        raise typer.BadParameter("roots looks for every root; expected it without --cr3, --cr4, --cpu and --force")
     with chosen.open_source() as source:
         found = find_roots(source, given.levels, given.phys_bits)
         tell_left_out(source)

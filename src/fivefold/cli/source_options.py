@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from fivefold.cli import values
+from fivefold.cli.help_page import SOURCE
 from fivefold.cli.printing import over_write
 from fivefold.units import hex64
 
@@ -86,7 +87,8 @@ def choose(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A file (raw, ELF core, kdump, LiME, also .xz .gz .zst), qmp:SOCKET, pid:NUMBER or gdb:HOST:PORT.",
+            help="A file (raw, ELF core, kdump, LiME, also .xz .gz .zst), qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT, "
+            "or - for standard input.",
         ),
     ],
     *,
@@ -159,7 +161,19 @@ def tell_left_out(source: Source) -> None:
 
 def on_source(command: Callable[..., int]) -> Callable[..., int]:
     """Give *command* SOURCE and the common options in place of its first parameter."""
-    common = list(inspect.signature(choose, eval_str=True).parameters.values())
+    return on_source_without()(command)
+
+
+def on_source_without(*left_out: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Like `on_source`, for a command that some of the common options make no sense for: it does not have them."""
+    return functools.partial(_spliced, left_out=left_out)
+
+
+def _spliced(command: Callable[..., int], left_out: tuple[str, ...]) -> Callable[..., int]:
+    every = inspect.signature(choose, eval_str=True).parameters
+    common = [parameter for name, parameter in every.items() if name not in left_out]
+    for parameter in common[1:]:
+        parameter.annotation.__metadata__[0].rich_help_panel = SOURCE
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     shown = [common[0], *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*own, *common[1:]])]
 

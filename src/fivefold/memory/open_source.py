@@ -12,7 +12,7 @@ from fivefold.errors import FivefoldError, FormatError, both_told
 from fivefold.memory.banked import MAX_COPY
 from fivefold.memory.files import FileBytes
 from fivefold.memory.formats import elf_core, kdump, lime
-from fivefold.memory.formats.compressed import compression_of, unpack
+from fivefold.memory.formats.compressed import compression_of, read_stream, unpack
 from fivefold.memory.formats.raw_image import read_raw
 from fivefold.memory.source import Progress, Source
 
@@ -82,7 +82,8 @@ _UNSUPPORTED: Final = {
 def open_source(
     spec: str | os.PathLike[str], options: SourceOptions | None = None, **changes: Unpack[SourceKeywords]
 ) -> Source:
-    """Open *spec*: a file, ``qmp:SOCKET`` (a path or HOST:PORT), ``pid:NUMBER`` or ``gdb:HOST:PORT``.
+    """Open *spec*: a file, ``-`` (standard input), ``qmp:SOCKET`` (a path or HOST:PORT), ``pid:NUMBER`` or
+    ``gdb:HOST:PORT``.
 
     Files are raw images, ELF cores, kdump files and LiME, also inside .xz, .gz or .zst; the
     first bytes decide, never the name; a path object is always a file. *changes* are fields of `SourceOptions`.
@@ -95,6 +96,8 @@ def open_source(
     if isinstance(spec, os.PathLike):
         return open_file(os.fspath(spec), chosen)
     _arguments.instance("spec", spec, str, expected="the name of a file, or qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT")
+    if spec == "-":
+        return _open_bytes(read_stream(0, "standard input", max_bytes=chosen.max_unpacked), chosen)
     prefix, colon, rest = spec.partition(":")
     if colon and prefix in ("qmp", "pid", "gdb"):
         return _open_live(prefix, rest, chosen)
@@ -103,8 +106,10 @@ def open_source(
 
 def open_file(path: str, options: SourceOptions | None = None) -> Source:
     """Open a file as `open_source` does, whatever its name looks like."""
-    chosen = options or SourceOptions()
-    file = FileBytes.open(path)
+    return _open_bytes(FileBytes.open(path), options or SourceOptions())
+
+
+def _open_bytes(file: FileBytes, chosen: SourceOptions) -> Source:
     compression = compression_of(_head(file))
     if compression:
         file = unpack(file, max_bytes=chosen.max_unpacked, progress=chosen.progress)

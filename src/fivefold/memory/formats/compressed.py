@@ -8,9 +8,11 @@ import io
 import lzma
 import os
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from fivefold.errors import FormatError, MachineError
@@ -63,6 +65,28 @@ def unpack(file: FileBytes, *, max_bytes: int | None = None, progress: Progress 
         unpacked.close()
         raise FormatError(f"{file.name} is compressed twice ({twice} inside {kind}); unpack it once first")
     return unpacked
+
+
+def read_stream(fd: int, name: str, *, max_bytes: int | None = None) -> FileBytes:
+    """The bytes of the open file *fd* up to its end: the file itself, or a copy of what comes through a pipe.
+
+    `FormatError` for an empty one and for more than *max_bytes*, `MachineError` when it would fill the disk.
+    """
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return FileBytes.from_fd(os.dup(fd), name)
+    first = _read_whole(fd, STEP)
+    if not first:
+        raise FormatError(f"{name} is empty; expected a file that holds memory")
+    most = MAX_UNPACKED if max_bytes is None else max_bytes
+    return _spill(chain([first], iter(lambda: _read_whole(fd, STEP), b"")), name, _Limits(most, most))
+
+
+def _read_whole(fd: int, size: int) -> bytes:
+    parts = []
+    while size > 0 and (part := os.read(fd, size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 class _Limits(NamedTuple):

@@ -1,0 +1,57 @@
+"""Examples of every command, for its help and the man page: a line to type, and what it is for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
+    "boot": (
+        ("fivefold boot", "five levels and four, side by side"),
+        ('fivefold boot --cpu la57 --cmdline "no5lvl"', "four levels on a CPU that has five"),
+        ("fivefold boot --engine qemu --smp 4 --memory 2G", "on QEMU, with four CPUs"),
+    ),
+    "image": (
+        ("fivefold image -o fivefold.elf", "for `qemu-system-x86_64 -kernel` and GRUB"),
+        ("fivefold image --format iso -o fivefold.iso", "for UEFI and BIOS"),
+    ),
+    "judge": (("qemu-system-x86_64 … -serial stdio | fivefold judge -", "whether that machine passed"),),
+    "info": (
+        ("fivefold info guest.elf.xz", "a core, as of dump-guest-memory"),
+        ("fivefold info pid:4242", "a QEMU that runs, without stopping it"),
+    ),
+    "walk": (
+        ("fivefold walk guest.elf.xz ffffffff81000000 401000", "two addresses; bare digits are hexadecimal"),
+        ("fivefold walk guest.elf.xz 0 --json", "for a script"),
+    ),
+    "dump": (
+        ("fivefold dump guest.elf.xz --kernel --rights wx", "what the kernel can both write and run"),
+        ("fivefold dump guest.elf.xz --range 400000-4f0000", "a part of user space"),
+        ("fivefold dump guest.elf.xz --format ptdump", "as the guest's own page_tables file"),
+    ),
+    "roots": (("fivefold roots memory.raw", "page-table roots, surest first in each group"),),
+    "audit": (
+        ("fivefold audit guest.elf.xz", "findings with their evidence; status 1 if there are any"),
+        ("fivefold audit guest.elf.xz --policy policy.toml --format sarif", "for a code-scanning service"),
+    ),
+    "diff": (
+        ("fivefold diff before.elf after.elf", "what changed between two moments"),
+        ("fivefold diff one.elf other.elf --relative --no-phys", "two boots with KASLR"),
+    ),
+    "find": (
+        ("fivefold find guest.elf.xz --phys 9a000", "who maps this frame"),
+        ("fivefold find guest.elf.xz --phys 1000000+2M", "who maps any of these 2 MiB"),
+        ('fivefold find guest.elf.xz --text "root:x:0:0"', "where this text is, and who maps it"),
+    ),
+    "stats": (("fivefold stats guest.elf.xz", "what tables take, and what they map"),),
+    "layout": (
+        ("fivefold layout --mode la57 --linux 6.1", "the map of a release"),
+        ("fivefold layout ff11000000001000", "what an address is"),
+    ),
+    "view": (("fivefold view guest.elf.xz -o guest.html", "a page to open in a browser; `-o -` prints it"),),
+    "explain": (
+        ("fivefold explain qemu.log", "a log of `-d int`, to the first thing that went wrong"),
+        ("fivefold explain qemu.log --memory guest.elf.xz", "with the entries of its tables"),
+        ("dmesg | fivefold explain -", "an oops, from a pipe"),
+        ("fivefold explain --cr2 100 --error-code 2 --vector 14", "numbers alone; registers are hexadecimal"),
+    ),
+}
