@@ -20,7 +20,7 @@ from fivefold.cli.examples import EXAMPLES
 from fivefold.cli.man_page import man_page
 
 Run = Callable[..., Any]
-TYPES = re.compile(r"<(str|int|float|path|list|bool)|list\[|\b(TEXT|INTEGER|FLOAT|PATH|BOOLEAN)\b")
+TYPES = re.compile(r"<(str|int|float|path|list|bool)|list\[|\b(INTEGER|FLOAT|BOOLEAN)\b")
 
 
 @pytest.mark.parametrize("width", [40, 80, 120, 200])
