@@ -18,6 +18,7 @@ from fivefold.kernel.smp.smp import (
     AREA_CR4,
     AREA_EFER,
     AREA_SIZE,
+    AREA_TSS,
     AREA_VALUE,
     MAP,
     READ,
@@ -26,7 +27,7 @@ from fivefold.kernel.smp.smp import (
     send,
     shoot_down,
 )
-from fivefold.metal.lang import buffer, load64, noinline, rdmsr, read_cr3, read_cr4, store64, u64
+from fivefold.metal.lang import buffer, load16, load64, noinline, rdmsr, read_cr3, read_cr4, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 
 MARK: Final = 0x5A5A_534D_5000_A5A5
@@ -41,6 +42,7 @@ def check_cpus(top: VirtAddr) -> None:
         return
     check_arrival()
     if online() != 0:
+        check_isolation()
         check_mappings(top)
         check_shoot_down(top)
 
@@ -67,6 +69,26 @@ def check_arrival() -> None:
         roots += u64(load64(area + AREA_CR3) != read_cr3())
     equals("smp_same_mode", modes, 0)
     equals("smp_same_root", roots, 0)
+
+
+@noinline
+def check_isolation() -> None:
+    """Every other CPU has the first one's protections, no port for ring 3, and stacks for what arrives at any time."""
+    ports = u64(0)
+    stacks = u64(0)
+    protections = u64(0)
+    for i in range(online()):
+        tss = smp.areas + AREA_SIZE * i + AREA_TSS
+        ports += u64(load16(tss + kernel_map.TSS_IO_MAP) < kernel_map.TSS_SIZE)
+        protections += u64(load64(smp.areas + AREA_SIZE * i + AREA_CR4) != read_cr4())
+        for k in range(kernel_map.IST_STACKS):
+            end = load64(tss + kernel_map.TSS_IST + 8 * k)
+            stacks += u64(traps.probe_write(VirtAddr(end - 8)) != traps.PROBE_OK)
+    equals("smp_io_map_closed", ports, 0)
+    equals("smp_same_protections", protections, 0)
+    equals("smp_own_stacks", stacks, 0)
+    # The page is mapped at itself in the trampoline's root only, which all have left.
+    equals("smp_low_page_forgotten", how_many_miss(VirtAddr(smp.place)), online())
 
 
 @noinline

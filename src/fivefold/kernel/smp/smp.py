@@ -18,8 +18,11 @@ from fivefold.kernel.boot.in_use import LOW_PAGES, TRAMPOLINE_LIMIT
 from fivefold.kernel.paging import cpu, free, memblock
 from fivefold.kernel.paging.mapping import map_page, pte_of
 from fivefold.kernel.paging.pgtable import (
+    ACCESSED,
+    DIRTY,
     KERNEL_RW,
-    KERNEL_RX,
+    PRESENT,
+    RW,
     entry_frame,
 )
 from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
@@ -33,6 +36,7 @@ from fivefold.metal.lang import (
     extern,
     fill64,
     invlpg,
+    load16,
     load32,
     load64,
     noinline,
@@ -43,6 +47,7 @@ from fivefold.metal.lang import (
     read_cr3,
     read_cr4,
     sti,
+    store16,
     store32,
     store64,
     symbol,
@@ -138,7 +143,8 @@ def start_cpus(top: VirtAddr) -> None:
     began = rdtsc()
     while online() + refused() < others and rdtsc() - began < apic.PATIENCE:
         pause()
-    drop_trampoline()
+    if is_complete():
+        drop_trampoline()
 
 
 def take_areas(count: u64) -> None:
@@ -164,32 +170,66 @@ def put_trampoline(top: VirtAddr) -> None:
     store64(words + 16, rdmsr(cpu.MSR_EFER) & ~cpu.EFER_LMA)
     store64(words + 24, read_cr0())
     store64(words + 32, symbol("ap_start"))
-    store64(words + 40, 0)
+    store64(words + WORD_LIMIT, wanted - 1)
     for offset in WORDS_OF_PLACE:
         store32(words + offset, load32(words + offset) + place)
+    idt = code + symbol("ap_idt") - symbol("ap_trampoline")
+    store16(idt + 10, place >> 4)
+    move_gate(idt + 16)
+    move_gate(idt + 32)
     root = phys_to_virt(PhysAddr(place + PAGE_SIZE))
     fill64(root, 0, 256)
     copy64(root + 8 * 256, top + 8 * 256, 256)
-    if not map_page(root, VirtAddr(place), PhysAddr(place), KERNEL_RX):
+    if not map_page(root, VirtAddr(place), PhysAddr(place), TRAMPOLINE):
         report.panic("no memory for the page tables of the other CPUs' start")
 
 
+TRAMPOLINE: Final = PRESENT | RW | ACCESSED | DIRTY
+"""Code and stacks in one page. Not global: CR4.PGE comes with the first CPU's CR4, and the load of CR3 with which a CPU
+leaves the trampoline's root keeps global translations. Each CPU would go on to run ring 0 code from a page that the
+kernel gives away."""
 WORD_REFUSED: Final = 40
-WORDS_OF_PLACE: Final = (50, 56, 64)
-"""Offsets from `ap_words`: a count, and three addresses that depend on where the page is (GDT, two far jumps)."""
+WORD_NMIS: Final = 88
+WORD_LIMIT: Final = 96
+WORDS_OF_PLACE: Final = (50, 56, 64, 74)
+"""Offsets from `ap_words`: counts, and four addresses that depend on where the page is (GDT, two far jumps, IDT)."""
+
+
+def move_gate(gate: u64) -> None:
+    """Add the page's address to that of a gate's handler; a gate has its bits 0 to 15 and 16 to 31 apart."""
+    handler = load16(gate) + place
+    store16(gate, handler & 0xFFFF)
+    store16(gate + 6, handler >> 16)
+
+
+def is_complete() -> bool:
+    """Whether every CPU that was asked for has left the trampoline's tables: it has arrived, or it was refused.
+
+    One that is refused waits without paging. One that is late still walks the tables, which then must stay.
+    """
+    return online() + refused() == wanted - 1
 
 
 @noinline
 def drop_trampoline() -> None:
-    """Give the tables of the trampoline's lower half back; all CPUs have left it."""
+    """Give the tables of the trampoline's lower half back, after `is_complete`.
+
+    No CPU remembers them: each has loaded CR3 since, which flushes what is not global and the paging-structure caches.
+    """
+    traps.nmi_count += load64(trampoline_word(WORD_NMIS))
     root = phys_to_virt(PhysAddr(place + PAGE_SIZE))
     store64(pte_of(root, VirtAddr(place)), 0)
     free.free_range(root, VirtAddr(place), PAGE_SIZE)
 
 
+def trampoline_word(offset: u64) -> VirtAddr:
+    """Address of a word of the trampoline, where it was copied to."""
+    return VirtAddr(phys_to_virt(PhysAddr(place)) + symbol("ap_words") - symbol("ap_trampoline") + offset)
+
+
 def refused() -> u64:
     """How many CPUs lack the mode of the first."""
-    return load64(phys_to_virt(PhysAddr(place)) + symbol("ap_words") - symbol("ap_trampoline") + WORD_REFUSED)
+    return load64(trampoline_word(WORD_REFUSED))
 
 
 def online() -> u64:
@@ -206,8 +246,9 @@ def secondary_main(number: u64) -> None:
     It comes on the trampoline's root, with its stack in the direct map: that root has the kernel's whole half.
     """
     area = areas + AREA_SIZE * number
-    cpu.write_cr3(PhysAddr(kernel_root))
     load_own_tables(VirtAddr(area))
+    # Only now: the trampoline's IDT, which an NMI would take, lies in the page that this root does not map.
+    cpu.write_cr3(PhysAddr(kernel_root))
     store64(area + AREA_CR3, read_cr3())
     store64(area + AREA_CR4, read_cr4())
     store64(area + AREA_EFER, rdmsr(cpu.MSR_EFER))
