@@ -54,8 +54,12 @@ def mode(request: pytest.FixtureRequest) -> PagingMode:
     return chosen
 
 
-WITH_NX = {(0x8000_0000, 0): (0x8000_0001, 0, 0, 0), (0x8000_0001, 0): (0, 0, 0, 1 << 20)}
-"""What every CPU says unless a test has it say otherwise."""
+WITH_NX = {
+    (0x8000_0000, 0): (0x8000_0008, 0, 0, 0),
+    (0x8000_0001, 0): (0, 0, 0, 1 << 20),
+    (0x8000_0008, 0): (52, 0, 0, 0),
+}
+"""NX, and 52 bits of physical address: what every CPU says unless a test has it say otherwise."""
 
 
 @dataclass

@@ -147,7 +147,7 @@ def test_inv_07_the_kernels_slot_stays_the_same_table(code: Any, guards: Guards,
         entry = helpers.ram.read(MIB + 8 * 511, 8)
         for number in range(kernel_early.POOL_PAGES + 8):
             helpers.set("phys.phys_window", helpers.window)
-            assert helpers.call("early.handle_fault", helpers.get("layout.page_offset_base") + number * GIB)
+            assert helpers.call("early.handle_fault", helpers.get("layout.page_offset_base") + number * GIB, 2)
             assert helpers.ram.read(MIB + 8 * 511, 8) == entry
             assert helpers.physical(MIB + helpers.window, image_va) == 16 * MIB
         assert helpers.get("early.wipes") == 1
@@ -166,7 +166,7 @@ def test_inv_08_the_guard_hole_is_empty(code: Any, guards: Guards, mode: PagingM
         helpers.call("early.begin", MIB, MIB + PAGE, 0, helpers.window)
         helpers.processor.cr3 = MIB
         for slot in range(16):
-            assert not helpers.call("early.handle_fault", hole + slot * helpers.call("pgtable.pgd_size"))
+            assert not helpers.call("early.handle_fault", hole + slot * helpers.call("pgtable.pgd_size"), 2)
         assert not any(helpers.ram.read(MIB + 8 * 256, 8 * 16))
 
     guards(
@@ -212,7 +212,7 @@ def test_inv_12_pointers_before_the_final_tables_go_through_the_window(
         helpers.call("early.begin", tables, tables + PAGE, 0, window)
         helpers.processor.cr3 = tables
         helpers.set("phys.phys_window", helpers.get("layout.page_offset_base"))
-        assert helpers.call("early.handle_fault", helpers.get("layout.page_offset_base") + 5 * GIB)
+        assert helpers.call("early.handle_fault", helpers.get("layout.page_offset_base") + 5 * GIB, 2)
         assert helpers.get("phys.phys_window") == helpers.get("layout.page_offset_base")
         assert helpers.physical(tables + window, helpers.get("layout.page_offset_base") + 5 * GIB) == 5 * GIB
 

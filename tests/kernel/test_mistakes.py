@@ -190,7 +190,7 @@ def test_rfc_b15_early_faults_beyond_the_direct_map_are_refused(code: Any, guard
         helpers.call("early.begin", MIB, MIB + PAGE, 0, helpers.window)
         helpers.processor.cr3 = MIB
         for va in (VMALLOC[LA48], 0xFFFF_EA00_0000_0000, 0xFFFF_FFFF_FF00_0000):
-            assert helpers.call("early.handle_fault", va) == 0
+            assert helpers.call("early.handle_fault", va, 2) == 0
 
     guards(check, "pgtable.py", B15)
 

@@ -234,7 +234,7 @@ def switch_to(top: VirtAddr) -> None:
     report.set_word(report.W_EARLY_FAULTS, early.faults)
     report.set_word(report.W_EARLY_WIPES, early.wipes)
     early.top = 0
-    write_cr3(PhysAddr(top - phys.phys_window))
+    write_cr3(PhysAddr(top - phys.phys_window))  # TLB: PGE is off since startup_64, so nothing early survives this
     write_cr4(cr4_in_use())
     store64(symbol("smap_on"), u64(read_cr4() & CR4_SMAP != 0))
     kernel_map.load_task_state()

@@ -372,3 +372,16 @@ def panic(text: str) -> None:
     put(text)
     put("\n")
     stop(EXIT_PANIC)
+
+
+@noinline
+def panic_on_exception(vector: u64, error: u64, address: u64, rip: u64) -> None:
+    """Say in one line which exception nobody expected, and stop the machine; *address* is CR2."""
+    put("Bail out! panic: unexpected exception ")
+    put_decimal(vector)
+    put(", error code ")
+    put_hex(error)
+    put(", address ")
+    put_hex(address)
+    put_line(", rip", rip)
+    stop(EXIT_PANIC)

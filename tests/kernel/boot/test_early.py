@@ -16,9 +16,11 @@ IMAGE = 0xFFFF_FFFF_8100_0000
 PMD = 2 << 20
 
 
-def started(code: Any, mode: PagingMode, *, load: int = 0x40_0000, used: int = 0) -> Any:
+def started(
+    code: Any, mode: PagingMode, *, load: int = 0x40_0000, used: int = 0, package: str = "fivefold.kernel"
+) -> Any:
     """The handler of a kernel whose image of 4 MiB is mapped, as the boot code leaves it."""
-    helpers = code(mode, "early", "layout", extents=[(TOP, POOL + 64 * 4096)])
+    helpers = code(mode, "early", "layout", package=package, extents=[(TOP, POOL + 64 * 4096)])
     helpers.ram.write(TOP, bytes(4096))
     helpers.call("layout.layout_init", 0)
     helpers.call("early.begin", TOP, POOL, used, helpers.window)
@@ -30,7 +32,7 @@ def started(code: Any, mode: PagingMode, *, load: int = 0x40_0000, used: int = 0
 
 
 def touch(helpers: Any, pa: int) -> int:
-    return int(helpers.call("early.handle_fault", helpers.get("layout.page_offset_base") + pa))
+    return int(helpers.call("early.handle_fault", helpers.get("layout.page_offset_base") + pa, 2))
 
 
 def seen(helpers: Any, va: int) -> int | None:
@@ -63,7 +65,7 @@ def test_nothing_but_the_direct_map_is_mapped(code: Any, mode: PagingMode) -> No
     for area in image_areas("linux", len(mode.levels)):
         if area.name != "direct_map" and area.kind != "non_canonical":
             refused += [area.start, area.end - 1]
-    assert not [hex(va) for va in refused if helpers.call("early.handle_fault", va)]
+    assert not [hex(va) for va in refused if helpers.call("early.handle_fault", va, 2)]
     assert helpers.get("early.used") == used
     assert helpers.get("early.faults") == 0
 
@@ -148,3 +150,31 @@ def test_rs_16_the_pool_is_enough_for_the_worst_image_in_both_modes(code: Any) -
         used[mode] = helpers.get("early.used")
     assert used == {LA48: 2 + 4, LA57: 3 + 6}
     assert max(used.values()) <= kernel_early.POOL_PAGES // 2, "and as much again for what is touched"
+
+
+def test_a_fault_on_a_present_page_is_not_answered(code: Any, guards: Any, mode: PagingMode) -> None:
+    """It would fault again for ever: a reserved bit, a right, a key. Only what is absent can be mended by a mapping."""
+
+    def check(package: str) -> None:
+        helpers = started(code, mode, package=package)
+        va = helpers.get("layout.page_offset_base") + 0x123_4000
+        for error in (1, 3, 9, 0x11):
+            assert helpers.call("early.handle_fault", va, error) == 0
+        assert helpers.get("early.faults") == 0
+        assert helpers.call("early.handle_fault", va, 0) == 1
+
+    guards(check, "early.py", ("    if error & PRESENT != 0 or entry_frame", "    if entry_frame"))
+
+
+@pytest.mark.parametrize("bits", [36, 40, 46])
+def test_nothing_beyond_the_width_of_the_cpu_is_mapped(code: Any, guards: Any, bits: int) -> None:
+    """Bits of a frame above it are reserved: the page would be present, and fault."""
+
+    def check(package: str) -> None:
+        helpers = started(code, LA57, package=package)
+        helpers.processor.leaves = {(0x8000_0008, 0): (bits, 0, 0, 0)}
+        assert touch(helpers, (1 << bits) - 1) == 1
+        assert touch(helpers, 1 << bits) == 0
+        assert touch(helpers, 1 << 51) == 0
+
+    guards(check, "early.py", ("min(max_physmem_bits(), cpu_phys_bits())", "max_physmem_bits()"))

@@ -289,3 +289,11 @@ def test_a_cpu_without_nx_is_refused(loader: Any, mode: PagingMode, stopped: Any
 
 def test_limit_is_where_firmware_begins() -> None:
     assert in_use.TRAMPOLINE_LIMIT == 0x9_F000
+
+
+def test_pcid_is_refused_in_one_line(loader: Any, stopped: Any) -> None:
+    """With it the low bits of CR3 are no part of an address, and a load of CR3 keeps translations of other numbers."""
+    machine = loader(LA48, PC)
+    machine.cpu.cr4 |= 1 << 17
+    with pytest.raises(stopped, match=r"^fivefold: CR4.PCIDE is on; the 64-bit entry expects it off\n$"):
+        machine.call("startup.switch_mode", INFO, LOAD, END)

@@ -21,7 +21,14 @@ from fivefold.metal.emit.worker import compiling
 from fivefold.metal.program import Program
 from fivefold.units import PAGE, VirtAddr
 
-ASSEMBLY: Final = ("boot/entry.S", "boot/window.S", "smp/smp.S", "handover/hibernate.S", "efi/efi_call.S")
+ASSEMBLY: Final = (
+    "boot/entry.S",
+    "boot/window.S",
+    "boot/need.S",
+    "smp/smp.S",
+    "handover/hibernate.S",
+    "efi/efi_call.S",
+)
 """The boot code's assembly, in this order: the first defines the macros."""
 FOR_32_BITS: Final = ("startup_32", "take_multiboot2")
 """Functions that the assembly calls in 32-bit code, there with ``_blob`` behind their names."""

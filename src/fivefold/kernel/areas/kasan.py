@@ -135,7 +135,7 @@ def fill_below(pud: VirtAddr, shared: VirtAddr) -> None:
 
 @noinline
 def fill_pmd(pmd: VirtAddr) -> None:
-    """The same for a PMD table."""
+    """Fill the empty entries of a PMD table, and of the PTE tables under it, if they are not shared ones."""
     for i in range(PTRS_PER_TABLE):
         entry = load64(pmd + 8 * i)
         if entry_none(entry):

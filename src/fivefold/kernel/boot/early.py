@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from fivefold.kernel.boot.detect import cpu_phys_bits
 from fivefold.kernel.paging import layout, phys
 from fivefold.kernel.paging.cpu import write_cr3
 from fivefold.kernel.paging.pgtable import (
@@ -133,18 +134,25 @@ def wipe() -> None:
         store64(table + 8 * slot, 0)
     used = kernel_tables
     wipes += 1
-    write_cr3(PhysAddr(top))
+    write_cr3(PhysAddr(top))  # TLB: no early leaf is global, and the tables are not filled again before this
 
 
 kernel_tables: u64 = 0
 """Tables at the start of the pool that the kernel's slot uses; a wipe keeps them."""
 
 
-def handle_fault(address: VirtAddr) -> bool:
-    """Map what a page fault on *address* asked for, if it lies in the direct map and the early tables are in use."""
+def handle_fault(address: VirtAddr, error: u64) -> bool:
+    """Map what a page fault on *address* asked for; False for a fault that a mapping would not mend.
+
+    It helps if the page is absent, the early tables are in use, and the address is that of memory in the direct map
+    which this CPU can address. A page that is present faulted for another reason, and would fault again for ever: by
+    the rights of its entry, or by a frame beyond the CPU's physical width, whose bits are reserved.
+    """
     global faults
     offset = address - layout.page_offset_base
-    if entry_frame(read_cr3()) != top or offset >> max_physmem_bits() != 0:
+    if error & PRESENT != 0 or entry_frame(read_cr3()) != top:
+        return False
+    if offset >> min(max_physmem_bits(), cpu_phys_bits()) != 0:
         return False
     seen_through = phys.phys_window
     phys.phys_window = window

@@ -50,6 +50,7 @@ pvh_entry:
         xorl    %esi, %esi                      # ESI: 0 for the mode that is decided here
 entry_32:
         find_image
+        call    check_cpu
 with_stack:
         pushl   $0                              # i386 C calling convention, 64-bit arguments
         pushl   %esi
@@ -117,6 +118,7 @@ multiboot2_entry:
         cmpl    $0x36d76289, %eax
         jne     2f                              # nothing says what EBX is: there is nobody to complain to
         find_image
+        call    check_cpu
         .irp    bound, _end, _text, multiboot2_info
         leal    (\bound - _text)(%ebp), %eax
         pushl   $0

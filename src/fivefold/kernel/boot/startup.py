@@ -18,7 +18,17 @@ from fivefold.kernel.boot import early, in_use, multiboot2, start_info
 from fivefold.kernel.boot.detect import cpu_has_nx, reason_for_mode, wants_five_levels
 from fivefold.kernel.boot.in_use import LOW_PAGES
 from fivefold.kernel.paging import memblock, phys
-from fivefold.kernel.paging.cpu import CR0_WP, CR4_LA57, EFER_NXE, MSR_EFER, write_cr0, write_msr
+from fivefold.kernel.paging.cpu import (
+    CR0_WP,
+    CR4_LA57,
+    CR4_PCIDE,
+    CR4_PGE,
+    EFER_NXE,
+    MSR_EFER,
+    write_cr0,
+    write_cr4,
+    write_msr,
+)
 from fivefold.kernel.paging.pgtable import (
     FRAME_MASK,
     PMD_SIZE,
@@ -36,6 +46,7 @@ from fivefold.metal.lang import (
     load64,
     rdmsr,
     read_cr0,
+    read_cr2,
     read_cr3,
     read_cr4,
     store64,
@@ -49,6 +60,12 @@ early_pool: Final = buffer(early.POOL_PAGES * PAGE_SIZE, PAGE_SIZE)
 table: Final = buffer(report.TABLE_SIZE, PAGE_SIZE)
 borrowed: Final = buffer(LOW_PAGES * PAGE_SIZE, PAGE_SIZE)
 """What was in the trampoline's two pages."""
+
+
+FRAME_VECTOR: Final = 120
+FRAME_ERROR: Final = 128
+FRAME_RIP: Final = 136
+"""Offsets in what `trap_common` saves (entry.S); `traps.py` has all of them."""
 
 
 def die(text: str) -> None:
@@ -79,6 +96,8 @@ def switch_mode(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
     """
     if not start_info.is_valid(info):
         die_without_start_info(info)
+    if read_cr4() & CR4_PCIDE != 0:
+        die("CR4.PCIDE is on; the 64-bit entry expects it off")
     five_levels = wants_five_levels(reason_for_mode(start_info.field64(info, start_info.OFFSET_CMDLINE)))
     if five_levels == (read_cr4() & CR4_LA57 != 0):
         return 0
@@ -123,6 +142,13 @@ def note_all(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> None:
 
 
 @export
+def early_exception(frame: VirtAddr) -> None:
+    """Say which exception came before the kernel's own handlers are there, and stop; *frame* as in `traps.py`."""
+    error = load64(frame + FRAME_ERROR)
+    report.panic_on_exception(load64(frame + FRAME_VECTOR), error, read_cr2(), load64(frame + FRAME_RIP))
+
+
+@export
 def startup_64(info: PhysAddr, load: PhysAddr, image_end: PhysAddr, entered_levels: u64) -> u64:
     """Build the early tables; return their root. Long mode is on, in the mode that stays."""
     set_mode(read_cr4() & CR4_LA57 != 0)
@@ -136,6 +162,9 @@ def startup_64(info: PhysAddr, load: PhysAddr, image_end: PhysAddr, entered_leve
     if not cpu_has_nx():
         die("the CPU has no NX: nothing could be writable and not executable")
     write_cr0(read_cr0() | CR0_WP)
+    # A loader may have PGE on: its global translations would outlive both loads of CR3, until the kernel turns PGE on
+    # again, which flushes nothing if it never was off.
+    write_cr4(read_cr4() & ~CR4_PGE)
     write_msr(MSR_EFER, rdmsr(MSR_EFER) | EFER_NXE)
     build_early_tables(load, image_end)
     start_report(info, load, image_end, entered_levels)

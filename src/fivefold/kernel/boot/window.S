@@ -5,7 +5,7 @@
 
         .section .head, "ax", @progbits
         .code64
-# Changes RAX; the stack is the boot stack.
+# Changes RAX, RCX, RDX and RDI; the stack is the boot stack. All other exceptions end in one line (startup.py).
 load_early_descriptors:
         leaq    head_gdt(%rip), %rax
         movq    %rax, head_gdt_pointer + 2(%rip)
@@ -19,12 +19,19 @@ load_early_descriptors:
         leaq    1f(%rip), %rax
         pushq   %rax
         lretq
-1:      leaq    early_nmi(%rip), %rax           # its address: bits 0 to 15, 16 to 31, 32 to 63
-        movw    %ax, early_idt + 32(%rip)
-        shrq    $16, %rax
-        movw    %ax, early_idt + 38(%rip)
-        shrq    $16, %rax
-        movl    %eax, early_idt + 40(%rip)
+1:      leaq    early_exception_entry(%rip), %rax
+        movq    %rax, trap_handler(%rip)
+        leaq    early_idt(%rip), %rdi
+        leaq    trap_stubs(%rip), %rdx
+        movl    $32, %ecx
+2:      movq    %rdx, %rax
+        call    early_gate
+        addq    $16, %rdx                       # stubs and gates have the same size
+        decl    %ecx
+        jnz     2b
+        leaq    early_nmi(%rip), %rax
+        leaq    early_idt + 32(%rip), %rdi
+        call    early_gate
         leaq    early_idt(%rip), %rax
         movq    %rax, early_idt_pointer + 2(%rip)
         site    site_window_lidt
@@ -33,6 +40,19 @@ load_early_descriptors:
         .hidden window_start
 window_start:
         ret
+# Writes the gate at RDI for the handler at RAX, bits 0 to 15, 16 to 31 and 32 to 63 apart; RDI: the next gate.
+early_gate:
+        movw    %ax, (%rdi)
+        movw    $0x18, 2(%rdi)
+        movw    $0x8e00, 4(%rdi)                # 64-bit interrupt gate
+        shrq    $16, %rax
+        movw    %ax, 6(%rdi)
+        shrq    $16, %rax
+        movl    %eax, 8(%rdi)
+        addq    $16, %rdi
+        ret
+early_exception_entry:
+        jmp     early_exception
 early_nmi:
         incq    early_nmi_count(%rip)
         iretq
@@ -47,11 +67,9 @@ take_trampoline_count:
         .section .data, "aw", @progbits
         .p2align 4
 early_idt:
-        .quad   0, 0, 0, 0
-        .quad   0x00008e0000180000              # vector 2: 64-bit interrupt gate to 0x18
-        .quad   0
+        .fill   32 * 16, 1, 0
 early_idt_pointer:
-        .word   47
+        .word   32 * 16 - 1
         .quad   0
         .p2align 3
         .globl  early_nmi_count

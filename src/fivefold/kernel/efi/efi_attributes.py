@@ -99,6 +99,7 @@ def protect(mine: VirtAddr, entry: u64) -> None:
         pte = pte_of(mine, VirtAddr(va + PAGE_SIZE * page))
         value = load64(pte)
         # Not writable but dirty would mean a shadow stack.
+        # TLB: rights are narrowed while this root is not loaded, and the next call loads CR3.
         value = value & ~(RW | DIRTY) if attributes & READ_ONLY != 0 else value
         store64(pte, value | NX if attributes & EXECUTE_PROTECT != 0 else value)
 

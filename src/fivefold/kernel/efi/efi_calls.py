@@ -45,7 +45,7 @@ def move_firmware(top: VirtAddr) -> u64:
     version = load32(handoff + EFI_DESCRIPTOR_VERSION)
     status = efi_call(service, size, each, version, handoff + efi_map.MAP_OFFSET, 0)
     write_cr4(control)
-    write_cr3(PhysAddr(kernel_root))
+    write_cr3(PhysAddr(kernel_root))  # TLB: the firmware's leaves are not global, so its identity map can go now
     return status
 
 

@@ -78,14 +78,19 @@ def create(top: VirtAddr) -> bool:
 
 @noinline
 def keep_in_step(top: VirtAddr) -> None:
-    """Copy what is shared, as it is in the kernel's tables now: before every call, since the kernel may have grown."""
+    """Copy the shared kernel entries again; called before every firmware call because the kernel may have new ones.
+
+    There is no fault handler to copy an entry late, as Linux once had: the firmware runs with interrupts off on a
+    stack of the kernel's, and a fault on a missing top entry would be a double fault.
+    """
     mine = top_page()
     for slot in range(KERNEL_SLOT, LAST_SLOT):
         if not sync.is_private(slot):
             store64(mine + 8 * slot, load64(top + 8 * slot))
     ours = p4d_offset(pgd_offset(mine, VirtAddr(EFI_VA_END)), VirtAddr(EFI_VA_END))
     theirs = p4d_offset(pgd_offset(top, VirtAddr(EFI_VA_END)), VirtAddr(EFI_VA_END))
-    # Below the window's P4D entry lie the rest of its table: none of it when it is folded into the top.
+    # The window shares its P4D table with other areas of the kernel, so that table is a copy too, entry by entry.
+    # Folded there is no such table: the entry lies in the top, and none is left to copy below it.
     below = (ours & PAGE_SIZE - 1) // 8 if not p4d_folded() else u64(0)
     for i in range(1, below + 1):
         store64(ours - 8 * i, load64(theirs - 8 * i))

@@ -23,6 +23,7 @@ CR4_MCE: Final = 1 << 6
 CR4_PGE: Final = 1 << 7
 CR4_UMIP: Final = 1 << 11
 CR4_LA57: Final = 1 << 12
+CR4_PCIDE: Final = 1 << 17
 CR4_SMEP: Final = 1 << 20
 CR4_SMAP: Final = 1 << 21
 MSR_EFER: Final = 0xC000_0080

@@ -53,7 +53,11 @@ def is_empty(table: VirtAddr) -> bool:
 
 
 def drop_table(entry: VirtAddr) -> None:
-    """Clear *entry* and give back the table that it led to, if that is empty."""
+    """Clear *entry* and give back the table that it led to, if that is empty.
+
+    TLB: nothing is flushed here. All that is freed in this file is of a root that no CPU has loaded, or has loaded CR3
+    since, and has no global leaf (`free_range`).
+    """
     value = load64(entry)
     if is_empty(table_at(value)):
         store64(entry, 0)
@@ -76,7 +80,7 @@ def free_ptes(pmd: VirtAddr, start: u64, end: u64) -> None:
 
 @noinline
 def free_pmds(pud: VirtAddr, start: u64, end: u64) -> None:
-    """The same below one PUD entry."""
+    """Free the pages of [start, end) below one PUD entry, and the tables that become empty."""
     va = start
     while va < end:
         stop = span_end(va, end, PMD_SIZE)
@@ -89,7 +93,7 @@ def free_pmds(pud: VirtAddr, start: u64, end: u64) -> None:
 
 @noinline
 def free_puds(p4d: VirtAddr, start: u64, end: u64) -> None:
-    """The same below one P4D entry; folded, that is the top entry."""
+    """Free the pages of [start, end) below one P4D entry (folded: the top entry), and the tables that become empty."""
     va = start
     while va < end:
         stop = span_end(va, end, PUD_SIZE)
@@ -105,7 +109,10 @@ def free_puds(p4d: VirtAddr, start: u64, end: u64) -> None:
 
 @noinline
 def free_p4ds(pgd: VirtAddr, start: u64, end: u64) -> None:
-    """The same below one PGD entry, whose P4D table exists only where it is not folded."""
+    """Free the pages of [start, end) below one PGD entry, and the tables that become empty.
+
+    Its P4D table is one of them only where the level is not folded.
+    """
     va = start
     while va < end:
         stop = span_end(va, end, P4D_SIZE)
@@ -126,7 +133,11 @@ def is_p4d_table_empty(pgd_value: u64) -> bool:
 
 @noinline
 def free_range(top: VirtAddr, start: VirtAddr, size: u64) -> None:
-    """Give back all 4 KiB pages in a range of the lower half, and every table that becomes empty."""
+    """Give back all 4 KiB pages in a range of the lower half, and every table that becomes empty.
+
+    No CPU may have *top* loaded: then neither its TLB nor its paging-structure caches lead to what is freed, since each
+    load of CR3 drops both for all that is not global (docs/tlb.md).
+    """
     va = u64(start)
     end = start + size
     while va < end:

@@ -308,7 +308,10 @@ def take_pool_page() -> PhysAddr:
 
 @noinline
 def free_table(table: PhysAddr) -> None:
-    """Take back a page that `allocate_table` gave; no entry leads to it any more, nor does a CPU remember one."""
+    """Take back a page that `allocate_table` gave.
+
+    No entry leads to it any more, and no CPU has it in its paging-structure caches: the caller has seen to both.
+    """
     global free_tables, table_pages
     store64(phys_to_virt(table), free_tables)
     free_tables = table

@@ -29,7 +29,7 @@ def enter(top: VirtAddr, space: u64, code: u64, stack: u64, entry: u64, argument
     write_cr3(user.root_of(space))
     at = VirtAddr(code + (entry - symbol("user_program")))
     result = syscall.enter_user(at, VirtAddr(stack), argument)
-    write_cr3(PhysAddr(top - phys.phys_window))
+    write_cr3(PhysAddr(top - phys.phys_window))  # TLB: user leaves are not global, so the space can be torn down now
     return result
 
 

@@ -24,6 +24,7 @@ from fivefold.metal.lang import (
     read_rflags,
     store64,
     symbol,
+    text_address,
     u64,
 )
 from fivefold.units import VirtAddr
@@ -137,7 +138,7 @@ def trap(frame: VirtAddr) -> None:
     """Handle an exception; *frame* is what the stub saved."""
     global nmi_count, raised_frame, flags_in_handler
     vector = load64(frame + FRAME_VECTOR)
-    if vector == PAGE_FAULT and early.handle_fault(VirtAddr(read_cr2())):
+    if vector == PAGE_FAULT and early.handle_fault(VirtAddr(read_cr2()), load64(frame + FRAME_ERROR)):
         return
     rip = load64(frame + FRAME_RIP)
     if rip >= symbol("raise_start") and rip < symbol("raise_end"):
@@ -196,8 +197,7 @@ def panic_on(frame: VirtAddr, vector: u64) -> None:
     report.set_word(report.W_PANIC_ERROR, load64(frame + FRAME_ERROR))
     report.set_word(report.W_PANIC_RIP, load64(frame + FRAME_RIP))
     report.set_word(report.W_PANIC_ADDRESS, read_cr2())
-    report.put_line("# panic: exception", vector)
-    report.put_line("# error code", load64(frame + FRAME_ERROR))
-    report.put_line("# rip", load64(frame + FRAME_RIP))
-    report.put_line("# cr2", read_cr2())
-    report.panic("unexpected exception")
+    report.set_word(report.W_PANIC_TEXT, text_address("unexpected exception"))
+    report.set_word(report.W_STATE, report.STATE_PANIC)
+    error = load64(frame + FRAME_ERROR)
+    report.panic_on_exception(vector, error, read_cr2(), load64(frame + FRAME_RIP))

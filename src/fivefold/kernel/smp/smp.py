@@ -1,9 +1,10 @@
-"""Secondary CPUs come up in the mode of the first, see its mappings, and forget what it removes [proposal: part 4].
+"""Secondary CPUs come up in the mode of the first, share its mappings and invalidate TLB entries on request (TLB
+shootdown) [proposal: part 4].
 
 CR4.LA57 is copied, never decided again: the trampoline (`smp.S`) loads the first CPU's CR4 before paging is
 turned on, and a CPU that lacks LA57 where the first uses it is refused, since all CPUs share one root. The
 trampoline runs on a root of its own, below 4 GiB because 32-bit code loads it: the kernel's half is the
-kernel's, whole; below, nothing but the trampoline's page at itself.
+kernel's, whole; below, nothing but an identity map of the trampoline's page.
 
 The first CPU waits for each answer, so allocators and tables are never used by two CPUs at a time.
 """
@@ -299,7 +300,7 @@ def ap_park() -> None:
 
 
 def interrupt(vector: u64) -> None:
-    """Another CPU wants an address forgotten; it waits until all have counted themselves."""
+    """Handle a shootdown IPI: INVLPG the address, then acknowledge."""
     if vector == SHOOT_DOWN_VECTOR:
         invlpg(load64(shared + ADDRESS))
         atomic_add64(shared + FORGOTTEN, 1)
@@ -329,9 +330,9 @@ NO_ANSWER: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 @noinline
 def shoot_down(top: VirtAddr, va: VirtAddr) -> u64:
-    """Remove the page at *va* from the tables and from what every CPU remembers; return how many others forgot it."""
+    """Unmap the page at *va* and invalidate it on every CPU; return how many others acknowledged."""
     store64(pte_of(top, va), 0)
-    invlpg(va)
+    invlpg(va)  # TLB: the leaf is global, so only INVLPG drops it, on each CPU for itself (docs/tlb.md)
     store64(shared + ADDRESS, va)
     store64(shared + FORGOTTEN, 0)
     apic.tell_others(SHOOT_DOWN_VECTOR)
