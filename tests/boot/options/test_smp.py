@@ -17,7 +17,8 @@ Boot = Callable[..., Run]
 GUEST_CHECKS = {
     "smp_all_arrived", "smp_none_refused", "smp_same_mode", "smp_same_root", "smp_mapping_seen",
     "smp_mapping_by_another", "smp_mapping_by_another_seen", "smp_shoot_down_acknowledged", "smp_shoot_down_seen",
-    "smp_shoot_down_of_anothers_page",
+    "smp_shoot_down_of_anothers_page", "smp_io_map_closed", "smp_same_protections", "smp_own_stacks",
+    "smp_low_page_forgotten",
 }  # fmt: skip
 OUTSIDE_CHECKS = {"smp_count", "smp_same_mode", "smp_same_root"}
 
