@@ -20,16 +20,17 @@ def test_text(fivefold: Run, capture: Capture) -> None:
         "  PDPT entry 510 at 1ea0dff0 is 1ea0e063  table 1ea0e000  P RW A D  so far rwx-",
         "  PD   entry 498 at 1ea0ef90 is 1e0001e1  2M page 1e000000  P A D PS G  so far r-x-",
         "  -> 1e000123  2M page, effective r-x-",
+        "  user mode ---, supervisor r-x (WP=1)",
         "00000000  user",
         "  PML5 entry   0 at 00a3e000 is 00a6b067  table 00a6b000  P RW US A D  so far rwxu",
         "  PML4 entry   0 at 00a6b000 is 00a69067  table 00a69000  P RW US A D  so far rwxu",
         "  PDPT entry   0 at 00a69000 is 00a68067  table 00a68000  P RW US A D  so far rwxu",
         "  PD   entry   0 at 00a68000 is 00000000  empty",
         "  -> entry not present; the same holds for all of 00000000-00200000",
-        "  00000000 is in the user half",
+        "  00000000 is in the first page, which is never mapped",
         "0x8000000000000000  non_canonical",
         "  -> non-canonical address; the same holds for all of 0x0100000000000000-0xff00000000000000",
-        "  0x8000000000000000 is in no address at all: not canonical in 57 bits;"
+        "  0x8000000000000000 is no address at all: not canonical in 57 bits;"
         " it is where KASAN's shadow of 0x0000200000000000 would be,"
         " so perhaps an instrumented access to a user address",
     ]
@@ -46,6 +47,10 @@ def test_json(fivefold: Run, capture: Capture) -> None:
         "phys": "0x000000001e000123",
         "page": "2M",
         "effective": {"write": False, "user": False, "execute": True},
+        "privileges": {
+            "user": {"read": False, "write": False, "execute": False},
+            "supervisor": {"read": True, "write": False, "execute": True},
+        },
         "leaf": "r-x-",
         "area": "kernel_image",
         "cause": None,

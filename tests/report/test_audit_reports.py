@@ -25,7 +25,7 @@ GUEST = Path(__file__).parents[1] / "data" / "guests" / "plain-la57-kaslr.elf.xz
 @pytest.fixture(scope="module")
 def found() -> Iterator[Audit]:
     """A guest whose trampoline is not excepted; one rule is off."""
-    with open_space(str(GUEST)) as space:
+    with open_space(str(GUEST), as_if={"smep": True}) as space:
         yield audit(space, Policy({"null-page": Severity.OFF}, LINUX_EXCEPTIONS[1:], "strict.toml"))
 
 
@@ -42,7 +42,7 @@ def test_text(found: Audit) -> None:
     ]
     assert "skipped  null-page                 turned off by strict.toml" in lines
     assert lines[3] == "# policy: strict.toml"
-    assert lines[-1] == "FAILED: 15 rules, 1 error, 4 excepted"
+    assert lines[-1] == "FAILED: 18 rules, 1 error, 1 warning, 4 excepted"
 
 
 def test_all_of_the_text_tells_what_is_excepted(found: Audit) -> None:
@@ -54,7 +54,7 @@ def test_all_of_the_text_tells_what_is_excepted(found: Audit) -> None:
 def test_json(found: Audit) -> None:
     told = json.loads(json.dumps(audit_text.audit_json(found)))
     assert (told["schema"], told["ok"], told["levels"]) == ("fivefold.audit/1", False, 5)
-    assert told["totals"] == {"error": 1, "warning": 0, "note": 0, "excepted": 4}
+    assert told["totals"] == {"error": 1, "warning": 1, "note": 0, "excepted": 4}
     assert [rule["name"] for rule in told["rules"]] == list(RULE_NAMES)
     (one,) = [one for one in told["findings"] if one["severity"] == "error"]
     assert (one["start"], one["end"], one["size"]) == ("0xff453d0a8009a000", "0xff453d0a8009b000", 4096)
@@ -66,7 +66,14 @@ def test_csv(found: Audit) -> None:
     out = io.StringIO()
     audit_text.write_csv(found, out)
     rows = list(csv.DictReader(io.StringIO(out.getvalue())))
-    assert len(rows) == len(found.findings) == 5
+    assert len(rows) == len(found.findings) == 6
+    assert {name: rows[-1][name] for name in ("rule", "start", "end", "size", "area")} == {
+        "rule": "smap-off",
+        "start": "",
+        "end": "",
+        "size": "",
+        "area": "",
+    }
     assert [row["phys"] for row in rows if row["severity"] == "error"] == ["0x000000000009a000"]
 
 
@@ -89,8 +96,9 @@ def test_junit(found: Audit) -> None:
     out = io.StringIO()
     write_junit(found, out)
     suite = Xml.fromstring(out.getvalue().partition("\n")[2])
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("16", "1", "1")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("20", "2", "2")
     assert [case.get("name") for case in suite.iter("testcase")] == list(RULE_NAMES)
-    (failure,) = suite.iter("failure")
+    failure, register = suite.iter("failure")
+    assert (register.text or "").startswith("registers -: CR4.SMAP=0 (CR4 of CPU 0): ")
     assert failure.get("message") == "executable direct map: 1"
     assert (failure.text or "").startswith("0xff453d0a8009a000-0xff453d0a8009b000 direct_map: ")

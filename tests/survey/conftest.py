@@ -155,8 +155,8 @@ class Builder:
 
     def space(self) -> Space:
         """Open it; the memory may still be written afterwards."""
-        cr4 = 0x20 | (0x1000 if int(self.mode.top) == 5 else 0)
-        cpu = CpuState("test", cr0=0x8000_0033, cr3=BUILT_ROOT, cr4=cr4)
+        cr4 = 0x30_0020 | (0x1000 if int(self.mode.top) == 5 else 0)
+        cpu = CpuState("test", cr0=0x8001_0033, cr3=BUILT_ROOT, cr4=cr4)
         banks = [Bank(start, memoryview(data).toreadonly()) for start, data in self.ram.banks()]
         return Space(Source(BankedMemory(banks, "built"), "test", (cpu,)))
 

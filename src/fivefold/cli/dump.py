@@ -165,7 +165,7 @@ def _write_ptdump(space: Space, build: str, unlimited: bool) -> int:
         raise typer.BadParameter(str(error)) from error
     if guessed:
         print(f"fivefold: {guessed}; see --build", file=sys.stderr)
-    walk = TableWalk(space.tables)
+    walk = TableWalk(space.plain_tables)
     write_ptdump(walk, markers, print, limit=None if unlimited else MAX_PIECES)
     return _say_missing([table.table for table in walk.unreadable])
 
@@ -175,7 +175,7 @@ def _write_info_tlb(space: Space, part: range | None, unlimited: bool) -> int:
     from fivefold.report.text.tlb import MAX_LINES, write_leaves
     from fivefold.survey.scan.leaves import Leaves
 
-    leaves = Leaves(space.tables)
+    leaves = Leaves(space.plain_tables)
     count = 0 if unlimited else leaves.count() if part is None else leaves.count_in(part, MAX_LINES)
     if count > MAX_LINES:
         raise FivefoldError(f"{count} leaves are more than {MAX_LINES} lines; expected --range for fewer, or --all")

@@ -19,7 +19,7 @@ def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
 
     given = chosen.check_given()
     with chosen.open_source() as source:
-        found = find_roots(source, given.levels, given.phys_bits)
+        found = find_roots(source, given.levels, given.phys_bits, given.c_bit)
         tell_left_out(source)
         if as_json:
             write_document(roots_json(source, found), sys.stdout)

@@ -108,6 +108,13 @@ def choose(
     phys_bits: Annotated[
         int | None, typer.Option(metavar="BITS", help="Physical address width (MAXPHYADDR): wider bits are reserved.")
     ] = None,
+    c_bit: Annotated[
+        int | None, typer.Option("--c-bit", metavar="N", help="The bit of entries that is about encryption (SEV, TDX).")
+    ] = None,
+    as_if: Annotated[
+        dict[str, bool] | None,
+        typer.Option(parser=values.controls, metavar="wp=1,…", help="Judge rights as with these: wp, smep, smap, nxe."),
+    ] = None,
     ram_map: Annotated[
         str | None, typer.Option(metavar="MAP", help="Where RAM lies, for raw images and gdb: 0-0xa0000,0x100000-…")
     ] = None,
@@ -124,7 +131,15 @@ def choose(
     ] = 10.0,
 ) -> SourceChoice:
     """Collect what was said."""
-    given = {"cr3": cr3, "cr4": cr4, "levels": levels, "phys_bits": phys_bits, "cpu": cpu, "force": force}
+    given: dict[str, Any] = {
+        "cr3": cr3,
+        "cr4": cr4,
+        "levels": levels,
+        "phys_bits": phys_bits,
+        "cpu": cpu,
+        "force": force,
+    }
+    given |= {"c_bit": c_bit, "as_if": as_if or {}}
     options = {"ram_map": ram_map, "freeze": freeze, "live_ram": live_ram.value, "timeout": timeout}
     options["max_unpacked"] = max_unpacked
     return SourceChoice(source, given, {**options, "progress": ProgressLine()})

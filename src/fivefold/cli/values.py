@@ -50,3 +50,10 @@ def _refused(parse: Callable[[str], T], text: str) -> T:
         return parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def controls(text: str) -> dict[str, bool]:
+    """Controls of a CPU, such as wp=1,smep=1."""
+    from fivefold.survey.guest.controls import parse_as_if
+
+    return _refused(parse_as_if, text)

@@ -42,7 +42,7 @@ def walk(
             )
             sentences = _what_lies_there(space, [path for path in paths if not isinstance(path.end, Mapped)])
             for path in paths:
-                write_path(path, space.tables, sys.stdout)
+                write_path(path, space, sys.stdout)
                 if path.va in sentences:
                     sys.stdout.write(f"  {sentences[path.va]}\n")
     return int(any(path.is_finding for path in paths))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
+from fivefold.survey.guest.controls import Controls
 from fivefold.units import hex64
 
 
@@ -36,3 +37,8 @@ def write_stream(
 def hex_or_null(value: int | None) -> str | None:
     """A 64-bit number as the project prints it, or null."""
     return None if value is None else hex64(value)
+
+
+def controls_json(controls: Controls) -> dict[str, dict[str, Any]]:
+    """The controls of the CPU, by their names in the manual."""
+    return {name: {"value": one.value, "known_from": one.how} for name, one in controls.named().items()}

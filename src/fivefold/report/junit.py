@@ -8,7 +8,6 @@ from xml.etree import ElementTree as Xml
 
 from fivefold.report.text.audit import sentence
 from fivefold.survey.audit.audit import Audit, Finding, RuleResult
-from fivefold.units import hex64
 
 _NO_XML: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold; file names can."""
@@ -51,8 +50,8 @@ def _case(result: RuleResult) -> Xml.Element:
 
 
 def _line(found: Finding) -> str:
-    ends = f"{hex64(found.window.start)}-{hex64(found.window.stop)}"
-    return f"{ends} {found.area or '-'}: {found.message}{f' (excepted: {found.excepted})' if found.excepted else ''}"
+    excepted = f" (excepted: {found.excepted})" if found.excepted else ""
+    return f"{found.place} {found.area or '-'}: {found.message}{excepted}"
 
 
 def _text(text: str) -> str:

@@ -59,29 +59,24 @@ def _level(severity: Severity) -> str:
 
 
 def _result(found: Finding, audit: Audit) -> dict[str, Any]:
-    start = hex64(found.window.start)
+    start = "registers" if found.window is None else hex64(found.window.start)
     result: dict[str, Any] = {
         "ruleId": found.rule.name,
         "ruleIndex": RULE_NAMES.index(found.rule.name),
         "level": _level(found.severity),
-        "message": {"text": f"{start}-{hex64(found.window.stop)}: {found.message}"},
+        "message": {"text": f"{found.place}: {found.message}"},
         "locations": [
             {
                 "physicalLocation": {"artifactLocation": {"uri": _uri(audit), "index": 0}},
                 "logicalLocations": [{"name": start, "fullyQualifiedName": f"{found.area or 'unnamed'}:{start}"}],
             }
         ],
-        "partialFingerprints": {"place/v1": f"{found.rule.name}:{start}:{len_of(found)}"},
+        "partialFingerprints": {"place/v1": f"{found.rule.name}:{start}:{found.size}"},
         "properties": finding_json(found),
     }
     if found.excepted:
         result["suppressions"] = [{"kind": "external", "justification": found.excepted}]
     return result
-
-
-def len_of(found: Finding) -> int:
-    """Bytes of the window; `len` refuses 2^63 and more."""
-    return found.window.stop - found.window.start
 
 
 def _uri(audit: Audit) -> str:

@@ -124,7 +124,7 @@ class _Finder:
             last=last,
             repeat_above=SHARED_ABOVE,
         )
-        return space.scanner.scan(space.root.value, space.levels, settings, max_ranges=MAX_RANGES)
+        return space.run(settings, MAX_RANGES)
 
     def places(self, target: range) -> list[Place]:
         """Every place of *target*, ascending."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fivefold.arch import AddressSpace, Cause, Mapped, Step, Translation, translate, walk
+from fivefold.arch import AddressSpace, Cause, Mapped, Rights, Step, Translation, translate, walk
 from fivefold.errors import MemoryReadError
 from fivefold.notebook import html_table
+from fivefold.survey.guest.controls import Controls
 from fivefold.units import PhysAddr, VirtAddr, hex64
 
 
@@ -15,6 +16,7 @@ from fivefold.units import PhysAddr, VirtAddr, hex64
 class Path:
     """What was read for *va*, from the root down, and what came of it.
 
+    *by_entries* are the rights of a mapped page as the entries have them, whatever control registers make of them.
     *end* is None where the walk came to a table that is not in memory: *missing* says which.
     """
 
@@ -23,6 +25,7 @@ class Path:
     end: Translation | None
     missing: PhysAddr | None
     area: str | None
+    by_entries: Rights | None = None
 
     @property
     def cause(self) -> str | None:
@@ -43,13 +46,25 @@ class Path:
         return html_table(caption, ("level", "at", "entry", "so far"), rows, left_out=answer)
 
 
-def path_of(tables: AddressSpace, va: VirtAddr, area: str | None = None) -> Path:
-    """Walk to *va*; never raises for what the tables are like. Its root can be read."""
+def path_of(tables: AddressSpace, va: VirtAddr, area: str | None = None, controls: Controls | None = None) -> Path:
+    """Walk to *va*; never raises for what the tables are like. Its root can be read.
+
+    The rights of each step are what the CPU grants down to there: *controls* count, where they are given.
+    """
     try:
         end = translate(tables, va)
     except MemoryReadError as error:
-        return Path(va, _readable_steps(tables, va), None, PhysAddr(error.pa & ~0xFFF), area)
-    return Path(va, end.steps, end, None, area)
+        steps = _granted(_readable_steps(tables, va), controls)
+        return Path(va, steps, None, PhysAddr(error.pa & ~0xFFF), area)
+    rights = end.rights if isinstance(end, Mapped) else None
+    end = replace(end, steps=_granted(end.steps, controls))
+    return Path(va, end.steps, end, None, area, rights)
+
+
+def _granted(steps: tuple[Step, ...], controls: Controls | None) -> tuple[Step, ...]:
+    if controls is None:
+        return steps
+    return tuple(step._replace(rights=controls.granted(step.rights)) for step in steps)
 
 
 def _readable_steps(tables: AddressSpace, va: VirtAddr) -> tuple[Step, ...]:

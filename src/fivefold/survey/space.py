@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
+
+import numpy as np
 
 from fivefold import _arguments
 from fivefold.arch import (
@@ -20,19 +23,21 @@ from fivefold.arch import (
     translate,
 )
 from fivefold.errors import MemoryReadError, both_told
+from fivefold.kernel.scan.scan_ranges import RIGHTS_SHIFT, WRITE
 from fivefold.memory import Bank, Source, SourceOptions, open_source
 from fivefold.memory.open_source import SourceKeywords
 from fivefold.notebook import html_table
 from fivefold.survey.guest.areas import AreaMap, detect_areas
 from fivefold.survey.guest.bases import KernelBases, find_bases
+from fivefold.survey.guest.encryption import WithoutBits, choose_c_bit, cleared, cpu_with
 from fivefold.survey.guest.evidence import Found
-from fivefold.survey.guest.identify import GivenPaging, choose_mode, choose_nxe, choose_phys_bits, choose_root
+from fivefold.survey.guest.identify import GivenPaging, choose_mode, choose_phys_bits, choose_root, controls_of
 from fivefold.survey.guest.system import GuestSystem, guest_system, release_told
 from fivefold.survey.guest.vmcoreinfo import KernelNotes, kernel_notes
 from fivefold.survey.paths import Path, path_of
 from fivefold.survey.scan.regions import Regions, regions_of
 from fivefold.survey.scan.scan import TableScanner
-from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, ScanResult, ScanSettings
+from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, RegionKind, ScanResult, ScanSettings
 from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
 
 MAX_UNFOLDED: Final = 1 << 22
@@ -50,7 +55,8 @@ PTI_USER_BIT: Final = 1 << 12
 class Space:
     """The address space under one root of a source. Close it, or use it in a ``with`` statement.
 
-    `root`, `mode`, `phys_bits` and `nxe` are `Found`: each says how it is known.
+    `root`, `mode`, `phys_bits` and `c_bit` are `Found`: each says how it is known. `controls` are the CPU's registers
+    as far as they change what entries allow.
     """
 
     def __init__(
@@ -67,7 +73,8 @@ class Space:
         self.root = root or choose_root(source, self.given)
         self.mode = mode or choose_mode(source, self.root.value, self.given)
         self.phys_bits: Found[int | None] = choose_phys_bits(self.given)
-        self.nxe: Found[bool | None] = choose_nxe(source, self.given)
+        self.c_bit: Found[int | None] = choose_c_bit(self.given.c_bit, kernel_notes(source))
+        self.controls = controls_of(source, self.given)
         self.tables = AddressSpace(
             source.memory, self.root.value, self.mode.value, self.cpu, self.nxe.value is not False
         )
@@ -75,7 +82,20 @@ class Space:
     @property
     def cpu(self) -> Cpu:
         """The CPU by whose rules the tables are read: the widest there is, narrowed by what is known."""
-        return Cpu() if self.phys_bits.value is None else Cpu(phys_bits=self.phys_bits.value)
+        return cpu_with(self.c_bit.value, self.phys_bits.value)
+
+    @property
+    def nxe(self) -> Found[bool | None]:
+        """EFER.NXE, None where it is not known."""
+        return self.controls.nxe
+
+    @property
+    def plain_tables(self) -> AddressSpace:
+        """The same tables without the encryption bit, for readers that know of no such bit."""
+        if not self.cpu.encryption_bits:
+            return self.tables
+        memory = WithoutBits(self.source.memory, self.cpu.encryption_bits)
+        return replace(self.tables, memory=memory, cpu=replace(self.cpu, c_bit=None))
 
     @property
     def levels(self) -> int:
@@ -86,23 +106,29 @@ class Space:
         """The same source and mode under another root; closing either closes both. `MemoryReadError` if unreadable."""
         self.source.memory.read(root, TABLE_SIZE)
         other = Space(self.source, self.given, root=Found(root, how), mode=self.mode)
-        if self.source.memory.zero_copy:
+        if self.scans_all_memory:
             other.scanner = self.scanner
         return other
 
+    @property
+    def scans_all_memory(self) -> bool:
+        """Whether `scanner` serves other roots, too: it works on all of memory, not on copies of tables."""
+        return self.source.memory.zero_copy and not self.cpu.encryption_bits
+
     def translate(self, va: int) -> Translation:
-        """Where *va* leads, or what stops it. `MemoryReadError` where a table is not in memory."""
+        """Where *va* leads, or what stops it; rights are the entries'. `MemoryReadError` without a table."""
         return translate(self.tables, VirtAddr(_arguments.word("va", va)))
 
     def path(self, va: int) -> Path:
         """Every entry read for *va*, with what came of it; a missing table is an answer, too."""
-        return path_of(self.tables, VirtAddr(_arguments.word("va", va)), self.areas.name_at(va))
+        return path_of(self.tables, VirtAddr(_arguments.word("va", va)), self.areas.name_at(va), self.controls)
 
     @cached_property
     def scanner(self) -> TableScanner:
         """The native scan over this source's memory, or over copies of its tables where reading all would be costly."""
         memory = self.source.memory
-        banks = memory.banks() if memory.zero_copy else _table_banks(self.tables)
+        encrypted = self.cpu.encryption_bits
+        banks = memory.banks() if memory.zero_copy and not encrypted else _table_banks(self.tables, encrypted)
         scanner = TableScanner(banks)
         memory.when_closed(scanner.close)
         return scanner
@@ -130,15 +156,19 @@ class Space:
             repeat_above=repeat_above,
         )
         try:
-            return self._run(settings)
+            return self.run(settings, MAX_UNFOLDED)
         except TooManyRuns:
             if repeat_above is not None:
                 raise
         return self.scan(flags=flags, contiguity=contiguity, window=window, repeat_above=REPEAT_ABOVE)
 
-    def _run(self, settings: ScanSettings) -> ScanResult:
-        result = self.scanner.scan(self.root.value, self.levels, settings, max_ranges=MAX_UNFOLDED)
+    def run(self, settings: ScanSettings, max_ranges: int) -> ScanResult:
+        """One scan as *settings* say, with rights as the CPU grants them. `TooManyRuns` above *max_ranges*."""
+        result = self.scanner.scan(self.root.value, self.levels, settings, max_ranges=max_ranges)
         self.source.check()
+        if self.controls.ignores_read_only:
+            supervisor = (result.kind == RegionKind.MAPPED) & ~result.user
+            result.rows["info"][supervisor] |= np.uint64(WRITE << RIGHTS_SHIFT)
         return result
 
     def regions(
@@ -264,6 +294,8 @@ class SpaceKeywords(SourceKeywords, total=False):
     phys_bits: int | None
     cpu: int | None
     force: bool
+    c_bit: int | None
+    as_if: Mapping[str, bool]
 
 
 def open_space(
@@ -271,8 +303,10 @@ def open_space(
 ) -> Space:
     """Open *spec* as `fivefold.memory.open_source` does and decide which address space it is.
 
-    *changes*: ``cr3``, ``cr4``, ``levels``, ``phys_bits``, ``cpu``, ``force`` as in `GivenPaging`, all others as in
-    `fivefold.memory.SourceOptions`. Raises what `open_source` does, and `NotKnownError`.
+    *changes*: ``cr3``, ``cr4``, ``levels``, ``phys_bits``, ``cpu``, ``force``, ``c_bit`` and ``as_if`` as in
+    `GivenPaging`, all others as in `fivefold.memory.SourceOptions`.
+
+    Raises what `open_source` does, and `NotKnownError`.
     """
     _arguments.keywords("open", changes, SpaceKeywords.__annotations__)
     keywords: dict[str, Any] = dict(changes)
@@ -285,7 +319,7 @@ def open_space(
         raise
 
 
-def _table_banks(tables: AddressSpace) -> list[Bank]:
-    """Copies of all tables under a root, each read once: fewer bytes than all of a guest's memory."""
+def _table_banks(tables: AddressSpace, mask: int) -> list[Bank]:
+    """Copies of all tables under a root without the bits in *mask*, each read once: fewer bytes than all of memory."""
     frames = sorted({table for found in distinct_tables(tables).values() for table in found})
-    return [Bank(frame, memoryview(tables.memory.read(frame, TABLE_SIZE))) for frame in frames]
+    return [Bank(frame, memoryview(cleared(tables.memory.read(frame, TABLE_SIZE), mask))) for frame in frames]

@@ -83,7 +83,7 @@ class Stats:
 def stats(space: Space) -> Stats:
     """Count everything under the root of *space*. `TooManyRuns` where it unfolds beyond bounds."""
     settings = ScanSettings.for_cpu(space.cpu, space.tables.nxe, contiguity=Contiguity.BREAK, repeat_above=SHARED_ABOVE)
-    apart = space.scanner.scan(space.root.value, space.levels, settings, max_ranges=MAX_RANGES)
+    apart = space.run(settings, MAX_RANGES)
     leaves = LeafRuns.of(apart)
     physical = leaves.frames.size
     return Stats(

@@ -52,9 +52,10 @@ def _summary(result: RuleResult) -> str:
 
 
 def _write_finding(found: Finding, out: TextIO, everything: bool) -> None:
-    ends = f"{hex64(found.window.start)}-{hex64(found.window.stop)}"
-    size = format_size(found.window.stop - found.window.start)
-    out.write(f"         {ends} {size:>9} {found.area or '-'}: {found.message}\n")
+    if found.size is None:
+        out.write(f"         {found.message}\n")
+    else:
+        out.write(f"         {found.place} {format_size(found.size):>9} {found.area or '-'}: {found.message}\n")
     if found.excepted:
         out.write(f"           excepted: {found.excepted}\n")
     for path in found.evidence if everything else found.evidence[:1]:
@@ -110,15 +111,15 @@ def _rule_json(result: RuleResult) -> dict[str, Any]:
 
 
 def finding_json(found: Finding) -> dict[str, Any]:
-    """One finding; ends are exclusive, *phys* is null where the memory is not one run."""
+    """One finding; ends are exclusive, *phys* is null where the memory is not one run, all of them for registers."""
     phys = found.phys
     return {
         "rule": found.rule.name,
         "severity": found.severity.value,
         "excepted": found.excepted,
-        "start": hex64(found.window.start),
-        "end": hex64(found.window.stop),
-        "size": found.window.stop - found.window.start,
+        "start": None if found.window is None else hex64(found.window.start),
+        "end": None if found.window is None else hex64(found.window.stop),
+        "size": found.size,
         "phys": {"start": hex64(phys.start), "end": hex64(phys.stop)} if phys else None,
         "area": found.area,
         "message": found.message,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, TextIO
 
 from fivefold.arch import TooManyRuns
-from fivefold.report.json_text import hex_or_null, write_stream
+from fivefold.report.json_text import controls_json, hex_or_null, write_stream
 from fivefold.survey.scan.regions import Region, spell
 from fivefold.survey.scan.scan_result import RegionKind, ScanCounts
 from fivefold.survey.space import Space
@@ -65,9 +65,21 @@ def write_text(space: Space, regions: Iterable[Region], out: TextIO, *, of_leaf:
     """Header lines that begin with ``#``, then a line for each region, ends exclusive."""
     out.write(f"# root {hex64(space.root.value)} ({space.root.how})\n")
     out.write(f"# {space.mode.value.name}, {space.levels} levels ({space.mode.evidence})\n# areas: {space.areas.how}\n")
-    out.write(f"# rights: {'of the leaf entry' if of_leaf else 'effective, of the whole path'}; r w x u\n")
+    out.write(f"# rights: {'of the leaf entry' if of_leaf else _effective(space)}; r w x u\n")
+    if space.c_bit.value is not None:
+        out.write(f"# bit {space.c_bit.value} of entries is about encryption, not address ({space.c_bit.how})\n")
     for region in regions:
         out.write(_line(region, of_leaf))
+
+
+def _effective(space: Space) -> str:
+    """What effective rights are folded over, and whether CR0.WP counts."""
+    wp = space.controls.wp
+    if wp.value is None:
+        return "effective, of the whole path, as with CR0.WP=1, which is not known"
+    if wp.value:
+        return "effective, of the whole path"
+    return f"effective: CR0.WP=0 ({wp.how}), so that the supervisor writes to its pages whatever their entries say"
 
 
 def _line(region: Region, of_leaf: bool) -> str:
@@ -121,6 +133,8 @@ def write_json(space: Space, regions: Iterable[Region], out: TextIO) -> None:
         "mode_known_from": space.mode.how,
         "mode_contradicted_by": space.mode.against,
         "areas_known_from": space.areas.how,
+        "controls": controls_json(space.controls),
+        "c_bit": {"value": space.c_bit.value, "known_from": space.c_bit.how},
     }
     mapped = (region_json(region) for region in findings if region.kind is RegionKind.MAPPED)
     write_stream(head, "regions", mapped, out, _tail(space, findings))

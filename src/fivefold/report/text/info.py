@@ -13,6 +13,18 @@ from fivefold.units import format_size, hex64
 SHOWN_EXTENTS: Final = 8
 
 
+_LABELS: Final = {
+    "kasan": "KASAN",
+    "wp": "CR0.WP",
+    "smep": "CR4.SMEP",
+    "smap": "CR4.SMAP",
+    "nxe": "EFER.NXE",
+    "phys_bits": "MAXPHYADDR",
+    "c_bit": "C-bit",
+    "pat_msr": "PAT MSR",
+}
+
+
 def write_info(about: About, out: TextIO) -> None:
     """One fact a line: name, value, how it is known."""
     for name, value, how in _lines(about):
@@ -38,7 +50,7 @@ def _lines(about: About) -> Iterator[tuple[str, str, str]]:
     if about.space is not None:
         yield from ((name, _hex(base), base.how) for name, base in about.space.bases.named().items())
         yield "areas", "named" if about.space.areas.areas else "not named", about.space.areas.how
-    for name, label in (("kasan", "KASAN"), ("nxe", "EFER.NXE"), ("phys_bits", "MAXPHYADDR"), ("pat_msr", "PAT MSR")):
+    for name, label in _LABELS.items():
         yield label, _plain(facts[name]), facts[name].how
     yield from (("note", note, "") for note in source.notes)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, TextIO
 
-from fivefold.arch import AddressSpace, Mapped, Step, Unmapped
+from fivefold.arch import AddressSpace, Mapped, Rights, Step, Unmapped
+from fivefold.report.json_text import controls_json
+from fivefold.survey.guest.controls import Controls, Privilege
 from fivefold.survey.paths import Path
 from fivefold.survey.scan.regions import PAGE_NAMES, flag_names, leaf_rights, spell
 from fivefold.survey.space import Space
@@ -14,12 +16,12 @@ from fivefold.units import hex64
 SCHEMA: Final = "fivefold.walk/1"
 
 
-def write_path(path: Path, tables: AddressSpace, out: TextIO) -> None:
+def write_path(path: Path, space: Space, out: TextIO) -> None:
     """The address, a line for each entry read, and what came of it."""
     out.write(f"{hex64(path.va)}{f'  {path.area}' if path.area else ''}\n")
     for step in path.steps:
-        out.write(f"  {_step(step, tables)}\n")
-    out.write(f"  {_answer(path)}\n")
+        out.write(f"  {_step(step, space.tables)}\n")
+    out.write(f"  {_answer(path, space.controls)}\n")
 
 
 def _step(step: Step, tables: AddressSpace) -> str:
@@ -30,9 +32,15 @@ def _step(step: Step, tables: AddressSpace) -> str:
     target = f"{PAGE_NAMES[entry.level]} page" if entry.is_leaf else "table"
     wrong = tables.reserved(entry)
     return (
-        f"{text}  {target} {hex64(tables.cpu.frame(entry))}  {' '.join(flag_names(_flags(step), entry.level))}"
+        f"{text}  {target} {hex64(tables.cpu.frame(entry))}  {' '.join(_flag_names(step, tables))}"
         f"  so far {spell(step.rights)}{f'  reserved bits {wrong:#x}' if wrong else ''}"
     )
+
+
+def _flag_names(step: Step, tables: AddressSpace) -> list[str]:
+    """The names of an entry's flags, ``C`` for the bit that is about encryption."""
+    encrypted = step.entry.raw & tables.cpu.encryption_bits
+    return flag_names(_flags(step), step.entry.level) + (["C"] if encrypted else [])
 
 
 def entry_index(step: Step) -> int:
@@ -46,15 +54,35 @@ def _flags(step: Step) -> int:
     return step.entry.raw & ~(0x000F_FFFF_FFFF_E000 | (0 if large else 0x1000))
 
 
-def _answer(path: Path) -> str:
+def _answer(path: Path, controls: Controls) -> str:
     match path.end:
         case Mapped() as found:
-            return f"-> {hex64(found.pa)}  {PAGE_NAMES[found.page]} page, effective {spell(found.rights)}"
+            answer = f"-> {hex64(found.pa)}  {PAGE_NAMES[found.page]} page, effective {spell(found.rights)}"
+            return f"{answer}\n  {privileges(path.by_entries, controls)}" if path.by_entries else answer
         case Unmapped() as refused:
             hole = f"{hex64(refused.hole.start)}-{hex64(refused.hole.stop)}"
             return f"-> {refused.cause.value}; the same holds for all of {hole}"
         case None:
             return f"-> no answer: the table at {hex64(path.missing or 0)} is not in memory"
+
+
+def privileges(rights: Rights, controls: Controls) -> str:
+    """What user mode and the supervisor may do with a page; a question mark where the register is not known."""
+    user, supervisor = controls.user(rights), controls.supervisor(rights)
+    why = []
+    if rights.user:
+        why += [
+            f"{name}={'?' if one.value is None else int(one.value)}"
+            for name, one in (("SMAP", controls.smap), ("SMEP", controls.smep))
+        ]
+    elif not rights.write:
+        why.append(f"WP={'?' if controls.wp.value is None else int(controls.wp.value)}")
+    known = f" ({', '.join(why)})" if why else ""
+    return f"user mode {_letters(user)}, supervisor {_letters(supervisor)}{known}"
+
+
+def _letters(privilege: Privilege) -> str:
+    return "".join("?" if may is None else letter if may else "-" for letter, may in zip("rwx", privilege, strict=True))
 
 
 def walk_json(space: Space, paths: list[Path]) -> dict[str, Any]:
@@ -67,11 +95,13 @@ def walk_json(space: Space, paths: list[Path]) -> dict[str, Any]:
         "levels": space.levels,
         "mode_known_from": space.mode.how,
         "mode_contradicted_by": space.mode.against,
-        "walks": [_path_json(path, space.tables) for path in paths],
+        "controls": controls_json(space.controls),
+        "c_bit": {"value": space.c_bit.value, "known_from": space.c_bit.how},
+        "walks": [_path_json(path, space) for path in paths],
     }
 
 
-def _path_json(path: Path, tables: AddressSpace) -> dict[str, Any]:
+def _path_json(path: Path, space: Space) -> dict[str, Any]:
     found = path.end if isinstance(path.end, Mapped) else None
     hole = path.end.hole if isinstance(path.end, Unmapped) else None
     return {
@@ -80,13 +110,22 @@ def _path_json(path: Path, tables: AddressSpace) -> dict[str, Any]:
         "phys": hex64(found.pa) if found else None,
         "page": PAGE_NAMES[found.page] if found else None,
         "effective": dict(found.rights._asdict()) if found else None,
+        "privileges": _privileges_json(path, space.controls),
         "leaf": spell(leaf_rights(found.leaf.raw)) if found else None,
         "area": path.area,
         "cause": path.cause,
         "hole": {"start": hex64(hole.start), "end": hex64(hole.stop)} if hole else None,
         "missing_table": None if path.missing is None else hex64(path.missing),
-        "steps": list(_steps_json(path, tables)),
+        "steps": list(_steps_json(path, space.tables)),
     }
+
+
+def _privileges_json(path: Path, controls: Controls) -> dict[str, dict[str, bool | None]] | None:
+    """What each privilege may do with the page, RFLAGS.AC being clear; null for what is not known."""
+    if path.by_entries is None:
+        return None
+    both = {"user": controls.user(path.by_entries), "supervisor": controls.supervisor(path.by_entries)}
+    return {name: dict(one._asdict()) for name, one in both.items()}
 
 
 def _steps_json(path: Path, tables: AddressSpace) -> Iterator[dict[str, Any]]:
@@ -101,7 +140,7 @@ def _steps_json(path: Path, tables: AddressSpace) -> Iterator[dict[str, Any]]:
             "present": entry.is_present,
             "page": entry.is_present and entry.is_leaf,
             "to": hex64(tables.cpu.frame(entry)) if entry.is_present else None,
-            "flags": flag_names(_flags(step), entry.level) if entry.is_present else [],
+            "flags": _flag_names(step, tables) if entry.is_present else [],
             "reserved_bits": hex64(tables.reserved(entry)),
             "so_far": dict(step.rights._asdict()) if entry.is_present else None,
         }

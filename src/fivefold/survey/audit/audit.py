@@ -15,6 +15,7 @@ from fivefold.survey.audit.policy import Policy
 from fivefold.survey.audit.rules import RULES, AuditRule, Severity
 from fivefold.survey.paths import Path
 from fivefold.survey.space import Space
+from fivefold.units import hex64
 
 MAX_EVIDENCE: Final = 64
 """Findings of one rule that come with the entries on their paths."""
@@ -35,26 +36,44 @@ _CHECKS: Final[dict[str, RuleCheck]] = {
     "table-cycle": audit_checks.table_cycle,
     "guard-mapped": audit_checks.guard_mapped,
     "global-user-page": audit_checks.global_user_page,
+    "wp-off": audit_checks.register_clear("CR0.WP", "the supervisor writes to its pages whatever their entries say"),
+    "smep-off": audit_checks.register_clear("CR4.SMEP", "the supervisor executes what user mode can"),
+    "smap-off": audit_checks.register_clear("CR4.SMAP", "the supervisor reads and writes what user mode can"),
+    "nx-off": audit_checks.register_clear("EFER.NXE", "all that is mapped can be executed"),
 }
+
+
+_REGISTER_RULES: Final = {"wp-off": "CR0.WP", "smep-off": "CR4.SMEP", "smap-off": "CR4.SMAP", "nx-off": "EFER.NXE"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something that a rule found at *window* (end exclusive), with the paths that show it.
 
-    *phys* is the memory it is about, where that is one run. *aliases* are other addresses of that memory.
-    *excepted* is the reason why the policy tolerates it, None where it does not.
+    *window* is None for what is about a register. *phys* is the memory it is about, where that is one run.
+    *aliases* are other addresses of that memory. *excepted* is the reason why the policy tolerates it; None where it
+    does not.
     """
 
     rule: AuditRule
     severity: Severity
-    window: range
+    window: range | None
     phys: range | None
     area: str | None
     message: str
     aliases: tuple[int, ...]
     evidence: tuple[Path, ...]
     excepted: str | None
+
+    @property
+    def place(self) -> str:
+        """The addresses, the end exclusive; of what is about a register, that."""
+        return "registers" if self.window is None else f"{hex64(self.window.start)}-{hex64(self.window.stop)}"
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of virtual space."""
+        return None if self.window is None else self.window.stop - self.window.start
 
     @property
     def fails(self) -> bool:
@@ -133,13 +152,18 @@ class _Job:
             return f"turned off by {self.policy.name}"
         if rule.name in ("executable-direct-map", "guard-mapped") and not self.views.space.areas.areas:
             return self.views.space.areas.how
+        register = _REGISTER_RULES.get(rule.name)
+        known = self.views.space.controls.named()
+        if register is not None and known[register].value is None:
+            return f"{register} is not known: {known[register].how}; --as-if gives it"
         return None
 
     def _findings(self, rule: AuditRule, severity: Severity, hits: list[Hit]) -> Iterator[Finding]:
         space = self.views.space
         for number, hit in enumerate(hits):
-            area = space.areas.name_at(hit.window.start)
-            places = [hit.window.start, *hit.aliases[:1]] if number < MAX_EVIDENCE else []
+            at = None if hit.window is None else hit.window.start
+            area = None if at is None else space.areas.name_at(at)
+            places = [at, *hit.aliases[:1]] if at is not None and number < MAX_EVIDENCE else []
             yield Finding(
                 rule,
                 severity,

@@ -19,9 +19,12 @@ MAX_HITS: Final = 1000
 
 
 class Hit(NamedTuple):
-    """One thing that a rule found: addresses, ends exclusive; *aliases* are other addresses that matter."""
+    """One thing that a rule found: addresses, ends exclusive; *aliases* are other addresses that matter.
 
-    window: range
+    *window* is None for what is about a register, and no address.
+    """
+
+    window: range | None
     phys: range | None
     message: str
     aliases: tuple[int, ...] = ()
@@ -42,20 +45,32 @@ def mapped(result: ScanResult, chosen: Flags) -> Flags:
     return found
 
 
-def writable_executable(views: Views, result: ScanResult) -> Iterator[Hit]:
-    """W and X in effect."""
-    for region in views.regions(result, mapped(result, result.writable & result.executable), MAX_HITS + 1):
+def writable_executable(views: Views, result: ScanResult, chosen: Flags) -> Iterator[Hit]:
+    """W and X in effect, of the rows that are *chosen*."""
+    for region in views.regions(result, mapped(result, result.writable & result.executable & chosen), MAX_HITS + 1):
         yield hit_of(region, f"{region.page} pages are {spell(region.effective)}, writable and executable")
 
 
 def wx_kernel(views: Views) -> Iterator[Hit]:
-    """The rule ``wx-kernel``: writable and executable in the kernel half."""
-    return writable_executable(views, views.kernel)
+    """The rule ``wx-kernel``: writable and executable in the kernel half, and what is the supervisor's in the other."""
+    yield from writable_executable(views, views.kernel, np.ones(len(views.kernel), np.bool_))
+    yield from writable_executable(views, views.user, ~views.user.user)
 
 
 def wx_user(views: Views) -> Iterator[Hit]:
-    """The rule ``wx-user``: writable and executable in the user half."""
-    return writable_executable(views, views.user)
+    """The rule ``wx-user``: writable and executable by user mode in the user half."""
+    return writable_executable(views, views.user, views.user.user)
+
+
+def register_clear(name: str, consequence: str) -> RuleCheck:
+    """A rule that finds a control of the CPU clear, by its name in the manual."""
+
+    def check(views: Views) -> Iterator[Hit]:
+        found = views.space.controls.named()[name]
+        if found.value is False:
+            yield Hit(None, None, f"{name}=0 ({found.how}): {consequence}")
+
+    return check
 
 
 def user_kernel_half(views: Views) -> Iterator[Hit]:

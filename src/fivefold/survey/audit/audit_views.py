@@ -79,7 +79,7 @@ class Views:
             repeat_above=ALWAYS_REPEAT,
         )
         space = self.space
-        return space.scanner.scan(space.root.value, space.levels, settings, max_ranges=MAX_RANGES)
+        return space.run(settings, MAX_RANGES)
 
     @cached_property
     def leaves(self) -> LeafRuns:

@@ -46,15 +46,15 @@ class Allowance:
     phys: range | None = None
     area: str | None = None
 
-    def covers(self, rule: str, window: range, phys: range | None, area: str | None) -> bool:
+    def covers(self, rule: str, window: range | None, phys: range | None, area: str | None) -> bool:
         """Whether a finding of *rule* at *window*, *phys* and in *area* lies in it as a whole."""
         if rule != self.rule or self.area not in (None, area) or not _within(window, self.window):
             return False
         return self.phys is None or (phys is not None and _within(phys, self.phys))
 
 
-def _within(part: range, whole: range | None) -> bool:
-    return whole is None or (whole.start <= part.start and part.stop <= whole.stop)
+def _within(part: range | None, whole: range | None) -> bool:
+    return whole is None or (part is not None and whole.start <= part.start and part.stop <= whole.stop)
 
 
 LINUX_EXCEPTIONS: Final = (
@@ -96,7 +96,7 @@ class Policy:
         """How bad a finding of *rule* is."""
         return self.severities.get(rule, BY_NAME[rule].severity)
 
-    def reason_for(self, rule: str, window: range, phys: range | None, area: str | None) -> str | None:
+    def reason_for(self, rule: str, window: range | None, phys: range | None, area: str | None) -> str | None:
         """Why such a finding is tolerated; None where it is not."""
         return next((one.reason for one in self.exceptions if one.covers(rule, window, phys, area)), None)
 

@@ -39,13 +39,13 @@ RULES: Final = (
     AuditRule(
         "wx-kernel",
         _ERROR,
-        "writable and executable in the kernel half",
+        "writable and executable in the kernel half, or for the supervisor alone",
         "Whoever can write there runs code in the kernel. Effective rights count: of all entries on the path.",
     ),
     AuditRule(
         "wx-user",
         _WARNING,
-        "writable and executable in the user half",
+        "writable and executable by user mode in the user half",
         "A process that can write its own code; usual for some just-in-time compilers.",
     ),
     AuditRule(
@@ -131,6 +131,30 @@ RULES: Final = (
         _WARNING,
         "global page of the user half",
         "Its translation outlives a switch to another process.",
+    ),
+    AuditRule(
+        "wp-off",
+        _WARNING,
+        "write protection off in the supervisor (CR0.WP=0)",
+        "The supervisor writes to read-only pages, code included; no W^X of its pages holds.",
+    ),
+    AuditRule(
+        "smep-off",
+        _WARNING,
+        "supervisor may execute user pages (CR4.SMEP=0)",
+        "A kernel that jumps through a bad pointer runs what a process put there.",
+    ),
+    AuditRule(
+        "smap-off",
+        _WARNING,
+        "supervisor may access user data at any time (CR4.SMAP=0)",
+        "A kernel that follows a bad pointer takes what a process put there for its own.",
+    ),
+    AuditRule(
+        "nx-off",
+        _WARNING,
+        "no page can be protected from execution (EFER.NXE=0)",
+        "All that is mapped can be executed, data and stacks included.",
     ),
 )
 

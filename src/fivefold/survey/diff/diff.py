@@ -119,10 +119,14 @@ class _Job:
     def _pieces(self) -> Iterator[tuple[range, int]]:
         if self.settings.relative:
             yield from self._by_area()
-        elif self.before.levels == self.after.levels:
+        elif self.before.levels == self.after.levels and self._agree_on_rights():
             yield from ((window, 0) for window in self.walker.windows())
         else:
             yield from ((half, 0) for half in (USER_HALF, KERNEL_HALF))
+
+    def _agree_on_rights(self) -> bool:
+        """Whether equal entries mean equal rights on both sides."""
+        return self.before.controls.ignores_read_only == self.after.controls.ignores_read_only
 
     def _by_area(self) -> Iterator[tuple[range, int]]:
         """Each area that both have; user space stays where it is."""

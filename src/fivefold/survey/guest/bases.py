@@ -139,7 +139,8 @@ def find_bases(scan: ScanResult) -> KernelBases:
 def _kernel_runs(scan: ScanResult) -> list[_Run]:
     """The mapped ranges of the kernel half, ascending."""
     rows = np.flatnonzero((scan.kind == RegionKind.MAPPED) & (scan.start >= np.uint64(_KERNEL_HALF)))
-    plain = scan.writable & (scan.flags & np.uint64(UNCACHED) == 0)
+    # Of the leaf: what control registers make of it is no matter here.
+    plain = (scan.flags & np.uint64(int(Flag.RW)) != 0) & (scan.flags & np.uint64(UNCACHED) == 0)
     if not scan.executable[rows].all():
         plain &= ~scan.executable
     columns = (scan.start, scan.last, scan.phys, scan.contiguous, scan.executable, plain)

@@ -6,13 +6,16 @@ what Linux says of itself (VMCOREINFO), the tables. Nothing is guessed in silenc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from fivefold import _arguments
-from fivefold.arch import FRAME_BITS, LA48, LA57, MAX_PHYS_BITS, TABLE_SIZE, Cr0, Cr4, Efer, PagingMode
+from fivefold.arch import FRAME_BITS, LA48, LA57, MAX_PHYS_BITS, TABLE_SIZE, Cr0, Cr4, PagingMode, TableReader
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import CpuState, Source
+from fivefold.survey.guest.controls import WHICH, Controls, choose_controls
+from fivefold.survey.guest.encryption import LOWEST_BIT, WithoutBits, choose_c_bit
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.level_evidence import contradicts, level_evidence
 from fivefold.survey.guest.long_mode import why_no_root
@@ -27,7 +30,8 @@ class GivenPaging:
     """What the caller says instead of the source; None asks the source. *cr3* and *cr4* are raw registers.
 
     *cpu* is the number of the CPU whose registers count, None for CPU 0. *force* goes on with *levels* or *cr4*
-    where the tables contradict them; the contradiction is then told in `Found.against`.
+    where the tables contradict them; the contradiction is then told in `Found.against`. *c_bit* is the number of the
+    bit of an entry that is about encryption. *as_if* sets controls, by the keys of `controls.WHICH`.
     """
 
     cr3: int | None = None
@@ -36,11 +40,16 @@ class GivenPaging:
     phys_bits: int | None = None
     cpu: int | None = None
     force: bool = False
+    c_bit: int | None = None
+    as_if: Mapping[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse values of a wrong type, what no CPU has, and what contradicts itself."""
         number = (int, type(None))
         _arguments.fields(self, cr3=number, cr4=number, levels=number, phys_bits=number, cpu=number, force=(bool,))
+        _arguments.fields(self, c_bit=number, as_if=(Mapping,))
+        if unknown := set(self.as_if) - set(WHICH):
+            raise ValueError(f"as_if has {sorted(unknown)[0]!r}; expected {', '.join(WHICH)}")
         if self.levels not in (None, 4, 5):
             raise ValueError(f"{self.levels} levels of page tables; expected 4 or 5")
         if self.phys_bits is not None and not 32 <= self.phys_bits <= MAX_PHYS_BITS:
@@ -48,6 +57,8 @@ class GivenPaging:
         for name, value in (("cr3", self.cr3), ("cr4", self.cr4)):
             if value is not None and not 0 <= value <= MASK64:
                 raise ValueError(f"{name} {value:#x} does not fit in 64 bits")
+        if self.c_bit is not None and not LOWEST_BIT <= self.c_bit < MAX_PHYS_BITS:
+            raise ValueError(f"c_bit is {self.c_bit}; expected {LOWEST_BIT} to {MAX_PHYS_BITS - 1}")
         if self.cpu is not None and self.cpu < 0:
             raise ValueError(f"CPU {self.cpu}; expected a number from 0 on")
         if self.cr4 is not None and self.levels not in (None, _levels_of(self.cr4)):
@@ -58,9 +69,21 @@ def _levels_of(cr4: int) -> int:
     return 5 if cr4 & Cr4.LA57 else 4
 
 
-def root_of(cr3: int) -> PhysAddr:
-    """The top table's address in a raw CR3, without PCID, LAM and the other bits."""
-    return PhysAddr(cr3 & FRAME_BITS)
+def root_of(cr3: int, not_address: int = 0) -> PhysAddr:
+    """The top table's address in a raw CR3, without PCID, LAM, the other bits, and those in *not_address*."""
+    return PhysAddr(cr3 & FRAME_BITS & ~not_address)
+
+
+def encryption_mask(source: Source, given: GivenPaging) -> int:
+    """The bit of entries and of CR3 that is about encryption, as a mask; 0 without one."""
+    bit = choose_c_bit(given.c_bit, kernel_notes(source)).value
+    return 0 if bit is None else 1 << bit
+
+
+def table_reader(source: Source, given: GivenPaging) -> TableReader:
+    """The memory of *source*, for readers of tables that know of no encryption."""
+    mask = encryption_mask(source, given)
+    return WithoutBits(source.memory, mask) if mask else source.memory
 
 
 def chosen_cpu(source: Source, given: GivenPaging) -> tuple[int, CpuState | None]:
@@ -89,11 +112,11 @@ def choose_root(source: Source, given: GivenPaging) -> Found[PhysAddr]:
 
 def _root(source: Source, given: GivenPaging) -> Found[PhysAddr]:
     if given.cr3 is not None:
-        return Found(root_of(given.cr3), "given with --cr3")
+        return Found(root_of(given.cr3, encryption_mask(source, given)), "given with --cr3")
     number, cpu = chosen_cpu(source, given)
     if cpu is not None and cpu.cr3 is not None:
         _check_paging(source, number, cpu, given)
-        return Found(root_of(cpu.cr3), f"CR3 of CPU {number} ({cpu.source})")
+        return Found(root_of(cpu.cr3, encryption_mask(source, given)), f"CR3 of CPU {number} ({cpu.source})")
     if cpu is not None and given.cpu is not None:
         raise NotKnownError(f"{source.name} holds no CR3 of CPU {number} ({cpu.source}); give --cr3 instead of --cpu")
     notes = kernel_notes(source)
@@ -114,12 +137,13 @@ def _check_paging(source: Source, number: int, cpu: CpuState, given: GivenPaging
         )
 
 
-def roots_in_registers(source: Source) -> dict[PhysAddr, tuple[int, ...]]:
+def roots_in_registers(source: Source, given: GivenPaging | None = None) -> dict[PhysAddr, tuple[int, ...]]:
     """The top tables that CPUs have loaded, each with the numbers of those CPUs."""
+    mask = encryption_mask(source, given or GivenPaging())
     found: dict[PhysAddr, tuple[int, ...]] = {}
     for number, cpu in enumerate(source.cpus):
         if cpu.cr3 is not None and why_no_root(cpu, source.memory) is None:
-            root = root_of(cpu.cr3)
+            root = root_of(cpu.cr3, mask)
             found[root] = (*found.get(root, ()), number)
     return found
 
@@ -137,12 +161,12 @@ def choose_mode(source: Source, root: PhysAddr, given: GivenPaging) -> Found[Pag
     """How many levels the tree at *root* has. `NotKnownError` when nothing says, or the tables contradict *given*."""
     known = _recorded_mode(source, given)
     if given.levels is None and given.cr4 is None:
-        return _held_against_tables(source, root, given, known) if known else _mode_of_tables(source, root)
+        return _held_against_tables(source, root, given, known) if known else _mode_of_tables(source, root, given)
     levels = given.levels or _levels_of(given.cr4 or 0)
     how = "given with --levels" if given.levels else "given with --cr4"
     if known is not None and known.value is MODES[levels]:
         return Found(MODES[levels], how)
-    against = _tables_against(source, root, levels)
+    against = _tables_against(source, root, levels, given)
     if against and not given.force:
         raise NotKnownError(
             f"{against}, not {levels} as {how}; give --levels {9 - levels}, or --force to read them so all the same"
@@ -156,7 +180,7 @@ def _held_against_tables(
 ) -> Found[PagingMode]:
     """*known* as registers or VMCOREINFO say it, unless the tables speak loudly for the other number of levels."""
     levels = int(known.value.top)
-    against = contradicts(source.memory, root, levels)
+    against = contradicts(table_reader(source, given), root, levels)
     if against is None:
         return known
     text = f"the tables at {hex64(root)} of {source.name} have {9 - levels} levels ({against})"
@@ -179,8 +203,8 @@ def _recorded_mode(source: Source, given: GivenPaging) -> Found[PagingMode] | No
     return None
 
 
-def _mode_of_tables(source: Source, root: PhysAddr) -> Found[PagingMode]:
-    evidence = level_evidence(source.memory, root)
+def _mode_of_tables(source: Source, root: PhysAddr, given: GivenPaging) -> Found[PagingMode]:
+    evidence = level_evidence(table_reader(source, given), root)
     if evidence.levels is None:
         raise NotKnownError(
             f"{source.name} does not say how many levels the tables at {hex64(root)} have ({evidence}); give --levels"
@@ -188,9 +212,9 @@ def _mode_of_tables(source: Source, root: PhysAddr) -> Found[PagingMode]:
     return Found(MODES[evidence.levels], f"the tables: {evidence}")
 
 
-def _tables_against(source: Source, root: PhysAddr, levels: int) -> str | None:
+def _tables_against(source: Source, root: PhysAddr, levels: int, given: GivenPaging) -> str | None:
     """What the tables say against *levels*, by which a walk would take tables for pages, or pages for tables."""
-    evidence = level_evidence(source.memory, root)
+    evidence = level_evidence(table_reader(source, given), root)
     if evidence.levels in (None, levels):
         return None
     return f"the tables at {hex64(root)} of {source.name} have {evidence.levels} levels ({evidence})"
@@ -205,7 +229,9 @@ def choose_phys_bits(given: GivenPaging) -> Found[int | None]:
 
 def choose_nxe(source: Source, given: GivenPaging) -> Found[bool | None]:
     """EFER.NXE of the CPU that counts, or None where the source does not hold EFER."""
-    number, cpu = chosen_cpu(source, given)
-    if cpu is None or cpu.efer is None:
-        return Found(None, f"{source.format} holds no EFER")
-    return Found(bool(cpu.efer & Efer.NXE), f"EFER of CPU {number}")
+    return controls_of(source, given).nxe
+
+
+def controls_of(source: Source, given: GivenPaging) -> Controls:
+    """The controls of the CPU that counts. `NotKnownError` where *given* asks for a CPU in vain."""
+    return choose_controls(source, *chosen_cpu(source, given), given.as_if)

@@ -42,6 +42,10 @@ class About:
             "mode": space.mode,
             "root": space.root,
             "phys_bits": space.phys_bits,
+            "c_bit": space.c_bit,
+            "wp": space.controls.wp,
+            "smep": space.controls.smep,
+            "smap": space.controls.smap,
             "nxe": self._nxe(space),
             "system": space.system.name,
             "release": space.release,
@@ -56,6 +60,10 @@ class About:
             "mode": Found(None, self.refused or "not asked"),
             "root": nothing,
             "phys_bits": choose_phys_bits(self.given),
+            "c_bit": nothing,
+            "wp": nothing,
+            "smep": nothing,
+            "smap": nothing,
             "nxe": nothing,
             "system": nothing,
             "release": release_told(kernel_notes(self.source)),
@@ -121,7 +129,7 @@ class About:
             "areas_known_from": self.space.areas.how if self.space else _NO_SPACE,
             **{
                 name: {"value": facts[name].value, "known_from": facts[name].how}
-                for name in ("phys_bits", "nxe", "kasan", "pat_msr")
+                for name in ("phys_bits", "c_bit", "wp", "smep", "smap", "nxe", "kasan", "pat_msr")
             },
             "notes": list(self.source.notes),
         }

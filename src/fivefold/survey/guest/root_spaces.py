@@ -29,7 +29,7 @@ class RootSpaces:
             space = Space(
                 self.source, self.given, root=Found(root.root, how), mode=Found(MODES[root.levels], "the root's own")
             )
-            if self.source.memory.zero_copy:
+            if space.scans_all_memory:
                 shared = shared or space
                 space.scanner = shared.scanner
             yield space
@@ -42,6 +42,6 @@ def root_spaces(source: Source, given: GivenPaging) -> RootSpaces:
         why = (space.root.how, space.mode.evidence) if space.mode.against else (space.root.how,)
         only = Root(space.root.value, space.levels, Confidence.HIGH, why, 0)
         return RootSpaces(source, given, (only,), 0)
-    found = find_roots(source, given.levels, given.phys_bits)
+    found = find_roots(source, given.levels, given.phys_bits, given.c_bit)
     sure = tuple(root for root in found if root.confidence >= Confidence.MEDIUM)
     return RootSpaces(source, given, sure, len(found) - len(sure))

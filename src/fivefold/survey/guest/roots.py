@@ -17,7 +17,14 @@ import numpy.typing as npt
 from fivefold.arch import FRAME_BITS, AddressSpace, Cr4, Flag, Level, Mapped, TableReader, translate
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import Source
-from fivefold.survey.guest.identify import MODES, other_paging, roots_in_registers
+from fivefold.survey.guest.identify import (
+    MODES,
+    GivenPaging,
+    encryption_mask,
+    other_paging,
+    roots_in_registers,
+    table_reader,
+)
 from fivefold.survey.guest.level_evidence import level_evidence
 from fivefold.survey.guest.table_pages import Indices, TablePages
 from fivefold.survey.guest.vmcoreinfo import KERNEL_WINDOW
@@ -80,24 +87,30 @@ class _Candidate:
         return np.where(part & np.uint64(1) != 0, part & np.uint64(FRAME_BITS), np.uint64(0))
 
 
-def find_roots(source: Source, levels: int | None = None, phys_bits: int | None = None) -> list[Root]:
+def find_roots(
+    source: Source, levels: int | None = None, phys_bits: int | None = None, c_bit: int | None = None
+) -> list[Root]:
     """The roots in *source*'s memory: surest first, then ascending. All of memory is read once.
 
     *levels* keeps roots of 4 or 5 levels. *phys_bits* is MAXPHYADDR where it is known. `NotKnownError` where every CPU
-    that pages is outside long mode, unless *levels* are given: what looks like a root would be chance.
+    that pages is outside long mode, unless *levels* are given: what looks like a root would be chance. *c_bit* as in
+    `GivenPaging`.
     """
     if levels is None and (other := other_paging(source)) is not None:
         raise NotKnownError(
             f"{source.name}: {other}; expected 4- or 5-level paging: give --levels to look for such roots all the same"
         )
-    in_registers = roots_in_registers(source)
-    pages = TablePages(source.memory.banks(), phys_bits or 48, source.memory.written())
-    found = _candidates(source.memory, pages, _may_have_five(source, in_registers) or levels == 5)
+    given = GivenPaging(c_bit=c_bit)
+    in_registers, memory = roots_in_registers(source, given), table_reader(source, given)
+    pages = TablePages(
+        source.memory.banks(), phys_bits or 48, source.memory.written(), not_address=encryption_mask(source, given)
+    )
+    found = _candidates(memory, pages, _may_have_five(source, in_registers) or levels == 5)
     _add_registers(source, pages, found, in_registers)
     _pair_up(found)
     _add_user_halves(pages, found)
     groups = _groups(found.values())
-    code = _CodeFinder(source.memory)
+    code = _CodeFinder(memory)
     # Data may look like a root of five; a kernel below it does not come by chance.
     five = any(c.levels == 5 and code.is_below(c) for c in found.values())
     roots = [_describe(code, c, groups, in_registers.get(c.root, ()), five) for c in found.values()]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fivefold.arch import FRAME_BITS, Flag, Level
 from fivefold.memory import Bank, Extent
-from fivefold.units import PAGE, PhysAddr
+from fivefold.units import MASK64, PAGE, PhysAddr
 
 Words = npt.NDArray[np.uint64]
 Marks = npt.NDArray[np.bool_]
@@ -45,10 +45,19 @@ class TablePages:
     """The pages of some memory, numbered in ascending order, and what each of them could be.
 
     *phys_bits*: addresses this wide or wider are out of the question in a table. *written*: the parts, ascending,
-    that may hold anything but zeros, where not all of *banks* may; the rest is not even read.
+    that may hold anything but zeros, where not all of *banks* may; the rest is not even read. *not_address*: bits of
+    entries that are about encryption; they are taken as clear.
     """
 
-    def __init__(self, banks: Sequence[Bank], phys_bits: int = 48, written: Sequence[Extent] | None = None) -> None:
+    def __init__(
+        self,
+        banks: Sequence[Bank],
+        phys_bits: int = 48,
+        written: Sequence[Extent] | None = None,
+        *,
+        not_address: int = 0,
+    ) -> None:
+        self._kept = np.uint64(~not_address & MASK64)
         self._views, self._starts = _pages_of(banks)
         sizes = [len(view) for view in self._views]
         self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.intp)
@@ -81,7 +90,7 @@ class TablePages:
         bank = np.searchsorted(self._first, numbers, side="right") - 1
         for which in np.unique(bank).tolist():
             mine = bank == which
-            rows[mine] = self._views[which][numbers[mine] - self._first[which]]
+            rows[mine] = self._views[which][numbers[mine] - self._first[which]] & self._kept
         return rows
 
     def entries_at(self, frame: PhysAddr) -> Words | None:
@@ -105,7 +114,7 @@ class TablePages:
         for number, view in enumerate(self._views):
             for at, end in self._parts(number, written):
                 for first in range(at, end, CHUNK):
-                    entries = view[first : min(first + CHUNK, end)]
+                    entries = view[first : min(first + CHUNK, end)] & self._kept
                     here = slice(int(self._first[number]) + first, int(self._first[number]) + first + len(entries))
                     self._filled[here] = np.bitwise_or.reduce(entries, axis=1) != 0
                     present = np.bitwise_or.reduce(entries * (entries & _P), axis=1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from fivefold.arch import FRAME_BITS, LA48, LA57, AddressSpace, Mapped, PagingMode, translate
+from fivefold.arch import FRAME_BITS, LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, translate
 from fivefold.errors import MemoryReadError
 from fivefold.memory import Source, SourceMemory, parse_vmcoreinfo
 from fivefold.units import GIB, MASK64, PAGE, PhysAddr, VirtAddr, hex64
@@ -129,9 +129,11 @@ def is_confirmed(notes: KernelNotes, memory: SourceMemory) -> bool:
     if root is None or base is None or symbol is None:
         return False
     # Before 4.18 nothing says how many levels there are.
+    mask = notes.number("sme_mask") or 0
+    cpu = Cpu(c_bit=mask.bit_length() - 1) if 1 << 32 <= mask < 1 << 52 else Cpu()
     for mode in (LA48, LA57) if notes.mode is None else (notes.mode,):
         with suppress(MemoryReadError):
-            found = translate(AddressSpace(memory, root, mode), VirtAddr(symbol))
+            found = translate(AddressSpace(memory, root, mode, cpu), VirtAddr(symbol))
             if isinstance(found, Mapped) and found.pa == symbol - KERNEL_WINDOW + base & MASK64:
                 return True
     return False
