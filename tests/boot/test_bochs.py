@@ -30,9 +30,9 @@ def test_both_modes_on_two_cpus(on_bochs: Boot, cpu: str) -> None:
 
 
 def test_a_chain_with_options(on_bochs: Boot) -> None:
-    run = on_bochs("la57", cmdline="kaslr=7 kasan", kexec="no5lvl pages=4k")
+    run = on_bochs("la57", cmdline="kaslr=7 kasan", kexec="no5lvl pages=4k poweroff")
     assert run.ok, [check for check in run.checks if not check.ok]
-    assert run.mode == "la48"
+    assert (run.mode, run.event) == ("la48", "powered off by the guest")
     assert {"kexec_arrived", "kexec_first_kernel", "kexec_first_mode"} <= {check.name for check in run.checks}
 
 

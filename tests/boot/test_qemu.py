@@ -121,3 +121,10 @@ def test_rs_01_the_mode_changes_both_ways_under_a_police_of_its_own(passes: Boot
     """On a machine that polices every write itself: LA57 changed in long mode would be #GP."""
     assert passes("la57", engine="qemu", entry="long48").mode == "la57"
     assert passes("la57", engine="qemu", entry="long57", cmdline="no5lvl").mode == "la48"
+
+
+@pytest.mark.parametrize("entry", ["pvh", "multiboot2", "efi"])
+def test_the_machine_is_switched_off_on_request(boot: Boot, entry: str) -> None:
+    run = boot("la57", engine="qemu", entry=entry, cmdline="poweroff", memory=256 << 20)
+    assert run.ok, [check for check in run.checks if not check.ok]
+    assert run.event == "powered off by the guest"

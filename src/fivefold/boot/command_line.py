@@ -14,7 +14,7 @@ from fivefold.kernel.boot.start_info import MAX_CMDLINE
 MOST: Final = MAX_CMDLINE - 1
 """Characters that the kernel reads."""
 LAYOUTS: Final = ("linux", "proposal")
-FLAGS: Final = ("no5lvl", "kaslr", "nokaslr", "kasan", "kexec_down")
+FLAGS: Final = ("no5lvl", "kaslr", "nokaslr", "kasan", "kexec_down", "poweroff")
 """Words that stand alone."""
 NUMBERS: Final = ("kaslr", "previous", "previous_end")
 """What takes a number below 2^64, decimal or with 0x."""

@@ -10,7 +10,7 @@ from fivefold.kernel import params, report
 from fivefold.kernel.areas import kasan, kaslr, kernel_map
 from fivefold.kernel.areas.direct_map import cut_memory, direct_map_init
 from fivefold.kernel.areas.vmemmap import number_descriptors, vmemmap_init
-from fivefold.kernel.boot import early, in_use, start_info
+from fivefold.kernel.boot import acpi, early, in_use, start_info
 from fivefold.kernel.boot.detect import cpu_has_gib_pages, cpu_phys_bits
 from fivefold.kernel.efi import efi
 from fivefold.kernel.handover import hibernate, ident_map, kexec
@@ -68,6 +68,8 @@ def start_kernel(table: VirtAddr) -> None:
     if params.has_word(cmdline(), "kexec"):
         hand_over(top)
     report.conclude()
+    report.wait_until_sent()
+    acpi.power_off()
     report.stop(report.EXIT_PASSED if report.get_word(report.W_FAILED) == 0 else report.EXIT_FAILED)
 
 
@@ -175,6 +177,8 @@ def take_memory() -> None:
     cut = cut_memory(cpu_phys_bits())
     if cut != 0:
         report.put_line("# fivefold: memory beyond the direct map of this mode is not used, bytes", cut)
+    if params.has_word(cmdline(), "poweroff"):
+        acpi.find_power_off(given)
     smp.choose_place()
     memblock.reserve(PhysAddr(0), memblock.LOW_MEMORY)
     info = start_info.keep(given)

@@ -273,11 +273,16 @@ def area(name: u64, start: VirtAddr, end: VirtAddr, kind: u64) -> None:
         set_word(W_AREAS, count + 1)
 
 
+def wait_until_sent() -> None:
+    """Wait until the last byte is out, if there is a port that sends."""
+    if port == PORT_OPEN:
+        wait_for(ALL_SENT)
+
+
 @noinline
 def stop(code: u64) -> None:
     """Give *code* to whoever runs the machine, and halt for ever, once the last word is out."""
-    if port == PORT_OPEN:
-        wait_for(ALL_SENT)
+    wait_until_sent()
     outb(EXIT_PORT, code)
     while True:
         cli()

@@ -32,6 +32,7 @@ OFFSET_VERSION: Final = 4
 OFFSET_MODULES: Final = 12
 OFFSET_MODULE_LIST: Final = 16
 OFFSET_CMDLINE: Final = 24
+OFFSET_RSDP: Final = 32
 OFFSET_MEMORY_MAP: Final = 40
 OFFSET_MEMORY_COUNT: Final = 48
 
@@ -138,6 +139,7 @@ def copy_to(at: VirtAddr, at_phys: PhysAddr, info: PhysAddr) -> None:
     store32(at, MAGIC)
     store32(at + OFFSET_VERSION, 1)
     store64(at + OFFSET_CMDLINE, at_phys + COPY_CMDLINE)
+    store64(at + OFFSET_RSDP, field64(info, OFFSET_RSDP))
     store64(at + OFFSET_MEMORY_MAP, at_phys + COPY_MAP)
     store32(at + OFFSET_MEMORY_COUNT, rows)
 

@@ -20,6 +20,7 @@ from fivefold.kernel.boot.start_info import (
     OFFSET_MEMORY_MAP,
     OFFSET_MODULE_LIST,
     OFFSET_MODULES,
+    OFFSET_RSDP,
     OFFSET_VERSION,
 )
 from fivefold.kernel.paging.cpu import CR4_LA57
@@ -110,6 +111,8 @@ SYSTEM_TABLES: Final = 112
 MOST_TABLES: Final = 256
 ATTRIBUTES_GUID: Final = (0x469F_26EB_DCFA_911D, 0x2012_46DC_B738_20A2)
 """EFI_MEMORY_ATTRIBUTES_TABLE_GUID, as two numbers."""
+ACPI_GUID: Final = (0x11D3_E4F1_8868_E871, 0x8188_3CC7_8000_22BC)
+"""EFI_ACPI_20_TABLE_GUID, as two numbers: where the root pointer of ACPI's tables is."""
 ATTRIBUTES_HEAD: Final = 16
 NEWEST_ATTRIBUTES: Final = 2
 """Version of the table of memory attributes."""
@@ -256,13 +259,22 @@ def take_attributes(handoff: u64, system: u64) -> None:
 
     One of an unknown version, or that says it is larger than the room for it, is left out, as if there were none.
     """
+    table = find_table(system, ATTRIBUTES_GUID[0], ATTRIBUTES_GUID[1])
+    if table != 0:
+        size = attributes_size(table)
+        copy64(handoff + HANDOFF_ATTRIBUTES, table, size // 8)
+        store64(handoff + HANDOFF_EFI + EFI_ATTRIBUTES_SIZE, size)
+
+
+@noinline
+def find_table(system: u64, low: u64, high: u64) -> u64:
+    """Address of the firmware's configuration table with that GUID; 0 without one. Of several, the last."""
+    found = u64(0)
     for i in range(min(load64(system + SYSTEM_TABLE_COUNT), MOST_TABLES)):
         row = load64(system + SYSTEM_TABLES) + 24 * i
-        if load64(row) == ATTRIBUTES_GUID[0] and load64(row + 8) == ATTRIBUTES_GUID[1]:
-            table = load64(row + 16)
-            size = attributes_size(table)
-            copy64(handoff + HANDOFF_ATTRIBUTES, table, size // 8)
-            store64(handoff + HANDOFF_EFI + EFI_ATTRIBUTES_SIZE, size)
+        if load64(row) == low and load64(row + 8) == high:
+            found = load64(row + 16)
+    return found
 
 
 def attributes_size(table: u64) -> u64:
@@ -281,6 +293,7 @@ def write_start_info(handoff: u64, system: u64) -> None:
     store32(handoff, MAGIC)
     store32(handoff + OFFSET_VERSION, 1)
     store64(handoff + OFFSET_CMDLINE, handoff + HANDOFF_CMDLINE)
+    store64(handoff + OFFSET_RSDP, find_table(system, ACPI_GUID[0], ACPI_GUID[1]))
     store64(handoff + OFFSET_MEMORY_MAP, handoff + HANDOFF_ROWS)
     store32(handoff + OFFSET_MEMORY_COUNT, write_rows(handoff))
     store32(handoff + OFFSET_MODULES, 1)
