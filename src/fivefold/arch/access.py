@@ -114,12 +114,16 @@ def access(space: AddressSpace, state: ControlState, va: VirtAddr, how: Access =
     if past_segment_limit(state, space.cpu, how):
         raise ValueError("EFER.LMSLE compares data accesses with segment limits, which the state does not hold")
     va = masked(va, state, space.mode, how)
-    if (bad := first_non_canonical(space.mode, va, how.size)) is not None:
+    # Instruction bytes are fetched as they come, so what lies in the lower page is judged first.
+    size = 1 if how.kind is Kind.FETCH else how.size
+    if (bad := first_non_canonical(space.mode, va, size)) is not None:
         return _not_translated(how, Cause.NON_CANONICAL, Rule.CANONICAL, bad)
     if (bad := first_separated(state, va, how)) is not None:
         return _not_translated(how, Cause.SEPARATED, Rule.LASS, bad)
     pages: list[Mapped] = []
     for piece in _pieces(va, how.size):
+        if not space.mode.is_canonical(piece):
+            return _not_translated(how, Cause.NON_CANONICAL, Rule.CANONICAL, piece)
         verdict = _page(space, state, piece, how)
         if isinstance(verdict, Fault):
             return verdict

@@ -2,7 +2,8 @@
 
 After an access that went ahead, A must be set in every entry that was used and D in the leaf of
 what was written, and D in nothing else. After a fault, A may be set in entries that the walk used
-before it was refused, and D in none of the page that refused. An entry that is not present or has
+before it was refused, and D in none of the page that refused; in the lower page of a write over two, of which
+the upper one refused, D may be set. An entry that is not present or has
 a reserved bit set is never used, so it stays as it is.
 
 Sources: Intel SDM, "Accessed and Dirty Flags"; AMD APM volume 2, "Accessed (A) Bit" and "Dirty (D) Bit".
@@ -18,7 +19,7 @@ from fivefold.arch.access import Allowed, Fault, Rule, Verdict, access
 from fivefold.arch.accesses import Access, Kind
 from fivefold.arch.entry import Flag
 from fivefold.arch.state import ControlState
-from fivefold.arch.walk import AddressSpace, Mapped, Step
+from fivefold.arch.walk import AddressSpace, Mapped
 from fivefold.units import MASK64, PhysAddr, VirtAddr
 
 _A: Final = int(Flag.A)
@@ -60,7 +61,8 @@ def history_of(
         return _merge(part for page in verdict.pages for part in _after_success(page, how))
     if verdict.level is None:
         return ()
-    return _merge([*_first_page(space, state, how, verdict, va), *_after_fault(verdict)])
+    parts = [*_other_page(space, state, how, verdict, va), *_after_fault(verdict)]
+    return _merge(parts)
 
 
 def accessed_and_dirty(pages: Allowed, how: Access) -> tuple[tuple[PhysAddr, int], ...]:
@@ -86,15 +88,22 @@ def _after_fault(fault: Fault) -> Iterator[History]:
         yield History(step.at, step.entry.raw, 0, 0 if last and unused else _A)
 
 
-def _first_page(space: AddressSpace, state: ControlState, how: Access, fault: Fault, va: VirtAddr) -> Iterator[History]:
-    """The lower page of an access that the upper one refused: it was used, but nothing was written to it."""
+def _other_page(space: AddressSpace, state: ControlState, how: Access, fault: Fault, va: VirtAddr) -> Iterator[History]:
+    """The other page of an access over two, of which one refused: it may have been used, in vain."""
     first, last = va >> 12, (va + how.size - 1 & MASK64) >> 12
-    if first == last or fault.va >> 12 != last:
+    if first == last:
         return
-    lower = access(space, state, va, Access(how.kind, 1, how.implicit, how.stack, how.shadow, how.as_user))
-    steps: tuple[Step, ...] = lower.pages[0].steps if isinstance(lower, Allowed) else lower.steps
-    for step in steps:
-        yield History(step.at, step.entry.raw, 0, _A)
+    other = VirtAddr(last << 12 if fault.va >> 12 == first else va)
+    if not space.mode.is_canonical(other):
+        return
+    met = access(space, state, other, Access(how.kind, 1, how.implicit, how.stack, how.shadow, how.as_user))
+    if isinstance(met, Fault):
+        yield from _after_fault(met)
+    else:
+        # The manuals do not say that a write which is cut in two leaves D alone in the page that allowed it.
+        for step in met.pages[0].steps:
+            dirty = _D if how.kind is Kind.WRITE and step is met.pages[0].steps[-1] and other == va else 0
+            yield History(step.at, step.entry.raw, 0, _A | dirty)
 
 
 def _merge(parts: Iterator[History] | list[History]) -> tuple[History, ...]:

@@ -42,6 +42,8 @@ COMMANDS: Final = {
     "stats": "What page tables take and map",
     "layout": "What a kernel puts where, and what an address is",
     "view": "An address space as one page of HTML",
+    "conform": "Which rules of paging an emulator or hypervisor breaks",
+    "vectors": "Write test vectors for page-table walkers",
     "explain": "Why a fault happened, and how it became a triple fault",
 }
 """Commands with their line of help. Each is a function of its name, in a module of its name."""

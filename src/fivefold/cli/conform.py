@@ -1,0 +1,139 @@
+"""`fivefold conform`: hold an engine's MMU against the manuals, rule by rule."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fivefold.conform.engines.base import Engine
+    from fivefold.conform.judging.report import Report
+
+
+class EngineName(StrEnum):
+    """What runs the cases."""
+
+    unicorn = "unicorn"
+    bochscpu = "bochscpu"
+    qemu = "qemu"
+    kvm = "kvm"
+    bochs = "bochs"
+
+
+class ModeChoice(StrEnum):
+    """Which modes to run in."""
+
+    both = "both"
+    la48 = "la48"
+    la57 = "la57"
+
+
+def conform(
+    engine: Annotated[EngineName, typer.Option(help="What runs the cases.")] = EngineName.unicorn,
+    qemu: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A QEMU program; chooses the engine qemu unless kvm is given.")
+    ] = None,
+    cpu: Annotated[str | None, typer.Option(metavar="MODEL", help="CPU model, as the engine names it.")] = None,
+    mode: Annotated[ModeChoice, typer.Option(help="Paging modes to run in.")] = ModeChoice.both,
+    cases: Annotated[int, typer.Option(metavar="N", min=1, help="Cases in all modes together.")] = 20_000,
+    seed: Annotated[int, typer.Option(metavar="S", help="Seed of the random cases.")] = 1,
+    case: Annotated[str | None, typer.Option(metavar="ID", help="Run this case alone, and print its listing.")] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes that run parts of the cases.")] = 1,
+    state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what is done in FILE, and go on from there.")
+    ] = None,
+    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run the parts on this Dask scheduler.")] = None,
+    judge: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Judge the serial text of a machine that ran the payload.")
+    ] = None,
+    payload: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an ELF file that runs the cases anywhere, and stop.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Known differences fail too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the rules that agree, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the schema fivefold.conform/1.")] = False,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML too.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of HTML too.")] = None,
+) -> int:
+    """Run cases whose outcome the manuals fix on an emulator or hypervisor, and say where it differs.
+
+    Exit status: 0 if nothing differs but what is known, 1 if something does, 2 if no case was run.
+    """
+    from fivefold.conform.campaign import Plan, run_plan
+    from fivefold.conform.cases.case import MODES, parse_case
+
+    modes = tuple(MODES) if mode is ModeChoice.both else (mode.value,)
+    plan = Plan(_engine_name(engine, qemu), qemu, cpu, modes, cases, seed)
+    if payload is not None:
+        from fivefold.conform.machine_text import write_payload
+
+        write_payload(plan, payload)
+        return 0
+    if judge is not None:
+        from fivefold.conform.machine_text import judge_text
+
+        report = judge_text(plan, judge.read_bytes())
+    elif case is not None:
+        return _one(plan.open(), parse_case(case).id, as_json, strict)
+    else:
+        report = run_plan(plan, jobs, state, dask)
+    return _tell(report, as_json, strict, verbose, junit, html)
+
+
+def _engine_name(engine: EngineName, qemu: str | None) -> str:
+    return "qemu" if qemu and engine is not EngineName.kvm else engine.value
+
+
+def _tell(report: Report, as_json: bool, strict: bool, verbose: bool, junit: Path | None, html: Path | None) -> int:
+    from fivefold.conform.judging.report import to_json
+    from fivefold.report.conform_files import write_html, write_junit
+    from fivefold.report.conform_text import print_conform
+    from fivefold.report.console import ReportConsole
+
+    for path, write in ((junit, write_junit), (html, write_html)):
+        if path is not None:
+            with path.open("w", encoding="utf-8") as out:
+                write(report, out)
+    if as_json:
+        json.dump(to_json(report), sys.stdout, indent=1)
+        print()
+    else:
+        print_conform(report, ReportConsole(width=None if sys.stdout.isatty() else 160, highlight=False), verbose)
+    if reason := report.incomplete or (None if report.cases else _nothing(report)):
+        print(f"fivefold: {reason}", file=sys.stderr)
+        return 2
+    return _status(report, strict)
+
+
+def _nothing(report: Report) -> str:
+    return f"no case was run: {report.problems[0][1]}" if report.problems else "no case was run"
+
+
+def _status(report: Report, strict: bool) -> int:
+    return 1 if report.unknown or (strict and report.differing) else 0
+
+
+def _one(engine: Engine, text: str, as_json: bool, strict: bool) -> int:
+    """Run one case, and print its listing, what must happen and what did."""
+    from fivefold.conform.cases.case import parse_case
+    from fivefold.conform.cases.listing import listing
+    from fivefold.conform.judging.report import to_json
+    from fivefold.conform.run import run_one
+
+    case = parse_case(text)
+    report, lines = run_one(engine, case)
+    if as_json:
+        json.dump(to_json(report), sys.stdout, indent=1)
+        print()
+    else:
+        print(f"case      {case.id}\n{listing(case)}")
+        for line in lines:
+            print(line)
+    if not report.cases:
+        return 2
+    return _status(report, strict)

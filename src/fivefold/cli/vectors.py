@@ -1,0 +1,41 @@
+"""`fivefold vectors`: test vectors for page-table walkers in any language."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class ModeChoice(StrEnum):
+    """Which modes the vectors are of."""
+
+    both = "both"
+    la48 = "la48"
+    la57 = "la57"
+
+
+def vectors(
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where to. [default: stdout]")] = None,
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, max=1_000_000, help="How many.")] = 1000,
+    seed: Annotated[int, typer.Option(metavar="S", help="Seed of the random half.")] = 1,
+    mode: Annotated[ModeChoice, typer.Option(help="Paging modes.")] = ModeChoice.both,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the document instead.")] = False,
+) -> int:
+    """Write page tables, registers, accesses and what the CPU must do, as JSON of the schema fivefold.vectors/1."""
+    from fivefold.conform.cases.case import MODES
+    from fivefold.conform.vectors import schema_text, write_vectors
+
+    if schema:
+        print(schema_text(), end="")
+        return 0
+    modes = tuple(MODES) if mode is ModeChoice.both else (mode.value,)
+    if out is None:
+        write_vectors(sys.stdout, count, seed, modes)
+        return 0
+    with out.open("w", encoding="utf-8") as file:
+        write_vectors(file, count, seed, modes)
+    return 0

@@ -1,0 +1,137 @@
+"""What a case does to its address: the instruction, and which access `arch` is asked about.
+
+One instruction each, at a fixed place in both code pages; an INT3 follows it, so that every case ends in an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from fivefold.arch import MSRS, Access, Kind, Register
+from fivefold.conform.places import CODE, USER_CODE
+
+SLOT: Final = 32
+"""Bytes from one instruction to the next in the code pages."""
+INT3: Final = 0xCC
+VALUE: Final = 0xCCCC_CCCC_CCCC_CCCC
+"""RBX: what is written. A page that holds it can be fetched from."""
+LDT_SELECTOR: Final = 4
+"""The first descriptor of the LDT; the privilege level is added."""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One instruction. *label* is the kind of access as the tables name it.
+
+    *access* is None for an instruction that accesses nothing. *stack* says where RSP has to point:
+    this far above the address.
+    """
+
+    name: str
+    label: str
+    code: bytes
+    access: Access | None
+    text: str
+    stack: int = 0
+    fetches: bool = False
+    implicit: bool = False
+    supervisor_only: bool = False
+    register: Register | None = None
+    """What is written, for an instruction that writes a register; the case's address is then the value."""
+    msr: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes accessed."""
+        return self.access.size if self.access else 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether memory is written."""
+        return self.access is not None and self.access.kind is Kind.WRITE
+
+
+def _a(name: str, label: str, code: str, access: Access | None, text: str, **more: object) -> Action:
+    return Action(name, label, bytes.fromhex(code), access, text, **more)  # type: ignore[arg-type]
+
+
+_READ, _WRITE = Kind.READ, Kind.WRITE
+RMW: Final = "read-modify-write"
+IMPLICIT: Final = "implicit supervisor access"
+
+REGISTER: Final = "register write"
+_WRITTEN_MSRS: Final = {
+    index: register
+    for index, register in MSRS.items()
+    if register.name
+    in {
+        *("SYSENTER_ESP", "SYSENTER_EIP", "PAT", "EFER", "LSTAR", "CSTAR", "FS_BASE", "GS_BASE", "KERNEL_GS_BASE"),
+        *("PKRS", "PL0_SSP", "PL3_SSP", "INT_SSP_TAB", "U_CET", "S_CET"),
+    }
+}
+
+
+def _registers() -> Iterator[Action]:
+    """The instructions that write a register from RDI, the table registers by way of the stack."""
+    for number, name in ((0, "CR0"), (3, "CR3"), (4, "CR4")):
+        code = bytes((0x0F, 0x22, 0xC7 | number << 3))
+        yield Action(f"mov{name.lower()}", REGISTER, code, None, f"mov {name.lower()}, rdi", register=Register[name])
+    for name, save, load in (("GDTR", "44", "54"), ("IDTR", "4c", "5c")):
+        # push rdi; push -1; save the old one below the stack; load the new one; load the old one again
+        code = bytes.fromhex(f"576aff0f01{save}24f00f01{load}24060f01{load}24f0")
+        text = f"l{name.lower()[:3]}, base rdi"
+        yield Action(f"l{name.lower()[:3]}", REGISTER, code, None, text, register=Register[name])
+    for index, register in _WRITTEN_MSRS.items():
+        yield Action(
+            f"msr{index:x}", REGISTER, b"\x0f\x30", None, f"wrmsr, ecx={index:#x}", register=register, msr=index
+        )
+
+
+ACTIONS: Final = {
+    action.name: action
+    for action in (
+        _a("read1", "read", "8a07", Access(_READ, 1), "mov al, [rdi]"),
+        _a("read8", "read", "488b07", Access(_READ, 8), "mov rax, [rdi]"),
+        _a("write1", "write", "881f", Access(_WRITE, 1), "mov [rdi], bl"),
+        _a("write8", "write", "48891f", Access(_WRITE, 8), "mov [rdi], rbx"),
+        _a("rmw1", RMW, "081f", Access(_WRITE, 1), "or [rdi], bl"),
+        _a("rmw8", RMW, "48091f", Access(_WRITE, 8), "or [rdi], rbx"),
+        _a("lock8", RMW, "f048091f", Access(_WRITE, 8), "lock or [rdi], rbx"),
+        _a("xchg8", RMW, "48871f", Access(_WRITE, 8), "xchg [rdi], rbx"),
+        # RAX differs from memory: the comparison fails, and the CPU writes back what it read.
+        _a("cmpxchg8", RMW, "f0480fb11f", Access(_WRITE, 8), "lock cmpxchg [rdi], rbx"),
+        _a("push8", "push", "53", Access(_WRITE, 8, stack=True), "push rbx", stack=8),
+        _a("pop8", "pop", "58", Access(_READ, 8, stack=True), "pop rax"),
+        _a("fetch", "fetch", "ffe7", Access(Kind.FETCH, 1), "jmp rdi, to an int3", fetches=True),
+        _a("fetch10", "fetch", "ffe7", Access(Kind.FETCH, 10), "jmp rdi, to a mov rax, imm64", fetches=True),
+        _a(
+            "descriptor", IMPLICIT, "8ee0", Access(_READ, 8, implicit=True),
+            "mov fs, ax, from an LDT at the address", implicit=True,
+        ),
+        _a("clflush", "CLFLUSH", "0fae3f", Access(_READ, 1), "clflush [rdi]"),
+        _a("prefetch", "PREFETCH", "0f180f", None, "prefetcht0 [rdi]"),
+        _a("invlpg", "INVLPG", "0f013f", None, "invlpg [rdi]", supervisor_only=True),
+        *_registers(),
+    )
+}  # fmt: skip
+"""By name. The order is that of the code pages, so new ones go last."""
+
+_NUMBER: Final = {name: number for number, name in enumerate(ACTIONS)}
+MOV_IMM64: Final = b"\x48\xb8"
+"""The first bytes of the instruction of 10 bytes that `fetch10` goes to; the rest is data."""
+
+
+def code_page() -> bytes:
+    """The bytes of either code page."""
+    page = bytearray([INT3]) * 4096
+    for name, action in ACTIONS.items():
+        at = SLOT * _NUMBER[name]
+        page[at : at + len(action.code)] = action.code
+    return bytes(page)
+
+
+def address_of(action: Action, cpl: int) -> int:
+    """Where the instruction lies for this privilege level; virtual and physical are the same."""
+    return (USER_CODE if cpl == 3 else CODE) + SLOT * _NUMBER[action.name]

@@ -1,0 +1,289 @@
+"""The systematic product: levels × bits × registers × accesses × edges.
+
+Each theme yields a stratum and a case. `product` orders them so that every stratum comes once before any comes
+twice: the first few thousand cases meet every rule with every kind of access.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain, zip_longest
+from itertools import product as cross
+from random import Random
+from typing import Final
+
+from fivefold.arch import Level, PagingMode
+from fivefold.conform.cases.actions import ACTIONS
+from fivefold.conform.cases.case import (
+    LEVELS,
+    MODES,
+    USUAL,
+    Case,
+    CaseError,
+    canonical_va,
+    impossible,
+    large_frame,
+    make_case,
+)
+from fivefold.units import MASK64
+
+Stratum = tuple[object, ...]
+Found = Iterator[tuple[Stratum, Case]]
+
+CORE: Final = ("read8", "write8", "rmw8", "push8", "fetch", "descriptor")
+WIDE: Final = ("read8", "write8", "rmw8", "lock8", "xchg8", "cmpxchg8", "push8", "pop8", "descriptor", "fetch10")
+ACCESSES: Final = tuple(name for name, action in ACTIONS.items() if action.register is None)
+PLAIN: Final = ("wp", "nxe")
+GUARDED: Final = ("wp", "nxe", "smep", "smap")
+RW, US, NX, PS, A, D = 1 << 1, 1 << 2, 1 << 63, 1 << 7, 1 << 5, 1 << 6
+_UPPER, _LOWER = 0x1F0, 0x0F5
+_PAGE: Final = 0x33
+_PAGE_LEVELS: Final = (Level.PT, Level.PD, Level.PDPT)
+
+
+@cache
+def systematic() -> tuple[Case, ...]:
+    """Every case of the product, each once, strata interleaved. The order is the same in every process."""
+    strata: dict[Stratum, list[Case]] = {}
+    seen: set[Case] = set()
+    for stratum, case in chain(bits(), rights(), keys(), edges(), straddles(), history(), registers(), separation()):
+        if case not in seen and impossible(case) is None:
+            seen.add(case)
+            strata.setdefault(stratum, []).append(case)
+    for number, cases in enumerate(strata.values()):
+        Random(number).shuffle(cases)
+    rounds = zip_longest(*strata.values())
+    return tuple(case for one_round in rounds for case in one_round if case is not None)
+
+
+def _case(
+    mode: str, action: str, cpl: int, flags: tuple[str, ...], va: int, entries: dict[str, int] | None = None,
+    pkru: int = 0, pkrs: int = 0,
+) -> Iterator[Case]:  # fmt: skip
+    """The case, if it is one."""
+    try:
+        yield make_case(mode, action, cpl, flags, va, entries, pkru, pkrs)
+    except CaseError:
+        return
+
+
+def _offset(action: str) -> int:
+    """Where in its page an access starts that lies in one page."""
+    return 0x126 if action == "fetch10" else 0x128
+
+
+def _va(paging: PagingMode, action: str, slot: int = _UPPER) -> int:
+    return canonical_va(paging, slot, _PAGE, _offset(action))
+
+
+def _path(mode: str, page: Level) -> dict[str, int]:
+    """The usual entries down to a page of *page* that differ from a 4 KiB page's."""
+    return {} if page is Level.PT else {LEVELS[page - 1]: large_frame(page) | USUAL | PS}
+
+
+def _usual(case_entries: dict[str, int], mode: str, va: int, place: str) -> int:
+    return case_entries.get(place) or make_case(mode, "read8", 0, (), va).usual(place)
+
+
+def bits() -> Found:
+    """Each bit of each entry on the path of each page size, turned over."""
+    for (mode, paging), page, action, cpl, flags in cross(
+        MODES.items(), _PAGE_LEVELS, CORE, (0, 3), (PLAIN, ("wp",), GUARDED)
+    ):
+        if flags == ("wp",) and action not in ("read8", "fetch"):
+            continue
+        va, path = _va(paging, action), _path(mode, page)
+        for level in paging.levels:
+            if level < page:
+                continue
+            place = LEVELS[level - 1]
+            usual = _usual(path, mode, va, place)
+            for bit in range(64):
+                if flags is GUARDED and bit not in (0, 1, 2, 5, 6, 7, 63):
+                    continue
+                entries = path | {place: usual ^ 1 << bit}
+                stratum = ("bits", mode, page, place, _kind_of_bit(bit))
+                yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
+
+
+def _kind_of_bit(bit: int) -> object:
+    if bit <= 12:
+        return bit
+    bounds = ((21, "low"), (30, "middle"), (46, "frame"), (52, "high"), (59, "software"), (63, "key"))
+    return next((name for end, name in bounds if bit < end), "nx")
+
+
+def rights() -> Found:
+    """R/W, U/S and XD missing at one level or at two, under every protection."""
+    protections = tuple(
+        tuple(name for name, on in zip(("wp", "nxe", "smep", "smap", "ac"), chosen, strict=True) if on)
+        for chosen in cross((0, 1), repeat=5)
+    )
+    for (mode, paging), page, action, cpl in cross(MODES.items(), (Level.PT, Level.PD), CORE, (0, 3)):
+        va, path = _va(paging, action, _LOWER), _path(mode, page)
+        above = LEVELS[paging.top - 1]
+        leaf = LEVELS[page - 1]
+        for flags, missing, places in cross(protections, range(8), ((leaf,), (above,))):
+            entries = dict(path)
+            for place in places:
+                raw = _usual(path, mode, va, place)
+                entries[place] = raw & ~((missing & 3) << 1) | (NX if missing & 4 and "nxe" in flags else 0)
+            stratum = ("rights", mode, action, missing)
+            yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
+
+
+def keys() -> Found:
+    """Protection keys of user and supervisor pages, with either feature on, both, and none."""
+    features = ((), ("pke",), ("pks",), ("pke", "pks"))
+    for (mode, paging), page, action, cpl, feature, denied in cross(
+        MODES.items(), (Level.PT, Level.PD), (*CORE, "lock8"), (0, 3), features, range(4)
+    ):
+        for wp, missing, key, which in cross((0, 1), (0, RW, US, RW | US), (1, 15), ("both",)):
+            va, path = _va(paging, action), _path(mode, page)
+            leaf = LEVELS[page - 1]
+            entries = path | {leaf: (_usual(path, mode, va, leaf) & ~missing) | key << 59}
+            flags = (("wp",) if wp else ()) + ("nxe", *feature)
+            value = denied << 2 * key
+            pkru, pkrs = (value if which != "pkrs" else 0), (value if which != "pkru" else 0)
+            stratum = ("keys", mode, action, feature, denied)
+            yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries, pkru, pkrs))
+
+
+def edge_addresses(paging: PagingMode) -> Iterator[tuple[object, int]]:
+    """Both ends of both halves, the bits above them one by one, and the end of the address space."""
+    gap = paging.gap
+    for distance in (*range(-12, 9), -16, -4096, 16, 4096):
+        yield ("low end", max(-9, min(distance, 1))), gap.start + distance
+        yield ("high end", max(-9, min(distance, 1))), gap.stop + distance
+    for distance in (*range(1, 13), 16):
+        yield ("wrap", min(distance, 9)), MASK64 + 1 - distance
+    for bit, slot in cross(range(paging.va_bits - 1, 64), (_LOWER, _UPPER)):
+        yield ("bit", bit), canonical_va(paging, slot, _PAGE, 0x128) ^ 1 << bit
+    yield "middle", 1 << 63
+    yield "middle", (1 << 62) + 0x1000
+
+
+def edges() -> Found:
+    """Accesses at and over the edges of the canonical halves, and past 2^64."""
+    for (mode, paging), action, cpl, flags in cross(MODES.items(), ACCESSES, (0, 3), (PLAIN, GUARDED)):
+        for name, va in edge_addresses(paging):
+            for entries in ({}, {"pt": 0}):
+                stratum = ("edges", mode, ACTIONS[action].label, name)
+                yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
+
+
+def straddles() -> Found:
+    """Accesses over two pages, of which either may be refused, in one table and across tables."""
+    changes = {
+        "usual": (0, 0), "absent": (0, 1), "read-only": (0, RW), "supervisor": (0, US), "xd": (NX, 0),
+        "high": (1 << 51, 0), "flags": (A | D, 0),
+    }  # fmt: skip
+    boundaries = {"pt": (_PAGE, 0), "pd": (0x1FF, 0)}
+    for (mode, paging), action, cpl, flags, (where, (page, _)) in cross(
+        MODES.items(), WIDE, (0, 3), (PLAIN, GUARDED), boundaries.items()
+    ):
+        for offset, first, second in cross((0xFF9, 0xFFC, 0xFFE, 0xFFF), changes, changes):
+            if (action == "fetch10") != (offset == 0xFFE):
+                continue
+            if where == "pd" and (offset != 0xFFC or flags is GUARDED):
+                continue
+            if action in ("xchg8", "cmpxchg8") and offset != 0xFFC:
+                continue
+            va = canonical_va(paging, _UPPER, page, offset)
+            bare = make_case(mode, action, cpl, flags, va)
+            entries = {
+                place: bare.usual(place) & ~changes[change][1] | changes[change][0]
+                for place, change in (("pt", first), ("pt2", second))
+            }
+            stratum = ("straddles", mode, ACTIONS[action].label, first, second)
+            yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
+        if where == "pd" and action != "fetch10":
+            yield from _upper_straddles(mode, paging, action, cpl, flags)
+
+
+def _upper_straddles(mode: str, paging: PagingMode, action: str, cpl: int, flags: tuple[str, ...]) -> Found:
+    """The second page absent or malformed at a level above, and either page large."""
+    va = canonical_va(paging, _UPPER, 0x1FF, 0xFFC)
+    bare = make_case(mode, action, cpl, flags, va)
+    large = {"pd": large_frame(Level.PD) | USUAL | PS, "pd2": large_frame(Level.PD) + (2 << 20) | USUAL | PS}
+    for entries in (
+        {"pd2": 0}, {"pd2": bare.usual("pd2") & ~US}, {"pd2": bare.usual("pd2") & ~RW}, {"pd": large["pd"]},
+        {"pd2": large["pd2"]}, large, {"pd": large["pd"], "pd2": large["pd2"] & ~RW}, {"pd2": large["pd2"] | 1 << 13},
+    ):  # fmt: skip
+        for case in _case(mode, action, cpl, flags, va, entries):
+            yield ("straddles above", mode, action, tuple(entries)), case
+
+
+def history() -> Found:
+    """Accessed and dirty flags that are set already, in any mixture, under accesses that go ahead and that do not."""
+    for (mode, paging), page, action, cpl in cross(MODES.items(), _PAGE_LEVELS, ACCESSES, (0, 3)):
+        if page is not Level.PT and action not in CORE:
+            continue
+        va, path = _va(paging, action), _path(mode, page)
+        places = [LEVELS[level - 1] for level in paging.levels if level >= page]
+        for number, (flags, missing, mask) in enumerate(cross((PLAIN, ("nxe",)), (0, RW, US, 1), range(8))):
+            random = Random(f"{mode} {page} {number}")
+            entries = {place: _usual(path, mode, va, place) | random.choice((0, A, D, A | D)) for place in places}
+            entries[places[-1]] = (
+                entries[places[-1]] & ~(A | D | missing) | (A if mask & 1 else 0) | (D if mask & 2 else 0)
+            )
+            stratum = ("history", mode, action, missing)
+            yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
+
+
+_CR0, _CR4, _EFER = 0x8000_0031, 0x20, 0xD00
+# A few only: they end the driver where an engine takes them.
+_CR3_BITS: Final = (52, 59, 61, 62, 63)
+_CR4_BITS: Final = (15, 26, 31, 40, 63)
+
+
+def registers() -> Found:
+    """Writes of control registers and MSRs: each reserved bit, each rule, addresses that are not canonical."""
+    for mode, paging in MODES.items():
+        la57 = 1 << 12 if mode == "la57" else 0
+        values: dict[str, list[int]] = {
+            "movcr0": [_CR0 | 1 << bit for bit in (16, 18, *range(32, 64))] + [_CR0 | 1 << 29, _CR0 & ~1],
+            "movcr3": [0x0400_0000 | 1 << bit for bit in (3, 4, *_CR3_BITS)] + [0x0400_0000],
+            "movcr4": [_CR4 | la57 | 1 << bit for bit in (2, 7, *_CR4_BITS)] + [_CR4 | la57 ^ 1 << 12, la57],
+            "msrc0000080": [_EFER ^ 1 << bit for bit in (*range(1, 8), 8, 9, 10, 12, 13, 14, *range(16, 64))],
+        }
+        for name, action in ACTIONS.items():
+            if action.register is None:
+                continue
+            for value in values.get(name) or list(_addresses(paging, action.msr)):
+                for flags in (PLAIN, ("wp", "nxe", "pcide")) if name == "movcr3" else (PLAIN,):
+                    yield from (
+                        (("registers", mode, name, value.bit_length()), case)
+                        for case in _case(mode, name, 0, flags, value)
+                    )
+
+
+def _addresses(paging: PagingMode, msr: int | None) -> Iterator[int]:
+    """Addresses that are canonical in both modes, in one, and in none."""
+    if msr == 0x277:
+        yield from (0x0007_0406_0007_0406, 0x0007_0406_0007_0402, 0x0307_0406_0007_0406, 0x0807_0406_0007_0406)
+        return
+    if msr == 0x6E1:
+        yield from (0, 1 << 32, 1 << 63)
+        return
+    for bit in range(46, 64):
+        yield 1 << bit
+        yield MASK64 ^ 1 << bit & ~7
+    yield from (
+        0x7FFF_FFFF_F000,
+        0xFFFF_8000_0000_0000,
+        0x00FF_FFFF_FFFF_F000,
+        0xFF00_0000_0000_0000,
+        0x0000_8000_0000_0000,
+    )
+
+
+def separation() -> Found:
+    """LASS, on a CPU that has it."""
+    for (mode, paging), action, cpl, slot in cross(MODES.items(), ACCESSES, (0, 3), (_LOWER, _UPPER)):
+        va = _va(paging, action, slot)
+        for flags, absent in cross((("smap",), ("smap", "ac"), (), ("smep", "smap")), (False, True)):
+            entries = {"pt": 0} if absent else {}
+            for case in _case(mode, action, cpl, ("wp", "nxe", "lass", *flags), va, entries):
+                yield ("lass", mode, ACTIONS[action].label, cpl, slot), case

@@ -1,0 +1,1 @@
+"""What runs cases: in this process, or in a machine that boots our payload."""

@@ -1,0 +1,61 @@
+"""QEMU of any version, TCG or KVM."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from typing import Final
+
+from fivefold.conform.engines.base import EngineError
+from fivefold.conform.engines.machine import RAM, MachineEngine, SharedRam
+from fivefold.conform.payload.build import elf_file
+from fivefold.machine.child import Child
+from fivefold.units import MIB
+
+PROGRAM: Final = "qemu-system-x86_64"
+INSTALL: Final = "install it with: apt-get install qemu-system-x86"
+
+
+class QemuEngine(MachineEngine):
+    """One QEMU program and CPU model. Each call of `run` starts machines; nothing stays behind."""
+
+    def __init__(
+        self, program: str = PROGRAM, model: str | None = None, accelerator: str = "tcg", timeout: float = 60.0
+    ) -> None:
+        """Start once, for the version and the CPU; *model* as in ``-cpu``. Raises `EngineError`."""
+        self.name = "qemu" if accelerator == "tcg" else accelerator
+        self.program, self.accelerator = program, accelerator
+        self.model = model or ("max" if accelerator == "tcg" else "host")
+        self.version = _version(program)
+        super().__init__(timeout)
+
+    def _start(self, written: bytes, ram: SharedRam) -> Child:
+        image = os.memfd_create("fivefold-conform-image")
+        try:
+            with open(image, "wb", closefd=False) as file:
+                file.write(elf_file(written))
+            return Child(self._command(f"/proc/self/fd/{image}", ram.fd), [image, ram.fd])
+        finally:
+            os.close(image)
+
+    def _command(self, image: str, fd: int) -> list[str]:
+        return [
+            *(self.program, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+            *("-machine", f"pc,memory-backend=ram,accel={self.accelerator}", "-cpu", self.model),
+            *("-object", f"memory-backend-file,id=ram,share=on,size={RAM},mem-path=/proc/self/fd/{fd}"),
+            *("-m", str(RAM // MIB), "-kernel", image),
+        ]
+
+
+def _version(program: str) -> str:
+    try:
+        said = subprocess.run([program, "--version"], capture_output=True, timeout=30, check=False, text=True).stdout
+    except OSError as error:
+        raise EngineError(f"{program} cannot be started: {error.strerror}; {INSTALL}") from error
+    except (subprocess.TimeoutExpired, UnicodeDecodeError) as error:
+        raise EngineError(f"{program} does not say which version of QEMU it is") from error
+    found = re.search(r"QEMU emulator version (\d+(?:\.\d+)+)", said)
+    if found is None:
+        raise EngineError(f"{program} does not say which version of QEMU it is")
+    return found[1]

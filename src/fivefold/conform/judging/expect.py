@@ -1,0 +1,127 @@
+"""What the CPU must do with a case: `arch`'s verdict, as far as an engine can show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fivefold.arch import (
+    AddressSpace,
+    Allowed,
+    Cpu,
+    Fault,
+    History,
+    Legal,
+    Refused,
+    Rule,
+    Vector,
+    Verdict,
+    access,
+    check_write,
+    history_of,
+)
+from fivefold.conform.cases.case import Case, in_data
+from fivefold.conform.places import ARENA, CODE, ROOT, driver_entry, pattern
+from fivefold.units import PhysAddr, VirtAddr
+
+_FOREIGN = "the walk leads through memory that is not the case's"
+BREAKPOINT = int(Vector.BP)
+"""The exception by which a case ends whose access went ahead."""
+
+
+class Tables:
+    """The memory of a case as a walk sees it: its entries, the driver's, and zeros."""
+
+    def __init__(self, entries: dict[int, int], levels: int) -> None:
+        self.entries = entries
+        self.levels = levels
+
+    def read(self, pa: PhysAddr, size: int, /) -> bytes:
+        """The 8 bytes at *pa*."""
+        raw = self.entries.get(pa)
+        if raw is None:
+            raw = driver_entry(pa, self.levels)
+        return raw.to_bytes(size, "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What must be seen. *pieces* are the physical bytes that are accessed, (address, length) each.
+
+    *verdict* is None for an instruction that accesses nothing. *hidden* says why it cannot be shown, if so.
+    """
+
+    verdict: Verdict | None
+    vector: int
+    error_code: int
+    cr2: int | None
+    pieces: tuple[tuple[int, int], ...]
+    histories: tuple[History, ...]
+    hidden: str | None = None
+    written: Legal | Refused | None = None
+    """The verdict on a register write."""
+    space: AddressSpace | None = field(default=None, compare=False)
+
+
+def expect(case: Case, cpu: Cpu) -> Expected:
+    """Ask `arch` about *case* on *cpu*."""
+    if (lacking := case.needs(cpu)) is not None:
+        return Expected(None, BREAKPOINT, 0, None, (), (), f"this CPU has no {lacking}")
+    if case.what.register is not None:
+        return _register_write(case, cpu)
+    how = case.what.access
+    if how is None:
+        return Expected(None, BREAKPOINT, 0, None, (), ())
+    state = case.state()
+    stores = case.stores()
+    space = AddressSpace(Tables(stores, int(case.paging.top)), PhysAddr(ROOT), case.paging, cpu, state.nxe)
+    verdict = access(space, state, VirtAddr(case.va), how)
+    histories = history_of(space, state, how, verdict, VirtAddr(case.va))
+    if isinstance(verdict, Fault):
+        hidden = None if all(_is_ours(step.at) for step in verdict.steps) else _FOREIGN
+        if verdict.rule not in (Rule.PRESENT, Rule.RESERVED) and verdict.steps:
+            leaf = verdict.steps[-1].entry
+            page = cpu.frame(leaf) | verdict.va & (leaf.level.span - 1)
+            hidden = hidden if in_data(page, 1) else "an engine that errs would reach memory that is not the case's"
+        return Expected(
+            verdict, int(verdict.vector), verdict.error_code, verdict.cr2, (), histories, hidden, space=space
+        )
+    pieces = _pieces(case, verdict)
+    hidden = None
+    if not all(in_data(pa, size) for pa, size in pieces):
+        hidden = "the access leads to memory that is not the case's"
+    elif not all(_is_ours(step.at) for page in verdict.pages for step in page.steps):
+        hidden = _FOREIGN
+    return Expected(verdict, BREAKPOINT, 0, None, pieces, histories, hidden, space=space)
+
+
+def _is_ours(at: int) -> bool:
+    return ARENA <= at < CODE
+
+
+def _register_write(case: Case, cpu: Cpu) -> Expected:
+    register = case.what.register
+    assert register is not None
+    found = check_write(case.state(), register, case.va, cpu)
+    if isinstance(found, Refused):
+        return Expected(None, int(found.vector), found.error_code, None, (), (), written=found)
+    return Expected(None, BREAKPOINT, 0, None, (), (), written=found)
+
+
+def _pieces(case: Case, verdict: Allowed) -> tuple[tuple[int, int], ...]:
+    first = verdict.pages[0].pa
+    size = case.what.size
+    if len(verdict.pages) == 1:
+        return ((first, size),)
+    low = 4096 - (case.va & 0xFFF)
+    return ((first, low), (verdict.pages[1].pa, size - low))
+
+
+def data_at(pieces: tuple[tuple[int, int], ...]) -> bytes:
+    """What data holds there before the access."""
+    return b"".join(_bytes(pa, size) for pa, size in pieces)
+
+
+def _bytes(pa: int, size: int) -> bytes:
+    first = pa & ~7
+    words = b"".join(pattern(at).to_bytes(8, "little") for at in range(first, pa + size, 8))
+    return words[pa - first : pa - first + size]

@@ -1,0 +1,76 @@
+"""The words of data that a case sets or changes, beside its page-table entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fivefold.arch import Allowed, Mapped, translate
+from fivefold.conform.cases.actions import MOV_IMM64, VALUE
+from fivefold.conform.cases.case import Case, in_data
+from fivefold.conform.judging.expect import Expected
+from fivefold.conform.places import PATTERN, pattern
+from fivefold.units import VirtAddr
+
+
+def bytes_met(case: Case, expected: Expected) -> Iterator[tuple[int, int]]:
+    """Where each byte of the access lies that the tables map to data, whatever its rights: (number, address)."""
+    if expected.space is None:
+        return
+    for number, va in _starts(case):
+        found = translate(expected.space, va)
+        if isinstance(found, Mapped):
+            size = min(case.what.size - number, 4096 - (va & 0xFFF))
+            yield from ((number + i, found.pa + i) for i in range(size) if in_data(found.pa + i, 1))
+
+
+def _starts(case: Case) -> Iterator[tuple[int, VirtAddr]]:
+    """The first byte in each page: its number, and its address."""
+    yield 0, VirtAddr(case.va)
+    if case.crosses:
+        yield 4096 - (case.va & 0xFFF), VirtAddr(case.second_page)
+
+
+def words_before(case: Case, expected: Expected) -> dict[int, int]:
+    """Words of data by address, as they have to be before the access: what it may write, and what it has to find."""
+    if not (case.what.writes or case.what.implicit or case.action == "fetch10"):
+        return {}
+    words: dict[int, int] = {}
+    wanted = MOV_IMM64 if case.action == "fetch10" else PATTERN.to_bytes(8, "little") if case.what.implicit else b""
+    for number, pa in bytes_met(case, expected):
+        word = words.setdefault(pa & ~7, pattern(pa & ~7))
+        if number < len(wanted):
+            words[pa & ~7] = put_byte(word, pa, wanted[number])
+    return words
+
+
+def put_byte(word: int, pa: int, byte: int) -> int:
+    """*word* with the byte of physical *pa* replaced."""
+    shift = 8 * (pa & 7)
+    return word & ~(0xFF << shift) | byte << shift
+
+
+def words_after(case: Case, expected: Expected, before: dict[int, int]) -> dict[int, int]:
+    """The same words after the access, if the CPU does what it must."""
+    if not (case.what.writes and isinstance(expected.verdict, Allowed)):
+        return before
+    words = dict(before)
+    for number, pa in bytes_met(case, expected):
+        old = words[pa & ~7] >> 8 * (pa & 7) & 0xFF
+        words[pa & ~7] = put_byte(words[pa & ~7], pa, _written(case.action, old, VALUE >> 8 * number & 0xFF))
+    return words
+
+
+def _written(action: str, old: int, value: int) -> int:
+    if action == "cmpxchg8":
+        return old
+    return old | value if action in ("rmw1", "rmw8", "lock8") else value
+
+
+def value_read(case: Case, expected: Expected) -> int | None:
+    """What RAX holds after an access that went ahead, where it says what was read."""
+    if case.action not in ("read1", "read8", "pop8", "cmpxchg8") or not isinstance(expected.verdict, Allowed):
+        return None
+    value = 0
+    for number, pa in bytes_met(case, expected):
+        value |= (pattern(pa & ~7) >> 8 * (pa & 7) & 0xFF) << 8 * number
+    return value

@@ -1,0 +1,193 @@
+"""What an engine did with a case, and where it differs from what the CPU must do.
+
+A case tests several rules at once; each check is a row of the published table. So that one cause is one row, what
+an error code, CR2 or a flag says wrongly is a rule of its own, beside the rule that decides whether there is a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fivefold.arch import Access, Allowed, Fault, Flag, Kind, PageFault, Vector, access
+from fivefold.conform.cases.actions import RMW, address_of
+from fivefold.conform.cases.case import Case
+from fivefold.conform.judging.expect import BREAKPOINT, Expected
+from fivefold.conform.judging.memory_words import value_read, words_after, words_before
+from fivefold.conform.judging.rules import ERROR_BITS, Rules, rule_of
+from fivefold.units import VirtAddr, hex64
+
+_A, _D = int(Flag.A), int(Flag.D)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was seen. *vector* is 3 where the access went ahead; *after* are words of memory by physical address.
+
+    *rip* is the saved RIP, where it is known. *problem* says why the case came to no end in this engine, if so; then
+    the rest means nothing.
+    """
+
+    vector: int
+    error_code: int = 0
+    cr2: int = 0
+    value: int = 0
+    rip: int | None = None
+    after: dict[int, int] | None = None
+    problem: str | None = None
+    stopped: bool = False
+    """The machine came to its end at this case. For a register write that must be refused this is an answer."""
+
+    def __str__(self) -> str:
+        if self.problem:
+            return self.problem
+        if self.vector == BREAKPOINT:
+            return "the access goes ahead"
+        name = Vector(self.vector).name if self.vector in set(Vector) else str(self.vector)
+        cr2 = f", CR2={hex64(self.cr2)}" if self.vector == Vector.PF else ""
+        return f"#{name}({self.error_code:#x}){cr2}"
+
+
+class Check(NamedTuple):
+    """One rule held against one outcome. *expected* and *got* are in words."""
+
+    rule: str
+    section: str
+    agrees: bool
+    expected: str = ""
+    got: str = ""
+
+
+def checks(case: Case, expected: Expected, outcome: Outcome) -> Iterator[Check]:
+    """Every rule that *outcome* shows, the decisive one first."""
+    rules = rule_of(case, expected)
+    if case.what.label == RMW and _read_first(case, expected, outcome):
+        yield Check(*Rules.RMW, False, expected_text(expected), str(outcome))
+        return
+    if not _same_decision(expected, outcome):
+        yield Check(*rules, False, expected_text(expected), str(outcome))
+        return
+    yield Check(*rules, True)
+    if case.what.label == RMW and outcome.vector == Vector.PF:
+        yield Check(*Rules.RMW, True)
+    if outcome.vector == Vector.PF and expected.cr2 is not None:
+        yield _same(Rules.CR2, hex64(expected.cr2), hex64(outcome.cr2), "CR2=")
+        yield from _error_bits(expected, outcome)
+    elif outcome.vector in (Vector.GP, Vector.SS):
+        yield _same(Rules.ZERO_CODE, f"{expected.error_code:#x}", f"{outcome.error_code:#x}", "error code ")
+    if expected.vector == Vector.SS:
+        yield Check(*Rules.STACK, outcome.vector == Vector.SS, expected_text(expected), str(outcome))
+    if outcome.rip is not None and outcome.vector != BREAKPOINT:
+        yield _at_fault(case, outcome.rip)
+    if outcome.after is not None:
+        yield from _memory(case, expected, outcome)
+
+
+def _same_decision(expected: Expected, outcome: Outcome) -> bool:
+    """Whether the engine came to the same end for the same reason, as far as that is seen.
+
+    A page fault for a reserved bit and one without it are two decisions, and so are those of two pages. #GP in the
+    place of #SS is one: which of the two it is has a rule of its own.
+    """
+    if (expected.vector, outcome.vector) == (Vector.SS, Vector.GP):
+        return True
+    if outcome.vector != expected.vector:
+        return False
+    if outcome.vector != Vector.PF or expected.cr2 is None:
+        return True
+    return not (outcome.error_code ^ expected.error_code) & PageFault.RSVD and expected.cr2 >> 12 == outcome.cr2 >> 12
+
+
+def _read_first(case: Case, expected: Expected, outcome: Outcome) -> bool:
+    """Whether a read-modify-write faulted as a read of the same bytes does, where it must fault as a write."""
+    if outcome.vector != Vector.PF or outcome.error_code & PageFault.W or expected.space is None:
+        return False
+    read = access(expected.space, case.state(), VirtAddr(case.va), Access(Kind.READ, case.what.size))
+    if not isinstance(read, Fault) or read.cr2 is None:
+        return False
+    same_code = not (read.error_code ^ outcome.error_code) & ~PageFault.P
+    return same_code and read.cr2 == outcome.cr2
+
+
+def expected_text(expected: Expected) -> str:
+    """What the CPU must do, in words."""
+    if expected.vector == BREAKPOINT:
+        return "the access goes ahead" if expected.verdict else "no exception"
+    cr2 = f", CR2={hex64(expected.cr2)}" if expected.cr2 is not None else ""
+    return f"#{Vector(expected.vector).name}({expected.error_code:#x}){cr2}"
+
+
+def _at_fault(case: Case, rip: int) -> Check:
+    """Whether the saved RIP is that of the instruction that faulted."""
+    start = address_of(case.what, case.cpl)
+    right = start <= rip < start + len(case.what.code) or (case.what.fetches and rip == case.va)
+    wanted = case.va if case.what.fetches else start
+    return Check(*Rules.RIP, right, f"RIP={hex64(wanted)}", f"RIP={hex64(rip)}")
+
+
+def _same(rule: tuple[str, str], want: str, got: str, what: str) -> Check:
+    return Check(*rule, want == got, what + want, what + got)
+
+
+def _error_bits(expected: Expected, outcome: Outcome) -> Iterator[Check]:
+    fault = expected.verdict
+    if not isinstance(fault, Fault):
+        return
+    must, seen = f"error code {expected.error_code:#x}", f"error code {outcome.error_code:#x}"
+    for bit, rule in ERROR_BITS:
+        want, got = bool(expected.error_code & bit), bool(outcome.error_code & bit)
+        name = PageFault(bit).name
+        yield Check(*rule(fault), want == got, f"{must}, {name}={want:d}", f"{seen}, {name}={got:d}")
+    if outcome.error_code & ~sum(bit for bit, _ in ERROR_BITS):
+        yield Check(*Rules.OTHER_BITS, False, must, seen)
+
+
+def _memory(case: Case, expected: Expected, outcome: Outcome) -> Iterator[Check]:
+    """Flags of the entries, all other bits of them, and the data."""
+    after = outcome.after or {}
+    wrong = _wrong_entries(case, expected, after)
+    faulted = isinstance(expected.verdict, Fault)
+    if expected.histories or (expected.written is None and expected.verdict is None):
+        for rule, mask in (
+            (Rules.ACCESSED_FAULT if faulted else Rules.ACCESSED, _A),
+            (Rules.DIRTY_FAULT if faulted else Rules.DIRTY, _D),
+            (Rules.OTHER_ENTRY, ~(_A | _D)),
+        ):
+            words = next((text for bits, text in wrong if bits & mask), None)
+            rule = Rules.CLFLUSH if case.action == "clflush" else rule
+            yield Check(*rule, words is None, *(words or ("", "")))
+    yield from _data(case, expected, outcome, after)
+
+
+def _wrong_entries(case: Case, expected: Expected, after: dict[int, int]) -> list[tuple[int, tuple[str, str]]]:
+    """Each entry that is not as it must be afterwards: its wrong bits, and both values in words."""
+    histories = {int(part.at): part for part in expected.histories}
+    found = []
+    for at, before in case.stores().items():
+        part = histories.get(at)
+        must, may = (part.must, part.may) if part else (0, 0 if expected.verdict else _A)
+        now = after.get(at, before | must)
+        if bits := (now ^ (before | must)) & ~may:
+            place = (case.place_of(at) or "?").upper()
+            asked = f"must set {_names(must & ~before)}, may set {_names(may & ~before)}"
+            found.append((bits, (f"{place} entry {hex64(before)}: {asked}", f"{place} entry became {hex64(now)}")))
+    return found
+
+
+def _names(bits: int) -> str:
+    return {0: "nothing", _A: "A", _D: "D", _A | _D: "A and D"}.get(bits, hex(bits))
+
+
+def _data(case: Case, expected: Expected, outcome: Outcome, after: dict[int, int]) -> Iterator[Check]:
+    want = words_after(case, expected, words_before(case, expected))
+    for at, word in want.items():
+        if at in after and after[at] != word:
+            rule = Rules.ADDRESS if isinstance(expected.verdict, Allowed) else Rules.TORN
+            yield Check(*rule, False, f"{hex64(word)} at {hex64(at)}", hex64(after[at]))
+            return
+    if case.what.writes and want:
+        yield Check(*(Rules.ADDRESS if isinstance(expected.verdict, Allowed) else Rules.TORN), True)
+    value = value_read(case, expected)
+    if value is not None:
+        yield _same(Rules.ADDRESS, hex64(value), hex64(outcome.value), "value read ")

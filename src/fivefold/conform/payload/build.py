@@ -1,0 +1,72 @@
+"""Build the payload, and the ELF file that has a table of cases built in."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from importlib import resources
+from typing import Final, NamedTuple
+
+from fivefold.conform.places import CASES, IMAGE
+from fivefold.metal.build import cached
+from fivefold.metal.link import Group, link
+from fivefold.metal.program import Program
+
+PACKAGE: Final = "fivefold.conform.payload"
+_GROUPS: Final = (
+    Group(".text", (".head", ".text")),
+    Group(".rodata", (".rodata",)),
+    Group(".data", (".data",)),
+    Group(".bss", (".bss",)),
+)
+_EHDR: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+_PHDR: Final = struct.Struct("<IIQQQQQQ")
+_IDENT: Final = b"\x7fELF\x02\x01\x01" + bytes(9)
+_NOTE_HEAD: Final = struct.pack("<III", 4, 4, 18) + b"Xen\0"
+_FIRST: Final = 0x1000
+"""Where in the file the first segment lies."""
+
+
+class Payload(NamedTuple):
+    """The payload's bytes from `places.IMAGE` up, its size in memory, and its 32-bit entry."""
+
+    data: bytes
+    size: int
+    entry: int
+
+
+@functools.cache
+def payload() -> Payload:
+    """The payload, compiled once."""
+    program = Program((f"{PACKAGE}.main",))
+    asm = (resources.files(PACKAGE) / "start.S").read_text()
+
+    def make() -> bytes:
+        from fivefold.metal.objects import compile_object
+
+        linked = link({"payload": compile_object(program, asm=asm)}, base=IMAGE, groups=_GROUPS)
+        flat = linked.flat()
+        return struct.pack("<QQ", linked.end - linked.base, linked.symbols["pvh_entry"]) + flat
+
+    made = cached(f"conform payload {asm!r}", program, make)
+    size, entry = struct.unpack_from("<QQ", made)
+    return Payload(made[16:], size, entry)
+
+
+def elf_file(table: bytes) -> bytes:
+    """The ELF file that runs the cases of *table*: PVH and multiboot2 loaders, and those of ELF files, start it."""
+    made = payload()
+    table_at = _FIRST + len(made.data) + -len(made.data) % 4096
+    note = _NOTE_HEAD + struct.pack("<I", made.entry)
+    note_at = _EHDR.size + 3 * _PHDR.size
+    headers = (
+        _PHDR.pack(1, 7, _FIRST, IMAGE, IMAGE, len(made.data), made.size, 0x1000)
+        + _PHDR.pack(1, 6, table_at, CASES, CASES, len(table), len(table), 0x1000)
+        + _PHDR.pack(4, 4, note_at, 0, 0, len(note), len(note), 4)
+    )
+    head = _EHDR.pack(_IDENT, 2, 62, 1, made.entry, _EHDR.size, 0, 0, _EHDR.size, _PHDR.size, 3, 64, 0, 0)
+    out = bytearray(table_at + len(table))
+    out[: len(head + headers + note)] = head + headers + note
+    out[_FIRST : _FIRST + len(made.data)] = made.data
+    out[table_at:] = table
+    return bytes(out)

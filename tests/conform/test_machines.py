@@ -1,0 +1,54 @@
+"""The payload on machines: QEMU and Bochs' CPU, with real exceptions in both modes."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+
+import pytest
+
+from fivefold.conform.campaign import Plan, run_part
+from fivefold.conform.cases.case import parse_case
+from fivefold.conform.engines.qemu import PROGRAM, QemuEngine
+from fivefold.conform.judging.report import Report
+from fivefold.conform.run import run_one
+
+NO_QEMU = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed")
+NO_BOCHSCPU = pytest.mark.skipif(find_spec("bochscpu") is None, reason="bochscpu-python is not installed")
+BOTH = ("la48", "la57")
+
+
+def unknown(report: Report) -> dict[str, object]:
+    return {key.rule: row.smallest for key, row in report.rows.items() if row.unknown}
+
+
+@pytest.mark.qemu
+@NO_QEMU
+def test_qemu_differs_in_what_is_known_only() -> None:
+    report = run_part(Plan("qemu", None, None, BOTH, 3000, 2), range(1200, 2400))
+    assert report.cases > 900
+    assert {key.mode for key, row in report.rows.items() if row.cases} == set(BOTH)
+    assert unknown(report) == {}
+    rules = {key.rule for key, row in report.rows.items() if row.differs}
+    assert "error code bit 0 (P) is 1 for a reserved bit" in rules
+
+
+@pytest.mark.qemu
+@NO_QEMU
+def test_a_machine_that_a_case_stops_does_not_take_the_others_along() -> None:
+    engine = QemuEngine()
+    report, lines = run_one(engine, parse_case("la48:movcr3:0:wp,nxe:10000004000000:"))
+    assert "did       the machine stopped or reset at this case" in lines
+    assert report.differing == 1
+    report, lines = run_one(engine, parse_case("la57:fetch10:3:wp,nxe:fff0010044233ffe:pt2=8000000004334007"))
+    assert "did       #PF(0x15), CR2=0xfff0010044234000" in lines
+    assert not report.differing
+
+
+@pytest.mark.bochscpu
+@NO_BOCHSCPU
+def test_bochs_cpu_differs_in_what_is_known_only() -> None:
+    report = run_part(Plan("bochscpu", None, None, BOTH, 4000, 2), range(1000, 4000))
+    assert report.cases > 1500
+    assert unknown(report) == {}
+    assert not report.problems
