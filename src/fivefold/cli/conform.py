@@ -92,8 +92,8 @@ def _engine_name(engine: EngineName, qemu: str | None) -> str:
 def _tell(report: Report, as_json: bool, strict: bool, verbose: bool, junit: Path | None, html: Path | None) -> int:
     from fivefold.conform.judging.report import to_json
     from fivefold.report.conform_files import write_html, write_junit
-    from fivefold.report.conform_text import print_conform
     from fivefold.report.console import ReportConsole
+    from fivefold.report.text.conform import print_conform
 
     for path, write in ((junit, write_junit), (html, write_html)):
         if path is not None:

@@ -7,7 +7,7 @@ from typing import TextIO
 from xml.etree import ElementTree as Xml
 
 from fivefold.conform.judging.report import Key, Report, Row
-from fivefold.report.conform_text import summary
+from fivefold.report.text.conform import summary
 
 
 def write_junit(report: Report, out: TextIO) -> None:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from fivefold.conform.places import CASES, IMAGE
 from fivefold.metal.build import cached
-from fivefold.metal.link import Group, link
+from fivefold.metal.emit.link import Group, link
 from fivefold.metal.program import Program
 
 PACKAGE: Final = "fivefold.conform.payload"
@@ -42,7 +42,7 @@ def payload() -> Payload:
     asm = (resources.files(PACKAGE) / "start.S").read_text()
 
     def make() -> bytes:
-        from fivefold.metal.objects import compile_object
+        from fivefold.metal.emit.objects import compile_object
 
         linked = link({"payload": compile_object(program, asm=asm)}, base=IMAGE, groups=_GROUPS)
         flat = linked.flat()
