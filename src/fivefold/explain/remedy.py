@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from fivefold.arch import LA48, LA57, RFLAGS_AC, Access, Cr0, Cr4, Efer, Flag, Level, Step, TableReader
 from fivefold.explain.faults.finding import FaultFinding
-from fivefold.explain.rules.ruling import Granted, RuleName, rule_on
+from fivefold.explain.rules.ruling import Granted, RuleName, is_unplaced, rule_on
 from fivefold.explain.rules.situation import Situation
 from fivefold.units import MASK64, PhysAddr, hex64
 
@@ -92,7 +92,7 @@ def _of_entries(here: Situation, steps: tuple[Step, ...], culprit: Step, rule: R
 def _entry(here: Situation, values: dict[Step, int], what: str) -> Remedy:
     assert here.memory is not None  # entries come from memory
     memory = Patched(here.memory, {step.at: int(raw) & MASK64 for step, raw in values.items()})
-    places = ", ".join(f"the {step.entry.level.name} entry at {hex64(step.at)}" for step in values)
+    places = ", ".join(f"the {_place(step)}" for step in values)
     return Remedy(f"{what} in {places}", replace(here, memory=memory))
 
 
@@ -130,4 +130,11 @@ def missing_link(finding: FaultFinding) -> str | None:
         return None
     level = culprit.entry.level
     below = f"a {Level(level - 1).name} table" if level > 1 else "a page"
-    return f"the {level.name} entry at {hex64(culprit.at)} pointing to {below} that maps {hex64(finding.va)}"
+    return f"the {_place(culprit)} pointing to {below} that maps {hex64(finding.va)}"
+
+
+def _place(step: Step) -> str:
+    """An entry by its level and where it lies."""
+    if is_unplaced(step):
+        return f"{step.entry.level.name} entry {(step.at & 0xFFF) >> 3} of the root"
+    return f"{step.entry.level.name} entry at {hex64(step.at)}"

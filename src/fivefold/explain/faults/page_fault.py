@@ -326,7 +326,7 @@ def _by_code(question: _Question, raised: RaisedException, trace: Trace, remarks
         sentence = f"{spelled} was refused: the address is not the user's"
         remarks = (*remarks, "Linux sets P in what it reports of such an address, so it may not be mapped at all")
         return _finding(question, "user-supervisor", sentence, "guess", None, (), None, remarks)
-    confidence: Certainty = "certain" if reported.certain else "likely"
+    confidence: Certainty = "certain" if reported.certain else "guess" if reported.guess else "likely"
     if raised.says_no_execute and reported.rule in ("no-execute", "smep"):
         reported = Candidate("no-execute", "the kernel found the page to forbid execution (XD)", True)
         confidence = "certain"

@@ -29,8 +29,9 @@ from fivefold.explain.logs.trace import NO_VECTOR, Outcome, RaisedException, Tra
 _HEX: Final = r"(?:0x)?([0-9a-f]{1,16})(?![0-9a-f])"
 _CHECK: Final = re.compile(rf"check_exception old: *{_HEX} new:? *{_HEX}(?:, *cr2: *{_HEX})?(?:, *rip: *{_HEX})?", re.I)
 _DELIVERED: Final = re.compile(
-    r"\bv=([0-9a-f]{2}) e=([0-9a-f]{1,8}) i=([01]) cpl=([0-3]) IP=[0-9a-f]+:([0-9a-f]{1,16}) pc=[0-9a-f]+ "
-    r"SP=[0-9a-f]+:([0-9a-f]{1,16})(?: CR2=([0-9a-f]{1,16}))?"
+    r"\bv=([0-9a-f]{2}) e=([0-9a-f]{4,8}) i=([01]) cpl=([0-3]) IP=[0-9a-f]{4}:((?:[0-9a-f]{8}){1,2})(?![0-9a-z])"
+    r"(?: pc=[0-9a-f]+ SP=[0-9a-f]{4}:((?:[0-9a-f]{8}){1,2})(?![0-9a-z])(?: CR2=((?:[0-9a-f]{8}){1,2})(?![0-9a-z]))?)?",
+    re.I,
 )
 _SERVICED: Final = re.compile(r"Servicing hardware INT=0x([0-9a-f]{2})")
 
@@ -301,14 +302,17 @@ def _delivered(match: re.Match[str], line: int, external: bool) -> RaisedExcepti
     """What a `v=` line says. It does not tell an interrupt on a low vector from the exception of that number."""
     vector = int(match[1], 16)
     software = match[3] == "1"
+    rip = match[5]
+    # All addresses of a line are equally wide; one that is not was cut.
+    rsp, cr2 = (digits if digits and len(digits) == len(rip) else None for digits in (match[6], match[7]))
     raised = not software and not external
     return RaisedException(
         vector,
         None,
         int(match[2], 16) if vector in HAS_ERROR_CODE and raised else None,
-        _number(match[7]) if vector == Vector.PF and raised else None,
-        int(match[5], 16),
-        int(match[6], 16),
+        _number(cr2) if vector == Vector.PF and raised else None,
+        int(rip, 16),
+        _number(rsp),
         int(match[4]),
         software,
         line=line,

@@ -14,8 +14,12 @@ from fivefold.memory import CpuState, Segment
 
 _NAMED: Final = re.compile(
     r"(?<![A-Za-z0-9])(R[A-D]X|R[SD]I|R[BS]P|R0?[89]|R1[0-5]|RIP|RFL|E[A-D]X|E[SD]I|E[BS]P|EIP|EFL|EFLAGS"
-    r"|CR[0234]|EFER|PKRU)\s*[:=]\s*(?:[0-9a-f]{4}:)?(?:0x)?([0-9a-f]{8,16})(?![0-9a-f])"
+    r"|CR[0234]|EFER|PKRU)\s*([:=])\s*(?:[0-9a-f]{4}:)?(0x)?([0-9a-f]+)(?![0-9a-z])",
+    re.I,
 )
+_WIDE: Final = re.compile(r"(?<![A-Za-z0-9])R(?:AX|BX|SI|BP|IP|1\d) ?=", re.I)
+_ALWAYS_8: Final = frozenset({"RFL", "EFL", "PKRU"})
+_AS_WIDE_AS_THE_CODE: Final = frozenset({"CR2", "CR3"})
 _SEGMENT: Final = re.compile(
     r"(?<![A-Za-z])(CS|DS|ES|FS|GS|SS|LDT|TR)\s*=\s*([0-9a-f]{4}) ([0-9a-f]{8,16}) ([0-9a-f]{8}) ([0-9a-f]{8})"
 )
@@ -32,8 +36,10 @@ def parse_registers(text: str, source: str) -> CpuState | None:
     ``cpl`` is among the general ones where the text says it.
     """
     named: dict[str, int] = {}
-    for name, value in _NAMED.findall(text):
-        named.setdefault(_common_name(name), int(value, 16))
+    is_wide = _WIDE.search(text) is not None
+    for name, sign, prefix, value in _NAMED.findall(text):
+        if _is_whole(name.upper(), sign, bool(prefix), len(value), is_wide):
+            named.setdefault(_common_name(name), int(value, 16))
     if not named:
         return None
     if cpl := _CPL.search(text):
@@ -43,6 +49,21 @@ def parse_registers(text: str, source: str) -> CpuState | None:
         named["cpl"] = int(selector[2], 16) & 3
     control = {name: named.pop(name) for name in ("cr0", "cr2", "cr3", "cr4", "efer") if name in named}
     return CpuState(source, general=named, segments=_segments(text), **control)
+
+
+def _is_whole(name: str, sign: str, has_prefix: bool, digits: int, is_wide: bool) -> bool:
+    """Whether a number has as many digits as its format pads it to; fewer or more are a line that was damaged."""
+    if digits not in (8, 16):
+        return False
+    if name in _ALWAYS_8 or (name[0] == "E" and name not in ("EFER", "EFLAGS")):
+        return digits == 8
+    if has_prefix or name == "EFLAGS":
+        return True  # Bochs pads by the mode
+    if name.startswith("R") or sign == ":":
+        return digits == 16
+    if name in _AS_WIDE_AS_THE_CODE:
+        return (digits == 16) == is_wide
+    return digits == (16 if name == "EFER" else 8)
 
 
 def parse_code(text: str) -> Code | None:

@@ -29,6 +29,8 @@ class Candidate(NamedTuple):
     rule: RuleName
     reason: str
     certain: bool
+    guess: bool = False
+    """It turns on a register that is not known."""
 
 
 def gate_vectors(code: int, by_tcg: bool) -> tuple[int, ...]:
@@ -147,6 +149,8 @@ def _data_rule(here: Situation, how: Access, va: int | None) -> Candidate:
     can_protect = how.kind is Kind.WRITE and (here.state.wp or not here.knows("cr0"))
     if smap and not (can_protect and _upper(va)):
         why = "the user half is the user's" if can_protect else "only SMAP refuses a supervisor read of a present page"
+        if can_protect and not here.knows("cr4"):
+            return Candidate("smap", "SMAP or R/W=0 refused it: CR4 is not known", False, guess=True)
         return Candidate("smap", why, not can_protect)
     if can_protect:
         why = "the address is in the kernel's half" if smap else "only R/W=0 refuses a supervisor write here"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
-from fivefold.arch import Kind, PageFault, Vector
+from fivefold.arch import LA48, Kind, PageFault, Vector
 from fivefold.explain.logs.linux.reports import Report
 from fivefold.explain.logs.trace import PrintedEntry
 
@@ -27,9 +28,7 @@ _ERROR: Final = re.compile(r"\bPF: error_code\((?:0x)?([0-9a-f]{1,8})\)(?: - (\S
 _WORDS: Final = re.compile(r"\bPF: (supervisor|user) (read|write|instruction)(?: access| fetch)?", re.I)
 _OOPS: Final = re.compile(r": ([0-9a-f]{4}|[0-9a-f]{8})(?:/\d+)? \[#?\d+\]", re.I)
 _ERROR_CODE: Final = re.compile(r"\berror_code: *(?:0x)?([0-9a-f]{1,8})\b", re.I)
-_NAMED: Final = re.compile(
-    r"(non-canonical|LASS violation for|maybe for) address (?:0x)?([0-9a-f]{1,16})(?![0-9a-z])", re.I
-)
+_NAMED: Final = re.compile(r"(non-canonical|LASS violation for|maybe for) address (?:0x)?([0-9a-f]{1,16}):", re.I)
 _RANGE: Final = re.compile(
     r"KASAN: (null-ptr-deref|probably user-memory-access|maybe wild-memory-access|probably wild-memory-access)"
     r" in range \[0x([0-9a-f]{16})-0x([0-9a-f]{16})\]",
@@ -109,7 +108,7 @@ def facts_of(report: Report) -> Facts | None:
     if kind is None and "kernel tried to execute" in head:
         kind = Kind.FETCH
     error = _ERROR.search(head)
-    named = _NAMED.search(head) if vector in (Vector.GP, Vector.SS) else None
+    named = _named(head, dropped) if vector in (Vector.GP, Vector.SS) else None
     shadowed = _RANGE.search(head) if vector == Vector.GP else None
     hashed = guard is not None and _is_hash(guard[2])
     if guard and not hashed and len(guard[2].removeprefix("0x")) == _DIGITS:
@@ -216,6 +215,15 @@ def _access(head: str) -> tuple[Kind | None, bool | None]:
     return kinds[match[2].lower()], match[1].lower() == "user"
 
 
+def _named(head: str, dropped: list[str]) -> re.Match[str] | None:
+    """The address that the kernel names; what it calls not canonical must be that, or digits are missing."""
+    match = _NAMED.search(head)
+    if match is None or _as(match[1]) != "non-canonical" or not LA48.is_canonical(int(match[2], 16)):
+        return match
+    dropped.append("the address that the kernel names is canonical: the line was cut or damaged")
+    return None
+
+
 def _as(words: str) -> str:
     words = words.lower()
     return "lass" if "lass" in words else "maybe" if "maybe" in words else "non-canonical"
@@ -238,7 +246,14 @@ def _entries(head: str, dropped: list[str]) -> tuple[PrintedEntry, ...]:
 
 
 def _believable(entries: list[PrintedEntry], dropped: list[str]) -> list[PrintedEntry]:
-    """Without the last one if it is neither empty nor present above the page table, as a number that was cut is."""
+    """Without the last one if it is neither empty nor present above the page table, as a number that was cut is.
+
+    None at all where the walk would have ended earlier: only a folded P4D follows an entry that is not present.
+    """
+    for above, below in pairwise(entries):
+        if not above.value & 1 and above.value != below.value:
+            dropped.append(f"the {above.name} entry {above.value:#x} is not present, and yet one follows it")
+            return []
     last = entries[-1]
     is_odd = last.value and not last.value & 1 and last.name != "PTE"
     is_short = 0 < last.value < _BELOW_TABLES

@@ -33,6 +33,9 @@ _CODE: Final = re.compile(r"\bCode\s*:\s*(.*)$", re.I)
 _BYTES: Final = re.compile(r"(?:<?\(?[0-9a-f]{2}\)?>? ?)+", re.I)
 _BYTE: Final = re.compile(r"(<?)([0-9a-f]{2})(>?)", re.I)
 _TRACE: Final = re.compile(r"Call Trace:|Call trace:|<TASK>|<(?:IRQ|NMI|#DF|SOFTIRQ)>")
+_BRACKETS: Final = re.compile(r"\[<[0-9a-f]{16}>\]", re.I)
+_RELEASE: Final = re.compile(r"ainted:?(?: [A-Z ]*?)? +\(?(\d+)\.(\d+)\.", re.I)
+_CODE_FIRST: Final = (4, 18)
 _DIGITS: Final = 16
 """A 64-bit kernel pads these numbers; fewer digits mean that the line was cut, more that it was damaged."""
 
@@ -47,6 +50,8 @@ class Frame:
     code: Code | None = None
     has_code_line: bool = False
     numbers: dict[str, int] = field(default_factory=dict)
+    is_old: bool = False
+    """Printed by a kernel before 4.18, where ``Code:`` comes last, after the trace."""
     in_trace: bool = False
     ended: bool = False
 
@@ -58,21 +63,26 @@ class Frame:
 
 def frames_of(report: Report) -> list[Frame]:
     """The blocks of *report* in order; the first may have no ``RIP:``."""
-    frames = [Frame()]
+    is_old = _prints_code_last(report.text)
+    frames = [Frame(is_old=is_old)]
     in_trace = ended = False
     for line in report.lines:
         if _TRACE.search(line.text):
             in_trace = True
         if "end trace" in line.text:
             ended, in_trace = True, False
-        _read(line, frames, in_trace, ended)
+        _read(line, frames, in_trace, ended, is_old)
     return frames
 
 
-def exception_frame(frames: list[Frame]) -> Frame:
-    """The block of the exception, completed from where the kernel prints it again after the end trace."""
-    own = [frame for frame in frames if not frame.in_trace and not frame.ended]
-    again = [frame for frame in frames if frame.ended]
+def exception_frame(frames: list[Frame], by_user: bool | None = None) -> Frame:
+    """The block of the exception, completed from where the kernel prints it again after the end trace.
+
+    *by_user* says whether a process made the access, where that is known: then a block of the other kind is not it.
+    """
+    fitting = [frame for frame in frames if by_user is None or frame.cs is None or frame.is_user == by_user]
+    own = [frame for frame in fitting if not frame.in_trace and not frame.ended]
+    again = [frame for frame in fitting if frame.ended]
     first = next((frame for frame in own if frame.cs is not None or frame.symbol), own[0])
     if first is not own[0]:
         _complete(first, own[0])
@@ -97,13 +107,13 @@ def _complete(frame: Frame, other: Frame) -> None:
         frame.code, frame.has_code_line = other.code, other.has_code_line
 
 
-def _read(line: Line, frames: list[Frame], in_trace: bool, ended: bool) -> None:
+def _read(line: Line, frames: list[Frame], in_trace: bool, ended: bool, is_old: bool) -> None:
     text = line.text
     frame = frames[-1]
     if (match := _RIP.search(text)) and (match[1] or match[2] or match[5]):
         if match[1] is None and frame.cs is not None:
             return  # older kernels repeat RIP and RSP at the end, without selector
-        frame = Frame(in_trace=in_trace, ended=ended)
+        frame = Frame(in_trace=in_trace, ended=ended, is_old=is_old)
         frames.append(frame)
         frame.cs = int(match[1], 16) if match[1] else None
         frame.rip = _address(match[2] or match[4], frame.cs) if not match[3] else _unpadded(match[3], frame)
@@ -114,10 +124,20 @@ def _read(line: Line, frames: list[Frame], in_trace: bool, ended: bool) -> None:
         frame.symbol = match[2]
     if in_trace and not frame.in_trace and not frame.ended and "RSP: 002b" in text:
         return
-    _numbers(text, frame)
-    if (match := _CODE.search(text)) and not frame.has_code_line:
+    # Since 4.18 the bytes come between RIP and RSP; elsewhere they are of a block whose RIP was lost.
+    is_in_place = is_old or not (frame.numbers or in_trace > frame.in_trace)
+    if is_in_place and not frame.has_code_line and (match := _CODE.search(text)):
         frame.has_code_line = True
         frame.code = _code(match[1])
+    _numbers(text, frame)
+
+
+def _prints_code_last(text: str) -> bool:
+    """Whether the kernel prints ``Code:`` after the trace, as before 4.18: by its release or the form of addresses."""
+    if _BRACKETS.search(text):
+        return True
+    match = _RELEASE.search(text)
+    return match is not None and (int(match[1]), int(match[2])) < _CODE_FIRST
 
 
 def _address(digits: str | None, cs: int | None) -> int | None:
@@ -126,7 +146,9 @@ def _address(digits: str | None, cs: int | None) -> int | None:
 
 def _unpadded(digits: str, frame: Frame) -> int | None:
     """``0x…``: the kernel prints it without leading zeros, for an address that has no symbol."""
-    return int(digits, 16) if len(digits) <= _DIGITS else None
+    value = int(digits, 16) if len(digits) <= _DIGITS else 0
+    is_cut = len(digits) < _DIGITS and value >> 47
+    return None if is_cut or len(digits) > _DIGITS else value
 
 
 def _numbers(text: str, frame: Frame) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from fivefold.arch import HAS_ERROR_CODE, Vector
+from fivefold.arch import HAS_ERROR_CODE, PageFault, Vector
 from fivefold.explain.logs.foreign.other_machines import machine_of
 from fivefold.explain.logs.linux.facts import Facts, facts_of, release_of
 from fivefold.explain.logs.linux.frames import Frame, exception_frame, frames_of
@@ -87,7 +87,7 @@ def raised_by(report: Report) -> RaisedException | None:
     facts = facts_of(report)
     if facts is None:
         return None
-    frame = exception_frame(frames_of(report))
+    frame = exception_frame(frames_of(report), _by_user(facts))
     return _of_kernel(facts, frame, report)
 
 
@@ -133,6 +133,13 @@ def _of_kernel(facts: Facts, frame: Frame, report: Report) -> RaisedException:
         on_purpose=facts.on_purpose,
         dropped=tuple(dropped),
     )
+
+
+def _by_user(facts: Facts) -> bool | None:
+    """Whether a process made the access, None where neither the error code nor the words say it."""
+    if facts.vector == Vector.PF and facts.error_code is not None:
+        return bool(facts.error_code & PageFault.U)
+    return facts.by_user
 
 
 def _cpu(frame: Frame) -> CpuState | None:
