@@ -11,7 +11,7 @@ import typer
 
 from fivefold.cli import values
 from fivefold.cli.choices import BitsChoice, TableFormat
-from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
+from fivefold.cli.source_options import JsonOption, SourceChoice, on_source, telling
 
 if TYPE_CHECKING:
     from fivefold.survey.diff.diff import Diff
@@ -52,18 +52,22 @@ def diff(
 
     settings = DiffSettings(all_bits=bits is BitsChoice.all, phys=phys, relative=relative, window=window)
     given = {**chosen.given, "cr3": other_cr3, "cr4": None, "levels": other_levels, "cpu": other_cpu}
-    with chosen.open_space() as before, _open_other(replace(chosen, name=other, given=given)) as after:
-        found = compare(before, after, settings)
+    with (
+        chosen.open_space() as before,
+        _open_other(replace(chosen, name=other, given=given), before if other == chosen.name else None) as after,
+    ):
+        with telling() as tell:
+            found = compare(before, after, settings, tell)
         _write(found, TableFormat.json if as_json else format)
     return 0 if found.same else 1
 
 
-def _open_other(chosen: SourceChoice) -> Space:
-    """The space of OTHER; what refuses it names OTHER's own options."""
+def _open_other(chosen: SourceChoice, before: Space | None) -> Space:
+    """The space of OTHER; what refuses it names OTHER's own options. *before* is SOURCE where the two are one."""
     from fivefold.errors import NotKnownError
 
     try:
-        return chosen.open_space()
+        return chosen.open_space() if before is None else chosen.space_of(before.source)
     except NotKnownError as error:
         raise NotKnownError(re.sub(r"--(cr3|cpu|levels)\b", r"--other-\1", str(error))) from error
 

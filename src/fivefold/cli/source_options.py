@@ -10,7 +10,8 @@ import functools
 import inspect
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -163,6 +164,26 @@ class ProgressLine:
         elif (now := time.monotonic()) >= self._next:
             self._next = now + _TELL_EVERY
             print(f"fivefold: read {done >> 20}{of_all} MiB", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """What a long job calls with what it does: written over on a terminal, elsewhere a line now and then."""
+    terminal, due = sys.stderr.isatty(), time.monotonic() + _TELL_EVERY
+
+    def tell(doing: str) -> None:
+        nonlocal due
+        if terminal:
+            over_write(doing)
+        elif (now := time.monotonic()) >= due:
+            due = now + _TELL_EVERY
+            print(f"fivefold: {doing}", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        if terminal:
+            over_write("")
 
 
 def tell_left_out(source: Source) -> None:

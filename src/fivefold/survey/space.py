@@ -79,7 +79,7 @@ class Space:
             source.memory, self.root.value, self.mode.value, self.cpu, self.nxe.value is not False
         )
 
-    @property
+    @cached_property
     def cpu(self) -> Cpu:
         """The CPU by whose rules the tables are read: the widest there is, narrowed by what is known."""
         return cpu_with(self.c_bit.value, self.phys_bits.value)

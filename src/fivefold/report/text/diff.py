@@ -24,8 +24,10 @@ def write_text(diff: Diff, out: TextIO) -> None:
     for sign, space in (("-", diff.before), ("+", diff.after)):
         root = f"root {hex64(space.root.value)} ({space.root.how})"
         out.write(f"# {sign} {space.source.name}, {root}, {space.levels} levels{_doubt(space)}\n")
+    if diff.slides:
+        out.write(f"# further up in OTHER: {', '.join(f'{name} {by:+#x}' for name, by in diff.slides.items())}\n")
     for change in diff.changes:
-        ends = f"{hex64(change.start)}-{hex64(change.end)} {format_size(change.size):>9}"
+        ends = f"{hex64(change.place.start)}-{hex64(change.place.stop)} {format_size(change.size):>9}"
         out.write(f"{SIGNS[change.nature]} {ends} {_sides(change)}  {change.area or ''}".rstrip() + "\n")
     for limit in diff.limits:
         out.write(f"# not compared: {limit}\n")
@@ -78,6 +80,7 @@ def write_json(diff: Diff, out: TextIO) -> None:
         "before": _space_json(diff.before),
         "after": _space_json(diff.after),
         "compared": {"all_bits": settings.all_bits, "phys": settings.phys, "relative": settings.relative},
+        "slides": dict(diff.slides),
         "limits": list(diff.limits),
     }
     write_stream(head, "changes", _changes(diff), out, ())
@@ -99,8 +102,8 @@ def _changes(diff: Diff) -> Iterator[dict[str, Any]]:
     for change in diff.changes:
         yield {
             "nature": change.nature.value,
-            "start": hex64(change.start),
-            "end": hex64(change.end),
+            "start": hex64(change.place.start),
+            "end": hex64(change.place.stop),
             "size": change.size,
             "area": change.area,
             "what": list(change.what),
@@ -131,5 +134,5 @@ def write_csv(diff: Diff, out: TextIO) -> None:
     writer.writerow(COLUMNS)
     for change in diff.changes:
         sides = [describe(side) if side else "" for side in (change.before, change.after)]
-        ends = (hex64(change.start), hex64(change.end), change.size)
+        ends = (hex64(change.place.start), hex64(change.place.stop), change.size)
         writer.writerow((change.nature.value, *ends, change.area or "", " ".join(change.what), *sides))

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from fivefold.arch import ENTRIES, FRAME_BITS
+import numpy as np
+
+from fivefold.arch import ENTRIES, FRAME_BITS, TooManyRuns
+from fivefold.layout import Area
 from fivefold.survey.diff.diff_windows import NOTHING, Pair, Walker
 from fivefold.survey.scan.regions import Region, split_at
 from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, RegionKind
 from fivefold.survey.scan.select import KERNEL_HALF, USER_HALF, meet
 from fivefold.survey.space import Space
-from fivefold.units import VirtAddr
+from fivefold.units import VirtAddr, hex64
+
+MAX_REGIONS: Final = 1 << 18
+"""Ranges of both sides that one comparison looks at; beyond that it refuses."""
+
+TELL_AFTER: Final = 1 << 14
 
 SHARED_ABOVE: Final = 16
 """A shared table with more ranges than this is compared as a table, not range by range."""
@@ -55,6 +63,12 @@ class Change(NamedTuple):
         return self.end - self.start
 
     @property
+    def place(self) -> range:
+        """Where it is in the earlier space; of what was added, in the later one."""
+        shift = self.shift if self.before is None else 0
+        return range(self.start + shift, self.end + shift)
+
+    @property
     def area(self) -> str | None:
         """The area by the names of the side where something is mapped; the earlier one if both."""
         region = self.before or self.after
@@ -87,6 +101,8 @@ class Diff:
     settings: DiffSettings
     changes: tuple[Change, ...]
     limits: tuple[str, ...] = field(default=())
+    slides: Mapping[str, int] = field(default_factory=dict)
+    """How much further up *after* has areas, where it does and they were laid over each other."""
 
     @property
     def same(self) -> bool:
@@ -94,62 +110,102 @@ class Diff:
         return not self.changes
 
 
-def diff(before: Space, after: Space, settings: DiffSettings | None = None) -> Diff:
+Teller = Callable[[str], None]
+"""Called now and then with what is being done."""
+
+
+def diff(before: Space, after: Space, settings: DiffSettings | None = None, tell: Teller | None = None) -> Diff:
     """Compare two spaces; they may have different numbers of levels. `TooManyRuns` where they unfold beyond bounds."""
-    job = _Job(before, after, settings or DiffSettings())
-    changes = tuple(joined(change for window, shift in job.pieces() for change in job.compare(window, shift)))
-    return Diff(before, after, job.settings, changes, tuple(job.limits))
+    job = _Job(before, after, settings or DiffSettings(), tell or (lambda _: None))
+    found = [change for piece in job.pieces() for change in job.compare(piece)]
+    changes = tuple(joined(sorted(found, key=lambda change: change.start)))
+    return Diff(before, after, job.settings, changes, tuple(job.limits), job.slides)
+
+
+class _Piece(NamedTuple):
+    """A window of each side, to be laid over each other: *theirs* lies *shift* further up."""
+
+    ours: range
+    theirs: range
+    shift: int = 0
+
+
+_NOWHERE: Final = range(0)
 
 
 class _Job:
     """One comparison while it runs."""
 
-    def __init__(self, before: Space, after: Space, settings: DiffSettings) -> None:
-        self.before, self.after, self.settings = before, after, settings
+    def __init__(self, before: Space, after: Space, settings: DiffSettings, tell: Teller) -> None:
+        self.before, self.after, self.settings, self.tell = before, after, settings, tell
         self.limits: list[str] = []
+        self.slides: dict[str, int] = {}
         self.walker = Walker(before, after, settings.mask)
+        self.read = 0
 
-    def pieces(self) -> Iterator[tuple[range, int]]:
-        """The windows of *before* to look at, and how far up their counterparts are in *after*."""
-        for window, shift in self._pieces():
-            part = meet(window, self.settings.window)
-            if part:
-                yield part, shift
+    def pieces(self) -> Iterator[_Piece]:
+        """What to lay over what; no address of either side is in two of them."""
+        wanted = self.settings.window
+        for piece in self._pieces():
+            ours = meet(piece.ours, wanted) or _NOWHERE
+            theirs = meet(piece.theirs, None if wanted is None else _moved_window(wanted, piece.shift)) or _NOWHERE
+            if ours or theirs:
+                yield _Piece(ours, theirs, piece.shift)
 
-    def _pieces(self) -> Iterator[tuple[range, int]]:
+    def _pieces(self) -> Iterator[_Piece]:
         if self.settings.relative:
             yield from self._by_area()
         elif self.before.levels == self.after.levels and self._agree_on_rights():
-            yield from ((window, 0) for window in self.walker.windows())
+            self.tell("looking for tables that differ")
+            yield from (_Piece(window, window) for window in self.walker.windows())
         else:
-            yield from ((half, 0) for half in (USER_HALF, KERNEL_HALF))
+            yield from (_Piece(half, half) for half in (USER_HALF, KERNEL_HALF))
 
     def _agree_on_rights(self) -> bool:
         """Whether equal entries mean equal rights on both sides."""
         return self.before.controls.ignores_read_only == self.after.controls.ignores_read_only
 
-    def _by_area(self) -> Iterator[tuple[range, int]]:
-        """Each area that both have; user space stays where it is."""
-        theirs = {area.name: area for area in self.after.areas.areas}
-        for area in self.before.areas.areas:
-            if area.name not in theirs and area.kind == "mapped":
-                self.limits.append(f"{area.name}: only {self.before.source.name} has this area")
-            elif area.name in theirs and area.kind != "non_canonical":
-                size = min(area.size, theirs[area.name].size)
-                yield range(area.start, area.start + size), self._shift(area.name, theirs[area.name].start - area.start)
-        if not self.before.areas.areas or not theirs:
+    def _by_area(self) -> Iterator[_Piece]:
+        """Each area, laid over the other side's of that name; what only one side has lies over nothing."""
+        mine, theirs = ({area.name: area for area in space.areas.areas} for space in (self.before, self.after))
+        if not mine or not theirs:
             self.limits.append("no areas to lay over each other")
+            return
+        for name in dict.fromkeys([*mine, *theirs]):
+            one, other = mine.get(name), theirs.get(name)
+            kinds = {area.kind for area in (one, other) if area is not None}
+            if "unknown" in kinds:
+                self.limits.append(f"{name}: it is not known which areas lie there")
+            elif "non_canonical" not in kinds:
+                yield self._laid_over(one, other)
 
-    def _shift(self, area: str, distance: int) -> int:
-        ours, theirs = self.before.bases.kernel_text.value, self.after.bases.kernel_text.value
-        if area == "kernel_image" and ours is not None and theirs is not None:
-            return theirs - ours
-        return distance
+    def _laid_over(self, one: Area | None, other: Area | None) -> _Piece:
+        ours = _NOWHERE if one is None else range(one.start, one.end)
+        theirs = _NOWHERE if other is None else range(other.start, other.end)
+        if one is None or other is None:
+            return _Piece(ours, theirs)
+        shift = self._shift(one, other)
+        if shift and one.kind == "mapped":
+            self.slides[one.name] = shift
+        return _Piece(ours, theirs, shift)
 
-    def compare(self, window: range, shift: int) -> Iterator[Change]:
-        """All changes in *window* of the space before."""
-        there = range(max(window.start + shift, 0), min(window.stop + shift, 1 << 64))
-        ours, theirs = self._regions(self.before, window), self._regions(self.after, there)
+    def _shift(self, one: Area, other: Area) -> int:
+        """How much further up the other side has an area. The image, and modules, begin anywhere in their windows."""
+        ours: int | None
+        theirs: int | None
+        if one.name == "kernel_image":
+            ours, theirs = self.before.bases.kernel_text.value, self.after.bases.kernel_text.value
+        elif one.name == "modules":
+            ours, theirs = _first_mapped(self.before, one), _first_mapped(self.after, other)
+        else:
+            ours, theirs = one.start, other.start
+        return other.start - one.start if ours is None or theirs is None else theirs - ours
+
+    def compare(self, piece: _Piece) -> Iterator[Change]:
+        """All changes in *piece*, at the addresses of the space before."""
+        shift = piece.shift
+        self.tell(f"comparing from {hex64((piece.ours or piece.theirs).start)} on")
+        ours, theirs = self._regions(self.before, piece.ours), self._regions(self.after, piece.theirs)
         ours, theirs = (
             self._unfolded(self.before, ours, _moved(theirs, -shift)),
             self._unfolded(self.after, theirs, _moved(ours, shift)),
@@ -160,19 +216,41 @@ class _Job:
                 yield Change(VirtAddr(start), end, one, other, what, shift)
 
     def _regions(self, space: Space, window: range, repeat_above: int | None = SHARED_ABOVE) -> list[Region]:
-        bits, phys = self.settings.all_bits, self.settings.phys
+        """What is mapped in *window* and nothing beyond it. `TooManyRuns` when the diff has looked at too much."""
         if not window:
             return []
-        return list(space.regions(window, all_bits=bits, contiguous=phys, repeat_above=repeat_above))
+        found: list[Region] = []
+        bits, phys = self.settings.all_bits, self.settings.phys
+        for region in space.regions(window, all_bits=bits, contiguous=phys, repeat_above=repeat_above):
+            found += self._inside(space, region, window)
+            self.read += 1
+            if self.read > MAX_REGIONS:
+                raise TooManyRuns(space.root.value, MAX_REGIONS)
+            if not self.read % TELL_AFTER:
+                self.tell(f"{self.read} ranges read, up to {hex64(region.start)}")
+        return found
+
+    def _inside(self, space: Space, region: Region, window: range) -> list[Region]:
+        """*region* cut to *window*; a shared table that is cut through is unfolded."""
+        start, end = max(region.start, window.start), min(region.end, window.stop)
+        if (start, end) == (region.start, region.end):
+            return [region]
+        span = region.level.span * ENTRIES
+        if region.kind is RegionKind.REPEAT and (start % span or end % span) and end - start < region.size:
+            return self._regions(space, range(start, end), None)
+        return [_part(region, start, end)]
 
     def _unfolded(self, space: Space, regions: list[Region], others: list[Region]) -> list[Region]:
         """*regions* of *space* with shared tables unfolded where *others* has something else than a shared table."""
         plain = [other for other in others if other.kind is not RegionKind.REPEAT]
+        starts, ends = [other.start for other in plain], [other.end for other in plain]
         found: list[Region] = []
         for region in regions:
             at, span = int(region.start), region.level.span * ENTRIES
-            meeting = _meeting(plain, region) if region.kind is RegionKind.REPEAT else []
-            for other in meeting:
+            meeting = range(0)
+            if region.kind is RegionKind.REPEAT:
+                meeting = range(bisect_right(ends, region.start), bisect_left(starts, region.end))
+            for other in (plain[index] for index in meeting):
                 low, high = max(at, other.start // span * span), min(region.end, -(-other.end // span) * span)
                 if low < high:
                     found += [_part(region, at, low)] if at < low else []
@@ -200,17 +278,22 @@ class _Job:
         return self.walker.below(pair) == NOTHING
 
 
+def _first_mapped(space: Space, area: Area) -> int | None:
+    """The first address in *area* that is mapped: Linux loads modules from a random page on (``module.c``)."""
+    scan = space.overview
+    inside = (scan.start >= np.uint64(area.start)) & (scan.start <= np.uint64(area.end - 1))
+    found = scan.start[inside & (scan.kind == RegionKind.MAPPED)]
+    return int(found[0]) if len(found) else None
+
+
+def _moved_window(window: range, by: int) -> range:
+    return range(max(window.start + by, 0), max(min(window.stop + by, 1 << 64), 0))
+
+
 def _moved(regions: list[Region], by: int) -> list[Region]:
     if not by:
         return regions
     return [region._replace(start=VirtAddr(region.start + by), end=region.end + by) for region in regions]
-
-
-def _meeting(regions: list[Region], with_: Region) -> list[Region]:
-    """Those of *regions*, ascending, that share an address with *with_*."""
-    low = bisect_right([region.end for region in regions], with_.start)
-    high = bisect_left(regions, with_.end, key=lambda region: region.start)
-    return regions[low:high]
 
 
 def _part(region: Region, start: int, end: int) -> Region:

@@ -19,6 +19,9 @@ from fivefold.units import GIB
 MAX_PAIRS: Final = 1 << 20
 """Pairs of tables that are compared; what lies below further ones counts as different."""
 
+MAX_LINKS: Final = 1 << 18
+"""Links of tables to tables that are followed on both sides; what lies below further ones counts as different."""
+
 MAX_PIECES: Final = 1 << 12
 """Pieces that the differences below one entry are told in; with more, all below it counts as different."""
 
@@ -59,6 +62,7 @@ class Walker:
         self.ours, self.theirs = ours, theirs
         self.mask = np.uint64(mask | Flag.P | Flag.RW | Flag.US | Flag.NX)
         self.known: dict[Pair, Pieces] = {}
+        self.links = 0
         self.tables = tuple(Tables(side.source.memory, side.cpu, nxe=side.tables.nxe) for side in (ours, theirs))
 
     def windows(self) -> list[range]:
@@ -75,7 +79,7 @@ class Walker:
     def below(self, pair: Pair) -> Pieces:
         """Where the tables of *pair* differ, or what lies below them."""
         if pair not in self.known:
-            if len(self.known) == MAX_PAIRS:
+            if len(self.known) == MAX_PAIRS or self.links > MAX_LINKS:
                 return Pieces(((0, ENTRIES * pair.level.span),))
             self.known[pair] = NOTHING  # for a table that contains itself; its other entries are compared
             self.known[pair] = self._compare(pair)
@@ -116,6 +120,7 @@ class Walker:
         return _pieces(found)
 
     def _child(self, pair: Pair, mine: Entry, other: Entry) -> Pieces:
+        self.links += 1
         child = Pair(
             self.ours.cpu.frame(mine),
             self.theirs.cpu.frame(other),
