@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fivefold.boot import BootOptions
-from fivefold.boot.command_line import check_given, unknown_words
+from fivefold.boot.command_line import check_given, check_menu, unknown_words
 from fivefold.errors import MachineError
 
 FINE = [
@@ -69,3 +69,29 @@ def test_no_more_than_is_read() -> None:
         BootOptions(entry="efi57", cmdline="a" * 2049)
     with pytest.raises(MachineError, match=r"^a command line of 4096 characters; the kernel reads 4095 at most$"):
         BootOptions(cmdline="a" * 4096)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "smp=4", "kasan smp=0x2 no5lvl", "kexec", "smp=2 kexec -- smp=2 no5lvl", "kexec --", "poweroff"]
+)
+def test_what_a_menu_can_say(text: str) -> None:
+    check_menu(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hibernate=save", "an ISO cannot hibernate: a restart loses what was saved in memory; use boot --hibernate"),
+        ("-- no5lvl", "'--' on the command line is for a second kernel; expected kexec before it"),
+        ("smp=0", "'smp=0' on the command line: expected smp= and 1 to 64"),
+        ("smp=two", "'smp=two' on the command line: expected smp= and 1 to 64"),
+        ("smp", "'smp=' on the command line: expected smp= and 1 to 64"),
+        ("smp=2 smp=3", "'smp=2' and 'smp=3' are both on the command line"),
+        ("kexec -- pages=5k", "'pages=5k' on the command line: expected pages=4k, 2m or 1g"),
+        ("kexec=1", "'kexec=1' on the command line needs more than the word; use --kexec"),
+    ],
+)
+def test_what_a_menu_cannot_say(text: str, message: str) -> None:
+    with pytest.raises(MachineError) as refusal:
+        check_menu(text)
+    assert str(refusal.value) == message

@@ -10,6 +10,7 @@ from typing import Final
 
 from fivefold.errors import MachineError
 from fivefold.kernel.boot.start_info import MAX_CMDLINE
+from fivefold.kernel.smp.smp import MAX_CPUS
 
 MOST: Final = MAX_CMDLINE - 1
 """Characters that the kernel reads."""
@@ -28,6 +29,26 @@ OWN_OPTION: Final = {
 """Words that say what the host must do too, and the option that does both."""
 _MOST_DIGITS: Final = 20
 """Of a decimal number below 2^64."""
+
+
+def check_menu(text: str) -> None:
+    """Refuse what the menu of an ISO cannot ask for; more CPUs and a second kernel it can, as the host has no part.
+
+    What follows ``kexec --`` is the second kernel's command line.
+    """
+    first, mark, second = f" {text} ".partition(" -- ")
+    if "hibernate" in {word.partition("=")[0] for word in text.split()}:
+        raise MachineError("an ISO cannot hibernate: a restart loses what was saved in memory; use boot --hibernate")
+    if mark and "kexec" not in first.split():
+        raise MachineError("'--' on the command line is for a second kernel; expected kexec before it")
+    for line in (first, second):
+        words = line.split()
+        counts = [word.partition("=")[2] for word in words if word.partition("=")[0] == "smp"]
+        if any(not _is_number(count) or not 1 <= _value(count) <= MAX_CPUS for count in counts):
+            raise MachineError(f"'smp={counts[0]}' on the command line: expected smp= and 1 to {MAX_CPUS}")
+        if len(set(counts)) > 1:
+            raise MachineError(f"'smp={counts[0]}' and 'smp={counts[1]}' are both on the command line")
+        check_given(" ".join(word for word in words if word != "kexec" and word.partition("=")[0] != "smp"))
 
 
 def check_given(text: str) -> None:
@@ -64,6 +85,11 @@ def _problem(name: str, value: str | None) -> str:
     if name in FLAGS and name not in NUMBERS and value is not None:
         return f"{name} takes no value"
     return ""
+
+
+def _value(number: str) -> int:
+    """What `_is_number` has seen; leading zeros are none of octal's."""
+    return int(number, 16 if number.lower().startswith("0x") else 10)
 
 
 def _either(values: Iterable[str]) -> str:

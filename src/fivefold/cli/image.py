@@ -51,14 +51,14 @@ def image(
 ) -> int:
     """Write the bootable image: the same bytes from the same sources."""
     from fivefold.boot import DEFAULT_LOAD_ADDRESS, build_image
-    from fivefold.boot.command_line import check_given
+    from fivefold.boot.command_line import check_menu
     from fivefold.boot.image.efi_image import efi_file
     from fivefold.boot.image.iso import iso_file
     from fivefold.kernel.efi.efi_stub import MOST_OPTIONS
 
     if cmdline and format is not ImageFormat.iso:
         raise MachineError(f"a command line goes into an ISO's menu; the loader gives one to {format.value}")
-    check_given(cmdline)
+    check_menu(cmdline)
     if len(cmdline) > MOST_OPTIONS:
         raise MachineError(
             f"a command line of {len(cmdline)} characters; the EFI application reads {MOST_OPTIONS} at most"

@@ -137,6 +137,8 @@ W_EFI_ATTRIBUTES: Final = WORDS.index("efi_attributes")
 W_FAST_RETURNS: Final = WORDS.index("fast_returns")
 W_SAFE_RETURNS: Final = WORDS.index("safe_returns")
 W_SYSCALL_STAYS: Final = WORDS.index("syscall_stays")
+"""1 if SYSCALL does not leave ring 3, `NO_SYSCALL` if the CPU has none; 0 if it does what the manual says."""
+NO_SYSCALL: Final = 2
 W_NMIS: Final = WORDS.index("nmis")
 W_PANIC_VECTOR: Final = WORDS.index("panic_vector")
 W_PANIC_ERROR: Final = WORDS.index("panic_error")

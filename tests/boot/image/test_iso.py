@@ -13,9 +13,11 @@ from typing import NoReturn
 import pytest
 
 from fivefold.boot import Image
+from fivefold.boot.command_line import check_menu
 from fivefold.boot.image import iso
 from fivefold.boot.image.efi_image import efi_file
 from fivefold.boot.image.iso import iso_file
+from fivefold.boot.judge.serial_text import judge_text
 from fivefold.errors import ImageError, MachineError
 from fivefold.kernel.report import EXIT_PASSED
 from fivefold.machine.loading.firmware import firmware, firmware_arguments
@@ -61,6 +63,27 @@ def test_it_boots(
     passed = set(re.findall(r"^ok \d+ - (\w+)\r?$", told, re.MULTILINE))
     assert {"kaslr_aligned", "kasan_end", "mode_triple", "scan_complete"} <= passed
     assert "not ok" not in told
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("under", ["bios", "uefi"])
+def test_a_second_kernel_and_more_cpus(
+    image: Image, absent: Callable[[str], NoReturn], tmp_path: Path, under: str
+) -> None:
+    """The ISO does by itself what `boot --smp --kexec` does; the serial text says that both kernels passed."""
+    check_menu(words := "smp=2 kexec -- smp=2 no5lvl poweroff")
+    disc, serial, variables = tmp_path / "fivefold.iso", tmp_path / "serial", os.memfd_create("variables")
+    command = [PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-m", "256M", "-cpu", "max", "-smp", "2"]
+    command += ["-cdrom", str(disc), "-serial", f"file:{serial}"]
+    try:
+        disc.write_bytes(iso_file(efi_file(image), image.place(), words))
+        command += firmware_arguments(firmware(), variables) if under == "uefi" else []
+    except (ImageError, MachineError) as error:
+        absent(str(error))
+    done = subprocess.run(command, timeout=SECONDS, check=False, pass_fds=[variables])
+    os.close(variables)
+    told = judge_text(serial.read_bytes())
+    assert (done.returncode, told.ok, [report.mode for report in told.reports]) == (0, True, ["la57", "la48"])
 
 
 def test_without_the_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from fivefold.metal.lang import cpuid, inline, load8, u64
 
 CPUID_LA57: Final = 1 << 16
 CPUID_1G_PAGES: Final = 1 << 26
+CPUID_SYSCALL: Final = 1 << 11
 CPUID_NX: Final = 1 << 20
 
 NO5LVL: Final = int.from_bytes(b"no5lvl", "little")
@@ -100,6 +101,13 @@ def cpu_has_gib_pages() -> bool:
     if cpuid(0x8000_0000, 0, EAX) < 0x8000_0001:
         return False
     return cpuid(0x8000_0001, 0, EDX) & CPUID_1G_PAGES != 0
+
+
+def cpu_has_syscall() -> bool:
+    """Whether the CPU has SYSCALL in long mode; without it EFER.SCE is reserved."""
+    if cpuid(0x8000_0000, 0, EAX) < 0x8000_0001:
+        return False
+    return cpuid(0x8000_0001, 0, EDX) & CPUID_SYSCALL != 0
 
 
 def cpu_has_nx() -> bool:

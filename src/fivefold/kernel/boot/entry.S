@@ -753,8 +753,6 @@ user_allowed:
         refused cli
         refused sti
         refused clts
-        refused invd
-        refused wbinvd
         refused invlpg (%rdi)
         refused lgdt (%rdi)
         refused lidt (%rdi)
@@ -762,7 +760,11 @@ user_allowed:
         refused ltr %ax
         refused lmsw %ax
         refused swapgs
+        group   user_sysret                     # #GP(0), and #UD on a CPU without it
         refused sysretq
+        group   user_caches                     # #GP(0)
+        refused invd
+        refused wbinvd
         group   user_registers                  # #GP(0)
         .irp    number, 0, 2, 3, 4, 8
         refused movq %cr\number, %rax

@@ -19,10 +19,12 @@ from fivefold.kernel.boot import start_info
 from fivefold.metal.lang import copy64, export, fill64, load8, load32, store8, store32, store64, u64
 
 INFO_MODULES: Final = 0x40
+INFO_RSDP: Final = 0x800
 INFO_CMDLINE: Final = 0x1000
 INFO_ROWS: Final = 0x2000
 INFO_SIZE: Final = INFO_ROWS + start_info.MAX_MAP_ENTRIES * start_info.MAP_ENTRY_SIZE
-"""The buffer that is filled: PVH's structure, the list of modules, the command line, and the rows of the map."""
+"""The buffer that is filled: PVH's structure, the list of modules, ACPI's root pointer, the command line, and the rows
+of the map."""
 
 MOST_BYTES: Final = 1 << 20
 """Of the loader's information; GRUB's has a few KiB."""
@@ -32,6 +34,10 @@ TAG_END: Final = 0
 TAG_CMDLINE: Final = 1
 TAG_MODULE: Final = 3
 TAG_MAP: Final = 6
+TAG_RSDP: Final = 14
+TAG_NEW_RSDP: Final = 15
+MOST_RSDP: Final = 36
+"""Bytes of ACPI's root pointer; under UEFI the loader's copy is the only way to it."""
 MODULE_TEXT: Final = 16
 MAP_ROWS: Final = 16
 ROW_SIZE: Final = 24
@@ -79,6 +85,8 @@ def take_tags(at: u64, end: u64, out: u64) -> u64:
             take_cmdline(at + HEAD, at + size, out + INFO_CMDLINE)
         elif kind == TAG_MODULE and not take_module(at, size, out):
             return BAD_TAG
+        elif kind == TAG_RSDP or kind == TAG_NEW_RSDP:
+            take_rsdp(at + HEAD, min(size - HEAD, MOST_RSDP), out)
         elif kind == TAG_MAP:
             has_map = True
             if not take_rows(at, size, out):
@@ -94,6 +102,14 @@ def take_cmdline(at: u64, end: u64, to: u64) -> None:
         store8(to, load8(at))
         at += 1
         to += 1
+
+
+def take_rsdp(at: u64, size: u64, out: u64) -> None:
+    """Copy ACPI's root pointer; of several the last, which is the newer one."""
+    fill64(out + INFO_RSDP, 0, MOST_RSDP // 8 + 1)
+    for i in range(size):
+        store8(out + INFO_RSDP + i, load8(at + i))
+    store64(out + start_info.OFFSET_RSDP, out + INFO_RSDP)
 
 
 def take_module(tag: u64, size: u64, out: u64) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from fivefold.kernel import report
+from fivefold.kernel.boot.detect import cpu_has_syscall
 from fivefold.kernel.paging.cpu import EFER_SCE, MSR_EFER, MSR_FMASK, MSR_LSTAR, MSR_STAR, write_msr
 from fivefold.kernel.paging.pgtable import is_canonical
 from fivefold.kernel.process import traps, user
@@ -50,7 +52,10 @@ def enter_user(rip: VirtAddr, rsp: VirtAddr, argument: u64) -> u64:
 
 
 def syscall_init() -> None:
-    """Tell the CPU where system calls go."""
+    """Tell the CPU where system calls go, if it has them."""
+    if not cpu_has_syscall():
+        report.set_word(report.W_SYSCALL_STAYS, report.NO_SYSCALL)
+        return
     store64(symbol("syscall_handler"), address_of(syscall))
     write_msr(MSR_STAR, USER_BASE << 48 | KERNEL_CS << 32)
     write_msr(MSR_LSTAR, symbol("syscall_entry"))

@@ -86,7 +86,14 @@ def check_instructions() -> None:
     registers = symbol("user_registers")
     ports = symbol("user_ports")
     undefined = symbol("user_undefined")
-    equals("ring3_privileged_instructions", not_refused(privileged, registers, GP, ALL), 0)
+    caches = symbol("user_caches")
+    equals("ring3_privileged_instructions", not_refused(privileged, symbol("user_sysret"), GP, ALL), 0)
+    sysret = UD if report.get_word(report.W_SYSCALL_STAYS) == report.NO_SYSCALL else GP
+    equals("ring3_sysret", not_refused(symbol("user_sysret"), caches, sysret, ALL), 0)
+    if run(caches, 0) == 0:
+        report.skip("ring3_caches", "this machine executes INVD in ring 3, as QEMU 10 does")
+    else:
+        equals("ring3_caches", not_refused(caches, registers, GP, ALL), 0)
     equals("ring3_registers", not_refused(registers, symbol("user_port_beyond"), GP, ALL), 0)
     if run(symbol("user_port_beyond"), 0) == GP:
         equals("ring3_ports", not_refused(ports, undefined, GP, ALL), 0)
