@@ -49,6 +49,8 @@ ap_nmi16:
         lock incl %cs:(ap_nmis - ap_trampoline)
         iretw
         .code32
+        .globl  ap_32
+        .hidden ap_32
 ap_32:
         movl    $0x10, %eax
         movl    %eax, %ds
@@ -137,6 +139,8 @@ ap_idt_pointer:
         .word   0
 ap_seats:                                       # seats taken
         .quad   0
+        .globl  ap_nmis
+        .hidden ap_nmis
 ap_nmis:
         .quad   0
 ap_limit:                                       # how many CPUs are wanted

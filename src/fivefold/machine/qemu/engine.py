@@ -200,6 +200,11 @@ class QemuMachine:
         """Raise an NMI on every CPU, as a front panel's button does; firmware must have let it through."""
         self._qmp.ask("inject-nmi")
 
+    def inject_machine_check(self) -> None:
+        """Raise an uncorrected machine check on the first CPU, from bank 1; with CR4.MCE off it shuts down."""
+        valid_uncorrected_enabled = 0xBD00_0000_0000_0000
+        self._qmp.monitor(f"mce 0 1 {valid_uncorrected_enabled:#x} 5 0 0")
+
     def debug(self, device: str) -> None:
         """Let a debugger in by *device*, as QEMU's ``-gdb`` spells it; `MachineError` if QEMU cannot."""
         said = self._qmp.monitor(f"gdbserver {device}").strip()
