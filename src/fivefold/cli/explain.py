@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -14,7 +15,7 @@ import typer
 from fivefold.cli import values
 
 if TYPE_CHECKING:
-    from fivefold.explain import Explanation
+    from fivefold.memory import Source
 
 _PANEL: Final = "Plain numbers"
 _REGISTERS: Final = ("error_code", "cr0", "cr2", "cr3", "cr4", "efer", "rip", "rsp", "rflags", "pkru")
@@ -70,7 +71,7 @@ def explain(
         str | None,
         typer.Argument(
             metavar="[LOG|SOURCE]",
-            help="A log (QEMU -d int or `info registers`, KVM, Linux, Bochs; - is stdin), a core, or qmp:SOCKET.",
+            help="A log (Linux, QEMU -d int or `info registers`, KVM, Bochs, …; - is stdin), a core, or qmp:SOCKET.",
         ),
     ] = None,
     memory: Annotated[
@@ -91,15 +92,36 @@ def explain(
         list[str] | None,
         typer.Option(metavar="CHANGE", help="Ask again under a change: user, write, cpl=0, cr0.wp=0, mode=la48, …"),
     ] = None,
+    symbols: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Names for addresses: System.map, vmlinux, or /proc/kallsyms as text."),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Wait for a log that grows, until its first fatal exception.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every entry of every walk.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the schema fivefold.explain/1.")] = False,
 ) -> int:
-    """Tell the story of a fault: what was touched, which rule refused it, why no handler ran, what would be legal.
+    """Explain a fault: what was accessed, which rule refused it, why no handler ran, what would be legal.
 
-    Exit status 0 when the story is told, whatever it says; 2 when there is none to tell.
+    Exit status 0 when there is an explanation, whatever it says; 2 when there is nothing to explain.
     """
+    from fivefold.cli.source_options import ProgressLine
+    from fivefold.explain import GivenState
+    from fivefold.explain import explain as run_explain
+
     try:
-        explanation = _tell(numbers, log, memory, ram_map, freeze, address or [], what_if or [])
+        with _opened(memory, ram_map, freeze, numbers, log, address) as (log, source):
+            explanation = run_explain(
+                log,
+                source,
+                given=GivenState(**numbers),
+                addresses=address or [],
+                what_if=what_if or [],
+                symbols=symbols,
+                follow=follow,
+                progress=ProgressLine(),
+            )
     except ValueError as error:  # a change or a source's name that makes no sense
         raise typer.BadParameter(str(error)) from error
     if as_json:
@@ -113,31 +135,26 @@ def explain(
     return 0
 
 
-def _tell(
-    numbers: Mapping[str, int | None],
-    log: str | None,
+@contextmanager
+def _opened(
     memory: str | None,
     ram_map: str | None,
     freeze: bool,
-    addresses: list[int],
-    what_if: list[str],
-) -> Explanation:
-    """The one call; the source of memory is opened here, for its map of RAM, and closed again."""
-    from contextlib import nullcontext
-
+    numbers: Mapping[str, int | None],
+    log: str | None,
+    address: list[int] | None,
+) -> Iterator[tuple[str | None, Source | None]]:
+    """The log and the source of memory, which is opened here for its map of RAM, and closed again."""
     from fivefold.errors import FormatError
-    from fivefold.explain import GivenState
-    from fivefold.explain import explain as run_explain
     from fivefold.memory import open_source
 
-    given = GivenState(**numbers)
     if memory is None and log is not None and log.startswith(("qmp:", "pid:", "gdb:")):
         log, memory = None, log  # it is opened here, as options say
-    if log is None and memory is None and not given and not addresses:
+    if log is None and memory is None and not address and all(value is None for value in numbers.values()):
         raise FormatError("nothing to explain: expected a log, a source of memory, or numbers such as --cr2")
     with open_source(memory, ram_map=ram_map, freeze=freeze) if memory is not None else nullcontext() as source:
         if source is not None and source.format.startswith("raw image") and ram_map is None:
             # A log that is given as memory is raw memory, too.
             for note in source.notes:
                 print(f"fivefold: {source.name}: {note}", file=sys.stderr)
-        return run_explain(log, source, given=given, addresses=addresses, what_if=what_if)
+        yield log, source

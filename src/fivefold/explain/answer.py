@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,9 @@ from fivefold.explain.headline import headline
 from fivefold.explain.logs.event_line import pair_up
 from fivefold.explain.logs.links import link
 from fivefold.explain.logs.read_log import open_log, read_log
+from fivefold.explain.logs.text.excerpts import Progress
 from fivefold.explain.logs.trace import Levels, RaisedException, Trace
+from fivefold.explain.naming import Naming, name_addresses
 from fivefold.explain.predict import first_exception, follow, given_exception
 from fivefold.explain.remedy import legal_changes, missing_link
 from fivefold.explain.result import ExplainedException, Explanation
@@ -31,6 +34,8 @@ from fivefold.explain.what_if import ask
 from fivefold.machine.base import Event as MachineEvent
 from fivefold.machine.base import ExceptionRecord, Machine, Registers, Shutdown
 from fivefold.memory import CpuState, Segment, Source, open_source
+from fivefold.symbols import SymbolTable, read_symbols
+from fivefold.units import hex64
 
 if TYPE_CHECKING:
     from fivefold.survey.guest.areas import AreaMap
@@ -48,6 +53,9 @@ def explain(
     given: GivenState | None = None,
     addresses: Sequence[int] = (),
     what_if: Sequence[str] = (),
+    symbols: str | os.PathLike[str] | SymbolTable | None = None,
+    follow: bool = False,
+    progress: Progress | None = None,
     **numbers: int,
 ) -> Explanation:
     """Why did it fault?
@@ -55,7 +63,8 @@ def explain(
     *log* is a log in any of the known formats, or a source of memory that has registers too (an
     ELF core, ``qmp:SOCKET``); *memory* the guest's physical memory, also as an open `Space`. Either may be left out,
     and *numbers* (``cr2=…, error_code=…``; see `GivenState`) go before what they say. *addresses* are
-    described besides; *what_if* asks the same access under changes (see `what_if.ask`).
+    described besides; *symbols* (System.map, kallsyms, vmlinux) names them; *what_if* asks the same access under
+    changes (see `what_if.ask`). With *follow* a log that grows is waited for until its first fatal exception.
 
     `FormatError` for what is no log, `CannotOpenError` (an `OSError`) for a file that cannot be opened, `TypeError` or
     `ValueError` for numbers or changes that make no sense. A fault that cannot be explained is an answer, with rule
@@ -81,14 +90,20 @@ def explain(
             memory = stack.enter_context(open_source(os.fspath(memory)))
         reader = memory.memory if isinstance(memory, Source) else cast("TableReader | None", memory)
         cpus = memory.cpus if isinstance(memory, Source) else ()
-        trace = _trace(log, stack)
+        trace = _trace(log, stack, follow, progress)
         if trace is None:
             name = memory.name if isinstance(memory, Source) else "numbers"
             trace = _from_registers(name, reader, given, cpus, bool(addresses))
         elif not trace.exceptions:
             trace = _complete(trace, reader, given)
         areas = _areas_of(space, memory if isinstance(memory, Source) else None)
-        return _explain(trace, reader, given, _final(trace, cpus), addresses, what_if, areas)
+        naming = None
+        if symbols is not None:
+            table = symbols if isinstance(symbols, SymbolTable) else read_symbols(symbols)
+            trace, naming = name_addresses(
+                trace, table, _slide_in(space, memory if isinstance(memory, Source) else None)
+            )
+        return _explain(trace, reader, given, _final(trace, cpus), addresses, what_if, areas, naming)
 
 
 def explain_event(event: MachineEvent, machine: Machine) -> Explanation:
@@ -177,14 +192,14 @@ def _is_source(name: str) -> bool:
         return file.read(16).startswith((*_CORE, _ZSTD))
 
 
-def _trace(log: Any, stack: ExitStack) -> Trace | None:
+def _trace(log: Any, stack: ExitStack, follow: bool, progress: Progress | None) -> Trace | None:
     if log is None or isinstance(log, Trace):
         return log
     if isinstance(log, str | os.PathLike):
         name = os.fspath(log)
         with open_log(name) as stream:
-            return read_log(stream, "standard input" if name == "-" else name)
-    return read_log(log, getattr(log, "name", "the log"))
+            return read_log(stream, "standard input" if name == "-" else name, follow=follow, progress=progress)
+    return read_log(log, str(getattr(log, "name", "the log")), follow=follow, progress=progress)
 
 
 def _from_registers(
@@ -243,6 +258,7 @@ def _explain(
     addresses: Sequence[int],
     changes: Sequence[str],
     areas: Callable[[], AreaMap | None] | None = None,
+    naming: Naming | None = None,
 ) -> Explanation:
     levels, contradiction = proven_levels(trace)
     rsp = trace.exceptions[0].rsp if trace.exceptions and trace.exceptions[0].cpl != 3 else None
@@ -262,12 +278,35 @@ def _explain(
         exceptions=explained,
         cause=cause,
         unknown=(*_unknown(here, explained, trace), *contradiction),
-        remarks=(*trace.remarks, *story.remarks(), *_why_levels(here, levels)),
+        remarks=(*trace.remarks, *story.remarks(), *_why_levels(here, levels), *_names(naming, trace, guilty)),
         headline=headline(cause, guilty, trace),
         guilty=guilty,
         places=tuple(describe(here, va, names) for va in addresses),
         what_if=tuple(ask(change, guilty.finding) for change in changes) if guilty else (),
     )
+
+
+def _names(naming: Naming | None, trace: Trace, guilty: ExplainedException | None) -> tuple[str, ...]:
+    """What the symbols say, with the name of the address that was refused."""
+    if naming is None:
+        return ()
+    va = guilty.address if guilty is not None else None
+    name = naming.name_at(va)
+    named = (f"{hex64(va)} is {name}",) if va is not None and name is not None else ()
+    return (*named, *naming.remarks(trace))
+
+
+def _slide_in(space: Space | None, source: Source | None) -> int | None:
+    """The slide that VMCOREINFO in memory says; None without memory, or where it does not say it."""
+    if space is None and source is not None:
+        from fivefold.survey.space import Space
+
+        try:
+            space = Space(source)
+        except (FivefoldError, OSError):
+            return None
+    text = None if space is None else space.notes.facts.get("KERNELOFFSET")
+    return int(text, 16) if text and re.fullmatch("[0-9a-f]{1,16}", text) else None
 
 
 def _why_levels(here: Situation, levels: Levels | None) -> tuple[str, ...]:

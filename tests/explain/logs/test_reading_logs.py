@@ -6,6 +6,8 @@ import gzip
 import io
 import lzma
 import random
+import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,3 +237,90 @@ def test_broken_text_is_explained_or_refused(data: Path) -> None:
         except FormatError:
             continue
         assert told.to_json()["schema"] == "fivefold.explain/1"
+
+
+def write_long(path: Path, tail: bytes, size: int = 6 << 20) -> None:
+    """A long log of page faults that were handled, and *tail* in its middle."""
+    block = (
+        b"check_exception old: 0xffffffff new 0xe\n     7: v=0e e=0006 i=0 cpl=3 IP=0033:0000000000401000 "
+        b"pc=0000000000401000 SP=002b:00007ffd00001000 CR2=0000000000605000\n"
+    )
+    half = block * (size // 2 // len(block))
+    path.write_bytes(half + tail + half)
+
+
+def test_a_long_log_is_searched_for_its_fatal_exception(log: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "long.log"
+    write_long(path, log[log.index(b"check_exception") :])
+    told = explain(path)
+    assert accused(told) == TRUE
+    assert told.mode == "la57"
+
+
+def test_a_long_log_without_one_is_read_for_its_last_record(tmp_path: Path) -> None:
+    path = tmp_path / "long.log"
+    write_long(path, b"")
+    told = explain(path)
+    assert (told.cause.rule, told.cause.address, told.outcome) == ("not-present", 0x605000, "unknown")
+
+
+def test_an_oops_in_a_long_log(tmp_path: Path) -> None:
+    path = tmp_path / "long.log"
+    oops = (
+        b"BUG: unable to handle page fault for address: ffffc90001a42000\n#PF: error_code(0x0000) - not-present page\n"
+        b"PGD 100000067 P4D 100000067 PUD 1001d5067 PMD 0\nOops: 0000 [#1] SMP NOPTI\n"
+    )
+    noise = b"[    1.000000] usb 1-1: new device, and nothing else to say about it\n" * 60000
+    path.write_bytes(noise + oops + noise)
+    told = explain(path)
+    assert (told.cause.rule, told.cause.address, told.dialect) == ("not-present", 0xFFFFC90001A42000, "Linux oops")
+    with path.open("rb") as file, gzip.open(tmp_path / "long.log.gz", "wb", 1) as packed:
+        packed.write(file.read())
+    assert explain(tmp_path / "long.log.gz").cause == told.cause
+
+
+def test_words_about_a_triple_fault_are_none(log: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "long.log"
+    chat = b"the developer says that a triple fault: it happens\n" * 60000
+    path.write_bytes(chat + log[log.index(b"check_exception") :] + chat)
+    assert accused(explain(path)) == TRUE
+
+
+def test_a_log_that_grows_is_read_to_the_size_that_it_had(tmp_path: Path) -> None:
+    """The writer never ends; what it writes after the log was opened is not waited for."""
+    path = tmp_path / "growing.log"
+    write_long(path, b"", 3 << 20)
+    progress: list[tuple[int, int | None]] = []
+    size = path.stat().st_size
+    writer = path.open("ab")
+
+    def grow(done: int, total: int | None) -> None:
+        progress.append((done, total))
+        writer.write(b"more\n" * 100000)
+        writer.flush()
+
+    try:
+        explain(path, progress=grow)
+    finally:
+        writer.close()
+    assert max(done for done, _ in progress) == size
+
+
+def test_following_ends_with_the_first_fatal_exception(log: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "growing.log"
+    start = log.index(b"check_exception")
+    path.write_bytes(log[:start])
+
+    def grow() -> None:
+        with path.open("ab") as file:
+            for at in range(start, len(log), 4096):
+                file.write(log[at : at + 4096])
+                file.flush()
+                time.sleep(0.01)
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        assert accused(explain(path, follow=True)) == TRUE
+    finally:
+        writer.join()
