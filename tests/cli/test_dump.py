@@ -55,6 +55,7 @@ def test_json(fivefold: Run, capture: Capture) -> None:
         "flags": ["P", "US", "A", "NX"],
         "phys": "0x000000001fce0000",
         "area": "user",
+        "symbol": None,
     }
     assert sum(region["size"] for region in found["regions"] if region["area"] == "direct_map") == 536_735_744
 
@@ -84,6 +85,7 @@ def test_csv(fivefold: Run, capture: Capture) -> None:
         "area": "kernel_image",
         "repeats": "",
         "strides": "",
+        "symbol": "",
     }
 
 

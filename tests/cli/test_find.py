@@ -45,7 +45,7 @@ def test_bytes_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 def test_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--text", "no such text", "--format", "csv") == 1
-    assert capsys.readouterr().out == "asked,phys,root,levels,va,size,page,rights,area,repeats,every,strides\n"
+    assert capsys.readouterr().out == "asked,phys,root,levels,va,size,page,rights,area,repeats,every,strides,symbol\n"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,11 @@ def test_json(fivefold: Run, capture: Capture) -> None:
         "pair": "0x0000000002556000",
         "half": "user",
         "cpus": [],
+        "label": None,
+        "processes": [],
     }
+    assert found["symbols_known_from"] is None and found["processes"] == []
+    assert found["processes_missing"] == "no processes: no kallsyms in what is mapped of a kernel's image"
 
 
 def test_text(fivefold: Run, capture: Capture) -> None:

@@ -7,6 +7,7 @@ name. `find_package`, `write_initrd` and `started_guest` also serve the bench ag
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import shutil
@@ -27,9 +28,20 @@ KERNEL, BUSYBOX = "linux-image-cloud-amd64", "busybox-static"
 RAM = 256 << 20
 BOOT_SECONDS = 120
 READY = b"the guest is ready"
-INIT = (
-    b"#!/bin/busybox sh\n/bin/busybox mount -t proc proc /proc\necho the guest is ready\nexec /bin/busybox sleep 9999\n"
-)
+TOLD = 32 << 20
+"""The disk on which the guest writes what it knows of itself: /proc/kallsyms, /proc/modules, its processes."""
+INIT = b"""#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t proc proc /proc
+$b mount -t devtmpfs dev /dev
+$b insmod /dummy.ko
+$b sleep 9998 &
+( $b cat /proc/kallsyms; echo ===; $b cat /proc/modules; echo ===; $b ps -o pid,comm; echo === ) \
+  | $b dd of=/dev/nvme0n1 bs=64k 2>/dev/null
+$b sync
+echo the guest is ready
+exec $b sleep 9999
+"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Package:
 
     kernel: Path
     busybox: Path
+    module: Path
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class LiveGuest:
     held: str
     monitor: QmpClient
     ram: Path
+    told: Path
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +91,8 @@ def find_package(place: Path) -> Package:
 def _unpacked(cache: Path) -> Package | None:
     kernels = sorted(cache.glob("boot/vmlinuz-*"))
     busybox = cache / "bin" / "busybox"
-    return Package(kernels[-1], busybox) if kernels and busybox.exists() else None
+    modules = sorted(cache.glob("lib/modules/*/kernel/drivers/net/dummy.ko*"))
+    return Package(kernels[-1], busybox, modules[-1]) if kernels and modules and busybox.exists() else None
 
 
 def _fetch(cache: Path, place: Path) -> None:
@@ -94,6 +109,10 @@ def _fetch(cache: Path, place: Path) -> None:
         subprocess.run(["dpkg-deb", "-x", deb, place / "root"], check=True)
     for name in ("boot", "bin"):
         shutil.copytree(place / "root" / name, cache / name, dirs_exist_ok=True)
+    for module in (place / "root").glob("lib/modules/*/kernel/drivers/net/dummy.ko*"):
+        to = cache / module.relative_to(place / "root")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(module, to)
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +123,9 @@ def initrd(package: Package, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_initrd(package: Package, place: Path) -> Path:
     """A file system in memory with a busybox and an init that says when it is up."""
+    module = package.module.read_bytes()
     entries = [
+        ("dummy.ko", 0o100644, (0, 0), lzma.decompress(module) if package.module.suffix == ".xz" else module),
         ("dev", 0o040755, (0, 0), b""),
         ("dev/console", 0o020600, (5, 1), b""),
         ("proc", 0o040755, (0, 0), b""),
@@ -128,10 +149,13 @@ def _newc(number: int, name: str, mode: int, device: tuple[int, int], data: byte
 def _boot(package: Package, initrd: Path, place: Path, levels: int) -> tuple[Child, list[str]]:
     cpu = "qemu64,+la57" if levels == 5 else "qemu64"
     sockets = [place / name for name in ("qmp", "held", "test")]
+    (place / "told").write_bytes(b"")
+    os.truncate(place / "told", TOLD)
     command = [
         *("qemu-system-x86_64", "-accel", "tcg", "-M", "q35,memory-backend=ram", "-cpu", cpu, "-m", str(RAM >> 20)),
         *("-object", f"memory-backend-file,id=ram,size={RAM},mem-path={place / 'ram'},share=on"),
         *("-kernel", str(package.kernel), "-initrd", str(initrd), "-append", "console=ttyS0 quiet pti=on"),
+        *("-drive", f"file={place / 'told'},format=raw,if=none,id=told", "-device", "nvme,drive=told,serial=told"),
         *("-display", "none", "-no-reboot", "-nodefaults", "-serial", f"file:{place / 'serial'}"),
         *(word for socket in sockets for word in ("-qmp", f"unix:{socket},server=on,wait=off")),
     ]
@@ -186,7 +210,7 @@ def started_guest(package: Package, initrd: Path, place: Path, levels: int) -> I
         monitor = QmpClient(test, timeout=30)
         try:
             _stop_in_kernel(monitor)
-            yield LiveGuest(levels, child.pid, qmp, held, monitor, place / "ram")
+            yield LiveGuest(levels, child.pid, qmp, held, monitor, place / "ram", place / "told")
         finally:
             monitor.close()
     finally:

@@ -144,7 +144,7 @@ def _write(space: Space, asked: DumpFormat, regions: Iterable[Region], leaf: boo
     if asked is DumpFormat.json:
         write_json(space, findings, sys.stdout)
     elif asked is DumpFormat.csv:
-        write_csv(findings, sys.stdout)
+        write_csv(space, findings, sys.stdout)
     else:
         write_text(space, findings, sys.stdout, of_leaf=leaf)
     loops = loops_of(space)

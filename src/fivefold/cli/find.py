@@ -69,7 +69,7 @@ def find(
 
     with chosen.open_source() as source:
         asked = [*_of_memory(phys or []), *_of_bytes(source, patterns, limit)]
-        roots = root_spaces(source, chosen.check_given())
+        roots = root_spaces(source, chosen.check_given(), chosen.symbols)
         tell_left_out(source)
         answers = iter(find_mappings(roots.spaces(), [target for _, targets, _ in asked for target in targets]))
         from fivefold.report.text import find as find_text

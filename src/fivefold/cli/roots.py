@@ -11,20 +11,23 @@ from fivefold.cli.source_options import JsonOption, SourceChoice, on_source_with
 def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
     """Find page-table roots in all of memory, group those of one kernel, and say what speaks for each.
 
+    Where a Linux tells its symbols and its types (kallsyms and BTF), say whose they are: pid and name.
     --levels and --phys-bits narrow what is looked for. Status 1 when there are none.
     """
     from fivefold.report.json_text import write_document
     from fivefold.report.text.roots import roots_json, write_roots
     from fivefold.survey.guest.roots import find_roots
+    from fivefold.survey.names.root_owners import root_owners
 
     given = chosen.check_given()
     with chosen.open_source() as source:
         found = find_roots(source, given.levels, given.phys_bits, given.c_bit)
         tell_left_out(source)
+        owners = root_owners(source, found, chosen.symbols)
         if as_json:
-            write_document(roots_json(source, found), sys.stdout)
+            write_document(roots_json(source, found, owners), sys.stdout)
         else:
-            write_roots(found, sys.stdout)
+            write_roots(found, owners, sys.stdout)
         if not found:
             depth = f" of {given.levels} levels" if given.levels else ""
             print(f"fivefold: no page-table roots{depth} in {source.name}", file=sys.stderr)

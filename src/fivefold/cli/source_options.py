@@ -45,6 +45,7 @@ class SourceChoice:
     name: str
     given: dict[str, Any]
     options: dict[str, Any]
+    symbols: str | None = None
 
     def open_source(self) -> Source:
         """Its memory and registers."""
@@ -69,6 +70,7 @@ class SourceChoice:
         from fivefold.survey.space import Space
 
         space = Space(source, self.check_given())
+        space.symbol_file = self.symbols
         if space.mode.against:
             print(f"fivefold: read with {space.levels} levels by --force, but {space.mode.against}", file=sys.stderr)
         return space
@@ -127,6 +129,12 @@ def choose(
             "--max-unpacked", parser=values.size, metavar="SIZE", help="How far a compressed file may unpack."
         ),
     ] = None,
+    symbols: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="System.map, /proc/kallsyms or vmlinux, in place of what the kernel carries."
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(parser=values.seconds, metavar="SECONDS", help="How long a live guest may take to answer.")
     ] = 10.0,
@@ -143,7 +151,7 @@ def choose(
     given |= {"c_bit": c_bit, "as_if": as_if or {}}
     options = {"ram_map": ram_map, "freeze": freeze, "live_ram": live_ram.value, "timeout": timeout}
     options["max_unpacked"] = max_unpacked
-    return SourceChoice(source, given, {**options, "progress": ProgressLine()})
+    return SourceChoice(source, given, {**options, "progress": ProgressLine()}, symbols)
 
 
 _TELL_EVERY: Final = 10.0

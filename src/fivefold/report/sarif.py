@@ -72,7 +72,7 @@ def _result(found: Finding, audit: Audit) -> dict[str, Any]:
             }
         ],
         "partialFingerprints": {"place/v1": f"{found.rule.name}:{start}:{found.size}"},
-        "properties": finding_json(found),
+        "properties": finding_json(found, audit.space.symbols),
     }
     if found.excepted:
         result["suppressions"] = [{"kind": "external", "justification": found.excepted}]

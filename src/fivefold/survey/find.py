@@ -52,6 +52,7 @@ class Place(NamedTuple):
     rights: Rights
     area: str | None
     strides: tuple[Stride, ...] = ()
+    symbol: str | None = None
 
     @property
     def repeats(self) -> int:
@@ -178,6 +179,7 @@ class _Finder:
                 Level(level),
                 Rights(w, u, x),
                 self.space.areas.name_at(va + skipped),
+                symbol=self.space.symbols.at(va + skipped),
             )
 
 

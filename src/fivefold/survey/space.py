@@ -34,6 +34,8 @@ from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import GivenPaging, choose_mode, choose_phys_bits, choose_root, controls_of
 from fivefold.survey.guest.system import GuestSystem, guest_system, release_told
 from fivefold.survey.guest.vmcoreinfo import KernelNotes, kernel_notes
+from fivefold.survey.names.kernel_names import KernelNames, kernel_names
+from fivefold.survey.names.symbols import Symbols
 from fivefold.survey.paths import Path, path_of
 from fivefold.survey.scan.regions import Regions, regions_of
 from fivefold.survey.scan.scan import TableScanner
@@ -69,6 +71,7 @@ class Space:
     ) -> None:
         """Decide root and mode where they are not given, or raise `NotKnownError`; *source* is closed with this."""
         self.source = source
+        self.symbol_file: str | None = None
         self.given = given or GivenPaging()
         self.root = root or choose_root(source, self.given)
         self.mode = mode or choose_mode(source, self.root.value, self.given)
@@ -106,6 +109,7 @@ class Space:
         """The same source and mode under another root; closing either closes both. `MemoryReadError` if unreadable."""
         self.source.memory.read(root, TABLE_SIZE)
         other = Space(self.source, self.given, root=Found(root, how), mode=self.mode)
+        other.symbol_file = self.symbol_file
         if self.scans_all_memory:
             other.scanner = self.scanner
         return other
@@ -244,6 +248,22 @@ class Space:
             return self.with_root(PhysAddr(self.root.value ^ PTI_USER_BIT), "the page before, for page-table isolation")
         except MemoryReadError:
             return None
+
+    @cached_property
+    def names(self) -> KernelNames:
+        """What the kernel here calls its functions, data and processes; `symbol_file` in place of what it carries."""
+        kernel, bases = self._of_kernel
+        return kernel_names(
+            kernel.overview, kernel.tables, self.source.memory, bases, self.notes, symbol_file=self.symbol_file
+        )
+
+    @property
+    def symbols(self) -> Symbols:
+        """Names of addresses, looked for in memory when they are first asked for; none of a space too large to scan."""
+        try:
+            return self.names.symbols
+        except TooManyRuns as error:
+            return Symbols((), str(error))
 
     @property
     def release(self) -> Found[str | None]:

@@ -106,7 +106,7 @@ def test_json_and_csv(sourced: Callable[..., Source]) -> None:
     space.areas = NAMED
     out, table = io.StringIO(), io.StringIO()
     write_json(space, regions_with_repeats(space, repeat_above=0), out)
-    write_csv(regions_with_repeats(space, repeat_above=0), table)
+    write_csv(space, regions_with_repeats(space, repeat_above=0), table)
     told, rows = json.loads(out.getvalue())["regions"], list(csv.DictReader(table.getvalue().splitlines()))
     for region, row in zip(told, rows, strict=True):
         assert region["page"] in ("4K", "2M", "1G") and len(region["leaf"]) == 4

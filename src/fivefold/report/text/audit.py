@@ -7,6 +7,7 @@ from typing import Any, Final, TextIO
 
 from fivefold.report.text.walk import entry_index
 from fivefold.survey.audit.audit import Audit, Finding, RuleResult
+from fivefold.survey.names.symbols import Symbols
 from fivefold.survey.paths import Path
 from fivefold.units import format_size, hex64
 
@@ -14,7 +15,7 @@ SCHEMA: Final = "fivefold.audit/1"
 SHOWN: Final = 20
 """Findings of one rule that text shows unless all are asked for."""
 
-COLUMNS: Final = ("rule", "severity", "excepted", "start", "end", "size", "phys", "area", "message")
+COLUMNS: Final = ("rule", "severity", "excepted", "start", "end", "size", "phys", "area", "message", "symbol")
 
 
 def write_text(audit: Audit, out: TextIO, *, everything: bool = False) -> None:
@@ -27,7 +28,7 @@ def write_text(audit: Audit, out: TextIO, *, everything: bool = False) -> None:
         out.write(f"{_verdict(result):8} {result.rule.name:25} {_summary(result)}\n")
         shown = [found for found in result.findings if everything or not found.excepted]
         for found in shown if everything else shown[:SHOWN]:
-            _write_finding(found, out, everything)
+            _write_finding(found, out, everything, _symbol(found, space.symbols))
         if not everything and len(shown) > SHOWN:
             out.write(f"         and {len(shown) - SHOWN} more; --all shows them\n")
     for limit in audit.limits:
@@ -51,11 +52,16 @@ def _summary(result: RuleResult) -> str:
     return f"{result.rule.title}: {told}{f', {excepted} excepted' if excepted else ''}"
 
 
-def _write_finding(found: Finding, out: TextIO, everything: bool) -> None:
+def _symbol(found: Finding, symbols: Symbols) -> str | None:
+    return None if found.window is None else symbols.at(found.window.start)
+
+
+def _write_finding(found: Finding, out: TextIO, everything: bool, symbol: str | None) -> None:
     if found.size is None:
         out.write(f"         {found.message}\n")
     else:
-        out.write(f"         {found.place} {format_size(found.size):>9} {found.area or '-'}: {found.message}\n")
+        where = f"{found.area or '-'}{f' {symbol}' if symbol else ''}"
+        out.write(f"         {found.place} {format_size(found.size):>9} {where}: {found.message}\n")
     if found.excepted:
         out.write(f"           excepted: {found.excepted}\n")
     for path in found.evidence if everything else found.evidence[:1]:
@@ -90,10 +96,11 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         "mode_known_from": space.mode.how,
         "mode_contradicted_by": space.mode.against,
         "areas_known_from": space.areas.how,
+        "symbols_known_from": space.symbols.known_from,
         "policy": audit.policy.name,
         "totals": {name: totals[name] for name in ("error", "warning", "note", "excepted")},
         "rules": [_rule_json(result) for result in audit.results],
-        "findings": [finding_json(found) for found in audit.findings],
+        "findings": [finding_json(found, space.symbols) for found in audit.findings],
         "limits": list(audit.limits),
     }
 
@@ -110,8 +117,11 @@ def _rule_json(result: RuleResult) -> dict[str, Any]:
     }
 
 
-def finding_json(found: Finding) -> dict[str, Any]:
-    """One finding; ends are exclusive, *phys* is null where the memory is not one run, all of them for registers."""
+def finding_json(found: Finding, symbols: Symbols) -> dict[str, Any]:
+    """One finding, with its first address by *symbols*; ends are exclusive.
+
+    *phys* is null where the memory is not one run, all places are for registers.
+    """
     phys = found.phys
     return {
         "rule": found.rule.name,
@@ -122,6 +132,7 @@ def finding_json(found: Finding) -> dict[str, Any]:
         "size": found.size,
         "phys": {"start": hex64(phys.start), "end": hex64(phys.stop)} if phys else None,
         "area": found.area,
+        "symbol": _symbol(found, symbols),
         "message": found.message,
         "aliases": [hex64(alias) for alias in found.aliases],
         "evidence": [_path_json(path) for path in found.evidence],
@@ -138,6 +149,6 @@ def write_csv(audit: Audit, out: TextIO) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     for found in audit.findings:
-        row = finding_json(found)
+        row = finding_json(found, audit.space.symbols)
         phys = row["phys"]["start"] if row["phys"] else ""
         writer.writerow(phys if name == "phys" else row[name] for name in COLUMNS)

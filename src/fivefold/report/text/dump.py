@@ -32,6 +32,7 @@ COLUMNS: Final = (
     "area",
     "repeats",
     "strides",
+    "symbol",
 )
 
 
@@ -68,8 +69,12 @@ def write_text(space: Space, regions: Iterable[Region], out: TextIO, *, of_leaf:
     out.write(f"# rights: {'of the leaf entry' if of_leaf else _effective(space)}; r w x u\n")
     if space.c_bit.value is not None:
         out.write(f"# bit {space.c_bit.value} of entries is about encryption, not address ({space.c_bit.how})\n")
+    symbols = space.symbols
     for region in regions:
-        out.write(_line(region, of_leaf))
+        symbol = symbols.at(region.start)
+        out.write(_line(region, of_leaf) + (f"  {symbol}\n" if symbol else "\n"))
+    if symbols:
+        out.write(f"# symbols: {symbols.how}\n")
 
 
 def _effective(space: Space) -> str:
@@ -86,16 +91,16 @@ def _line(region: Region, of_leaf: bool) -> str:
     ends = f"{hex64(region.start)}-{hex64(region.end)} {format_size(region.size):>10}"
     if region.kind is RegionKind.REPEAT:
         table = f"{region.level.name} table at {hex64(region.phys or 0)} again, {region.repeats} times"
-        return f"{ends}  {table}  {region.area or ''}".rstrip() + "\n"
+        return f"{ends}  {table}  {region.area or ''}".rstrip()
     if region.kind is not RegionKind.MAPPED:
-        return f"{ends}  !! {finding_text(region)}\n"
+        return f"{ends}  !! {finding_text(region)}"
     rights = spell(region.leaf if of_leaf else region.effective)
     flags = " ".join(name for name in region.flag_names if name not in ("P", "RW", "US", "NX", "PS"))
     place = hex64(region.phys) if region.phys is not None else "scattered"
-    return f"{ends} {region.page} {rights} {place:18} {flags:9} {region.area or ''}".rstrip() + "\n"
+    return f"{ends} {region.page} {rights} {place:18} {flags:9} {region.area or ''}".rstrip()
 
 
-def write_csv(regions: Iterable[Region], out: TextIO) -> None:
+def write_csv(space: Space, regions: Iterable[Region], out: TextIO) -> None:
     """A header and a row for each region; flags are separated by blanks, what is not known is empty."""
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -116,6 +121,7 @@ def write_csv(regions: Iterable[Region], out: TextIO) -> None:
                 region.area or "",
                 region.repeats or "",
                 " ".join(f"{stride.times}x{stride.bytes:#x}" for stride in region.strides),
+                space.symbols.at(region.start) or "",
             )
         )
 
@@ -135,8 +141,11 @@ def write_json(space: Space, regions: Iterable[Region], out: TextIO) -> None:
         "areas_known_from": space.areas.how,
         "controls": controls_json(space.controls),
         "c_bit": {"value": space.c_bit.value, "known_from": space.c_bit.how},
+        "symbols_known_from": space.symbols.known_from,
     }
-    mapped = (region_json(region) for region in findings if region.kind is RegionKind.MAPPED)
+    mapped = (
+        region_json(region, space.symbols.at(region.start)) for region in findings if region.kind is RegionKind.MAPPED
+    )
     write_stream(head, "regions", mapped, out, _tail(space, findings))
 
 
@@ -171,8 +180,8 @@ def loop_findings(counts: ScanCounts) -> list[dict[str, Any]]:
     return found
 
 
-def region_json(region: Region) -> dict[str, Any]:
-    """One region that is mapped; ``repeats`` and ``strides`` only where it stands for several places."""
+def region_json(region: Region, symbol: str | None = None) -> dict[str, Any]:
+    """One region that is mapped, *symbol* its first address; ``repeats`` and ``strides`` only where it is several."""
     told = {
         "start": hex64(region.start),
         "end": hex64(region.end),
@@ -183,6 +192,7 @@ def region_json(region: Region) -> dict[str, Any]:
         "flags": region.flag_names,
         "phys": hex_or_null(region.phys),
         "area": region.area,
+        "symbol": symbol,
     }
     if region.repeats:
         told |= {"repeats": region.repeats, "strides": [stride._asdict() for stride in region.strides]}

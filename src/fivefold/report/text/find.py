@@ -27,6 +27,7 @@ COLUMNS: Final = (
     "repeats",
     "every",
     "strides",
+    "symbol",
 )
 
 
@@ -71,7 +72,7 @@ def _line(place: Place) -> str:
     again = f", and {place.repeats} times more, {how}" if place.repeats else ""
     return (
         f"root {hex64(place.root)} {hex64(place.va)} +{format_size(place.size)} "
-        f"{place.page} {spell(place.rights)} {place.area or '-'}{again}"
+        f"{place.page} {spell(place.rights)} {place.area or '-'}{f'  {place.symbol}' if place.symbol else ''}{again}"
     )
 
 
@@ -122,6 +123,7 @@ def _place_json(place: Place) -> dict[str, Any]:
         "page": place.page,
         "effective": dict(place.rights._asdict()),
         "area": place.area,
+        "symbol": place.symbol,
         "repeats": place.repeats,
         "every": place.every,
         "strides": [stride._asdict() for stride in place.strides],
@@ -137,4 +139,4 @@ def write_csv(questions: Sequence[Question], out: TextIO) -> None:
             ends = (hex64(place.phys), hex64(place.root), place.levels, hex64(place.va), place.size)
             what = (place.page, spell(place.rights), place.area or "", place.repeats or "", place.every or "")
             strides = " ".join(f"{stride.times}x{stride.bytes:#x}" for stride in place.strides)
-            writer.writerow((question.asked, *ends, *what, strides))
+            writer.writerow((question.asked, *ends, *what, strides, place.symbol or ""))

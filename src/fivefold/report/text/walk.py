@@ -17,8 +17,9 @@ SCHEMA: Final = "fivefold.walk/1"
 
 
 def write_path(path: Path, space: Space, out: TextIO) -> None:
-    """The address, a line for each entry read, and what came of it."""
-    out.write(f"{hex64(path.va)}{f'  {path.area}' if path.area else ''}\n")
+    """The address with its area and symbol, a line for each entry read, and what came of it."""
+    names = (path.area, space.symbols.at(path.va))
+    out.write("  ".join([hex64(path.va), *(name for name in names if name)]) + "\n")
     for step in path.steps:
         out.write(f"  {_step(step, space.tables)}\n")
     out.write(f"  {_answer(path, space.controls)}\n")
@@ -97,6 +98,7 @@ def walk_json(space: Space, paths: list[Path]) -> dict[str, Any]:
         "mode_contradicted_by": space.mode.against,
         "controls": controls_json(space.controls),
         "c_bit": {"value": space.c_bit.value, "known_from": space.c_bit.how},
+        "symbols_known_from": space.symbols.known_from,
         "walks": [_path_json(path, space) for path in paths],
     }
 
@@ -113,6 +115,7 @@ def _path_json(path: Path, space: Space) -> dict[str, Any]:
         "privileges": _privileges_json(path, space.controls),
         "leaf": spell(leaf_rights(found.leaf.raw)) if found else None,
         "area": path.area,
+        "symbol": space.symbols.at(path.va),
         "cause": path.cause,
         "hole": {"start": hex64(hole.start), "end": hex64(hole.stop)} if hole else None,
         "missing_table": None if path.missing is None else hex64(path.missing),

@@ -20,6 +20,7 @@ class RootSpaces:
     given: GivenPaging
     roots: tuple[Root, ...]
     unsure: int
+    symbol_file: str | None = None
 
     def spaces(self) -> Iterator[Space]:
         """A space for each root, in turn; closing one closes the source."""
@@ -29,19 +30,20 @@ class RootSpaces:
             space = Space(
                 self.source, self.given, root=Found(root.root, how), mode=Found(MODES[root.levels], "the root's own")
             )
+            space.symbol_file = self.symbol_file
             if space.scans_all_memory:
                 shared = shared or space
                 space.scanner = shared.scanner
             yield space
 
 
-def root_spaces(source: Source, given: GivenPaging) -> RootSpaces:
+def root_spaces(source: Source, given: GivenPaging, symbol_file: str | None = None) -> RootSpaces:
     """All roots of at least medium confidence; only the one that *given* names by CR3 or CPU."""
     if given.cr3 is not None or given.cpu is not None:
         space = Space(source, given)
         why = (space.root.how, space.mode.evidence) if space.mode.against else (space.root.how,)
         only = Root(space.root.value, space.levels, Confidence.HIGH, why, 0)
-        return RootSpaces(source, given, (only,), 0)
+        return RootSpaces(source, given, (only,), 0, symbol_file)
     found = find_roots(source, given.levels, given.phys_bits, given.c_bit)
     sure = tuple(root for root in found if root.confidence >= Confidence.MEDIUM)
-    return RootSpaces(source, given, sure, len(found) - len(sure))
+    return RootSpaces(source, given, sure, len(found) - len(sure), symbol_file)

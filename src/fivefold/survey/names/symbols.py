@@ -1,0 +1,140 @@
+"""Symbols of a kernel and its modules, and what they make of an address: ``name+0x1a``.
+
+Only what is asked for is named: a table tells the name of a number, and decodes it then.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Self
+
+from fivefold.units import MIB
+
+TEXT_KINDS: Final = frozenset("tTwW")
+
+LONGEST_FUNCTION: Final = MIB
+"""Text so far behind a symbol is not its: tables without data symbols end somewhere, and what follows has no name."""
+
+MOST_ALIASES: Final = 64
+"""Symbols at one address that are looked at for the best name."""
+
+
+class Symbol(NamedTuple):
+    """One symbol; *kind* is nm's letter, upper case where it is global. *module* is None for the kernel itself."""
+
+    address: int
+    kind: str
+    name: str
+    module: str | None = None
+
+    def __str__(self) -> str:
+        """The name, and the module in brackets, as the kernel prints them."""
+        return self.name if self.module is None else f"{self.name} [{self.module}]"
+
+
+@dataclass(frozen=True)
+class SymbolSpan:
+    """Symbols that lie together: *addresses* ascending, *name_of* gives kind and name of a number in that order.
+
+    *end*, exclusive, is where the last one ends at the latest. *all_names*, where given, is `name_of` of all, faster,
+    and *numbers_of* gives the numbers of a name.
+    """
+
+    addresses: Sequence[int]
+    name_of: Callable[[int], tuple[str, str]]
+    end: int
+    module: str | None = None
+    all_names: Callable[[], Iterable[tuple[str, str]]] | None = None
+    numbers_of: Callable[[str], list[int]] | None = None
+    _known: dict[int, Symbol] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, symbols: Iterable[tuple[int, str, str]], end: int | None = None, module: str | None = None) -> Self:
+        """From (address, kind, name) in any order; without *end* the last one has no size."""
+        found = sorted(symbols)
+        if not found:
+            raise ValueError("no symbols; expected one or more")
+        names = [(kind, name) for _, kind, name in found]
+        addresses = [address for address, _, _ in found]
+        return cls(addresses, names.__getitem__, found[-1][0] + 1 if end is None else end, module)
+
+    @property
+    def start(self) -> int:
+        """The first symbol's address."""
+        return self.addresses[0]
+
+    def at(self, va: int) -> Symbol | None:
+        """The symbol that *va* belongs to: of several at one address the global one first, then by name."""
+        number = bisect_right(self.addresses, va) - 1
+        if number < 0 or va >= self.end:
+            return None
+        if number not in self._known:
+            self._known[number] = self._best(number)
+        found = self._known[number]
+        if found.kind in TEXT_KINDS and va - found.address >= LONGEST_FUNCTION:
+            return None
+        return found
+
+    def _best(self, number: int) -> Symbol:
+        address = self.addresses[number]
+        first = max(bisect_left(self.addresses, address), number - MOST_ALIASES)
+        aliases = (Symbol(address, *self.name_of(one), self.module) for one in range(first, number + 1))
+        return min(aliases, key=lambda one: (not one.kind.isupper(), one.name))
+
+    def address(self, name: str) -> int | None:
+        """Where *name* lies, the lowest of several; None where there is none."""
+        if self.numbers_of is not None:
+            return min((self.addresses[number] for number in self.numbers_of(name)), default=None)
+        return next((symbol.address for symbol in self if symbol.name == name), None)
+
+    def __iter__(self) -> Iterator[Symbol]:
+        """All of them, ascending."""
+        names = map(self.name_of, range(len(self.addresses))) if self.all_names is None else self.all_names()
+        for address, (kind, name) in zip(self.addresses, names, strict=True):
+            yield Symbol(address, kind, name, self.module)
+
+
+class Symbols:
+    """All symbols that are known of a guest; *how* says from what, also where there are none."""
+
+    def __init__(self, spans: Iterable[SymbolSpan], how: str) -> None:
+        """*spans* in any order; where two overlap the one that begins later wins."""
+        self.spans = sorted(spans, key=lambda span: span.start)
+        self.how = how
+        self._starts = [span.start for span in self.spans]
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self.spans)
+
+    @property
+    def known_from(self) -> str | None:
+        """`how`, None without symbols."""
+        return self.how if self.spans else None
+
+    def symbol_at(self, va: int) -> Symbol | None:
+        """The symbol that *va* belongs to."""
+        number = bisect_right(self._starts, va) - 1
+        while number >= 0:
+            if va < self.spans[number].end:
+                return self.spans[number].at(va)
+            number -= 1
+        return None
+
+    def at(self, va: int) -> str | None:
+        """What *va* is called: ``name``, ``name+0x1a``, ``name+0x1a [module]``; None where no symbol reaches."""
+        found = self.symbol_at(va)
+        if found is None:
+            return None
+        offset = f"+{va - found.address:#x}" if va != found.address else ""
+        return f"{found.name}{offset}" + (f" [{found.module}]" if found.module else "")
+
+    def address(self, name: str) -> int | None:
+        """Where the kernel's own symbol *name* lies, the lowest of several; None where there is none."""
+        own = (span.address(name) for span in self.spans if span.module is None)
+        return min((at for at in own if at is not None), default=None)
+
+
+NO_SYMBOLS: Final = Symbols((), "no symbols were looked for")

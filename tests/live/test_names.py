@@ -1,0 +1,118 @@
+"""Names of a real Linux, held against what that Linux says of itself: /proc/kallsyms and ps.
+
+The guest wrote both on a disk before it was stopped; names are read from its memory alone, as a raw image too.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fivefold.survey.space import Space, open_space
+
+pytestmark = pytest.mark.qemu
+
+MAIN = "from fivefold.cli.main import main; main()"
+WINDOW = 0xFFFF_FFFF_8000_0000
+_ADDRESS = re.compile(r"([0-9a-f]{16}) ([A-Za-z]) (\S+)(?:\t\[(\S+)\])?")
+
+
+def fivefold(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, *map(str, words)], capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def told(guest: Any) -> list[str]:
+    """/proc/kallsyms, /proc/modules and ps, as the guest wrote them."""
+    return ("\n" + Path(guest.told).read_bytes().decode().rstrip("\0")).split("\n===")[:3]
+
+
+@pytest.fixture(scope="module")
+def theirs(told: list[str]) -> dict[int, set[tuple[str, str | None]]]:
+    """Names and modules by address."""
+    found: dict[int, set[tuple[str, str | None]]] = {}
+    for address, _, name, module in _ADDRESS.findall(told[0]):
+        if int(address, 16) >= WINDOW:
+            found.setdefault(int(address, 16), set()).add((name, module or None))
+    assert len(found) > 50_000
+    return found
+
+
+@pytest.fixture(scope="module")
+def space(guest: Any) -> Iterator[Space]:
+    with open_space(f"qmp:{guest.held}") as found:
+        yield found
+
+
+def test_every_symbol_is_the_kernels(space: Space, theirs: dict[int, set[tuple[str, str | None]]]) -> None:
+    """All of them, those of the module too, and no other."""
+    ours: dict[int, set[tuple[str, str | None]]] = {}
+    for span in space.symbols.spans:
+        for one in span:
+            ours.setdefault(one.address, set()).add((one.name, one.module))
+    assert any(module == "dummy" for names in ours.values() for _, module in names)
+    assert ours == theirs
+
+
+def test_addresses_on_20_pages(space: Space, theirs: dict[int, set[tuple[str, str | None]]]) -> None:
+    """Each function's first byte and one within it, on pages drawn at random."""
+    draw = random.Random(space.levels)
+    for page in draw.sample(sorted({at & ~0xFFF for at in theirs}), 20):
+        for at in (one for one in sorted(theirs) if one & ~0xFFF == page):
+            assert space.symbols.at(at) in {name + (f" [{module}]" if module else "") for name, module in theirs[at]}
+            if at + 1 not in theirs and (name := space.symbols.at(at + 1)) is not None:
+                assert name.partition("+")[0] in {name for name, _ in theirs[at]} and "+0x1" in name
+
+
+def test_who_is_who_from_a_raw_image(guest: Any, told: list[str]) -> None:
+    """Of the memory alone, without a register or a note: the processes are those of ps, each with its root."""
+    done = fivefold("roots", guest.ram, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    ours = {one["pid"]: one["name"] for one in found["processes"]}
+    lines = [line.split(None, 1) for line in told[2].splitlines() if line.split()[:1] not in ([], ["PID"])]
+    # Those that wrote the list are gone; names of workers are told with what they did last.
+    theirs = {int(pid): name.strip() for pid, name in lines}
+    assert len(ours) > 20 and ours.keys() <= theirs.keys()
+    assert all(theirs[pid].startswith(name) or pid == 1 for pid, name in ours.items()), (ours, theirs)
+    assert {name for pid, name in theirs.items() if pid not in ours} <= {"init", "busybox", "1", "cat", "ps", "dd"}
+    roots = {root["root"]: {one["pid"] for one in root["processes"] if not one["borrowed"]} for root in found["roots"]}
+    assert {1} <= set().union(*roots.values()) and all(
+        one["pid"] in roots[one["root"]] for one in found["processes"] if one["root"] and not one["borrowed"]
+    )
+    assert "init_mm" in {root["label"] for root in found["roots"]}
+    assert found["symbols_known_from"] and found["processes_known_from"]
+
+
+def test_symbols_from_a_file(guest: Any, space: Space, told: list[str], tmp_path: Path) -> None:
+    """The guest's own list, moved as if it had been made by the build, names the same; another kernel's is refused."""
+    path = tmp_path / "System.map"
+    slide = (space.bases.kernel_text.value or 0) - 0xFFFF_FFFF_8100_0000
+    rows = [
+        f"{int(at, 16) - slide:016x} {kind} {name}"
+        for at, kind, name, module in _ADDRESS.findall(told[0])
+        if int(at, 16) >= WINDOW and not module
+    ]
+    path.write_text("\n".join(rows))
+    at = space.symbols.address("schedule")
+    done = fivefold(
+        "walk", guest.ram, f"{(at or 0) + 4:x}", "--cr3", f"{space.root.value:x}", "--symbols", path, "--json"
+    )
+    walked = json.loads(done.stdout)
+    assert walked["walks"][0]["symbol"] == "schedule+0x4"
+    assert walked["symbols_known_from"].startswith(str(path))
+    path.write_text(
+        "\n".join(row.replace(" linux_banner", " other").replace(" _etext", " linux_banner") for row in rows)
+    )
+    done = fivefold("walk", guest.ram, "0", "--cr3", f"{space.root.value:x}", "--symbols", path)
+    assert done.returncode == 2 and "expected the symbols of this kernel" in done.stderr
