@@ -5,8 +5,8 @@ Colour is never alone: rights are spelled in each row, and each bar has its numb
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from itertools import islice
 from typing import Final
@@ -16,6 +16,7 @@ from fivefold.report.text.dump import finding_text
 from fivefold.survey.scan.regions import Region, spell
 from fivefold.survey.scan.scan_result import RegionKind
 from fivefold.survey.space import Space
+from fivefold.survey.stats import mapped_bytes
 from fivefold.units import format_size, hex64
 
 MAX_ROWS: Final = 20_000
@@ -42,14 +43,18 @@ for(const r of rows)r.hidden=!words.every(w=>r.textContent.toLowerCase().include
 def html_page(space: Space) -> Iterator[str]:
     """The page in parts, in order."""
     regions = iter(space.regions(all_bits=False, repeat_above=SHARED_ABOVE))
-    kept = list(islice(regions, MAX_ROWS))
-    more = sum(1 for _ in regions)
+    first, last = list(islice(regions, MAX_ROWS // 2)), deque[Region](maxlen=MAX_ROWS // 2)
+    more = 0
+    for region in regions:
+        last.append(region)
+        more += 1
+    more -= len(last)
     title = escape(f"{space.source.name}, root {hex64(space.root.value)}")
     yield '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
     yield f"<title>{title}</title><style>{STYLE}</style></head><body>"
     yield f"<h1>{title}</h1><p>{escape(_facts(space))}</p>"
-    yield from _areas(space.areas.areas, kept)
-    yield from _table(kept, more)
+    yield from _areas(space.areas.areas, mapped_bytes(space).by_area)
+    yield from _table(first, more, last)
     yield f"<script>{SCRIPT}</script></body></html>\n"
 
 
@@ -60,20 +65,19 @@ def _facts(space: Space) -> str:
     )
 
 
-def _areas(areas: Iterable[Area], regions: Iterable[Region]) -> Iterator[str]:
+def _areas(areas: Iterable[Area], mapped: Mapping[str, int]) -> Iterator[str]:
     """A bar for each area, as long as its size has bits, with how much of it is mapped."""
-    mapped: dict[str | None, int] = defaultdict(int)
-    for region in regions:
-        mapped[region.area] += region.size if region.kind in (RegionKind.MAPPED, RegionKind.REPEAT) else 0
     yield "<h2>Areas</h2><table><tr><th>start<th>name<th class=n>size<th class=n>mapped<th>bits of size, of mapped</tr>"
     for area in areas:
-        if area.kind in ("hole", "non_canonical") and not mapped[area.name]:
+        used = mapped.get(area.name, 0)
+        if area.kind in ("hole", "non_canonical", "unknown") and not used:
             continue
-        used = mapped[area.name]
         yield (
             f"<tr><td>{hex64(area.start)}<td>{escape(area.name)}<td class=n>{format_size(area.size)}"
             f"<td class=n>{format_size(used)}<td>{_bar(used, area.size)}</tr>"
         )
+    if mapped.get("unnamed"):
+        yield f"<tr><td><td>in no area<td class=n><td class=n>{format_size(mapped['unnamed'])}<td></tr>"
     yield "</table>"
 
 
@@ -83,13 +87,17 @@ def _bar(used: int, size: int) -> str:
     return f'<span class=bar style="width:{6 * low}px"></span>{rest}'
 
 
-def _table(regions: Iterable[Region], more: int) -> Iterator[str]:
+def _table(first: Iterable[Region], more: int, last: Iterable[Region]) -> Iterator[str]:
     yield '<h2>Regions</h2><p><input id=q placeholder="words that a row must have, such as: vmalloc rw--"></p>'
     if more:
         yield f"<p>{more} more regions are not on this page.</p>"
     yield "<table id=regions><thead><tr><th>start<th>end<th class=n>size<th>page<th>rights<th>phys<th>area</tr></thead>"
     yield "<tbody>"
-    for region in regions:
+    for region in first:
+        yield _row(region)
+    if more:
+        yield f"<tr class=bad><td colspan=7>{more} regions between are not on this page</tr>"
+    for region in last:
         yield _row(region)
     yield "</tbody></table>"
 

@@ -90,7 +90,7 @@ def stats(space: Space) -> Stats:
         space,
         tuple(_level(one) for one in census(space)),
         apart.counts,
-        _mapped(space),
+        mapped_bytes(space),
         physical,
         _twice(leaves),
     )
@@ -122,8 +122,8 @@ def _twice(leaves: LeafRuns) -> int:
     return int(lengths[depth > 1].sum())
 
 
-def _mapped(space: Space) -> MappedBytes:
-    """Bytes by page size, half, rights and area, from the merged scan, where shared tables are unfolded."""
+def mapped_bytes(space: Space) -> MappedBytes:
+    """Count bytes by page size, half, rights and area, from the merged scan, where shared tables are unfolded."""
     result = space.scan()
     chosen = result.kind == RegionKind.MAPPED
     start, last, size, level = (part[chosen] for part in (result.start, result.last, result.size, result.level))
