@@ -50,9 +50,10 @@ class SourceChoice:
     def open_source(self) -> Source:
         """Its memory and registers."""
         from fivefold.memory import open_source
+        from fivefold.survey.guest.ram_holes import with_hole
 
         try:
-            return open_source(self.name, **self.options)
+            return _told(with_hole(open_source(self.name, **self.options), self.check_given()))
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
 
@@ -83,6 +84,14 @@ class SourceChoice:
         except BaseException:  # whoever sees it, the source must not stay open
             source.close()
             raise
+
+
+def _told(source: Source) -> Source:
+    """*source*, after saying on stderr how a raw image is read, where that is not as it lies."""
+    for note in source.notes:
+        if "--ram-map" in note:
+            print(f"fivefold: {source.name}: {note}", file=sys.stderr)
+    return source
 
 
 def choose(

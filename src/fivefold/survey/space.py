@@ -331,9 +331,11 @@ def open_space(
     _arguments.keywords("open", changes, SpaceKeywords.__annotations__)
     keywords: dict[str, Any] = dict(changes)
     given = GivenPaging(**{name: keywords.pop(name) for name in _GIVEN if name in keywords})
+    from fivefold.survey.guest.ram_holes import with_hole  # which opens spaces itself
+
     source = open_source(spec, options, **keywords)
     try:
-        return Space(source, given)
+        return Space(with_hole(source, given), given)
     except BaseException:  # whoever sees it, the source must not stay open
         source.close()
         raise

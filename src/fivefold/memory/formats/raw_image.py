@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Final
 
 from fivefold.errors import FormatError
 from fivefold.memory.file_memory import file_memory
@@ -10,6 +11,9 @@ from fivefold.memory.files import FileBytes
 from fivefold.memory.source import Source
 from fivefold.memory.spans import MAX_SPANS, Span
 from fivefold.units import MASK64, parse_address
+
+NO_MAP: Final = "no header was recognised: taken as raw memory from physical 0, without holes"
+"""The note of an image that is read as it lies, since no map was given."""
 
 
 def parse_ram_map(text: str) -> list[Span]:
@@ -49,7 +53,7 @@ def read_raw(file: FileBytes, ram_map: str | None = None) -> Source:
     """
     if ram_map is None:
         spans = [Span(0, file.size, 0)]
-        notes: tuple[str, ...] = ("no header was recognised: taken as raw memory from physical 0, without holes",)
+        notes: tuple[str, ...] = (NO_MAP,)
     else:
         spans, notes = parse_ram_map(ram_map), ()
     for span in spans:

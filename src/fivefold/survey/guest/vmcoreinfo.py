@@ -94,7 +94,7 @@ def _in_memory(memory: SourceMemory) -> KernelNotes:
         return KernelNotes({}, "no VMCOREINFO note; memory was not searched for it, which would take long")
     confirmed: dict[str, KernelNotes] = {}
     refused: list[int] = []
-    for at, facts in _texts(memory):
+    for at, facts in texts(memory):
         notes = KernelNotes(facts, f"{_IN_NOTE} in memory at {hex64(at)}")
         if is_confirmed(notes, memory):
             confirmed.setdefault(repr(facts), notes)
@@ -112,7 +112,7 @@ def _in_memory(memory: SourceMemory) -> KernelNotes:
     return KernelNotes({}, why, tuple(refused))
 
 
-def _texts(memory: SourceMemory) -> Iterator[tuple[int, dict[str, str]]]:
+def texts(memory: SourceMemory) -> Iterator[tuple[int, dict[str, str]]]:
     """The pages that begin like VMCOREINFO, as their addresses and facts; the first `MOST_TEXTS`."""
     for number, at in enumerate(memory.pages_that_begin(FIRST_LINE)):
         if number == MOST_TEXTS:
