@@ -1,6 +1,7 @@
 """Feed hostile page tables and hostile files to everything that reads them: no crash, no hang, no read outside.
 
     python bench/fuzz.py --cases 1000000 --seconds 900 --seed 1
+    python bench/fuzz.py --kinds dense --cases 300       # up to 256 tables that share each other, whole questions
 
 Page tables lie between pages that cannot be read, so a read outside ends the process. Cases run in children, a few
 thousand each: one that dies, hangs, or lets an error out that is not the project's own is told with the seed that
@@ -11,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import lzma
 import mmap
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -24,11 +27,15 @@ from typing import Any, Final
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 from fivefold.arch import Cpu
 from fivefold.errors import FivefoldError
 from fivefold.memory import Bank, BankedMemory, CpuState, Source, open_source
 from fivefold.survey.audit.audit import audit
 from fivefold.survey.diff.diff import diff
+from fivefold.survey.find import find_mappings
+from fivefold.survey.guest.identify import GivenPaging
 from fivefold.survey.guest.roots import find_roots
 from fivefold.survey.scan.scan import TableScanner
 from fivefold.survey.scan.scan_result import Contiguity, ScanSettings
@@ -36,9 +43,12 @@ from fivefold.survey.scan.translator import Translator
 from fivefold.survey.space import Space
 from fivefold.survey.stats import stats
 from fivefold.units import PhysAddr
+from hostile_inputs import chains, irregular, sharing, uneven
 
-CHUNK: Final = 1000
+CHUNKS: Final = {"tables": 1000, "files": 1000, "dense": 10}
 """Cases in one child."""
+KINDS: Final = ("tables", "tables", "tables", "files", "dense")
+"""In turns. Those of files take longer than those of tables."""
 CHUNK_SECONDS: Final = 300
 """A child that takes longer hangs."""
 TABLES: Final = 5
@@ -46,6 +56,8 @@ FIRST: Final = 0x10_0000
 MAX_RANGES: Final = 3_000
 EVERY: Final = 250
 """One image in so many is asked everything, which takes a hundred times as long."""
+MOST_SECONDS: Final = 30.0
+MOST_MEMORY: Final = 2 << 30
 GUESTS: Final = Path(__file__).parents[1] / "tests" / "data" / "guests"
 HEADERS: Final = 4096
 """Mutated bytes of a file are among the first so many, its end excepted."""
@@ -109,6 +121,39 @@ class Tables:
             attempt(lambda question=question: question(space))
 
 
+class Dense:
+    """Many tables that share each other, regularly or not: what grows with their square or faster shows here."""
+
+    def case(self, rng: np.random.Generator, number: int) -> None:
+        """One question about one or two spaces, within the memory and the time of `hostile.py`."""
+        spaces = [self.space(rng) for _ in range(2)]
+        questions: list[Any] = [
+            lambda: audit(spaces[0]),
+            lambda: stats(spaces[0]),
+            lambda: diff(spaces[0], spaces[1]),
+            lambda: find_roots(spaces[0].source),
+            lambda: list(spaces[0].regions(repeat_above=16)),
+            lambda: find_mappings(spaces[:1], [range(0x1000, 0x2000)]),
+        ]
+        chosen = int(rng.integers(0, len(questions)))
+        began = time.process_time()
+        attempt(questions[chosen])
+        seconds, used = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        if seconds > MOST_SECONDS or used > MOST_MEMORY:
+            raise ValueError(f"question {chosen} took {seconds:.0f} s and {used >> 20} MiB")
+
+    def space(self, rng: np.random.Generator) -> Space:
+        """A space of any of these structures and sizes."""
+        count = int(2 ** rng.uniform(1, 8))
+        makers: list[Any] = [sharing, uneven, chains, lambda n: irregular(n, int(rng.integers(0, 1 << 30)))]
+        tables = makers[int(rng.integers(0, len(makers)))](count)
+        five = 0x1000 * int(rng.integers(0, 2))
+        cpu = CpuState("fuzz", cr0=0x8005_0033, cr3=0, cr4=0x20 | five)
+        memory = BankedMemory([Bank(0, memoryview(tables.tobytes()))], "dense")
+        # Tables that are drawn at random may look like either mode.
+        return Space(Source(memory, "dense", (cpu,)), GivenPaging(levels=5 if five else 4, force=True))
+
+
 class Files:
     """Files that begin like dumps."""
 
@@ -161,7 +206,7 @@ def attempt(question: Any) -> None:
 
 def child(kind: str, seed: int, first: int, count: int) -> int:
     """Run a chunk; the status that its process ends with."""
-    subject = Tables() if kind == "tables" else Files()
+    subject = {"tables": Tables, "files": Files, "dense": Dense}[kind]()
     for number in range(first, first + count):
         try:
             subject.case(np.random.default_rng([seed, number]), number)
@@ -189,12 +234,13 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=1_000_000, help="how many (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=900, help="stop after this long (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kinds", nargs="+", choices=CHUNKS, default=KINDS, help="in turns (default: all)")
     asked = parser.parse_args()
     began, done, failures = time.monotonic(), 0, 0
+    kinds = itertools.cycle(asked.kinds)
     while done < asked.cases and time.monotonic() - began < asked.seconds:
-        # Three of tables to one of files, which take longer.
-        kind = "files" if done // CHUNK % 4 == 3 else "tables"
-        count = min(CHUNK, asked.cases - done)
+        kind = next(kinds)
+        count = min(CHUNKS[kind], asked.cases - done)
         wrong = chunk(kind, asked.seed, done, count)
         if wrong:
             failures += 1

@@ -320,7 +320,7 @@ def _cut(regions: Iterable[Region], borders: list[int]) -> Iterator[Region]:
         if region.kind is RegionKind.MAPPED:
             yield from split_at(region, borders)
             continue
-        inside = [border for border in borders if region.start < border < region.end]
+        inside = borders[bisect_right(borders, region.start) : bisect_left(borders, region.end)]
         for start, end in zip([region.start, *inside], [*inside, region.end], strict=True):
             yield _part(region, start, end)
 
