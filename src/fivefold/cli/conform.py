@@ -38,6 +38,10 @@ def conform(
     qemu: Annotated[
         str | None, typer.Option(metavar="PATH", help="A QEMU program; chooses the engine qemu unless kvm is given.")
     ] = None,
+    bochs: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="A Bochs, or the folder it is unpacked in; chooses bochs."),
+    ] = None,
     cpu: Annotated[str | None, typer.Option(metavar="MODEL", help="CPU model, as the engine names it.")] = None,
     mode: Annotated[ModeChoice, typer.Option(help="Paging modes to run in.")] = ModeChoice.both,
     cases: Annotated[int, typer.Option(metavar="N", min=1, help="Cases in all modes together.")] = 20_000,
@@ -68,7 +72,7 @@ def conform(
     from fivefold.conform.cases.case import MODES, parse_case
 
     modes = tuple(MODES) if mode is ModeChoice.both else (mode.value,)
-    plan = Plan(_engine_name(engine, qemu), qemu, cpu, modes, cases, seed)
+    plan = Plan(_engine_name(engine, qemu, bochs), qemu or bochs, cpu, modes, cases, seed)
     if payload is not None:
         from fivefold.conform.machine_text import write_payload
 
@@ -85,7 +89,9 @@ def conform(
     return _tell(report, as_json, strict, verbose, junit, html)
 
 
-def _engine_name(engine: EngineName, qemu: str | None) -> str:
+def _engine_name(engine: EngineName, qemu: str | None, bochs: str | None) -> str:
+    if bochs:
+        return "bochs"
     return "qemu" if qemu and engine is not EngineName.kvm else engine.value
 
 

@@ -14,6 +14,17 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("fivefold image -o fivefold.elf", "for `qemu-system-x86_64 -kernel` and GRUB"),
         ("fivefold image --format iso -o fivefold.iso", "for UEFI and BIOS"),
     ),
+    "conform": (
+        ("fivefold conform", "Unicorn, 20,000 cases in both modes"),
+        ("fivefold conform --qemu /opt/qemu/bin/qemu-system-x86_64 --json", "a QEMU of your own, for programs"),
+        ("fivefold conform --case la57:read8:3:wp,nxe:fff0010044233128:pt=0", "one case again, with its listing"),
+        ("fivefold conform --payload cases.elf --cases 5000", "to run where no memory can be read"),
+        ("fivefold conform --judge serial.txt --cases 5000", "what that machine printed"),
+    ),
+    "vectors": (
+        ("fivefold vectors -o vectors.json", "a thousand cases for a walker's tests"),
+        ("fivefold vectors --schema", "what such a file looks like"),
+    ),
     "judge": (("qemu-system-x86_64 … -serial stdio | fivefold judge -", "whether that machine passed"),),
     "info": (
         ("fivefold info guest.elf.xz", "a core, as of dump-guest-memory"),

@@ -225,10 +225,9 @@ def make_case(
     if unknown := set(given) - {place for place, _ in places}:
         raise CaseError(f"{sorted(unknown)[0]!r} is no entry of an access at {hex64(va)}")
     kept = tuple((place, given[place]) for place, usual in places if given.get(place, usual) != usual)
-    # Key 0 is the driver's own: its stack and tables must stay within reach.
-    return Case(
-        mode, action, cpl, ordered, va, kept, pkru if "pke" in ordered else 0, pkrs & ~3 if "pks" in ordered else 0
-    )
+    # Key 0 is the driver's own: its stack and tables must stay within reach, of engines that err too.
+    pkru, pkrs = pkru & ~3 if "pke" in ordered else 0, pkrs & ~3 if "pks" in ordered else 0
+    return Case(mode, action, cpl, ordered, va, kept, pkru, pkrs)
 
 
 def impossible(case: Case) -> str | None:

@@ -24,5 +24,9 @@ def open_engine(name: str, program: str | None = None, model: str | None = None)
             from fivefold.conform.engines.qemu import PROGRAM, QemuEngine
 
             return QemuEngine(program or PROGRAM, model, "tcg" if name == "qemu" else "kvm")
+        case "bochs":
+            from fivefold.conform.engines.bochs import BochsEngine
+
+            return BochsEngine(program, model)
         case _:
             raise EngineError(f"no engine {name!r}; expected one of {', '.join(NAMES)}")

@@ -194,6 +194,8 @@ def _allowed(case: Case, verdict: Allowed) -> Named:
         return "an access past 2^64 goes on at address 0", CANONICAL
     page = verdict.pages[0]
     size = {1: "4 KiB", 2: "2 MiB", 3: "1 GiB"}[int(page.page)]
+    if case.what.writes and not all(found.rights.write for found in verdict.pages):
+        return "a supervisor's write to a read-only page goes ahead with WP=0", RIGHTS
     leaf = page.leaf.raw
     if page.page > Level.PT and leaf & Flag.BIT12:
         return f"bit 12 (PAT) of a {size} page is no reserved bit", FORMATS
@@ -203,8 +205,6 @@ def _allowed(case: Case, verdict: Allowed) -> Named:
         return "SMAP: an explicit supervisor access with RFLAGS.AC=1 goes ahead", RIGHTS
     if case.cpl == 3 and case.what.implicit and not page.rights.user:
         return "implicit supervisor access at privilege level 3 reaches a supervisor page", RIGHTS
-    if case.what.writes and not page.rights.write:
-        return "a supervisor's write to a read-only page goes ahead with WP=0", RIGHTS
     return f"access that the rights allow, through a {size} page", RIGHTS
 
 

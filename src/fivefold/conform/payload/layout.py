@@ -25,6 +25,8 @@ W_SIZE: Final = 5
 W_HASH: Final = 6
 P_DIFFERING: Final = 1
 """Print what differs, and the hash of every block."""
+P_NUMBERS: Final = 2
+"""Print the number of each case before it is run, too: for machines that may end at one."""
 P_BLOCK_SHIFT: Final = 8
 """From this bit on: the number of a block that is printed in full, plus 1."""
 BLOCK: Final = 1000

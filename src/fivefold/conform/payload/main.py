@@ -109,6 +109,10 @@ def run_cases(first: u64, count: u64) -> None:
     """Run *count* cases from the record at *first* on."""
     record = first
     for _i in range(count):
+        if load64(BASE + 8 * layout.W_PRINT) & layout.P_NUMBERS != 0:
+            text.begin_line("run")
+            text.put_hex(load64(BASE + 8 * layout.W_DONE))
+            text.end_line()
         run_one(record)
         if load64(record + 8 * layout.C_FLAGS) & layout.F_WRITES != 0 and differs(record):
             fill_data()
