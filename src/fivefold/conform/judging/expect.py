@@ -89,6 +89,8 @@ def expect(case: Case, cpu: Cpu) -> Expected:
     hidden = None
     if not all(in_data(pa, size) for pa, size in pieces):
         hidden = "the access leads to memory that is not the case's"
+    elif case.what.fetches and (case.va + case.what.size) % 4096 == 0:
+        hidden = "the instruction after it lies in another page"
     elif not all(_is_ours(step.at) for page in verdict.pages for step in page.steps):
         hidden = _FOREIGN
     return Expected(verdict, BREAKPOINT, 0, None, pieces, histories, hidden, space=space)

@@ -7,10 +7,10 @@ an error code, CR2 or a flag says wrongly is a rule of its own, beside the rule 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from fivefold.arch import Access, Allowed, Fault, Flag, Kind, PageFault, Vector, access
+from fivefold.arch import Access, Allowed, Cr4, Fault, Flag, Kind, PageFault, Rule, Vector, access
 from fivefold.conform.cases.actions import RMW, address_of
 from fivefold.conform.cases.case import Case
 from fivefold.conform.judging.expect import BREAKPOINT, Expected
@@ -65,10 +65,15 @@ def checks(case: Case, expected: Expected, outcome: Outcome) -> Iterator[Check]:
     if case.what.label == RMW and _read_first(case, expected, outcome):
         yield Check(*Rules.RMW, False, expected_text(expected), str(outcome))
         return
+    if _keys_by_privilege(case, expected, outcome):
+        yield Check(*Rules.KEYS, False, expected_text(expected), str(outcome))
+        return
     if not _same_decision(expected, outcome):
         yield Check(*rules, False, expected_text(expected), str(outcome))
         return
     yield Check(*rules, True)
+    if isinstance(expected.verdict, Fault) and expected.verdict.rule in (Rule.PKU, Rule.PKS):
+        yield Check(*Rules.KEYS, True)
     if case.what.label == RMW and outcome.vector == Vector.PF:
         yield Check(*Rules.RMW, True)
     if outcome.vector == Vector.PF and expected.cr2 is not None:
@@ -97,6 +102,25 @@ def _same_decision(expected: Expected, outcome: Outcome) -> bool:
     if outcome.vector != Vector.PF or expected.cr2 is None:
         return True
     return not (outcome.error_code ^ expected.error_code) & PageFault.RSVD and expected.cr2 >> 12 == outcome.cr2 >> 12
+
+
+def _keys_by_privilege(case: Case, expected: Expected, outcome: Outcome) -> bool:
+    """Whether the engine errs as a CPU would whose key register follows the privilege of the access."""
+    if expected.space is None or case.what.access is None or not {"pke", "pks"} & set(case.flags):
+        return False
+    state = case.state()
+    supervisor = case.cpl == 0 or case.what.implicit
+    register, enabled = (state.pkrs, state.cr4_has(Cr4.PKS)) if supervisor else (state.pkru, state.cr4_has(Cr4.PKE))
+    both = int(Cr4.PKE | Cr4.PKS)
+    wrong = replace(state, cr4=state.cr4 | both if enabled else state.cr4 & ~both, pkru=register, pkrs=register)
+    found = access(expected.space, wrong, VirtAddr(case.va), case.what.access)
+    if isinstance(found, Fault):
+        other = (int(found.vector), found.error_code, found.cr2 or 0)
+    else:
+        other = (BREAKPOINT, 0, 0)
+    must = (expected.vector, expected.error_code, expected.cr2 or 0)
+    did = (outcome.vector, outcome.error_code, outcome.cr2 if outcome.vector == Vector.PF else 0)
+    return did == other != must
 
 
 def _read_first(case: Case, expected: Expected, outcome: Outcome) -> bool:

@@ -1,0 +1,1 @@
+"""What may be stale: the answers that a CPU may still give after stores and invalidations."""
