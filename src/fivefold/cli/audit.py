@@ -69,11 +69,12 @@ def _write(found: Audit, form: AuditFormat, everything: bool) -> None:
     from fivefold.report.json_text import write_document
     from fivefold.report.junit import write_junit
     from fivefold.report.sarif import sarif
+    from fivefold.report.sheet import sheet
     from fivefold.report.text import audit as audit_text
 
     match form:
         case AuditFormat.text:
-            audit_text.write_text(found, sys.stdout, everything=everything)
+            audit_text.write_text(found, sheet(), everything=everything)
         case AuditFormat.json:
             write_document(audit_text.audit_json(found), sys.stdout)
         case AuditFormat.csv:

@@ -127,11 +127,10 @@ def boot(
         json.dump(report.to_json(), sys.stdout, indent=2)
         print()
     else:
-        from fivefold.report.console import ReportConsole
+        from fivefold.report.console import report_console
         from fivefold.report.text.boot import print_boot
 
-        # Tables are as wide as they are: what reads a pipe can cut, but cannot put together again.
-        print_boot(report, ReportConsole(width=None if sys.stdout.isatty() else 160, highlight=False), verbose)
+        print_boot(report, report_console(piped=160), verbose)
     return 0 if report.ok else 1
 
 

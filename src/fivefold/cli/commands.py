@@ -143,7 +143,7 @@ def _colour(choice: ColorChoice) -> None:
     """Have reports coloured as *choice* says; nothing is loaded for what is the default."""
     if choice is ColorChoice.auto:
         return
-    from fivefold.report.console import choose_color
+    from fivefold.report.sheet import choose_color
 
     choose_color("always" if choice is ColorChoice.always else "never")
     if choice is ColorChoice.always and isinstance(sys.stdout, CleanText):

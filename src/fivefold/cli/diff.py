@@ -73,6 +73,10 @@ def _open_other(chosen: SourceChoice, before: Space | None) -> Space:
 
 
 def _write(found: Diff, form: TableFormat) -> None:
+    from fivefold.report.sheet import sheet
     from fivefold.report.text.diff import write_csv, write_json, write_text
 
-    {TableFormat.text: write_text, TableFormat.json: write_json, TableFormat.csv: write_csv}[form](found, sys.stdout)
+    if form is TableFormat.text:
+        write_text(found, sheet())
+    else:
+        (write_json if form is TableFormat.json else write_csv)(found, sys.stdout)

@@ -138,6 +138,7 @@ def _chosen(regions: Iterable[Region], rights: RightsFilter | None) -> Iterable[
 
 
 def _write(space: Space, asked: DumpFormat, regions: Iterable[Region], leaf: bool) -> int:
+    from fivefold.report.sheet import sheet
     from fivefold.report.text.dump import NOT_LOOKED_AT, Findings, loops_of, write_csv, write_json, write_text
 
     findings = Findings(regions)
@@ -146,7 +147,7 @@ def _write(space: Space, asked: DumpFormat, regions: Iterable[Region], leaf: boo
     elif asked is DumpFormat.csv:
         write_csv(space, findings, sys.stdout)
     else:
-        write_text(space, findings, sys.stdout, of_leaf=leaf)
+        write_text(space, findings, sheet(), of_leaf=leaf)
     loops = loops_of(space)
     sentences = [findings.sentence()] if findings.kept else []
     for sentence in [*sentences, *(loop["message"] for loop in loops)]:

@@ -128,10 +128,10 @@ def explain(
         json.dump(explanation.to_json(), sys.stdout, indent=2)
         print()
     else:
-        from fivefold.report.console import ReportConsole
-        from fivefold.report.text.explain import print_explanation
+        from fivefold.report.console import report_console
+        from fivefold.report.text.explain import WIDTH, print_explanation
 
-        print_explanation(explanation, ReportConsole(highlight=False), verbose)
+        print_explanation(explanation, report_console(piped=WIDTH), verbose)
     return 0
 
 

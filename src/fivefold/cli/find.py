@@ -83,7 +83,9 @@ def find(
         elif form is TableFormat.csv:
             find_text.write_csv(questions, sys.stdout)
         else:
-            find_text.write_text(roots, questions, sys.stdout)
+            from fivefold.report.sheet import sheet
+
+            find_text.write_text(roots, questions, sheet())
     return 0 if _is_found(questions) else 1
 
 

@@ -12,6 +12,7 @@ def info(chosen: SourceChoice, as_json: JsonOption = False) -> int:
     """Format, extents, CPUs, mode, root, kernel and bases of a guest, each with its evidence."""
     from fivefold.errors import NotKnownError
     from fivefold.report.json_text import write_document
+    from fivefold.report.sheet import sheet
     from fivefold.report.text.info import write_info
     from fivefold.survey.guest.info import About
 
@@ -24,7 +25,7 @@ def info(chosen: SourceChoice, as_json: JsonOption = False) -> int:
         if as_json:
             write_document(about.to_json(), sys.stdout)
         else:
-            write_info(about, sys.stdout)
+            write_info(about, sheet())
         if refusal is not None:
             raise refusal
     return 0

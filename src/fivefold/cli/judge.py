@@ -22,6 +22,7 @@ def judge(
     from fivefold.boot.judge.serial_text import judge_text
     from fivefold.errors import FormatError
     from fivefold.report.json_text import write_document
+    from fivefold.report.sheet import sheet
     from fivefold.report.text.judge import write_judgement
 
     judgement = judge_text(read_serial(file))
@@ -30,5 +31,5 @@ def judge(
     if not judgement.reports:
         raise FormatError(f"{file}: no report of a kernel of ours is in it")
     if not as_json:
-        write_judgement(judgement, sys.stdout)
+        write_judgement(judgement, sheet())
     return 0 if judgement.ok else 1

@@ -41,6 +41,7 @@ def layout(
         raise typer.BadParameter("--source says which mode and release it is; expected it without --mode and --linux")
     from fivefold.layout import shadow_offset
     from fivefold.report.json_text import write_document
+    from fivefold.report.sheet import sheet
     from fivefold.report.text import layout as layout_text
     from fivefold.survey.guest.describe_address import describe_address
 
@@ -53,7 +54,7 @@ def layout(
     elif format is TableFormat.csv:
         layout_text.write_csv(report, sys.stdout)
     else:
-        layout_text.write_text(report, sys.stdout)
+        layout_text.write_text(report, sheet())
     return 0
 
 

@@ -15,6 +15,7 @@ def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
     --levels and --phys-bits narrow what is looked for. Status 1 when there are none.
     """
     from fivefold.report.json_text import write_document
+    from fivefold.report.sheet import sheet
     from fivefold.report.text.roots import roots_json, write_roots
     from fivefold.survey.guest.roots import find_roots
     from fivefold.survey.names.root_owners import root_owners
@@ -27,7 +28,7 @@ def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
         if as_json:
             write_document(roots_json(source, found, owners), sys.stdout)
         else:
-            write_roots(found, owners, sys.stdout)
+            write_roots(found, owners, sheet())
         if not found:
             depth = f" of {given.levels} levels" if given.levels else ""
             print(f"fivefold: no page-table roots{depth} in {source.name}", file=sys.stderr)

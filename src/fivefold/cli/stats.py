@@ -22,6 +22,7 @@ def stats(
     Status 1 when entries are malformed, tables are not in memory, or lead back to themselves or to two levels.
     """
     from fivefold.report.json_text import write_document
+    from fivefold.report.sheet import sheet
     from fivefold.report.text.stats import sentences, stats_json, write_csv, write_text
     from fivefold.survey.stats import stats as count
 
@@ -32,7 +33,7 @@ def stats(
         elif format is TableFormat.csv:
             write_csv(found, sys.stdout)
         else:
-            write_text(found, sys.stdout)
+            write_text(found, sheet())
         wrong = sentences(found)
         if format is not TableFormat.text or as_json:  # the text has them
             for sentence in wrong:

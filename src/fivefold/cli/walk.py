@@ -30,6 +30,7 @@ def walk(
     """
     from fivefold.arch import Mapped
     from fivefold.report.json_text import write_document
+    from fivefold.report.sheet import sheet
     from fivefold.report.text.walk import walk_json, write_path
 
     with chosen.open_space() as space:
@@ -37,14 +38,15 @@ def walk(
         if as_json:
             write_document(walk_json(space, paths), sys.stdout)
         else:
-            sys.stdout.write(
+            out = sheet()
+            out.write(
                 f"root {space.root.value:#x} ({space.root.how}), {space.mode.value.name} ({space.mode.evidence})\n"
             )
             sentences = _what_lies_there(space, [path for path in paths if not isinstance(path.end, Mapped)])
             for path in paths:
-                write_path(path, space, sys.stdout)
+                write_path(path, space, out)
                 if path.va in sentences:
-                    sys.stdout.write(f"  {sentences[path.va]}\n")
+                    out.write(f"  {sentences[path.va]}\n")
     return int(any(path.is_finding for path in paths))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from typing import Any, Final, TextIO
 
+from fivefold.report.sheet import Writable, paint
 from fivefold.report.text.walk import entry_index
 from fivefold.survey.audit.audit import Audit, Finding, RuleResult
 from fivefold.survey.names.symbols import Symbols
@@ -15,17 +16,19 @@ SCHEMA: Final = "fivefold.audit/1"
 SHOWN: Final = 20
 """Findings of one rule that text shows unless all are asked for."""
 
+_COLOURS: Final = {"error": "bad", "warning": "warning", "ok": "good", "skipped": "quiet"}
 COLUMNS: Final = ("rule", "severity", "excepted", "start", "end", "size", "phys", "area", "message", "symbol")
 
 
-def write_text(audit: Audit, out: TextIO, *, everything: bool = False) -> None:
+def write_text(audit: Audit, out: Writable, *, everything: bool = False) -> None:
     """A line a rule, its findings below it, a sentence at the end; *everything*: all of them, excepted ones too."""
     space = audit.space
     out.write(f"# root {hex64(space.root.value)} ({space.root.how})\n")
     out.write(f"# {space.mode.value.name}, {space.levels} levels ({space.mode.evidence})\n")
     out.write(f"# areas: {space.areas.how}\n# policy: {audit.policy.name}\n")
     for result in audit.results:
-        out.write(f"{_verdict(result):8} {result.rule.name:25} {_summary(result)}\n")
+        verdict = _verdict(result)
+        out.write(f"{paint(out, f'{verdict:8}', _COLOURS.get(verdict, ''))} {result.rule.name:25} {_summary(result)}\n")
         shown = [found for found in result.findings if everything or not found.excepted]
         for found in shown if everything else shown[:SHOWN]:
             _write_finding(found, out, everything, _symbol(found, space.symbols))
@@ -33,7 +36,7 @@ def write_text(audit: Audit, out: TextIO, *, everything: bool = False) -> None:
             out.write(f"         and {len(shown) - SHOWN} more; --all shows them\n")
     for limit in audit.limits:
         out.write(f"# not looked at: {limit}\n")
-    out.write(sentence(audit) + "\n")
+    out.write(paint(out, sentence(audit), "good" if audit.ok else "bad") + "\n")
 
 
 def _verdict(result: RuleResult) -> str:
@@ -56,7 +59,7 @@ def _symbol(found: Finding, symbols: Symbols) -> str | None:
     return None if found.window is None else symbols.at(found.window.start)
 
 
-def _write_finding(found: Finding, out: TextIO, everything: bool, symbol: str | None) -> None:
+def _write_finding(found: Finding, out: Writable, everything: bool, symbol: str | None) -> None:
     if found.size is None:
         out.write(f"         {found.message}\n")
     else:

@@ -11,26 +11,37 @@ from rich.markup import escape
 from rich.table import Table
 
 from fivefold.boot.result import BootReport, Run
+from fivefold.report.console import ReportConsole
 from fivefold.units import format_size, hex64
 
+_LABEL, _COLUMN = 21, 21
+"""Columns that the labels take, and the least for a CPU: an address, and blanks before it."""
 CPU_NAMES: Final = {"la57": "CPU with LA57", "la48": "CPU without LA57"}
 
 
 def print_boot(report: BootReport, console: Console, verbose: bool = False) -> None:
     """Print *report*; *verbose* adds every check and what the guests wrote to their serial port."""
-    if report.runs:
-        _print_table(_table(report.runs), console)
+    side_by_side = console.width >= _LABEL + _COLUMN * len(report.runs)
+    for runs in [report.runs] if side_by_side else [[run] for run in report.runs]:
+        _print_table(_table(runs), console)
     for run in report.runs:
         _print_failures(run, console)
         _print_story(run, console)
         for item in run.skipped:
-            console.print(f"skipped on {escape(run.cpu)}: {escape(item.name)}: {escape(item.reason)}", soft_wrap=True)
+            console.print(
+                f"skipped on {escape(run.cpu)}: {escape(item.name)}: {escape(item.reason)}", soft_wrap=_whole(console)
+            )
     for item in report.skipped:
         console.print(f"skipped {escape(item.name)}: {escape(item.reason)}")
     if verbose:
         for run in report.runs:
             _print_details(run, console)
     console.print(_verdict(report))
+
+
+def _whole(console: Console) -> bool:
+    """Whether long lines stay whole: everywhere but where the width is that of a reader."""
+    return console.soft_wrap or not isinstance(console, ReportConsole)
 
 
 def _print_table(table: Table, console: Console) -> None:
@@ -140,20 +151,20 @@ def _print_failures(run: Run, console: Console) -> None:
         if not check.ok:
             console.print(
                 f"[red]FAILED[/red] {escape(run.cpu)}: {check.name} (by {check.by}): {escape(check.detail)}",
-                soft_wrap=True,
+                soft_wrap=_whole(console),
             )
 
 
 def _print_story(run: Run, console: Console) -> None:
     if run.story:
-        console.print(f"\nwhy {escape(run.cpu)} failed:\n{escape(run.story)}", soft_wrap=True)
+        console.print(f"\nwhy {escape(run.cpu)} failed:\n{escape(run.story)}", soft_wrap=_whole(console))
 
 
 def _print_details(run: Run, console: Console) -> None:
-    console.print(f"\n{escape(run.cpu)} on {run.engine}: {escape(run.event)}", soft_wrap=True)
+    console.print(f"\n{escape(run.cpu)} on {run.engine}: {escape(run.event)}", soft_wrap=_whole(console))
     for check in run.checks:
-        console.print(f"  {'ok  ' if check.ok else 'FAIL'} {check.by:7} {check.name}", soft_wrap=True)
-    console.print(escape(run.output.rstrip()), soft_wrap=True)
+        console.print(f"  {'ok  ' if check.ok else 'FAIL'} {check.by:7} {check.name}", soft_wrap=_whole(console))
+    console.print(escape(run.output.rstrip()), soft_wrap=_whole(console))
 
 
 def _verdict(report: BootReport) -> str:

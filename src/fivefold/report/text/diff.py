@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final, TextIO
 
 from fivefold.report.json_text import hex_or_null, write_stream
+from fivefold.report.sheet import Writable, paint
 from fivefold.report.text.dump import finding_text
 from fivefold.survey.diff.diff import Change, Diff, Nature
 from fivefold.survey.scan.regions import Region, spell
@@ -16,10 +17,11 @@ from fivefold.units import format_size, hex64
 
 SCHEMA: Final = "fivefold.diff/1"
 SIGNS: Final = {Nature.ADDED: "+", Nature.REMOVED: "-", Nature.CHANGED: "~"}
+_COLOURS: Final = {Nature.ADDED: "good", Nature.REMOVED: "bad", Nature.CHANGED: "warning"}
 COLUMNS: Final = ("nature", "start", "end", "size", "area", "what", "before", "after")
 
 
-def write_text(diff: Diff, out: TextIO) -> None:
+def write_text(diff: Diff, out: Writable) -> None:
     """A line for each change: ``+`` added, ``-`` removed, ``~`` changed, with both sides; then how many of each."""
     for sign, space in (("-", diff.before), ("+", diff.after)):
         root = f"root {hex64(space.root.value)} ({space.root.how})"
@@ -28,7 +30,8 @@ def write_text(diff: Diff, out: TextIO) -> None:
         out.write(f"# further up in OTHER: {', '.join(f'{name} {by:+#x}' for name, by in diff.slides.items())}\n")
     for change in diff.changes:
         ends = f"{hex64(change.place.start)}-{hex64(change.place.stop)} {format_size(change.size):>9}"
-        out.write(f"{SIGNS[change.nature]} {ends} {_sides(change)}  {change.area or ''}".rstrip() + "\n")
+        sign = paint(out, SIGNS[change.nature], _COLOURS[change.nature])
+        out.write(f"{sign} {ends} {_sides(change)}  {change.area or ''}".rstrip() + "\n")
     for limit in diff.limits:
         out.write(f"# not compared: {limit}\n")
     out.write(sentence(diff) + "\n")

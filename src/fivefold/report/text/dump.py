@@ -8,12 +8,15 @@ from typing import Any, Final, TextIO
 
 from fivefold.arch import TooManyRuns
 from fivefold.report.json_text import controls_json, hex_or_null, write_stream
+from fivefold.report.sheet import Writable, paint, width_of
 from fivefold.survey.scan.regions import Region, spell
 from fivefold.survey.scan.scan_result import RegionKind, ScanCounts
 from fivefold.survey.space import Space
 from fivefold.units import format_size, hex64
 
 SCHEMA: Final = "fivefold.dump/1"
+NARROW, FULL, WIDE = 80, 112, 160
+"""From so many columns on there is a line a region, with its end, and with all of its flags."""
 NOT_LOOKED_AT: Final = "not looked at"
 """In the place of what kind of finding it is: nothing is known to be wrong."""
 
@@ -62,17 +65,20 @@ def finding_text(region: Region) -> str:
     return f"{region.level.name} entry with reserved bits set, {region.flags:#x}, holding {hex64(region.phys or 0)}"
 
 
-def write_text(space: Space, regions: Iterable[Region], out: TextIO, *, of_leaf: bool = False) -> None:
+def write_text(space: Space, regions: Iterable[Region], out: Writable, *, of_leaf: bool = False) -> None:
     """Header lines that begin with ``#``, then a line for each region, ends exclusive."""
     out.write(f"# root {hex64(space.root.value)} ({space.root.how})\n")
     out.write(f"# {space.mode.value.name}, {space.levels} levels ({space.mode.evidence})\n# areas: {space.areas.how}\n")
     out.write(f"# rights: {'of the leaf entry' if of_leaf else _effective(space)}; r w x u\n")
     if space.c_bit.value is not None:
         out.write(f"# bit {space.c_bit.value} of entries is about encryption, not address ({space.c_bit.how})\n")
+    width = width_of(out) or FULL
+    if width < FULL:
+        out.write("# start, size, page, rights, phys, flags, area; the end follows from the size\n")
     symbols = space.symbols
     for region in regions:
         symbol = symbols.at(region.start)
-        out.write(_line(region, of_leaf) + (f"  {symbol}\n" if symbol else "\n"))
+        out.write(_line(region, of_leaf, width, out) + (f"  {symbol}\n" if symbol else "\n"))
     if symbols:
         out.write(f"# symbols: {symbols.how}\n")
 
@@ -87,17 +93,28 @@ def _effective(space: Space) -> str:
     return f"effective: CR0.WP=0 ({wp.how}), so that the supervisor writes to its pages whatever their entries say"
 
 
-def _line(region: Region, of_leaf: bool) -> str:
+def _line(region: Region, of_leaf: bool, width: int, out: Writable) -> str:
     ends = f"{hex64(region.start)}-{hex64(region.end)} {format_size(region.size):>10}"
+    if width < FULL:
+        ends = f"{hex64(region.start)} {format_size(region.size):>8}"
     if region.kind is RegionKind.REPEAT:
         table = f"{region.level.name} table at {hex64(region.phys or 0)} again, {region.repeats} times"
         return f"{ends}  {table}  {region.area or ''}".rstrip()
     if region.kind is not RegionKind.MAPPED:
-        return f"{ends}  !! {finding_text(region)}"
-    rights = spell(region.leaf if of_leaf else region.effective)
-    flags = " ".join(name for name in region.flag_names if name not in ("P", "RW", "US", "NX", "PS"))
+        return f"{ends}  {paint(out, f'!! {finding_text(region)}', 'bad')}"
+    shown = region.leaf if of_leaf else region.effective
+    rights = paint(out, spell(shown), "bad" if shown.write and shown.execute else "")
     place = hex64(region.phys) if region.phys is not None else "scattered"
-    return f"{ends} {region.page} {rights} {place:18} {flags:9} {region.area or ''}".rstrip()
+    area = region.area or ""
+    if width < NARROW:
+        return f"{ends} {region.page} {rights}\n{f'  {place} {_flags(region)} {area}'.rstrip()}"
+    flags = f"{' '.join(region.flag_names):27}" if width >= WIDE else f"{_flags(region):9}"
+    return f"{ends} {region.page} {rights} {place:18} {flags} {area}".rstrip()
+
+
+def _flags(region: Region) -> str:
+    """The flags that neither rights nor page size say."""
+    return " ".join(name for name in region.flag_names if name not in ("P", "RW", "US", "NX", "PS"))
 
 
 def write_csv(space: Space, regions: Iterable[Region], out: TextIO) -> None:

@@ -18,12 +18,13 @@ from fivefold.explain import ExplainedException, Explanation
 from fivefold.explain.rules.error_codes import decode_error
 from fivefold.explain.rules.ruling import is_unplaced
 from fivefold.machine.base import vector_name
+from fivefold.report.sheet import fold
 from fivefold.units import hex64
 
 WIDTH: Final = 110
 """Where there is no terminal."""
-MOST_WIDTH: Final = 140
-LEAST_WIDTH: Final = 60
+MOST_WIDTH: Final = 200
+LEAST_WIDTH: Final = 40
 _OUTCOMES: Final = {
     "handled": "handled",
     "double-fault": "double fault",
@@ -55,13 +56,18 @@ _STYLES: Final = {
 
 def print_explanation(explanation: Explanation, console: Console, verbose: bool = False) -> None:
     """Print it as wide as the terminal; *verbose* adds error codes bit by bit, registers and every walk."""
-    width = min(console.width, MOST_WIDTH) if console.is_terminal else WIDTH
-    for line in explanation_lines(explanation, verbose, width):
+    width = min(console.width, MOST_WIDTH)
+    for line in _folded(explanation_lines(explanation, verbose, width), width):
         heading = line.split("  ")[0] if line and not line.startswith(" ") else ""
         text = Text(line)
         if heading in _STYLES:
             text.stylize(_STYLES[heading], 0, len(heading))
         console.print(text, soft_wrap=True)
+
+
+def _folded(lines: Iterable[str], width: int) -> Iterator[str]:
+    for line in lines:
+        yield from fold(line, width).split("\n")
 
 
 def explanation_lines(explanation: Explanation, verbose: bool = False, width: int = WIDTH) -> Iterator[str]:

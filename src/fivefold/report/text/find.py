@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TextIO
 
 from fivefold.memory import Source
+from fivefold.report.sheet import Writable
 from fivefold.survey.find import Answer, Place
 from fivefold.survey.guest.root_spaces import RootSpaces
 from fivefold.survey.scan.regions import spell
@@ -40,7 +41,7 @@ class Question:
     more: bool = False
 
 
-def write_text(roots: RootSpaces, questions: Sequence[Question], out: TextIO) -> None:
+def write_text(roots: RootSpaces, questions: Sequence[Question], out: Writable) -> None:
     """A line for each place in memory, below it one for each way there."""
     unsure = f"; {roots.unsure} more are too unsure to ask" if roots.unsure else ""
     out.write(f"# {len(roots.roots)} roots of {roots.source.name}{unsure}\n")
@@ -55,7 +56,7 @@ def _count(question: Question) -> str:
     return f"{'more than ' if question.more else ''}{count} place{'s' if count != 1 else ''}"
 
 
-def _write_answer(source: Source, answer: Answer, out: TextIO) -> None:
+def _write_answer(source: Source, answer: Answer, out: Writable) -> None:
     absent = "" if in_memory(source, answer.target) else ", not in the source"
     out.write(f"  phys {hex64(answer.target.start)}{absent}\n")
     for use in answer.tables:

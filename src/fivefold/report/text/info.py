@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from fivefold.memory import CpuState, Extent
+from fivefold.report.sheet import Writable
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.info import About
 from fivefold.units import format_size, hex64
@@ -25,7 +26,7 @@ _LABELS: Final = {
 }
 
 
-def write_info(about: About, out: TextIO) -> None:
+def write_info(about: About, out: Writable) -> None:
     """One fact a line: name, value, how it is known."""
     for name, value, how in _lines(about):
         out.write(f"{name:<16} {value}{f'  ({how})' if how else ''}\n")

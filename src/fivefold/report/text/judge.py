@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TextIO
-
 from fivefold.boot.judge.serial_text import Judgement, SerialReport
+from fivefold.report.sheet import Writable
 from fivefold.units import hex64
 
 
-def write_judgement(judgement: Judgement, out: TextIO) -> None:
+def write_judgement(judgement: Judgement, out: Writable) -> None:
     """A line for each kernel, what is wrong with it below, and the verdict."""
     for report in judgement.reports:
         out.write(f"{_who(report)}: {_sum(report)}\n")

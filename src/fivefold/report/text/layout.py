@@ -10,10 +10,13 @@ from typing import Any, Final, TextIO
 from fivefold.arch import PagingMode
 from fivefold.layout import Area
 from fivefold.report.json_text import hex_or_null
+from fivefold.report.sheet import Writable, width_of
 from fivefold.survey.guest.describe_address import AddressFacts
 from fivefold.units import format_size, hex64
 
 SCHEMA: Final = "fivefold.layout/1"
+FULL: Final = 96
+"""From so many columns on areas have their ends."""
 COLUMNS: Final = ("name", "start", "end", "size", "kind", "source")
 
 
@@ -27,20 +30,24 @@ class LayoutReport:
     addresses: Sequence[AddressFacts]
 
 
-def write_text(report: LayoutReport, out: TextIO) -> None:
+def write_text(report: LayoutReport, out: Writable) -> None:
     """The map, ascending, ends exclusive; with addresses only these."""
     out.write(f"# {report.mode.name}, {int(report.mode.top)} levels: {report.known_from}\n")
     for facts in report.addresses:
         _write_address(facts, out)
     for area in () if report.addresses else report.areas:
-        out.write(f"{hex64(area.start)}-{_end(area.end)} {format_size(area.size):>14} {area.kind:13} {area.name}\n")
+        start, size = hex64(area.start), format_size(area.size)
+        if (width_of(out) or FULL) >= FULL:
+            out.write(f"{start}-{_end(area.end)} {size:>14} {area.kind:13} {area.name}\n")
+        else:
+            out.write(f"{start} {size:>12} {area.kind:13} {area.name}\n")
 
 
 def _end(end: int) -> str:
     return hex64(end) if end < 1 << 64 else "0x10000000000000000"
 
 
-def _write_address(facts: AddressFacts, out: TextIO) -> None:
+def _write_address(facts: AddressFacts, out: Writable) -> None:
     out.write(f"{hex64(facts.va)}\n")
     if not facts.is_canonical:
         out.write(f"  not canonical: the CPU refuses it (#GP); bits as of {hex64(facts.canonical)}\n")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from textwrap import fill
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from fivefold.memory import Source
 from fivefold.report.json_text import hex_or_null
+from fivefold.report.sheet import Writable
 from fivefold.survey.guest.roots import Root
 from fivefold.survey.names.processes import Process
 from fivefold.survey.names.root_owners import RootOwners
@@ -18,7 +19,7 @@ WIDTH: Final = 110
 SCHEMA: Final = "fivefold.roots/1"
 
 
-def write_roots(roots: Sequence[Root], owners: RootOwners, out: TextIO) -> None:
+def write_roots(roots: Sequence[Root], owners: RootOwners, out: Writable) -> None:
     """A line for each root under a heading for each group of them, and whose it is; then who has no root."""
     for group, members in groupby(sorted(roots, key=lambda root: (root.group, root.root)), key=lambda root: root.group):
         out.write(f"group {group}\n")

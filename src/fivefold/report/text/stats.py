@@ -6,6 +6,7 @@ import csv
 from dataclasses import asdict
 from typing import Any, Final, TextIO
 
+from fivefold.report.sheet import Writable, paint
 from fivefold.report.text.dump import loop_findings
 from fivefold.survey.stats import LevelStats, Stats
 from fivefold.units import format_size, hex64
@@ -14,7 +15,7 @@ SCHEMA: Final = "fivefold.stats/1"
 COLUMNS: Final = ("level", "tables", "bytes", "shared", "links", "used", "fill", "leaves", "malformed", "missing")
 
 
-def write_text(found: Stats, out: TextIO) -> None:
+def write_text(found: Stats, out: Writable) -> None:
     """Tables by level, then what is mapped by page size, half, rights and area."""
     space = found.space
     out.write(f"# root {hex64(space.root.value)} ({space.root.how}), {space.levels} levels ({space.mode.evidence})\n")
@@ -41,7 +42,7 @@ def write_text(found: Stats, out: TextIO) -> None:
     out.write(f"of which at two addresses or more {format_size(found.mapped_twice)}\n")
     out.write(f"shared tables met again {found.counts.replays} times\n")
     for sentence in sentences(found):
-        out.write(f"!! {sentence}\n")
+        out.write(paint(out, f"!! {sentence}", "bad") + "\n")
 
 
 def sentences(found: Stats) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from fivefold.arch import AddressSpace, Mapped, Rights, Step, Unmapped
 from fivefold.report.json_text import controls_json
+from fivefold.report.sheet import Writable, paint, width_of
 from fivefold.survey.guest.controls import Controls, Privilege
 from fivefold.survey.paths import Path
 from fivefold.survey.scan.regions import PAGE_NAMES, flag_names, leaf_rights, spell
@@ -14,27 +15,36 @@ from fivefold.survey.space import Space
 from fivefold.units import hex64
 
 SCHEMA: Final = "fivefold.walk/1"
+FULL: Final = 116
+"""From so many columns on an entry is one line."""
 
 
-def write_path(path: Path, space: Space, out: TextIO) -> None:
+def write_path(path: Path, space: Space, out: Writable) -> None:
     """The address with its area and symbol, a line for each entry read, and what came of it."""
     names = (path.area, space.symbols.at(path.va))
     out.write("  ".join([hex64(path.va), *(name for name in names if name)]) + "\n")
     for step in path.steps:
-        out.write(f"  {_step(step, space.tables)}\n")
-    out.write(f"  {_answer(path, space.controls)}\n")
+        out.write(f"  {_step(step, space.tables, out)}\n")
+    found = path.end if isinstance(path.end, Mapped) else None
+    both = found is not None and found.rights.write and found.rights.execute
+    answer, *more = _answer(path, space.controls).split("\n")
+    out.write(f"  {paint(out, answer, 'good' if found and not both else 'bad')}\n")
+    for line in more:
+        out.write(line + "\n")
 
 
-def _step(step: Step, tables: AddressSpace) -> str:
+def _step(step: Step, tables: AddressSpace, out: Writable) -> str:
     entry = step.entry
     text = f"{entry.level.name:4} entry {entry_index(step):3} at {hex64(step.at)} is {hex64(entry.raw)}"
     if not entry.is_present:
         return f"{text}  {'empty' if entry.is_zero else 'not present'}"
     target = f"{PAGE_NAMES[entry.level]} page" if entry.is_leaf else "table"
     wrong = tables.reserved(entry)
+    # Two lines where one is not enough: the entry, and what it says.
+    gap = "  " if (width_of(out) or FULL) >= FULL else "\n       "
     return (
-        f"{text}  {target} {hex64(tables.cpu.frame(entry))}  {' '.join(_flag_names(step, tables))}"
-        f"  so far {spell(step.rights)}{f'  reserved bits {wrong:#x}' if wrong else ''}"
+        f"{text}{gap}{target} {hex64(tables.cpu.frame(entry))}  {' '.join(_flag_names(step, tables))}"
+        f"  so far {spell(step.rights)}{paint(out, f'  reserved bits {wrong:#x}' if wrong else '', 'bad')}"
     )
 
 

@@ -1,0 +1,149 @@
+"""Where text reports are written: lines that fit the terminal, and colours for what matters.
+
+Width and colours are decided here, for rich's console as well (`fivefold.report.console`). Nothing of rich is
+loaded for a report without colours.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from functools import cache
+from typing import Final, Literal, Protocol, TextIO
+
+Color = Literal["auto", "always", "never"]
+LEAST: Final = 40
+"""Columns that a report needs; a narrower terminal wraps."""
+
+STYLES: Final = {
+    "bad": "bold red",
+    "warning": "yellow",
+    "good": "green",
+    "heading": "bold",
+    "quiet": "dim",
+}
+"""What is coloured: writable and executable, malformed, refused, failed; what to heed; what is well."""
+
+_ESCAPES: Final = re.compile("\x1b\\[[0-9;]*m")
+_NAMED: Final = re.compile(r"\S+(?: \S+)?  +")
+_WORDS: Final = re.compile(r"( *)([^ ]+)")
+_HANG: Final = 4
+
+_color: Color = "auto"
+
+
+class Writable(Protocol):
+    """What a report is written to: a file, or a `Sheet`."""
+
+    def write(self, text: str, /) -> object:
+        """Write *text*."""
+        ...
+
+
+def choose_color(choice: Color) -> None:
+    """Have all reports from now on coloured, not coloured, or as the terminal and NO_COLOR want it."""
+    global _color
+    _color = choice
+
+
+def wants_color(out: TextIO) -> bool:
+    """Whether *out* is to be coloured: a terminal without NO_COLOR, unless ``--color`` says otherwise."""
+    if _color != "auto":
+        return _color == "always"
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and out.isatty()
+
+
+def columns_of(out: TextIO) -> int | None:
+    """How many columns *out* has: COLUMNS where it is set, those of a terminal; None for a pipe or a file.
+
+    What reads a pipe can cut lines, but cannot put them together again: there they stay whole.
+    """
+    told = os.environ.get("COLUMNS", "")
+    if told.isascii() and told.isdecimal() and int(told) > 0:
+        return max(int(told), LEAST)
+    try:
+        return max(os.get_terminal_size(out.fileno()).columns, LEAST) if out.isatty() else None
+    except (OSError, ValueError):
+        return None
+
+
+class Sheet:
+    """Folds lines between words where they are wider than *width* (None: never); `paint` colours where that is wanted.
+
+    Every line has to be ended: an open one is not written.
+    """
+
+    def __init__(self, out: TextIO, width: int | None = None, *, color: bool = False) -> None:
+        self._out = out
+        self.width = width
+        self.color = color
+        self._open = ""
+
+    def write(self, text: str, /) -> int:
+        """Write the lines in *text*."""
+        *lines, self._open = (self._open + text).split("\n")
+        for line in lines:
+            self._out.write(fold(line, self.width) + "\n")
+        return len(text)
+
+
+def sheet(out: TextIO | None = None) -> Sheet:
+    """The sheet for *out*, by default standard output, as wide and coloured as that is."""
+    out = out or sys.stdout
+    return Sheet(out, columns_of(out), color=wants_color(out))
+
+
+def width_of(out: Writable) -> int | None:
+    """How wide lines to *out* may be; None where that does not matter."""
+    return out.width if isinstance(out, Sheet) else None
+
+
+def paint(out: Writable, text: str, style: str) -> str:
+    """*text* in one of `STYLES` (or in none), where *out* is coloured."""
+    if not text or not style or not isinstance(out, Sheet) or not out.color:
+        return text
+    return _escape(style).format(text)
+
+
+@cache
+def _escape(style: str) -> str:
+    from rich.color import ColorSystem
+    from rich.style import Style
+
+    return Style.parse(STYLES[style]).render("{}", color_system=ColorSystem.STANDARD)
+
+
+def fold(line: str, width: int | None) -> str:
+    """*line*, broken between words so that no part is wider than *width*; later parts are indented."""
+    if width is None or _length(line) <= width:
+        return line
+    line = _less_indented(line, width)
+    hang = " " * _hang(line, width)
+    lines, last = [], ""
+    for gap, word in _WORDS.findall(line):
+        if last and _length(last) + len(gap) + _length(word) > width:
+            lines.append(last)
+            last, gap = hang, ""
+        last += gap + word
+        while _length(last) > width:  # one word that is wider than that
+            lines.append(last[:width])
+            last = hang + last[width:]
+    return "\n".join([*lines, last])
+
+
+def _less_indented(line: str, width: int) -> str:
+    """*line* with no more than a quarter of *width* before its first word."""
+    own = len(line) - len(line.lstrip())
+    return " " * min(own, width // 4) + line.lstrip()
+
+
+def _hang(line: str, width: int) -> int:
+    """How far the later parts are indented: below the value where the line names one, else a little more than it is."""
+    if (named := _NAMED.match(line)) and len(named[0]) <= width // 3:
+        return len(named[0])
+    return len(line) - len(line.lstrip()) + _HANG
+
+
+def _length(text: str) -> int:
+    return len(_ESCAPES.sub("", text))
