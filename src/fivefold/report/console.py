@@ -1,4 +1,4 @@
-"""Rich's console for reports with tables; its width and colours are those of `fivefold.report.sheet`."""
+"""Rich's console for reports with tables; its width and its colours are those of `fivefold.report.sheet`."""
 
 from __future__ import annotations
 
