@@ -44,7 +44,7 @@ class Section(NamedTuple):
     executable: bool
 
 
-class Symbol(NamedTuple):
+class ObjectSymbol(NamedTuple):
     """A symbol; *section* is an index, None where it is undefined, -1 where *value* is absolute."""
 
     name: str
@@ -70,7 +70,7 @@ class ObjectFile:
     """One relocatable object."""
 
     sections: tuple[Section, ...]
-    symbols: tuple[Symbol, ...]
+    symbols: tuple[ObjectSymbol, ...]
     relocations: tuple[Relocation, ...]
 
 
@@ -171,7 +171,7 @@ class _Reader:
         start = table.offset + offset
         return self._data[start : self._data.index(b"\0", start)].decode()
 
-    def _symbols(self, table: _Header, headers: list[_Header], names: _Header) -> tuple[Symbol, ...]:
+    def _symbols(self, table: _Header, headers: list[_Header], names: _Header) -> tuple[ObjectSymbol, ...]:
         step, form = (24, "<IBBHQQ") if self._is64 else (16, "<IIIBBH")
         made = []
         for offset in range(table.offset, table.offset + table.size, step):
@@ -186,11 +186,11 @@ class _Reader:
             made.append(self._symbol(spelled, value, size, info, index))
         return tuple(made)
 
-    def _symbol(self, name: str, value: int, size: int, info: int, index: int) -> Symbol:
+    def _symbol(self, name: str, value: int, size: int, info: int, index: int) -> ObjectSymbol:
         section = {_SHN_UNDEF: None, _SHN_ABS: -1}.get(index, index)
         if section is not None and section > _SHN_ABS:
             raise ImageError(f"{self._name}: {name} is a common symbol; give it a section")
-        return Symbol(name, value, size, section, info >> 4 != _STB_LOCAL, info & 15 == STT_FUNCTION)
+        return ObjectSymbol(name, value, size, section, info >> 4 != _STB_LOCAL, info & 15 == STT_FUNCTION)
 
     def _relocations(self, header: _Header) -> list[Relocation]:
         made = []

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import BinaryIO, Final, NamedTuple
 
 from fivefold.errors import FormatError, cannot
-from fivefold.survey.names.symbols import Symbol, Symbols, SymbolSpan
+from fivefold.survey.names.symbols import KernelSymbol, Symbols, SymbolSpan
 from fivefold.units import MASK64, MIB, PAGE, hex64
 
 MOST_BYTES: Final = 256 * MIB
@@ -69,7 +69,7 @@ def moved(symbols: Symbols, by: int) -> Symbols:
     return Symbols(spans, f"{symbols.how}, moved by {hex64(by & MASK64)}")
 
 
-def _spans(symbols: list[Symbol]) -> Iterator[SymbolSpan]:
+def _spans(symbols: list[KernelSymbol]) -> Iterator[SymbolSpan]:
     """A span for the kernel, and one for each run of symbols of one module."""
     symbols.sort(key=lambda symbol: symbol[:3])
     own = [symbol for symbol in symbols if symbol.module is None]
@@ -82,7 +82,7 @@ def _spans(symbols: list[Symbol]) -> Iterator[SymbolSpan]:
         yield SymbolSpan.of((symbol[:3] for symbol in members), (members[-1].address | PAGE - 1) + 1, module)
 
 
-def _of_text(file: BinaryIO, path: str) -> Iterator[Symbol]:
+def _of_text(file: BinaryIO, path: str) -> Iterator[KernelSymbol]:
     if not file.seekable():
         raise FormatError(f"{path} can be read only once; expected a file")
     file.seek(0)
@@ -99,7 +99,7 @@ def _of_text(file: BinaryIO, path: str) -> Iterator[Symbol]:
         address, kind, name, module = (
             one.decode("utf-8", "backslashreplace") if one else None for one in found.groups()
         )
-        yield Symbol(int(address or "", 16), kind or "?", name or "", module)
+        yield KernelSymbol(int(address or "", 16), kind or "?", name or "", module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class _Section(NamedTuple):
     entry: int
 
 
-def _of_elf(file: _ElfFile) -> Iterator[Symbol]:
+def _of_elf(file: _ElfFile) -> Iterator[KernelSymbol]:
     sections = _sections(file)
     for table in sections:
         if table.kind != _SYMTAB or table.entry != _SYMBOL.size:
@@ -152,13 +152,13 @@ def _sections(file: _ElfFile) -> list[_Section]:
     ]
 
 
-def _rows(raw: bytes, texts: bytes, sections: list[_Section]) -> Iterator[Symbol]:
+def _rows(raw: bytes, texts: bytes, sections: list[_Section]) -> Iterator[KernelSymbol]:
     for text, info, _, section, value, _ in _SYMBOL.iter_unpack(raw):
         # Kinds 3 and 4 are names of sections and of files.
         if not text or not section or info & 0xF in (3, 4):
             continue
         name = texts[text : texts.find(b"\0", text)].decode("utf-8", "backslashreplace")
-        yield Symbol(value, _letter(info, section, sections), name)
+        yield KernelSymbol(value, _letter(info, section, sections), name)
 
 
 def _letter(info: int, section: int, sections: list[_Section]) -> str:

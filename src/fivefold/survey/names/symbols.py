@@ -21,7 +21,7 @@ MOST_ALIASES: Final = 64
 """Symbols at one address that are looked at for the best name."""
 
 
-class Symbol(NamedTuple):
+class KernelSymbol(NamedTuple):
     """One symbol; *kind* is nm's letter, upper case where it is global. *module* is None for the kernel itself."""
 
     address: int
@@ -48,7 +48,7 @@ class SymbolSpan:
     module: str | None = None
     all_names: Callable[[], Iterable[tuple[str, str]]] | None = None
     numbers_of: Callable[[str], list[int]] | None = None
-    _known: dict[int, Symbol] = field(default_factory=dict, repr=False)
+    _known: dict[int, KernelSymbol] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, symbols: Iterable[tuple[int, str, str]], end: int | None = None, module: str | None = None) -> Self:
@@ -65,7 +65,7 @@ class SymbolSpan:
         """The first symbol's address."""
         return self.addresses[0]
 
-    def at(self, va: int) -> Symbol | None:
+    def at(self, va: int) -> KernelSymbol | None:
         """The symbol that *va* belongs to: of several at one address the global one first, then by name."""
         number = bisect_right(self.addresses, va) - 1
         if number < 0 or va >= self.end:
@@ -77,10 +77,10 @@ class SymbolSpan:
             return None
         return found
 
-    def _best(self, number: int) -> Symbol:
+    def _best(self, number: int) -> KernelSymbol:
         address = self.addresses[number]
         first = max(bisect_left(self.addresses, address), number - MOST_ALIASES)
-        aliases = (Symbol(address, *self.name_of(one), self.module) for one in range(first, number + 1))
+        aliases = (KernelSymbol(address, *self.name_of(one), self.module) for one in range(first, number + 1))
         return min(aliases, key=lambda one: (not one.kind.isupper(), one.name))
 
     def address(self, name: str) -> int | None:
@@ -89,11 +89,11 @@ class SymbolSpan:
             return min((self.addresses[number] for number in self.numbers_of(name)), default=None)
         return next((symbol.address for symbol in self if symbol.name == name), None)
 
-    def __iter__(self) -> Iterator[Symbol]:
+    def __iter__(self) -> Iterator[KernelSymbol]:
         """All of them, ascending."""
         names = map(self.name_of, range(len(self.addresses))) if self.all_names is None else self.all_names()
         for address, (kind, name) in zip(self.addresses, names, strict=True):
-            yield Symbol(address, kind, name, self.module)
+            yield KernelSymbol(address, kind, name, self.module)
 
 
 class Symbols:
@@ -114,7 +114,7 @@ class Symbols:
         """`how`, None without symbols."""
         return self.how if self.spans else None
 
-    def symbol_at(self, va: int) -> Symbol | None:
+    def symbol_at(self, va: int) -> KernelSymbol | None:
         """The symbol that *va* belongs to."""
         number = bisect_right(self._starts, va) - 1
         while number >= 0:
