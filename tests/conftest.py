@@ -22,6 +22,9 @@ from hypothesis import HealthCheck, settings
 from fivefold.machine import available
 from fivefold.machine.bochs.config import installation
 
+# Reports are folded to it; pytest-xdist sets it.
+os.environ.pop("COLUMNS", None)
+
 Mutated = Callable[..., str]
 
 # Machines are shared and noisy: how long an example took says nothing. The same examples every time; a search for

@@ -33,7 +33,7 @@ def vectors(
         print(schema_text(), end="")
         return 0
     modes = tuple(MODES) if mode is ModeChoice.both else (mode.value,)
-    if out is None:
+    if out is None or str(out) == "-":
         write_vectors(sys.stdout, count, seed, modes)
         return 0
     with out.open("w", encoding="utf-8") as file:
