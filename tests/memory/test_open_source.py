@@ -27,8 +27,8 @@ def test_the_content_decides(make, saved) -> None:
 @pytest.mark.parametrize(
     ("head", "what"),
     [
-        (b"PAGEDU64", "a Windows crash dump"),
-        (b"QEVM", "a QEMU migration stream; use dump-guest-memory instead"),
+        (b"PAGEDUMP", "a 32-bit Windows crash dump"),
+        (b"LiMS", "a savevm image"),
         (b"QFI\xfb", "a qcow2 disk image"),
     ],
 )
@@ -36,7 +36,9 @@ def test_known_but_not_read(saved, head: bytes, what: str) -> None:
     path = saved(head + bytes(4096))
     with pytest.raises(FormatError) as error:
         open_source(path)
-    assert str(error.value) == f"{path} is {what}; expected a raw image, an ELF core, kdump or LiME"
+    assert (
+        str(error.value) == f"{path} is {what}; expected a raw image, an ELF core or another format of docs/memory.md"
+    )
 
 
 def test_options_by_name_or_together(saved) -> None:

@@ -11,7 +11,7 @@ from fivefold import _arguments
 from fivefold.errors import FivefoldError, FormatError, both_told
 from fivefold.memory.banked import MAX_COPY
 from fivefold.memory.files import FileBytes
-from fivefold.memory.formats import elf_core, kdump, lime
+from fivefold.memory.formats import avml, elf_core, kdump, lime, qemu_stream, vmware, windows_dump
 from fivefold.memory.formats.compressed import compression_of, read_stream, unpack
 from fivefold.memory.formats.raw_image import read_raw
 from fivefold.memory.source import Progress, Source
@@ -70,11 +70,8 @@ class SourceKeywords(TypedDict, total=False):
 
 
 _UNSUPPORTED: Final = {
-    b"PAGEDU64": "a Windows crash dump",
     b"PAGEDUMP": "a 32-bit Windows crash dump",
-    b"AVML": "a compressed LiME file of AVML; convert it with avml-convert",
     b"LiMS": "a savevm image",
-    b"QEVM": "a QEMU migration stream; use dump-guest-memory instead",
     b"QFI\xfb": "a qcow2 disk image",
 }
 
@@ -85,7 +82,7 @@ def open_source(
     """Open *spec*: a file, ``-`` (standard input), ``qmp:SOCKET`` (a path or HOST:PORT), ``pid:NUMBER`` or
     ``gdb:HOST:PORT``.
 
-    Files are raw images, ELF cores, kdump files and LiME, also inside .xz, .gz or .zst; the
+    Files are raw images, ELF cores, kdump files, LiME and what docs/memory.md lists, also inside .xz, .gz or .zst; the
     first bytes decide, never the name; a path object is always a file. *changes* are fields of `SourceOptions`.
     Raises `FormatError` when the content is not what it claims, `CannotOpenError` (an `OSError`) for a file that
     cannot be opened, `MachineError` when a guest does not answer, `TypeError` or `ValueError` for a spec or option
@@ -132,12 +129,20 @@ def _recognise(file: FileBytes, options: SourceOptions) -> Source:
     head = _head(file)
     for magic, what in _UNSUPPORTED.items():
         if head.startswith(magic):
-            raise FormatError(f"{file.name} is {what}; expected a raw image, an ELF core, kdump or LiME")
+            raise FormatError(
+                f"{file.name} is {what}; expected a raw image, an ELF core or another format of docs/memory.md"
+            )
     if options.ram_map is not None:
         return read_raw(file, options.ram_map)
     reader = next((reader for magic, reader in _READERS.items() if head.startswith(magic)), None)
     if reader is not None:
         return reader(file)
+    if head.startswith(avml.MAGIC):
+        return avml.read_avml(file, max_copy=options.max_copy)
+    if head.startswith((qemu_stream.MAGIC, qemu_stream.LIBVIRT, qemu_stream.LIBVIRT_PART)):
+        return qemu_stream.read_qemu_stream(file, max_copy=options.max_copy)
+    if (snapshot := vmware.beside(file)) is not None:
+        return vmware.read_vmem(file, snapshot)
     if head.startswith(kdump.SIGNATURES):
         return kdump.read_kdump(file, max_copy=options.max_copy)
     return read_raw(file)
@@ -146,6 +151,8 @@ def _recognise(file: FileBytes, options: SourceOptions) -> Source:
 _READERS: Final[dict[bytes, Callable[[FileBytes], Source]]] = {
     elf_core.MAGIC: elf_core.read_elf_core,
     lime.MAGIC: lime.read_lime,
+    windows_dump.MAGIC: windows_dump.read_windows_dump,
+    **dict.fromkeys(vmware.MAGICS, vmware.read_vmware),
 }
 
 

@@ -1,0 +1,229 @@
+"""QEMU's migration stream, as ``savevm`` to a file, ``migrate "exec:cat > F"`` and libvirt's ``save`` write it.
+
+The stream tells each page of RAM by block and offset, several times where the guest ran on; the last counts. What comes
+behind RAM (devices, CPUs) has no lengths of its own and is not read. Sources: QEMU, "Migration framework", section
+"Stream structure"; libvirt, ``virQEMUSaveHeader``.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fivefold.errors import FormatError
+from fivefold.memory.banked import MAX_COPY, PagedMemory
+from fivefold.memory.base import Extent
+from fivefold.memory.files import FileBytes
+from fivefold.memory.source import Source
+from fivefold.memory.spans import extents_of
+from fivefold.units import GIB, PAGE
+
+MAGIC: Final = b"QEVM"
+LIBVIRT: Final = b"LibvirtQemudSave"
+LIBVIRT_PART: Final = b"LibvirtQemudPart"
+
+_START, _PART, _END, _FULL, _FOOTER = 1, 2, 3, 4, 0x7E
+_ZERO, _SIZES, _PAGE, _EOS, _CONTINUE, _KNOWN = 0x02, 0x04, 0x08, 0x10, 0x20, 0x3E | 0x200
+_WHY: Final = {0x40: "XBZRLE", 0x80: "a hook of RDMA", 0x100: "compressed pages", 0x400: "mapped RAM"}
+MOST_BLOCKS: Final = 1 << 10
+MOST_RAM: Final = 1 << 44
+_HEAD: Final = 1 << 16
+"""So far into a stream its first section, with the machine's name, may reach."""
+
+_RAM_STARTS: Final = re.compile(rb"\x01....\x03ram\0\0\0\0\0\0\0\x04", re.DOTALL)
+_LIBVIRT_HEADER: Final = struct.Struct("<16s19I")
+_ABSENT, _ZEROS = 0, 1
+"""Places of pages that were not told, and of those that are zeros; all others are offsets in the file."""
+
+_LOW_MEMORY: Final = {
+    "q35": (0xB000_0000, 2 * GIB),
+    "i440fx": (0xE000_0000, 3 * GIB),
+    "microvm": (0xE000_0000, 3 * GIB),
+}
+"""For machines: from which size on RAM is split, and how much lies below 4 GiB then. QEMU, ``hw/i386/pc_*.c``."""
+
+Places = npt.NDArray[np.uint64]
+
+
+def read_qemu_stream(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
+    """RAM of a migration stream, or of a libvirt image that holds one; takes over *file*."""
+    begin, wrapper = _begin(file)
+    stream = _Stream(file, begin)
+    ram = stream.read()
+    spans, note = _placed(ram, stream.machine)
+    pages = _Pages(file, spans)
+    return Source(
+        memory=PagedMemory(
+            pages.extents(), pages.fetch, file.name, on_close=file.close, max_copy=max_copy, written=pages.written
+        ),
+        format=f"QEMU migration stream{wrapper}",
+        notes=("the stream's CPUs are not read: the root is looked for in memory", note),
+    )
+
+
+def _begin(file: FileBytes) -> tuple[int, str]:
+    head = file.read_at(0, min(file.size, _LIBVIRT_HEADER.size))
+    if head.startswith(LIBVIRT_PART):
+        raise FormatError(f"{file.name}: libvirt was stopped while it saved; expected a complete image")
+    if not head.startswith(LIBVIRT):
+        return 0, ""
+    if len(head) < _LIBVIRT_HEADER.size:
+        raise FormatError(f"{file.name} ends in libvirt's header")
+    _, version, size, _, packed, *_ = _LIBVIRT_HEADER.unpack(head)
+    if packed:
+        names = {1: "gzip", 2: "bzip2", 3: "xz", 4: "lzop", 5: "zstd"}
+        how = names.get(packed, f"way {packed}")
+        raise FormatError(f'{file.name} is packed by libvirt with {how}; expected save_image_format = "raw"')
+    begin = _LIBVIRT_HEADER.size + size
+    if version not in (1, 2) or begin + 8 > file.size or file.read_at(begin, 4) != MAGIC:
+        raise FormatError(f"{file.name}: no QEMU stream behind libvirt's {size} bytes of configuration")
+    return begin, " in a libvirt image"
+
+
+@dataclass
+class _Stream:
+    """Reads the sections up to the end of RAM."""
+
+    file: FileBytes
+    at: int
+    machine: str = ""
+    blocks: dict[bytes, Places] = field(default_factory=dict)
+    block: Places | None = None
+
+    def read(self) -> dict[bytes, Places]:
+        version = int.from_bytes(self._take(8)[4:], "big")
+        if version != 3:
+            raise FormatError(f"{self.file.name}: QEMU stream of version {version}, expected 3")
+        head = self.file.read_at(self.at, min(_HEAD, self.file.size - self.at))
+        start = _RAM_STARTS.search(head)
+        if start is None:
+            raise FormatError(f"{self.file.name}: no section of RAM, of version 4, in the first {_HEAD} bytes")
+        name = re.search(rb"pc-[a-z0-9]+-[0-9.]+|microvm|pc-q35|q35", head[: start.start()])
+        self.machine = name[0].decode() if name else ""
+        section, self.at = start[0][1:5], self.at + start.end()
+        self._entries()
+        while (kind := self._section(section)) in (_PART, _END):
+            self._entries()
+            if kind == _END:
+                return self.blocks
+        raise FormatError(f"{self.file.name}: section of kind {kind:#x} at {self.at:#x} before RAM has ended")
+
+    def _section(self, section: bytes) -> int:
+        """The kind of the next section, which has to be RAM's; a footer in front of it is skipped."""
+        kind = self._take(1)[0]
+        if kind == _FOOTER:
+            self._take(4)
+            kind = self._take(1)[0]
+        if kind in (_PART, _END) and self._take(4) != section:
+            raise FormatError(f"{self.file.name}: a section that is not RAM's at {self.at - 5:#x}; expected RAM alone")
+        return kind
+
+    def _take(self, size: int) -> bytes:
+        self.at += size
+        return self.file.read_at(self.at - size, size)
+
+    def _entries(self) -> None:
+        """One section's pages, to the mark of its end."""
+        block = self.block  # "the same block" may be the last one of an earlier section
+        view, size, at = self.file.view(0, self.file.size), self.file.size, self.at
+        while at + 8 <= size:
+            word = int.from_bytes(view[at : at + 8], "big")
+            flags, offset, at = word & (PAGE - 1), word & ~(PAGE - 1), at + 8
+            if flags & ~_KNOWN:
+                why = next((name for bit, name in _WHY.items() if flags & bit), f"flags {flags:#x}")
+                raise FormatError(f"{self.file.name}: {why} at {at - 8:#x}; expected a stream without")
+            if flags & _EOS:
+                self.at, self.block = at, block
+                return
+            if flags & _SIZES:
+                at = self._sizes(at, offset)
+            elif flags & (_PAGE | _ZERO):
+                if not flags & _CONTINUE:
+                    name = bytes(view[at + 1 : at + 1 + view[at]]) if at < size else b""
+                    at, block = at + 1 + len(name), self.blocks.get(name)
+                if block is None or offset // PAGE >= len(block):
+                    raise FormatError(f"{self.file.name}: a page at {offset:#x} of no block of RAM, told at {at:#x}")
+                if flags & _ZERO:
+                    block[offset // PAGE] = _ZEROS if at < size and not view[at] else at | 1 << 63
+                    at += 1
+                else:
+                    block[offset // PAGE] = at
+                    at += PAGE
+        raise FormatError(f"{self.file.name} ends at {size:#x}, before RAM does: truncated; copy or take it again")
+
+    def _sizes(self, at: int, total: int) -> int:
+        """The blocks of RAM, with their sizes."""
+        if total > MOST_RAM:
+            raise FormatError(f"{self.file.name}: {total} bytes of RAM, expected at most {MOST_RAM}")
+        while total > 0:
+            size = self.file.read_at(at, 1)[0]
+            name, length = self.file.read_at(at + 1, size), int.from_bytes(self.file.read_at(at + 1 + size, 8), "big")
+            at += 9 + size
+            if length > total or length % PAGE or not length or len(self.blocks) == MOST_BLOCKS:
+                raise FormatError(f"{self.file.name}: block {name[:40]!r} of {length} bytes does not fit its RAM")
+            self.blocks[name] = np.zeros(length // PAGE, np.uint64)
+            total -= length
+        return at
+
+
+def _placed(blocks: dict[bytes, Places], machine: str) -> tuple[list[tuple[int, Places]], str]:
+    """The guest's RAM by physical address: a machine of QEMU's splits it below 4 GiB."""
+    name = b"pc.ram" if b"pc.ram" in blocks else max(blocks, key=lambda one: len(blocks[one]), default=b"")
+    if name not in blocks:
+        raise FormatError("the stream has no block of RAM")
+    places = blocks[name]
+    size = len(places) * PAGE
+    kind = next((kind for kind in _LOW_MEMORY if kind in machine), "i440fx")
+    above, low = _LOW_MEMORY[kind]
+    told = f"RAM is placed as on machine {machine or 'pc, which the stream does not name'}"
+    if size < above:
+        return [(0, places)], told
+    return [(0, places[: low // PAGE]), (4 * GIB, places[low // PAGE :])], told
+
+
+@dataclass
+class _Pages:
+    """Pages by physical address."""
+
+    file: FileBytes
+    spans: list[tuple[int, Places]]
+
+    def extents(self) -> list[Extent]:
+        """What the stream tells; what it does not is a hole."""
+        return extents_of(self._runs(lambda places: places != _ABSENT))
+
+    def written(self) -> list[Extent]:
+        """What is not zeros."""
+        return extents_of(self._runs(lambda places: places > _ZEROS))
+
+    def _runs(self, chosen: Callable[[Places], npt.NDArray[np.bool_]]) -> list[tuple[int, int]]:
+        found = []
+        for start, places in self.spans:
+            bits = np.pad(chosen(places).astype(np.int8), 1)
+            edges = np.flatnonzero(np.diff(bits)).reshape(-1, 2)
+            found += [(start + low * PAGE, start + high * PAGE) for low, high in edges.tolist()]
+        return found
+
+    def fetch(self, pa: int, size: int) -> bytes:
+        """*size* bytes inside one extent."""
+        parts, at = [], pa
+        while at < pa + size:
+            page = at & ~(PAGE - 1)
+            parts.append(self._page(page)[at - page : min(PAGE, pa + size - page)])
+            at = page + PAGE
+        return b"".join(parts)
+
+    def _page(self, page: int) -> bytes:
+        start, places = next(one for one in reversed(self.spans) if one[0] <= page)
+        place = int(places[(page - start) // PAGE])
+        if place == _ZEROS:
+            return bytes(PAGE)
+        if place >> 63:
+            return self.file.read_at(place & (1 << 63) - 1, 1) * PAGE
+        return self.file.read_at(place, PAGE)
