@@ -27,7 +27,7 @@ from fivefold.explain.naming import Naming, name_addresses
 from fivefold.explain.predict import first_exception, follow, given_exception
 from fivefold.explain.remedy import legal_changes, missing_link
 from fivefold.explain.result import ExplainedException, Explanation
-from fivefold.explain.rules.mode_evidence import proven_levels
+from fivefold.explain.rules.mode_evidence import proven_levels, release_known
 from fivefold.explain.rules.situation import PAGING_NAMES, GivenState, Situation, situation
 from fivefold.explain.story import Story
 from fivefold.explain.what_if import ask
@@ -111,7 +111,7 @@ def explain_event(event: MachineEvent, machine: Machine) -> Explanation:
 
     For an end that is no shutdown the story is what the instruction at RIP would do.
     """
-    cpu = cpu_state(machine.registers(), machine.name)
+    cpu, unknown = _cpu_of(event, machine)
     given = GivenState(phys_bits=machine.cpu.phys_bits)
     if not isinstance(event, Shutdown) or not event.records:
         trace = _complete(Trace(machine.name, "engine's registers", cpu=cpu), machine.memory, given)
@@ -120,7 +120,9 @@ def explain_event(event: MachineEvent, machine: Machine) -> Explanation:
         earlier = [_raised(record, cpu) for record in _before(machine, event)]
         while earlier and (linked := link(earlier[-1], exceptions[0])):
             exceptions = (earlier.pop(), linked, *exceptions[1:])
-        trace = Trace(machine.name, "engine's events", exceptions, "triple-fault", cpu, total=len(exceptions))
+        trace = Trace(
+            machine.name, "engine's events", exceptions, "triple-fault", cpu, total=len(exceptions), unknown=unknown
+        )
     return _explain(trace, machine.memory, given, cpu, (), ())
 
 
@@ -151,6 +153,23 @@ def _areas_of(space: Space | None, source: Source | None) -> Callable[[], AreaMa
             return None  # no root, or tables that cannot be read: nothing is named
 
     return ask
+
+
+def _cpu_of(event: MachineEvent, machine: Machine) -> tuple[CpuState, tuple[str, ...]]:
+    """The registers of the CPU that *event* happened on, and what to say where that is not known.
+
+    Nothing runs after a shutdown, so RIP and RSP of the last exception are still those of its CPU.
+    """
+    ask = getattr(machine, "all_registers", None)
+    every = list(ask()) if ask is not None else []
+    if len(every) < 2 or not isinstance(event, Shutdown) or not event.records:
+        return cpu_state(machine.registers(), machine.name), ()
+    last = event.records[-1]
+    own = [one for one in every if (one.rip, one.rsp) == (last.rip, last.rsp)]
+    if len(own) == 1:
+        return cpu_state(own[0], machine.name), ()
+    words = f"which of the {len(every)} CPUs it happened on is not known, and so neither its registers nor its tables"
+    return CpuState(machine.name), (words,)
 
 
 def _before(machine: Machine, event: Shutdown) -> tuple[ExceptionRecord, ...]:
@@ -262,7 +281,7 @@ def _explain(
 ) -> Explanation:
     levels, contradiction = proven_levels(trace)
     rsp = trace.exceptions[0].rsp if trace.exceptions and trace.exceptions[0].cpl != 3 else None
-    names = AreaNames(trace.release, trace.placement, trace.dialect, rsp, areas)
+    names = AreaNames(release_known(trace), trace.placement, trace.dialect, rsp, areas)
     story = Story(trace, memory, given, final, names, levels)
     explained = story.explain_all()
     guilty = guilty_of(explained)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from fivefold.arch import PagingMode
 from fivefold.errors import LayoutError
 from fivefold.explain.logs.trace import Placement
+from fivefold.explain.rules.mode_evidence import release_number
 from fivefold.layout import Area, area_of, linux_areas
 from fivefold.units import GIB, MIB
 
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 DEFAULT_RELEASE: Final = "6.1"
 """Its map holds since 4.20."""
+
+OLD_RELEASE: Final = "4.12"
+"""The oldest map that is known; since 2.6.31 the direct map began where it does there."""
+_OLDEST_MAP: Final = (4, 12)
+_FIRST_TO_MOVE: Final = (4, 8)
+"""The first release that moves its direct map, vmalloc and vmemmap."""
 
 _MOVABLE: Final = frozenset({"direct_map", "vmalloc", "vmemmap"})
 KERNEL_IMAGE: Final = 0xFFFF_FFFF_8000_0000
@@ -67,12 +74,14 @@ class AreaNames:
 
     def _by_log(self, va: int, name: str | None, area: Area | None, mode: PagingMode) -> NamedArea:
         placement = self.placement
+        number = release_number(self.release)
+        is_fixed = placement.fixed or (number is not None and number < _FIRST_TO_MOVE)
         if _PLAIN_MODULES <= va < _RANDOM_MODULES:
             if placement.slide or placement.may_slide:
                 return NamedArea("kernel_image", area, why="the log has a kernel whose image may move within 1 GiB")
             return NamedArea(name, area) if placement.fixed else NamedArea(None, area, name)
         is_movable = name in _MOVABLE or (area is not None and area.kind == "hole" and va < KERNEL_IMAGE - 64 * GIB)
-        if not is_movable or placement.fixed:
+        if not is_movable or is_fixed:
             return NamedArea(name, area)
         if not placement.slide and self._is_at_default(mode):
             return NamedArea(name, area, why="RSP is where vmalloc begins if nothing is randomised")
@@ -91,6 +100,9 @@ class AreaNames:
     def documents(self, mode: PagingMode) -> tuple[Area, ...]:
         """The map of the documents."""
         levels = len(mode.levels)
+        number = release_number(self.release)
+        if number is not None and number < _OLDEST_MAP:
+            return linux_areas(OLD_RELEASE, levels)  # the map is that of every release before it
         try:
             return linux_areas(self.release or DEFAULT_RELEASE, levels)
         except LayoutError:

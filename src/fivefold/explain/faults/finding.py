@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-from fivefold.arch import Access, Level, Step
+from fivefold.arch import Access, Level, Step, Vector
 from fivefold.explain.logs.trace import Code, RaisedException
 from fivefold.explain.rules.instruction import LONGEST, Instruction, Use, decode
 from fivefold.explain.rules.ruling import RuleName, read_virtual
 from fivefold.explain.rules.situation import Situation
+from fivefold.units import MASK64
+
+_INT3: Final = 0xCC
 
 Certainty = Literal["certain", "likely", "guess"]
 """``certain``: source and rules leave nothing else. ``likely``: the evidence speaks for it, something is
@@ -52,10 +55,23 @@ class FaultFinding:
         return self.culprit.entry.level if self.culprit else self.named_level
 
 
+def _breakpoint(here: Situation, rip: int | None, printed: Code | None) -> Instruction | None:
+    """The INT3 of a #BP: before RIP, which a trap leaves after its instruction; QEMU's log has RIP at it."""
+    before = None if rip is None else read_virtual(here, rip - 1 & MASK64, 2)
+    if before is None and printed is not None:
+        before = printed.data[max(printed.at - 1, 0) : printed.at + 1] if printed.at else b"\0" + printed.data[:1]
+    if before is None or _INT3 not in before:
+        return None
+    at = None if rip is None else rip - 1 + before.rindex(_INT3) & MASK64
+    return decode(bytes([_INT3]), at, here.registers, lambda va, size: None, here.code_bits)
+
+
 def instruction_at(here: Situation, raised: RaisedException, fallback: Code | None = None) -> Instruction | None:
     """The instruction at the RIP of *raised*, from memory or from what the log printed; None where neither has it."""
     rip = raised.rip if raised.rip is not None else here.registers.rip
     printed = raised.code or fallback
+    if raised.vector == Vector.BP:
+        return _breakpoint(here, rip, printed)
     code = None if rip is None else read_virtual(here, rip, LONGEST)
     if code is None and printed is not None:
         code = printed.from_rip

@@ -31,8 +31,18 @@ def link(first: RaisedException, struck: RaisedException) -> RaisedException | N
         return None
     frame = 48 if first.has_error_code else 40
     top = first.last_rsp if first.last_rsp is not None else first.rsp
+    if _registers_changed(first, struck):
+        return None
     is_next = struck.rsp == (top & ~15) - frame or (struck.cr2 == struck.rip and _nothing_ran(first, struck, frame))
     return replace(struck, linked=True) if is_next else None
+
+
+def _registers_changed(first: RaisedException, struck: RaisedException) -> bool:
+    """Whether a general register differs, in a source that has them for both: then instructions ran in between."""
+    if not (first.line and struck.line and first.cpu and struck.cpu):
+        return False
+    before, after = first.cpu.general, struck.cpu.general
+    return any(before[name] != after[name] for name in before.keys() & after.keys() - _MOVED)
 
 
 def _nothing_ran(first: RaisedException, struck: RaisedException, frame: int) -> bool:

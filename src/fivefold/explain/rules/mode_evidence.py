@@ -124,3 +124,11 @@ def release_number(release: str | None) -> tuple[int, int] | None:
     """The first two numbers of a release."""
     match = re.match(r"(\d+)\.(\d+)", release or "")
     return (int(match[1]), int(match[2])) if match else None
+
+
+def release_known(trace: Trace) -> str | None:
+    """The release that *trace* names, or one of those that print a PUD right after the PGD: before 4.12."""
+    follows = any(
+        names[:2] == ["PGD", "PUD"] for raised in trace.exceptions for names in [[e.name for e in raised.entries]]
+    )
+    return trace.release or ("4.11" if follows else None)
