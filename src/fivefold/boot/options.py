@@ -36,7 +36,8 @@ class BootOptions:
     cmdline: str = ""
     timeout: float = 30.0
     kexec: str | None = None
-    """Command line of a second kernel, the same image, that the first one starts; None for none."""
+    """Command line of a second kernel, the same image, that the first one starts; None for none. More of them, each
+    started by the one before, are separated by ``kexec --``."""
     hibernate: bool = False
     """Save the kernel, restart the machine, resume it, and judge that."""
     smp: int = 1
@@ -60,7 +61,8 @@ class BootOptions:
         if not self.timeout > 0:  # nan, too
             raise MachineError(f"a timeout of {self.timeout:g} seconds; expected more than 0")
         check_given(f"{self.cmdline} {self._layout_word}")
-        check_given(self.kexec or "")
+        for line in self.chain:
+            check_given(line)
         most, who = (MOST_OPTIONS, "the EFI application") if self.entry in EFI_ENTRIES else (MOST, "the kernel")
         if (length := len(self.full_cmdline)) > most:
             raise MachineError(f"a command line of {length} characters; {who} reads {most} at most")
@@ -105,9 +107,14 @@ class BootOptions:
         """The command line with the words that options stand for."""
         smp = f"smp={self.cpus}" if self.cpus != 1 else ""
         words = [self.cmdline, self._layout_word, smp]
-        if self.kexec is not None:
-            words += ["kexec", "--", self.kexec, smp]
+        for line in self.chain:
+            words += ["kexec", "--", line, smp]
         return " ".join(word for word in words if word)
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The command lines of the kernels that are started after the first, in that order."""
+        return () if self.kexec is None else tuple(f" {self.kexec} ".split(" kexec -- "))
 
     @property
     def _layout_word(self) -> str:
@@ -126,7 +133,7 @@ class BootOptions:
     @property
     def last(self) -> BootOptions:
         """The options of the kernel that runs at the end."""
-        return self if self.kexec is None else replace(self, cmdline=self.kexec, layout="linux", kexec=None)
+        return self if self.kexec is None else replace(self, cmdline=self.chain[-1], layout="linux", kexec=None)
 
 
 def expected_levels(cpu_has_la57: bool, cmdline: str) -> int:

@@ -169,7 +169,7 @@ def look_inside(machine: Machine, options: BootOptions, image: Image) -> tuple[G
 def look_at_text(machine: Machine, options: BootOptions) -> tuple[GuestReport, list[Check]]:
     """The report as the serial port has it, and whether that is whole and of the kernels that were started."""
     judgement = judge_text(machine.output)
-    words = [options.cmdline] if options.kexec is None else [options.cmdline, options.kexec]
+    words = [options.cmdline, *options.chain]
     cpu = machine.guest.cpu
     levels = [expected_levels(cpu == "la57", line) if cpu in CPUS else None for line in words]
     return report_from_text(judgement), checks_of_text(judgement, levels)
@@ -196,27 +196,32 @@ def running_image(machine: Machine, image: Image) -> int | None:
 
 
 def handed_over(machine: Machine, options: BootOptions, image: Image, report: GuestReport) -> list[Check]:
-    """Whether a first kernel ran to its end, in its own mode, and started the one that *report* is from."""
-    previous, load = report.words.get("previous", 0), report.words.get("load_address", 0)
-    if not previous:
-        return [Check.outside("kexec_arrived", "the last kernel was not started by another")]
-    if previous < load + image.size and load < previous + image.size:  # what is read there would be the last one's
-        return [Check.outside("kexec_arrived", f"the last kernel lies at {hex64(load)}, on the one before")]
-    first = read_report(machine.memory, image, previous)
-    failed = [check.name for check in first.checks if not check.ok]
-    levels = first.words.get("levels", 0)
-    want = expected_levels(machine.cpu.la57, options.cmdline)
+    """Whether each earlier kernel ran to its end, in its own mode, and started the next; *report* is the last one's."""
+    lines = (options.cmdline, *options.chain)
+    places = [report.words.get("load_address", 0)]
+    checks: list[Check] = []
+    for number in range(len(lines) - 1, 0, -1):
+        previous = report.words.get("previous", 0)
+        if not previous:
+            return [Check.outside("kexec_arrived", f"kernel {number + 1} was not started by another"), *checks]
+        if any(previous < at + image.size and at < previous + image.size for at in places):
+            # What is read there would be the later kernel's report.
+            return [Check.outside("kexec_arrived", f"a kernel lies at {hex64(previous)}, on an earlier one"), *checks]
+        places.append(previous)
+        report = read_report(machine.memory, image, previous)
+        checks += earlier_kernel(report, number, expected_levels(machine.cpu.la57, lines[number - 1]))
+    return [Check.outside("kexec_arrived", ""), *checks]
+
+
+def earlier_kernel(report: GuestReport, number: int, want: int) -> list[Check]:
+    """The checks of kernel *number*, counted from 1, by its *report*: it is done, passed, and in *want* levels."""
+    name = "first" if number == 1 else f"{number}"
+    failed = [check.name for check in report.checks if not check.ok]
+    problem = f"failed: {', '.join(failed)}" if failed else "" if report.is_done else "it did not come to its end"
+    levels = report.words.get("levels", 0)
     return [
-        Check.outside("kexec_arrived", ""),
-        Check(
-            "kexec_first_kernel",
-            "outside",
-            first.is_done and not failed,
-            f"failed: {', '.join(failed)}" if failed else "",
-        ),
-        Check(
-            "kexec_first_mode", "outside", levels == want, "" if levels == want else f"{levels} levels, expected {want}"
-        ),
+        Check.outside(f"kexec_{name}_kernel", problem),
+        Check.outside(f"kexec_{name}_mode", "" if levels == want else f"{levels} levels, expected {want}"),
     ]
 
 

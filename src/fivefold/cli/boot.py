@@ -74,8 +74,11 @@ def boot(
     ] = None,
     cmdline: Annotated[str, typer.Option(help='Command line of the kernel, such as "no5lvl" or "pages=4k".')] = "",
     kexec: Annotated[
-        str | None,
-        typer.Option(metavar="CMDLINE", help="Then start a second kernel with this command line, and judge that."),
+        list[str] | None,
+        typer.Option(
+            metavar="CMDLINE",
+            help="Then start a second kernel with this command line, and judge that. Once more: a third, and so on.",
+        ),
     ] = None,
     smp: Annotated[int, typer.Option(metavar="N", help="CPUs of the machine; more than one needs QEMU.")] = 1,
     hibernate: Annotated[
@@ -107,7 +110,7 @@ def boot(
         load_address,
         cmdline,
         timeout,
-        kexec=kexec,
+        kexec=" kexec -- ".join(kexec) if kexec else None,
         hibernate=hibernate,
         smp=smp,
         program=program,
@@ -120,7 +123,7 @@ def boot(
         except ImageError as error:
             raise ImageError(f"{image}: {error}") from error
     cpus = CPUS if cpu == "both" else (cpu,)
-    for word in unknown_words(f"{cmdline} {kexec or ''}"):
+    for word in unknown_words(" ".join((cmdline, *(kexec or ())))):
         print(f"fivefold: the kernel does not know {word!r}, and passes over it", file=sys.stderr)
     report = run_boot(cpus, options, given, _say, _why)
     if as_json:

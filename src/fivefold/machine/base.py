@@ -89,6 +89,8 @@ class Guest:
     cpuid: tuple[CpuidOverride, ...] = ()
     start_info: int | None = None
     """Where to put the start information; None lets the loader choose (Unicorn only)."""
+    handover: int | None = None
+    """Where to put the tables, GDT and stack of a 64-bit entry; None lets the loader choose (Unicorn only)."""
     cpus: int = 1
     """How many CPUs; more than one on QEMU only. All but the first wait for INIT and a startup IPI."""
     last_cpu: str | None = None

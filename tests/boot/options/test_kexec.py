@@ -153,3 +153,13 @@ def test_rs_12_and_rfc_b19_the_jump_keeps_la57(
     run = boot("la57", kexec="", given=wrong)
     assert not run.ok
     assert any("kexec_arrived" in line for line in failures(run)), failures(run)
+
+
+@pytest.mark.parametrize("seed", [1, 50])
+def test_a_chain_of_four_kernels_at_random_places(passes: Boot, seed: int) -> None:
+    """Each lies on none of those before it, whose reports are still there in the end."""
+    lines = [f"kaslr={seed + i}{' no5lvl' if i == 1 else ''}" for i in range(3)]
+    run = passes("la57", cmdline=f"kaslr={seed + 3}", kexec=" kexec -- ".join(lines))
+    names = {f"kexec_{which}_{what}" for which in ("first", "2", "3") for what in ("kernel", "mode")}
+    assert {check.name for check in run.checks} >= {"kexec_arrived", *names}
+    assert run.mode == "la57"

@@ -231,3 +231,11 @@ def test_the_buffer_has_the_size_that_is_filled() -> None:
     assert found is not None
     assert int(found[1], 0) == INFO_SIZE
     assert kernel_multiboot2.INFO_CMDLINE + kernel_start_info.MAX_CMDLINE <= kernel_multiboot2.INFO_ROWS
+
+
+def test_of_two_command_lines_the_last_counts_alone(code: Any) -> None:
+    """Nothing of a longer one before it stays behind."""
+    data = information(tag(1, b"kaslr=7 no5lvl\0"), tag(1, b"kasan\0"), memory_map(PC), END)
+    answer, helpers = taken(code, data)
+    assert answer == DONE
+    assert helpers.ram.read(OUT + kernel_multiboot2.INFO_CMDLINE, 6) == b"kasan\0"

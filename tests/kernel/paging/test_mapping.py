@@ -244,3 +244,14 @@ def test_four_level_tables_are_not_read_one_level_too_deep(code: Any) -> None:
     other.ram.write(TABLES[0], helpers.ram.read(TABLES[0], TABLES[1] - TABLES[0]))
     with pytest.raises(MemoryReadError):
         other.call("mapping.lookup", top, LA57.base_of((258, 0, 0, 0, 0)))
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_lookup_gives_no_entry_that_is_not_present(code: Any, mode: PagingMode, level: int) -> None:
+    """Its other bits are whoever's they are: a place in swap, a right that was taken away."""
+    helpers = code(mode, "mapping", "memblock")
+    helpers.add_memory()
+    top = helpers.table()
+    entry = helpers.call("mapping.entry_for", top, base(mode), level)
+    helpers.plain.write(entry, 0xDEAD_0000.to_bytes(8, "little"))
+    assert helpers.call("mapping.lookup", top, base(mode)) == 0

@@ -96,12 +96,13 @@ def take_tags(at: u64, end: u64, out: u64) -> u64:
 
 
 def take_cmdline(at: u64, end: u64, to: u64) -> None:
-    """Copy text up to its NUL, to *end*, or to the most that is kept; what follows in the buffer is zeros."""
+    """Copy text up to its NUL, to *end*, or to the most that is kept, and end it; of several tags the last counts."""
     end = min(end, at + start_info.MAX_CMDLINE - 1)
     while at < end and load8(at) != 0:
         store8(to, load8(at))
         at += 1
         to += 1
+    store8(to, 0)
 
 
 def take_rsdp(at: u64, size: u64, out: u64) -> None:

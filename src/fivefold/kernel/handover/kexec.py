@@ -61,6 +61,7 @@ NOTE_ENTRY: Final = 1
 FLAG_FIVE_LEVELS: Final = 1
 """The image can be entered in 64 bits with five levels on."""
 
+MOST_EARLIER: Final = 16
 MOST_MEMORY: Final = 1 << 30
 ALIGN: Final = 1 << 21
 
@@ -173,16 +174,20 @@ def copy_bytes(to: u64, source: u64, size: u64) -> None:
 
 @noinline
 def make_start_info(old: PhysAddr, cmdline: VirtAddr, load: u64, load_end: u64) -> PhysAddr:
-    """Start information for the next kernel: the same memory map, its command line, and where this kernel lies."""
+    """Start information for the next kernel: the same memory map and first module, and its command line.
+
+    That begins with where this kernel lies, and those before it, whose reports are still to be read. The module stays,
+    so that the next kernel can start another.
+    """
     info = memblock.allocate(start_info.COPY_SIZE, PAGE_SIZE)
     if info == 0:
         return info
     at = phys_to_virt(info)
     start_info.copy_to(at, info, old)
-    store32(at + start_info.OFFSET_MODULES, 0)
+    store32(at + start_info.OFFSET_MODULES, 1)
     fill64(at + start_info.COPY_CMDLINE, 0, PAGE_SIZE // 8)
     to = put_number(put_text(at + start_info.COPY_CMDLINE, "previous="), load)
-    to = put_number(put_text(to, " previous_end="), load_end)
+    to = put_earlier(put_number(put_text(to, " previous_end="), load_end), cmdline)
     store8(to, 32)
     to += 1
     rest = params.after_end_mark(cmdline)
@@ -192,6 +197,20 @@ def make_start_info(old: PhysAddr, cmdline: VirtAddr, load: u64, load_end: u64) 
             to += 1
             rest += 1
     return info
+
+
+def put_earlier(to: u64, cmdline: VirtAddr) -> u64:
+    """Write what this kernel was told of earlier ones, the latest `MOST_EARLIER` of them; return where that ends."""
+    start = params.find_option(cmdline, "previous=")
+    for _i in range(MOST_EARLIER):
+        upto = params.find_option(VirtAddr(start), "previous_end=")
+        if start == params.ABSENT or upto == params.ABSENT:
+            break
+        if params.is_number_at(start) and params.is_number_at(upto):
+            to = put_number(put_text(to, " previous="), params.number_at(start))
+            to = put_number(put_text(to, " previous_end="), params.number_at(upto))
+        start = params.find_option(VirtAddr(start), "previous=")
+    return to
 
 
 def put_text(to: u64, text: str) -> u64:

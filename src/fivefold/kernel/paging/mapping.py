@@ -192,7 +192,7 @@ def pte_of(top: VirtAddr, va: VirtAddr) -> VirtAddr:
 
 @noinline
 def lookup(top: VirtAddr, va: VirtAddr) -> u64:
-    """The leaf entry that maps *va*, or 0."""
+    """Return the leaf entry that maps *va*, 0 if none does: what is not present maps nothing, whatever it holds."""
     pgd = pgd_offset(top, va)
     if pgd_none(load64(pgd)):
         return 0
@@ -201,8 +201,13 @@ def lookup(top: VirtAddr, va: VirtAddr) -> u64:
         return 0
     pud = pud_offset(p4d, va)
     if load64(pud) & PRESENT == 0 or entry_large(load64(pud)):
-        return load64(pud)
+        return if_present(load64(pud))
     pmd = pmd_offset(pud, va)
     if load64(pmd) & PRESENT == 0 or entry_large(load64(pmd)):
-        return load64(pmd)
-    return load64(pte_offset(pmd, va))
+        return if_present(load64(pmd))
+    return if_present(load64(pte_offset(pmd, va)))
+
+
+def if_present(entry: u64) -> u64:
+    """Return *entry*, 0 if it is not present."""
+    return entry if entry & PRESENT != 0 else u64(0)

@@ -79,7 +79,13 @@ def load(guest: Guest, rows: tuple[MapRow, ...], memory: PhysMemory, cpu: Cpu) -
     if guest.entry == "pvh":
         return GuestPlacement(entry, start_info, None)
     top = max(row.end for row in rows if row.kind == RAM)
-    at = room.take_low(handover_size(guest.entry, top, cpu), "the tables of the 64-bit entry")
+    size = handover_size(guest.entry, top, cpu)
+    if guest.handover is None:
+        at = room.take_low(size, "the tables of the 64-bit entry")
+    elif room.take_exactly(guest.handover, guest.handover + size):
+        at = guest.handover
+    else:
+        raise MachineError(f"the 64-bit entry's tables do not fit at {hex64(guest.handover)}: not free RAM")
     return GuestPlacement(entry, start_info, build_handover(guest.entry, top, at, cpu, memory))
 
 

@@ -371,6 +371,7 @@ def _check(guest: Guest, name: str, root: Path) -> int:
     for asked, what in (
         (guest.cpuid, "CPUID overrides"),
         (guest.start_info is not None, "a place for the start information"),
+        (guest.handover is not None, "a place for the loader's tables"),
         (not isinstance(guest.memory, int), "a memory map of its own"),
         (len(guest.modules) > 1, "more than one module"),
         (any(module.cmdline for module in guest.modules), "command lines of modules"),
