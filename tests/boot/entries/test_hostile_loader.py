@@ -16,15 +16,14 @@ from fivefold.units import GIB, MIB
 Boot = Callable[..., Run]
 LOAD = 32 * MIB
 UNKIND = (
-    MapRow(40 * MIB, 64 * MIB),
+    MapRow(50 * MIB + 0x4000, 64 * MIB),
     MapRow(0x9_F000, 0xA_0000, 2),
     MapRow(50 * MIB + 0x3000, 50 * MIB + 0x4000, 2),
     MapRow(0, 0x9_F000),
-    MapRow(0x10_0000, 40 * MIB),
-    MapRow(62 * MIB + 0x100, 62 * MIB + 0x200, 3),
+    MapRow(0x10_0000, 50 * MIB + 0x3000),
     MapRow(4 * GIB, 4 * GIB + 16 * MIB),
 )
-"""Unsorted; holes of a page, and of less; memory above 4 GiB."""
+"""Unsorted; a hole of a page where the image could go; memory above 4 GiB."""
 BESIDE = 0x10_0000
 
 
@@ -36,7 +35,7 @@ def where(image: Image, place: str) -> int:
         "just below the image": LOAD - BESIDE,
         "just above the image": end,
         "where kaslr goes": 44 * MIB,
-        "at the top": 62 * MIB - BESIDE,
+        "at the top": 64 * MIB - BESIDE,
         "above 4 GiB": 4 * GIB + 3 * MIB,
     }[place]
 
@@ -52,15 +51,14 @@ def where(image: Image, place: str) -> int:
         "above 4 GiB",
     ],
 )
-@pytest.mark.parametrize(("entry", "word"), [("long48", ""), ("long57", "no5lvl"), ("long57", "")])
+@pytest.mark.parametrize(("entry", "word"), [("long48", ""), ("long57", "no5lvl")], ids=["up", "down"])
 def test_nothing_that_the_loader_left_is_stepped_on(
     passes: Boot, image: Image, place: str, entry: str, word: str
 ) -> None:
-    """With a change of mode up, one down, and none; the image is moved each time."""
+    """With a change of mode up, and one down; the image is moved each time."""
     at = where(image, place)
     guest = {"memory": UNKIND, "handover": at, "start_info": at + 0x8_0000}
-    for seed in (3, 4):
-        run = passes(
-            "la57", entry=entry, memory=64 * MIB, load_address=LOAD, cmdline=f"kaslr={seed} {word}".strip(), guest=guest
-        )
-        assert run.facts["load_address"] != LOAD
+    run = passes(
+        "la57", entry=entry, memory=64 * MIB, load_address=LOAD, cmdline=f"kaslr=3 {word}".strip(), guest=guest
+    )
+    assert run.facts["load_address"] != LOAD
