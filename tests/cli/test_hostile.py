@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +46,13 @@ def bench() -> ModuleType:
 @pytest.fixture(scope="module")
 def files() -> dict[str, Any]:
     return {hostile.name: hostile for hostile in load("hostile_inputs").inputs(1)}
+
+
+def test_a_damaged_page_is_passed_over(fivefold: Callable[..., Any], files: dict[str, Any], tmp_path: Path) -> None:
+    path = files["damaged.kdump"].write(tmp_path)
+    done = fivefold("roots", path)
+    assert done.status == 0
+    assert done.err == f"fivefold: damaged pages of {path} were left out: 1, the first at 0x0000000000009000\n"
 
 
 @pytest.mark.parametrize(("command", "name"), [(command, name) for command, names in RUNS.items() for name in names])

@@ -99,7 +99,9 @@ def test_pages_that_cannot_be_read_are_holes_of_the_copy() -> None:
     assert [(bank.start, bank.end) for bank in copies] == [(0x3000, 0x5000), (0x6000, 0x7000), (0xC000, 0xE000)]
     for bank in copies:
         assert all(bank.data[at] == bank.start + at >> 12 for at in range(0, len(bank.data), 0x1000))
-    assert sorted(damaged) == memory.left_out
+    assert sorted(damaged) == list(memory.left_out)
+    assert list(memory.pages_that_begin(b"\x06" * 16)) == [0x6000]
+    assert list(memory.pages_that_begin(b"\x05" * 16)) == []
 
 
 def test_a_copy_of_very_many_runs() -> None:

@@ -207,7 +207,7 @@ def tell_left_out(source: Source) -> None:
     """Say on stderr that damaged pages were passed over, if any were."""
     if pages := source.left_out:
         print(
-            f"fivefold: {len(pages)} damaged pages of {source.name} were left out, the first at {hex64(pages[0])}",
+            f"fivefold: damaged pages of {source.name} were left out: {len(pages)}, the first at {hex64(pages[0])}",
             file=sys.stderr,
         )
 

@@ -213,8 +213,8 @@ class PagedMemory(_Closing):
         self._written = written
         self.searchable = searchable
         self._copies: list[Bank] | None = None
-        self.left_out: list[int] = []
-        """Pages that could not be copied."""
+        self.left_out: dict[int, None] = {}
+        """Pages that could not be copied or searched."""
 
     @property
     def extents(self) -> list[Extent]:
@@ -226,8 +226,16 @@ class PagedMemory(_Closing):
         return self.extents if self._written is None else self._written()
 
     def pages_that_begin(self, head: bytes, /) -> Iterator[int]:
-        """The addresses of pages that begin with *head*, ascending."""
-        return page_heads.by_fetching(self.written(), self._fetch, head)
+        """The addresses of pages that begin with *head*, ascending; pages that cannot be read do not."""
+        return page_heads.by_fetching(self.written(), self._fetched, head)
+
+    def _fetched(self, pa: int, size: int) -> bytes:
+        """These bytes, zeros in place of pages that cannot be read."""
+        try:
+            return self._fetch(pa, size)
+        except FormatError:
+            steps = [(at, min(PAGE, pa + size - at)) for at in range(pa, pa + size, PAGE)]
+            return b"".join(self._page(at, step) or bytes(step) for at, step in steps)
 
     def read(self, pa: PhysAddr, size: int, /) -> bytes:
         """Exactly *size* bytes inside one extent, or `MemoryReadError`."""
@@ -288,7 +296,7 @@ class PagedMemory(_Closing):
         try:
             return self._fetch(at, size)
         except FormatError:
-            self.left_out.append(at)
+            self.left_out[at] = None
             return None
 
     def _forget(self) -> None:
