@@ -23,9 +23,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 def test_a_guest_that_passes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "audit", GUEST) == 1
-    assert capsys.readouterr().out.endswith("FAILED: 19 rules, 2 warning, 5 excepted\n")
+    rest = "1 of 2 roots looked at; --all-roots looks at the other 1, too\n"
+    assert capsys.readouterr().out.endswith(f"FAILED: 19 rules, 2 warning, 5 excepted, {rest}")
     assert run(monkeypatch, "audit", GUEST, "--as-if", "smep=1,smap=1") == 0
-    assert capsys.readouterr().out.endswith("passed: 19 rules, 5 excepted\n")
+    assert capsys.readouterr().out.endswith(f"passed: 19 rules, 5 excepted, {rest}")
 
 
 def test_a_policy_without_exceptions(
@@ -63,3 +64,17 @@ def test_refusals(
     assert run(monkeypatch, "audit", GUEST, *words) == 2
     error = capsys.readouterr().err
     assert error.startswith(message) and error.count("\n") == 1
+
+
+def test_a_baseline_and_strictness(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    baseline = tmp_path / "baseline.toml"
+    assert run(monkeypatch, "audit", GUEST, "--all-roots", "--write-policy", str(baseline)) == 0
+    assert run(monkeypatch, "audit", GUEST, "--all-roots", "--policy", str(baseline)) == 0
+    # EFER is in no dump, so one rule was not asked.
+    assert run(monkeypatch, "audit", GUEST, "--policy", str(baseline), "--strict") == 1
+    assert run(monkeypatch, "audit", GUEST, "--policy", str(baseline), "--strict", "--as-if", "nxe=1") == 0
+    capsys.readouterr()
+    assert run(monkeypatch, "audit", GUEST, "--format", "sarif", "--sarif-uri", "guest/memory.elf") == 1
+    assert '"uri": "guest/memory.elf"' in capsys.readouterr().out

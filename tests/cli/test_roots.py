@@ -34,7 +34,9 @@ def test_json(fivefold: Run, capture: Capture) -> None:
         "pair": "0x0000000002556000",
         "half": "user",
         "cpus": [],
-        "label": None,
+        "label": "user half of 0x0000000002556000",
+        "label_known_from": "the page after it, with the same lower half and little of the kernel",
+        "names": [],
         "processes": [],
     }
     assert found["symbols_known_from"] is None and found["processes"] == []
@@ -45,7 +47,7 @@ def test_text(fivefold: Run, capture: Capture) -> None:
     lines = fivefold("roots", capture("plain-la48-kaslr")).out.splitlines()
     assert lines[0] == "group 0"
     assert lines[1].startswith(
-        "  0x0000000000a4a000  4 levels  high    CR3 of CPU 0; shares the kernel's tables with 1 other root;"
+        "  0x0000000000a4a000  4 levels  high    has a user half; CR3 of CPU 0; shares the kernel's tables with 1"
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 from xml.etree import ElementTree as Xml
 
 import pytest
@@ -42,7 +44,10 @@ def test_text(found: Audit) -> None:
     ]
     assert "skipped  null-page                 turned off by strict.toml" in lines
     assert lines[3] == "# policy: strict.toml"
-    assert lines[-1] == "FAILED: 18 rules, 1 error, 1 warning, 4 excepted"
+    assert lines[-1] == (
+        "FAILED: 18 rules, 1 error, 1 warning, 4 excepted, "
+        "1 root looked at (memory was not searched for roots; --all-roots looks at all)"
+    )
 
 
 def test_all_of_the_text_tells_what_is_excepted(found: Audit) -> None:
@@ -85,7 +90,14 @@ def test_sarif(found: Audit) -> None:
     for result in run["results"]:
         assert run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == result["ruleId"]
         assert ("suppressions" in result) == (result["ruleId"] == "table-writable-alias")
-    assert run["artifacts"] == [{"location": {"uri": GUEST.resolve().as_uri()}}]
+        assert result["locations"][0]["physicalLocation"]["region"] == {"startLine": 1}
+        assert "ff453d" not in result["partialFingerprints"]["place/v2"], "an address that the next boot does not have"
+    (artifact,) = run["artifacts"]
+    assert artifact["location"] == {"uri": quote(os.path.relpath(GUEST))}
+    assert sarif(found, "memory/guest.elf")["runs"][0]["artifacts"][0]["location"] == {"uri": "memory/guest.elf"}
+    assert all(rule["help"]["text"] and rule["helpUri"] for rule in run["tool"]["driver"]["rules"])
+    skipped = [one["associatedRule"]["id"] for one in run["invocations"][0]["toolExecutionNotifications"][:2]]
+    assert skipped == ["null-page", "nx-off"]
     assert {rule["id"]: rule["defaultConfiguration"] for rule in run["tool"]["driver"]["rules"]}["null-page"] == {
         "level": "none",
         "enabled": False,

@@ -52,20 +52,40 @@ def audit(
         int | None,
         typer.Option("--pat", parser=pat_value, metavar="VALUE", help="The PAT MSR, or linux, or reset."),
     ] = None,
+    all_roots: Annotated[
+        bool, typer.Option("--all-roots", help="Look at every root in memory: the kernel half once, each user half.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Status 1 where a rule could not be asked, too.")] = False,
+    sarif_uri: Annotated[
+        str | None, typer.Option("--sarif-uri", metavar="PATH", help="What SARIF calls the source.")
+    ] = None,
+    write_policy: Annotated[
+        Path | None,
+        typer.Option("--write-policy", metavar="FILE", help="Write a policy that excepts what is found now."),
+    ] = None,
     all: Annotated[bool, typer.Option("--all", help="Show every finding at length, excepted ones too.")] = False,
 ) -> int:
     """Look for what breaks W^X, isolation and the architecture's rules. Status 1 when there is such a thing."""
+    from fivefold.survey.audit.all_roots import audit_all_roots, with_count
     from fivefold.survey.audit.audit import audit as run_audit
+    from fivefold.survey.audit.baseline import policy_for
     from fivefold.survey.audit.policy import load_policy
 
     rules = None if policy is None else load_policy(policy)
     with chosen.open_space() as space:
-        found = run_audit(space, rules, pat=pat)
-        _write(found, AuditFormat.json if as_json else format, all)
-    return 0 if found.ok else 1
+        if all_roots:
+            found = audit_all_roots(space, rules, pat=pat)
+        else:
+            found = with_count(run_audit(space, rules, pat=pat))
+        if write_policy is not None:
+            write_policy.write_text(policy_for(found), encoding="utf-8")
+        _write(found, AuditFormat.json if as_json else format, all, sarif_uri)
+    if write_policy is not None:
+        return 0
+    return 0 if found.ok and not (strict and found.not_asked) else 1
 
 
-def _write(found: Audit, form: AuditFormat, everything: bool) -> None:
+def _write(found: Audit, form: AuditFormat, everything: bool, uri: str | None) -> None:
     from fivefold.report.json_text import write_document
     from fivefold.report.junit import write_junit
     from fivefold.report.sarif import sarif
@@ -80,6 +100,6 @@ def _write(found: Audit, form: AuditFormat, everything: bool) -> None:
         case AuditFormat.csv:
             audit_text.write_csv(found, sys.stdout)
         case AuditFormat.sarif:
-            write_document(sarif(found), sys.stdout)
+            write_document(sarif(found, uri), sys.stdout)
         case AuditFormat.junit:
             write_junit(found, sys.stdout)

@@ -24,6 +24,7 @@ from fivefold.arch import (
 )
 from fivefold.errors import MemoryReadError, both_told
 from fivefold.kernel.scan.scan_ranges import RIGHTS_SHIFT, WRITE
+from fivefold.layout import Area
 from fivefold.memory import Bank, Source, SourceOptions, open_source
 from fivefold.memory.open_source import SourceKeywords
 from fivefold.notebook import html_table
@@ -274,6 +275,22 @@ class Space:
     def areas(self) -> AreaMap:
         """Names by detection, with the reason for them."""
         return detect_areas(self.levels, self.bases, self.system, self.notes.image_limit)
+
+    def base_at(self, va: int) -> int | None:
+        """Where what is at *va* is based: see `base_of`; None where no area is named."""
+        area = self.areas.at(va)
+        return None if area is None else self.base_of(area)
+
+    def base_of(self, area: Area) -> int:
+        """Where *area* begins; the kernel image and modules begin anywhere in the windows that are kept for them."""
+        if area.name == "kernel_image" and self.bases.kernel_text.value is not None:
+            return self.bases.kernel_text.value
+        if area.name == "modules":
+            scan = self.overview
+            inside = (scan.start >= np.uint64(area.start)) & (scan.start <= np.uint64(area.end - 1))
+            found = scan.start[inside & (scan.kind == RegionKind.MAPPED)]
+            return int(found[0]) if len(found) else area.start
+        return area.start
 
     def close(self) -> None:
         """Let go of the source."""

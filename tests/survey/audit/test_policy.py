@@ -73,7 +73,7 @@ def test_the_exceptions_of_every_linux_stay_unless_they_are_turned_off() -> None
         (HEAD + "[[except]]\nreason = 'x'\narea = 1", "p.toml: area is 1; expected a name such as 'direct_map'"),
         (
             HEAD + "[[except]]\nrule = 'wx-user'\nreason = 'x'\nva = 1",
-            "p.toml: an exception has no 'va'; expected area, phys, range, reason, rule",
+            "p.toml: an exception has no 'va'; expected area, offset, phys, range, reason, rule",
         ),
         *(
             (HEAD + f"[[except]]\nrule = 'wx-user'\nreason = 'x'\nphys = {text!r}", f"p.toml: {message}")

@@ -8,6 +8,7 @@ from typing import Any, Final, TextIO
 from fivefold.report.sheet import Writable, paint
 from fivefold.report.text.walk import entry_index
 from fivefold.survey.audit.audit import Audit, Finding, RuleResult
+from fivefold.survey.audit.policy import relative
 from fivefold.survey.names.symbols import Symbols
 from fivefold.survey.paths import Path
 from fivefold.units import format_size, hex64
@@ -31,7 +32,8 @@ def write_text(audit: Audit, out: Writable, *, everything: bool = False) -> None
         out.write(f"{paint(out, f'{verdict:8}', _COLOURS.get(verdict, ''))} {result.rule.name:25} {_summary(result)}\n")
         shown = [found for found in result.findings if everything or not found.excepted]
         for found in shown if everything else shown[:SHOWN]:
-            _write_finding(found, out, everything, _symbol(found, space.symbols))
+            elsewhere = "" if found.root in (None, space.root.value) else f" (root {hex64(found.root or 0)})"
+            _write_finding(found, out, everything, _symbol(found, space.symbols), elsewhere)
         if not everything and len(shown) > SHOWN:
             out.write(f"         and {len(shown) - SHOWN} more; --all shows them\n")
     for limit in audit.limits:
@@ -59,12 +61,12 @@ def _symbol(found: Finding, symbols: Symbols) -> str | None:
     return None if found.window is None else symbols.at(found.window.start)
 
 
-def _write_finding(found: Finding, out: Writable, everything: bool, symbol: str | None) -> None:
+def _write_finding(found: Finding, out: Writable, everything: bool, symbol: str | None, elsewhere: str) -> None:
     if found.size is None:
         out.write(f"         {found.message}\n")
     else:
         where = f"{found.area or '-'}{f' {symbol}' if symbol else ''}"
-        out.write(f"         {found.place} {format_size(found.size):>9} {where}: {found.message}\n")
+        out.write(f"         {found.place} {format_size(found.size):>9} {where}: {found.message}{elsewhere}\n")
     if found.excepted:
         out.write(f"           excepted: {found.excepted}\n")
     for path in found.evidence if everything else found.evidence[:1]:
@@ -77,12 +79,21 @@ def _steps(path: Path) -> str:
     )
 
 
+def _roots(audit: Audit) -> str:
+    """How many of the roots in memory were looked at."""
+    if audit.of.value is None:
+        return f", {audit.looked_at} root looked at ({audit.of.how}; --all-roots looks at all)"
+    left = audit.of.value - audit.looked_at
+    told = f", {audit.looked_at} of {audit.of.value} root{'s' if audit.of.value > 1 else ''} looked at"
+    return f"{told}; --all-roots looks at the other {left}, too" if left else told
+
+
 def sentence(audit: Audit) -> str:
     """How it ended, on one line."""
     totals = audit.totals()
     told = [f"{totals[name]} {name}" for name in ("error", "warning", "note", "excepted") if totals[name]]
     asked = sum(result.skipped is None for result in audit.results)
-    return f"{'passed' if audit.ok else 'FAILED'}: {asked} rules, {', '.join(told) or 'no findings'}"
+    return f"{'passed' if audit.ok else 'FAILED'}: {asked} rules, {', '.join(told) or 'no findings'}{_roots(audit)}"
 
 
 def audit_json(audit: Audit) -> dict[str, Any]:
@@ -100,6 +111,9 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         "mode_contradicted_by": space.mode.against,
         "areas_known_from": space.areas.how,
         "symbols_known_from": space.symbols.known_from,
+        "looked_at": audit.looked_at,
+        "of": audit.of.value,
+        "of_known_from": audit.of.how,
         "policy": audit.policy.name,
         "totals": {name: totals[name] for name in ("error", "warning", "note", "excepted")},
         "rules": [_rule_json(result) for result in audit.results],
@@ -134,7 +148,9 @@ def finding_json(found: Finding, symbols: Symbols) -> dict[str, Any]:
         "end": None if found.window is None else hex64(found.window.stop),
         "size": found.size,
         "phys": {"start": hex64(phys.start), "end": hex64(phys.stop)} if phys else None,
+        "root": None if found.root is None else hex64(found.root),
         "area": found.area,
+        "offset": None if (part := relative(found.window, found.area_start)) is None else part.start,
         "symbol": _symbol(found, symbols),
         "message": found.message,
         "aliases": [hex64(alias) for alias in found.aliases],

@@ -21,11 +21,13 @@ SCHEMA: Final = "fivefold.roots/1"
 
 def write_roots(roots: Sequence[Root], owners: RootOwners, out: Writable) -> None:
     """A line for each root under a heading for each group of them, and whose it is; then who has no root."""
-    for group, members in groupby(sorted(roots, key=lambda root: (root.group, root.root)), key=lambda root: root.group):
+    shown = [root for root in roots if not root.is_user_half]
+    order = list(dict.fromkeys(root.group for root in shown))
+    for group, members in groupby(sorted(shown, key=lambda root: order.index(root.group)), key=lambda root: root.group):
         out.write(f"group {group}\n")
         for root in members:
             what = f"{root.levels} levels  {root.confidence.name.lower():6}"
-            out.write(f"  {hex64(root.root)}  {what}  {'; '.join(root.reasons)}\n")
+            out.write(f"  {hex64(root.root)}  {what}  {'; '.join(filter(None, (_label(root), *root.reasons)))}\n")
             for owner in _owners(root, owners):
                 out.write(f"      {owner}\n")
     without = [process for process in owners.processes if process.root is None]
@@ -35,6 +37,11 @@ def write_roots(roots: Sequence[Root], owners: RootOwners, out: Writable) -> Non
         out.write(fill(told, WIDTH, initial_indent="      ", subsequent_indent="      ") + "\n")
     if roots:
         out.write(f"# symbols: {owners.symbols_known_from or 'none'}\n# processes: {owners.how}\n")
+
+
+def _label(root: Root) -> str | None:
+    """What it is for; of an isolated pair, which is one row, where the user half lies."""
+    return root.label if root.pair is None else f"{root.label}, user half {hex64(root.pair)}"
 
 
 def _owners(root: Root, owners: RootOwners) -> Iterator[str]:
@@ -50,7 +57,7 @@ def _process(process: Process) -> str:
 
 
 def roots_json(source: Source, roots: Sequence[Root], owners: RootOwners) -> dict[str, Any]:
-    """The schema ``fivefold.roots/1``: roots with the surest first, the groups that they form, and all processes."""
+    """The schema ``fivefold.roots/1``: roots, those of most use first, the groups that they form, and all processes."""
     groups = sorted({root.group for root in roots})
     return {
         "schema": SCHEMA,
@@ -84,6 +91,8 @@ def _root_json(root: Root, owners: RootOwners) -> dict[str, Any]:
         "pair": None if root.pair is None else hex64(root.pair),
         "half": None if root.pair is None else "user" if root.is_user_half else "kernel",
         "cpus": list(root.cpus),
-        "label": owners.labels.get(root.root),
+        "label": owners.labels.get(root.root) or root.label,
+        "label_known_from": "the kernel's symbols" if root.root in owners.labels else root.label_known_from,
+        "names": [process.name for process in owners.of(root)],
         "processes": [_process_json(process) for process in owners.of(root)],
     }

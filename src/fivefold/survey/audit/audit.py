@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
@@ -13,9 +13,12 @@ from fivefold.survey.audit.audit_checks import MAX_HITS, Hit, RuleCheck
 from fivefold.survey.audit.audit_views import Views
 from fivefold.survey.audit.policy import Policy
 from fivefold.survey.audit.rules import RULES, AuditRule, Severity
+from fivefold.survey.guest.evidence import Found
+from fivefold.survey.guest.root_labels import is_trampoline
 from fivefold.survey.paths import Path
+from fivefold.survey.scan.select import USER_HALF
 from fivefold.survey.space import Space
-from fivefold.units import hex64
+from fivefold.units import PhysAddr, hex64
 
 MAX_EVIDENCE: Final = 64
 """Findings of one rule that come with the entries on their paths."""
@@ -43,6 +46,13 @@ _CHECKS: Final[dict[str, RuleCheck]] = {
 }
 
 
+KERNEL_RULES: Final = frozenset(
+    {"user-kernel-half", "writable-code-alias", "executable-direct-map", "guard-mapped", "wp-off", "smep-off"}
+) | {"smap-off", "nx-off"}
+"""Rules whose answer is the same under all roots of one kernel."""
+
+TRAMPOLINE_REASON: Final = "the real-mode trampoline's root maps low memory where it lies; no process runs on it"
+
 _REGISTER_RULES: Final = {"wp-off": "CR0.WP", "smep-off": "CR4.SMEP", "smap-off": "CR4.SMAP", "nx-off": "EFER.NXE"}
 
 
@@ -52,7 +62,8 @@ class Finding:
 
     *window* is None for what is about a register. *phys* is the memory it is about, where that is one run.
     *aliases* are other addresses of that memory. *excepted* is the reason why the policy tolerates it; None where it
-    does not.
+    does not. *root* is the one under which it was found; *area_start* where its area begins, of the kernel
+    image and of modules where they do.
     """
 
     rule: AuditRule
@@ -64,6 +75,8 @@ class Finding:
     aliases: tuple[int, ...]
     evidence: tuple[Path, ...]
     excepted: str | None
+    root: PhysAddr | None = None
+    area_start: int | None = None
 
     @property
     def place(self) -> str:
@@ -99,17 +112,28 @@ class RuleResult:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The audit of *space*: a result for every rule, and in *limits* what was not looked at, in words."""
+    """The audit of *space*: a result for every rule, and in *limits* what was not looked at, in words.
+
+    *looked_at* roots were looked at, *of* so many that memory holds; an isolated pair is one. Of other roots than
+    that of *space* findings say it.
+    """
 
     space: Space
     policy: Policy
     results: tuple[RuleResult, ...]
     limits: tuple[str, ...]
+    looked_at: int = 1
+    of: Found[int | None] = field(default_factory=lambda: Found(None, "memory was not searched for roots"))
 
     @property
     def ok(self) -> bool:
         """Whether no finding fails it."""
         return all(result.ok for result in self.results)
+
+    @property
+    def not_asked(self) -> list[RuleResult]:
+        """Rules that the policy wants and that could not be asked."""
+        return [one for one in self.results if one.skipped is not None and one.severity is not Severity.OFF]
 
     @property
     def findings(self) -> list[Finding]:
@@ -121,12 +145,13 @@ class Audit:
         return Counter("excepted" if found.excepted else found.severity.value for found in self.findings)
 
 
-def audit(space: Space, policy: Policy | None = None, *, pat: int | None = None) -> Audit:
+def audit(space: Space, policy: Policy | None = None, *, pat: int | None = None, user_half_only: bool = False) -> Audit:
     """Ask every rule that *policy* does not turn off about *space*.
 
-    *pat* is the PAT MSR, where it is known. `TooManyRuns` where the tables unfold into more than can be held.
+    *pat* is the PAT MSR, where it is known. *user_half_only* asks what may differ from another root of its kernel.
+    `TooManyRuns` where the tables unfold into more than can be held.
     """
-    job = _Job(Views(space), policy or Policy(), pat)
+    job = _Job(Views(space, user_half_only=user_half_only), policy or Policy(), pat)
     results = tuple(job.result(rule) for rule in RULES)
     return Audit(space, job.policy, results, tuple(job.views.limits))
 
@@ -139,6 +164,7 @@ class _Job:
         self.checks: dict[str, RuleCheck] = {**_CHECKS, "memory-type-conflict": alias_checks.MemoryTypes(pat)}
 
     def result(self, rule: AuditRule) -> RuleResult:
+        """What comes of one rule."""
         severity = self.policy.severity(rule.name)
         reason = self._not_asked(rule, severity)
         if reason is not None:
@@ -152,6 +178,8 @@ class _Job:
             return f"turned off by {self.policy.name}"
         if rule.name in ("executable-direct-map", "guard-mapped") and not self.views.space.areas.areas:
             return self.views.space.areas.how
+        if self.views.user_half_only and rule.name in KERNEL_RULES:
+            return "about the kernel half, which was looked at under another root"
         register = _REGISTER_RULES.get(rule.name)
         known = self.views.space.controls.named()
         if register is not None and known[register].value is None:
@@ -160,9 +188,11 @@ class _Job:
 
     def _findings(self, rule: AuditRule, severity: Severity, hits: list[Hit]) -> Iterator[Finding]:
         space = self.views.space
+        trampoline = is_trampoline(space.tables)
         for number, hit in enumerate(hits):
             at = None if hit.window is None else hit.window.start
             area = None if at is None else space.areas.name_at(at)
+            start = None if at is None else space.base_at(at)
             places = [at, *hit.aliases[:1]] if at is not None and number < MAX_EVIDENCE else []
             yield Finding(
                 rule,
@@ -173,5 +203,13 @@ class _Job:
                 hit.message,
                 hit.aliases,
                 tuple(space.path(va) for va in places),
-                self.policy.reason_for(rule.name, hit.window, hit.phys, area),
+                self.policy.reason_for(rule.name, hit.window, hit.phys, area, start)
+                or (TRAMPOLINE_REASON if trampoline and _in_user_half(hit) else None),
+                space.root.value,
+                start,
             )
+
+
+def _in_user_half(hit: Hit) -> bool:
+    """Whether any of its addresses lies in the lower half."""
+    return any(at in USER_HALF for at in (*hit.aliases, *([] if hit.window is None else [hit.window.start])))

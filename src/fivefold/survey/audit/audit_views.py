@@ -44,8 +44,10 @@ ALWAYS_REPEAT: Final = 0
 class Views:
     """The scans of *space* that rules share."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, *, user_half_only: bool = False) -> None:
+        """*user_half_only* leaves out what is the same under another root that was looked at."""
         self.space = space
+        self.user_half_only = user_half_only
         self.limits: list[str] = []
         """What was left out, in words."""
 
@@ -56,7 +58,10 @@ class Views:
 
     @cached_property
     def kernel(self) -> ScanResult:
-        """The kernel half, merged."""
+        """The kernel half, merged; empty where only the user half is asked for."""
+        if self.user_half_only:
+            user = self.user
+            return ScanResult(user.root, user.levels, user.settings, user.rows[:0], user.counts)
         return self.window(KERNEL_HALF)
 
     def window(self, window: range) -> ScanResult:
@@ -65,8 +70,8 @@ class Views:
 
     @cached_property
     def apart(self) -> ScanResult:
-        """The whole space in runs that are contiguous in physical memory."""
-        return self._apart(0, (1 << 64) - 1)
+        """The space in runs that are contiguous in physical memory."""
+        return self._apart(0, (USER_HALF.stop if self.user_half_only else KERNEL_HALF.stop) - 1)
 
     def _apart(self, first: int, last: int) -> ScanResult:
         settings = ScanSettings.for_cpu(

@@ -15,6 +15,7 @@ A policy file is TOML::
     phys = "0xfd000000-0xfe000000"     # all of these must hold, the ends are exclusive
     range = "0xff6d7d5040000000+16M"
     area = "vmalloc"
+    offset = "0-0x200000"              # from the start of the area
 
 A finding is excepted when an exception covers all of it; it is still told, with the reason.
 """
@@ -38,23 +39,38 @@ _EVERYTHING: Final = range(1 << 64)
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Findings of *rule* that are meant, and why. What is None does not matter; ends are exclusive."""
+    """Findings of *rule* that are meant, and why. What is None does not matter; ends are exclusive.
+
+    *offset* counts from the start of *area*, so that it holds for kernels at random places.
+    """
 
     rule: str
     reason: str
     window: range | None = None
     phys: range | None = None
     area: str | None = None
+    offset: range | None = None
 
-    def covers(self, rule: str, window: range | None, phys: range | None, area: str | None) -> bool:
-        """Whether a finding of *rule* at *window*, *phys* and in *area* lies in it as a whole."""
+    def covers(
+        self, rule: str, window: range | None, phys: range | None, area: str | None, area_start: int | None = None
+    ) -> bool:
+        """Whether a finding of *rule* at *window*, *phys*, in *area* from *area_start* on, lies in it as a whole."""
         if rule != self.rule or self.area not in (None, area) or not _within(window, self.window):
+            return False
+        if self.offset is not None and not _within(relative(window, area_start), self.offset):
             return False
         return self.phys is None or (phys is not None and _within(phys, self.phys))
 
 
 def _within(part: range | None, whole: range | None) -> bool:
     return whole is None or (part is not None and whole.start <= part.start and part.stop <= whole.stop)
+
+
+def relative(window: range | None, area_start: int | None) -> range | None:
+    """*window* as offsets from the start of its area."""
+    if window is None or area_start is None:
+        return None
+    return range(window.start - area_start, window.stop - area_start)
 
 
 LINUX_EXCEPTIONS: Final = (
@@ -96,9 +112,12 @@ class Policy:
         """How bad a finding of *rule* is."""
         return self.severities.get(rule, BY_NAME[rule].severity)
 
-    def reason_for(self, rule: str, window: range | None, phys: range | None, area: str | None) -> str | None:
+    def reason_for(
+        self, rule: str, window: range | None, phys: range | None, area: str | None, area_start: int | None = None
+    ) -> str | None:
         """Why such a finding is tolerated; None where it is not."""
-        return next((one.reason for one in self.exceptions if one.covers(rule, window, phys, area)), None)
+        fitting = (one for one in self.exceptions if one.covers(rule, window, phys, area, area_start))
+        return next((one.reason for one in fitting), None)
 
     @classmethod
     def parse(cls, text: str, name: str) -> Self:
@@ -166,15 +185,17 @@ class _Reader:
         return rows
 
     def exception(self, row: Mapping[str, Any]) -> Allowance:
-        self.check_keys(row, {"rule", "reason", "range", "phys", "area"}, "an exception")
+        self.check_keys(row, {"rule", "reason", "range", "phys", "area", "offset"}, "an exception")
         reason = row.get("reason")
         if not isinstance(reason, str) or not reason.strip():
             raise FormatError(f"{self.name}: an exception of {row.get('rule')!r} has no reason; expected some words")
         area = row.get("area")
         if area is not None and not isinstance(area, str):
             raise FormatError(f"{self.name}: area is {area!r}; expected a name such as 'direct_map'")
-        window, phys = (self._range(row[key]) if key in row else None for key in ("range", "phys"))
-        return Allowance(self.rule(row.get("rule")), reason.strip(), window, phys, area)
+        window, phys, offset = (self._range(row[key]) if key in row else None for key in ("range", "phys", "offset"))
+        if offset is not None and area is None:
+            raise FormatError(f"{self.name}: an exception of {row.get('rule')!r} has an offset; expected an area, too")
+        return Allowance(self.rule(row.get("rule")), reason.strip(), window, phys, area, offset)
 
     def _range(self, text: object) -> range:
         expected = "expected START-END or START+SIZE, the end exclusive"

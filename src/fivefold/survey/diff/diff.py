@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from fivefold.arch import ENTRIES, FRAME_BITS, TooManyRuns
 from fivefold.layout import Area
 from fivefold.survey.diff.diff_windows import NOTHING, Pair, Walker
@@ -191,15 +189,7 @@ class _Job:
 
     def _shift(self, one: Area, other: Area) -> int:
         """How much further up the other side has an area. The image, and modules, begin anywhere in their windows."""
-        ours: int | None
-        theirs: int | None
-        if one.name == "kernel_image":
-            ours, theirs = self.before.bases.kernel_text.value, self.after.bases.kernel_text.value
-        elif one.name == "modules":
-            ours, theirs = _first_mapped(self.before, one), _first_mapped(self.after, other)
-        else:
-            ours, theirs = one.start, other.start
-        return other.start - one.start if ours is None or theirs is None else theirs - ours
+        return self.after.base_of(other) - self.before.base_of(one)
 
     def compare(self, piece: _Piece) -> Iterator[Change]:
         """All changes in *piece*, at the addresses of the space before."""
@@ -276,14 +266,6 @@ class _Job:
         """Whether two shared tables map the same, wherever they lie themselves."""
         pair = Pair(one.phys or 0, other.phys or 0, one.level, one.effective, other.effective)
         return self.walker.below(pair) == NOTHING
-
-
-def _first_mapped(space: Space, area: Area) -> int | None:
-    """The first address in *area* that is mapped: Linux loads modules from a random page on (``module.c``)."""
-    scan = space.overview
-    inside = (scan.start >= np.uint64(area.start)) & (scan.start <= np.uint64(area.end - 1))
-    found = scan.start[inside & (scan.kind == RegionKind.MAPPED)]
-    return int(found[0]) if len(found) else None
 
 
 def _moved_window(window: range, by: int) -> range:

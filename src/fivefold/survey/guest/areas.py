@@ -45,10 +45,15 @@ class AreaMap:
 
     def name_at(self, va: int) -> str | None:
         """The name of the area at *va*, or None."""
+        area = self.at(va)
+        return None if area is None else area.name
+
+    def at(self, va: int) -> Area | None:
+        """The area at *va*, None where none is named."""
         index = bisect_right(self.areas, va, key=lambda area: area.start) - 1
         if index < 0 or va >= self.areas[index].end or self.areas[index].kind == "unknown":
             return None
-        return self.areas[index].name
+        return self.areas[index]
 
     def borders(self) -> list[int]:
         """Every start and end, ascending."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fivefold.arch import FRAME_BITS, AddressSpace, Cr4, Flag, Level, Mapped, TableReader, translate
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import Source
+from fivefold.survey.guest.encryption import cpu_with
 from fivefold.survey.guest.identify import (
     MODES,
     GivenPaging,
@@ -54,7 +55,8 @@ class Root:
     """A top-level table, or what looks like one; *reasons* are for people.
 
     *group* numbers roots of one kernel. *pair* is the other half's root under page-table isolation, and
-    *is_user_half* says which of the two this is. *cpus*: those whose CR3 it is.
+    *is_user_half* says which of the two this is. *cpus*: those whose CR3 it is. *label* says what it is for, by
+    evidence (see `fivefold.survey.guest.root_labels`).
     """
 
     root: PhysAddr
@@ -65,6 +67,8 @@ class Root:
     pair: PhysAddr | None = None
     is_user_half: bool = False
     cpus: tuple[int, ...] = ()
+    label: str | None = None
+    label_known_from: str | None = None
 
 
 @dataclass(slots=True)
@@ -90,7 +94,7 @@ class _Candidate:
 def find_roots(
     source: Source, levels: int | None = None, phys_bits: int | None = None, c_bit: int | None = None
 ) -> list[Root]:
-    """The roots in *source*'s memory: surest first, then ascending. All of memory is read once.
+    """The roots in *source*'s memory, labelled, those of most use first. All of memory is read once.
 
     *levels* keeps roots of 4 or 5 levels. *phys_bits* is MAXPHYADDR where it is known. `NotKnownError` where every CPU
     that pages is outside long mode, unless *levels* are given: what looks like a root would be chance. *c_bit* as in
@@ -115,7 +119,9 @@ def find_roots(
     five = any(c.levels == 5 and code.is_below(c) for c in found.values())
     roots = [_describe(code, c, groups, in_registers.get(c.root, ()), five) for c in found.values()]
     kept = [root for root in roots if levels in (None, root.levels)]
-    return sorted(kept, key=lambda root: (-root.confidence, root.root))
+    from fivefold.survey.guest.root_labels import labelled  # which has the class from here
+
+    return labelled(source, kept, cpu_with(c_bit, None))
 
 
 def _may_have_five(source: Source, in_registers: Mapping[PhysAddr, tuple[int, ...]]) -> bool:
