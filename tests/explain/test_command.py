@@ -16,7 +16,7 @@ Run = Callable[..., tuple[int, str, str]]
 DISCUSSION = """\
 Triple fault: push to 0xffffffff7ffffff8 (8 bytes below RSP) at RIP 0xffffffff84bb3036, which failed (likely)
 
-cause      stack, likely: a push failed and nothing tells which rule refused it
+cause      stack, likely: a push failed, and which rule refused it is not known
 source     {path}: QEMU log, triple fault
 mode       five levels
 

@@ -140,7 +140,7 @@ def test_error_codes_in_words() -> None:
         "P: a present translation", "W clear: a read or fetch", "U: user mode", "unknown bits 0x100000",
     )  # fmt: skip
     assert decode_error(13, 0x73) == (
-        "IDT entry 14, #PF", "EXT: struck while another event was being delivered",
+        "IDT entry 14, #PF", "EXT: raised while another event was being delivered",
     )  # fmt: skip
     assert decode_error(13, 0x28) == ("GDT entry 5",)
     assert decode_error(13, 0) == ("0: no selector is involved",)

@@ -158,7 +158,7 @@ def notable_registers(here: Situation) -> tuple[str, ...]:
 
 
 def phys_base_hint(here: Situation, va: int) -> str | None:
-    """A kernel-image address that is off by `phys_base`, told from how the image is mapped.
+    """A kernel-image address that is off by `phys_base`, as the mapping of the image shows.
 
     The kernel maps its image at 0xffffffff80000000 + physical - phys_base. Early code that adds the
     constant and forgets phys_base gets an address that is right only where phys_base is 0.

@@ -58,7 +58,7 @@ def explain(
     progress: Progress | None = None,
     **numbers: int,
 ) -> Explanation:
-    """Why did it fault?
+    """Explain a fault.
 
     *log* is a log in any of the known formats, or a source of memory that has registers too (an
     ELF core, ``qmp:SOCKET``); *memory* the guest's physical memory, also as an open `Space`. Either may be left out,
@@ -346,12 +346,12 @@ def _legal(explained: ExplainedException) -> tuple[str, ...]:
 
 
 def _unknown(here: Situation, explained: Sequence[ExplainedException], trace: Trace) -> tuple[str, ...]:
-    """What nobody says, as far as it can matter here."""
+    """What the source leaves open, as far as it can matter here."""
     found = [text for name, text in here.assumed.items() if name != "phys_bits" or _matters(explained)]
     if here.memory is None:
         found.append("there is no memory: the levels of the walk, the instruction and the handlers are not known")
     if trace.truncated:
-        found.append("the source begins in the middle: what struck first is not in it")
+        found.append("the source begins in the middle: what was raised first is not in it")
     if not trace.exceptions:
         found.append("no exception is in the source")
     found += [text for one in explained for text in one.raised.dropped]

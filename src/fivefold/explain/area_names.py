@@ -1,6 +1,6 @@
 """In which area an address lies, and how that is known: from memory, from the log, or only from the documents.
 
-Linux moves its direct map, vmalloc and vmemmap at each boot unless it is told not to, and its image within a
+Linux moves its direct map, vmalloc and vmemmap at each boot, unless `nokaslr` forbids it, and its image within a
 gibibyte. So the documents' map names the areas that never move; the others are named where memory shows their
 bases, or the log says that nothing is randomised.
 """

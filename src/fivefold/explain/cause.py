@@ -95,7 +95,7 @@ def _evidence(explained: ExplainedException) -> Iterator[str]:
 
 
 def _repeats(raised: RaisedException) -> str:
-    text = f"the same exception struck {raised.repeats} times in a row"
+    text = f"the same exception was raised {raised.repeats} times in a row"
     if raised.rsp is not None and raised.last_rsp is not None and raised.last_rsp < raised.rsp:
         return f"{text}, each lower on the stack than the one before: a runaway recursion"
     return text

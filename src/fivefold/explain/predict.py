@@ -45,7 +45,7 @@ def given_exception(given: GivenState, here: Situation) -> RaisedException | Non
 
 
 def first_exception(here: Situation, code: Code | None = None) -> RaisedException | None:
-    """The exception that the instruction at RIP raises, None if it raises none or cannot be told."""
+    """The exception that the instruction at RIP raises, None if it raises none or is not known."""
     registers = here.registers
     rip = registers.rip
     if rip is None:

@@ -48,7 +48,7 @@ def legal_changes(finding: FaultFinding) -> tuple[str, ...]:
 
 
 _WORDS: Final[dict[RuleName, str]] = {
-    "idt-limit": "LIDT with a limit of at least 16 * vector + 15, before the exception can strike",
+    "idt-limit": "LIDT with a limit of at least 16 * vector + 15, before the exception can be raised",
     "idt-entry": "a present interrupt or trap gate for this vector, with a 64-bit code segment of the GDT",
     "idt-not-mapped": "an IDT base that is mapped for supervisor reads, in every address space",
     "handler-not-mapped": "a handler in a page that is mapped, present and executable for the supervisor",

@@ -124,7 +124,7 @@ class FaultCause:
 
 
 class WhatIf(NamedTuple):
-    """The same access under one change. *allowed* is None where it cannot be told; *sentence* says the verdict."""
+    """The same access under one change. *allowed* is None where that is not known; *sentence* gives the verdict."""
 
     change: str
     allowed: bool | None

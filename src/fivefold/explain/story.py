@@ -178,7 +178,7 @@ def _legitimate(here: Situation, raised: RaisedException, trace: Trace) -> Fault
 
 
 def _double_fault(here: Situation, raised: RaisedException) -> FaultFinding:
-    """A double fault with nothing before it: what led to it is not in the source, CR2 may tell."""
+    """A double fault with nothing before it: what led to it is not in the source, and CR2 may show it."""
     cr2, rsp = here.registers.cr2, here.registers.rsp
     sentence = "a double fault; the exceptions that led to it are not in the source"
     if rsp is not None and here.mode is not None and not here.mode.is_canonical(rsp - 8 & MASK64):
@@ -193,7 +193,7 @@ def _double_fault(here: Situation, raised: RaisedException) -> FaultFinding:
 
 
 def _cut_off(here: Situation, raised: RaisedException) -> FaultFinding:
-    """The source begins in the middle of a delivery: what was being delivered is known, why it struck is not."""
+    """The source begins in the middle of a delivery: what was being delivered is known, why it was raised is not."""
     before = RaisedException(raised.during or 0, rip=raised.rip, rsp=raised.rsp, cpl=raised.cpl, cpu=raised.cpu)
     finding = explain_delivery(here, before, raised)
     remark = f"the source begins while {vector_name(before.vector)} is being delivered: what raised that is not known"

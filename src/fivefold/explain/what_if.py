@@ -104,7 +104,7 @@ def _verdict(change: str, here: Situation, va: int, how: Access) -> WhatIf:
     what = f"a {how.kind.value} of {hex64(va)}"
     ruling = rule_on(here, va, how)
     if ruling is None:
-        return WhatIf(change, None, f"{what}: not to be told without memory")
+        return WhatIf(change, None, f"{what}: not known without memory")
     if isinstance(ruling, Granted):
         return WhatIf(change, True, f"{what} would be allowed", ruling.steps)
     if isinstance(ruling, Outside):

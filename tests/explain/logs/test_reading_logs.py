@@ -96,7 +96,7 @@ def test_begins_in_the_middle(data: Path) -> None:
     raw = (data / "thread-2017-kasan-efi.log").read_bytes()
     told = told_of(raw[raw.index(b"check_exception old: 0xe") :])
     assert accused(told) == ("stack", 0xFFFF_FFFF_7FFF_FFF8, "triple-fault")
-    assert "the source begins in the middle: what struck first is not in it" in told.unknown
+    assert "the source begins in the middle: what was raised first is not in it" in told.unknown
 
 
 def test_ends_anywhere(log: bytes) -> None:
@@ -132,7 +132,7 @@ def test_runaway_recursion_is_counted() -> None:
     text = "".join(block.format(n=n, sp=0xFFFF_FFFF_8000_4000 - 48 * n) for n in range(300))
     told = told_of(text.encode())
     assert told.cause.address == 0xFFFF_FBFF_F07E_3A17
-    assert "the same exception struck 300 times in a row, each lower on the stack" in " ".join(told.cause.evidence)
+    assert "the same exception was raised 300 times in a row, each lower on the stack" in " ".join(told.cause.evidence)
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress], ids=["gz", "xz"])

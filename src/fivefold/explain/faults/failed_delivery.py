@@ -1,6 +1,6 @@
 """Why the delivery of one exception ended in another: from memory by replaying it, else by the address.
 
-Without memory, CR2 still tells a gate from a push, and the IDT's limit is in every dump.
+Without memory CR2 still distinguishes a gate from a push, and the IDT's limit is in every dump.
 """
 
 from __future__ import annotations

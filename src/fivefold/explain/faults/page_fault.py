@@ -1,7 +1,7 @@
 """A page fault: which access, refused by which entry, and does the error code say the same?
 
 With memory the tables decide and the error code is compared; without, the error code is all there
-is. Where both are missing, CR2 beside RSP and RIP still tells a push from a fetch.
+is. Where both are missing, CR2 beside RSP and RIP still distinguish a push from a fetch.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def _compare(question: _Question, ruling: Refusal, trace: Trace) -> tuple[bool |
         return True, (quirk,)
     if ruling.code ^ code == int(PageFault.I):
         # Whether fetches are reported turns on EFER.NXE and CR4.SMEP, which may be assumed.
-        return True, ("the error code does not tell a fetch from a read in this state",)
+        return True, ("in this state the error code does not distinguish a fetch from a read",)
     return False, ()
 
 

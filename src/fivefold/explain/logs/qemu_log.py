@@ -210,7 +210,7 @@ class QemuLog:
         return True
 
     def _rehome(self, chain: _Chain, rip: int | None) -> _Chain:
-        """With several CPUs the latest chain is not always the right one: RIP tells, for it does not move meanwhile."""
+        """With several CPUs the latest chain may be another's: RIP decides, for it does not move meanwhile."""
         first = chain.exceptions[0].vector
         alike = (c for c in reversed(self._chains) if len(c.exceptions) == 1 and c.exceptions[0].vector == first)
         owner = next((c for c in alike if c.exceptions[0].rip == rip), None)
@@ -299,7 +299,7 @@ class QemuLog:
 
 
 def _delivered(match: re.Match[str], line: int, external: bool) -> RaisedException:
-    """What a `v=` line says. It does not tell an interrupt on a low vector from the exception of that number."""
+    """What a `v=` line says. It does not distinguish an interrupt on a low vector from the exception of that number."""
     vector = int(match[1], 16)
     software = match[3] == "1"
     rip = match[5]

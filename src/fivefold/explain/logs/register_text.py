@@ -1,4 +1,4 @@
-"""Registers out of text, whoever printed it: QEMU and KVM, Linux' oops, Bochs.
+"""Registers from the text of QEMU, KVM, Linux and Bochs.
 
 All print ``NAME = hex`` in some spelling. Text may be cut short or have other output between its
 lines, so nothing is required: what was not printed stays unknown, the first of equal names counts.
@@ -62,7 +62,7 @@ def _is_whole(name: str, sign: str, has_prefix: bool, digits: int, is_wide: bool
     if name.startswith("R") or sign == ":":
         return digits == 16
     if name in _AS_WIDE_AS_THE_CODE:
-        return (digits == 16) == is_wide
+        return digits == 16 or not is_wide  # compatibility mode has EAX beside a wide CR3
     return digits == (16 if name == "EFER" else 8)
 
 

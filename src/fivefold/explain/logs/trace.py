@@ -13,7 +13,7 @@ Outcome = Literal["handled", "double-fault", "triple-fault", "oops", "emulation-
 """How it ended.
 
 ``handled``: every exception reached its handler. ``oops``: the kernel itself reported it.
-``reset``: the CPU was reset, and nothing says why. ``unknown``: the source does not tell.
+``reset``: the CPU was reset, and nothing says why. ``unknown``: the source does not say.
 """
 
 NO_VECTOR: Final = 0xFFFF_FFFF
@@ -177,4 +177,4 @@ class Trace:
     bits: int = 64
     """32 where the source is of a CPU outside of long mode."""
     inferred: bool = False
-    """The exceptions follow from registers and memory; nobody reported them."""
+    """The exceptions follow from registers and memory; no source reported them."""

@@ -57,14 +57,14 @@ def decode_error(vector: int, code: int, by_tcg: bool = False) -> tuple[str, ...
     table = "IDT" if code & 2 else "LDT" if code & 4 else "GDT"
     index = code >> 3
     name = f", {vector_name(index)}" if table == "IDT" else ""
-    outside = ("EXT: struck while another event was being delivered",) if code & 1 else ()
+    outside = ("EXT: raised while another event was being delivered",) if code & 1 else ()
     return (f"{table} entry {index}{name}", *outside)
 
 
 def kind_of(here: Situation, code: int, cr2: int | None, rip: int | None) -> Kind:
     """The access that a page fault's error code reports.
 
-    Without SMEP and without NXE the CPU does not report fetches: then CR2 tells them.
+    Without SMEP and without NXE the CPU does not report fetches: then CR2 shows them.
     """
     if code & PageFault.W:
         return Kind.WRITE

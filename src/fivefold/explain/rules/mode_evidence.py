@@ -53,8 +53,8 @@ def proven_levels(trace: Trace) -> tuple[Levels | None, tuple[str, ...]]:
         found += [ModeEvidence(trace.levels.number, why) for why in trace.levels.why]
     counts = {one.levels for one in found}
     if len(counts) > 1:
-        told = "; ".join(f"{one.levels} levels, for {one.sentence}" for one in found)
-        return None, (f"the log contradicts itself about the number of levels: {told}",)
+        reasons = "; ".join(f"{one.levels} levels, for {one.sentence}" for one in found)
+        return None, (f"the log contradicts itself about the number of levels: {reasons}",)
     if not found:
         return None, ()
     return Levels(found[0].levels, tuple(one.sentence for one in found)), ()

@@ -77,7 +77,7 @@ def _without_feature(here: Situation, steps: tuple[Step, ...], why: str) -> Infe
 
 
 def _has_memory(here: Situation, pa: int) -> bool:
-    assert here.memory is not None  # somebody walked it
+    assert here.memory is not None  # the caller has walked it
     try:
         here.memory.read(PhysAddr(pa), 1)
     except MemoryReadError:

@@ -1,4 +1,4 @@
-"""One access put to the tables: allowed, refused by which rule at which entry, or not to be told.
+"""One access put to the tables: allowed, refused by which rule at which entry, or not known.
 
 The verdict is `fivefold.arch.access`; here it gets the report's rule names, the entry that
 is to blame where rights are folded over several, and an answer where a table is outside of the memory.
@@ -71,8 +71,8 @@ MANUAL: Final[dict[RuleName, str]] = {
     "idt-entry": 'the gate cannot be used (SDM, "64-Bit Mode IDT")',
     "idt-not-mapped": 'the gate could not be read (SDM, "Interrupt Descriptor Table")',
     "handler-not-mapped": 'the first instruction of the handler could not be fetched (SDM, "64-Bit Mode IDT")',
-    "stack": "a push failed and nothing tells which rule refused it",
-    "unknown": "nothing here tells which rule it was",
+    "stack": "a push failed, and which rule refused it is not known",
+    "unknown": "which rule it was is not known",
 }
 """Each rule in the words of the manual, with the section's title."""
 
@@ -187,7 +187,7 @@ def _culprit(fault: Fault) -> Step | None:
 def _outside(here: Situation, va: int, how: Access, hole: MemoryReadError) -> Outside:
     """Walk again to keep the steps, up to the table that cannot be read."""
     space = here.space
-    assert space is not None  # somebody just walked it
+    assert space is not None  # the caller has walked it
     for page in dict.fromkeys((va, va + how.size - 1 & ~0xFFF)):
         steps: list[Step] = []
         try:
@@ -222,7 +222,7 @@ def read_virtual(here: Situation, va: int, size: int) -> bytes | None:
 
 
 def physical(here: Situation, va: int) -> int | None:
-    """Where *va* lies in physical memory, None if that cannot be told."""
+    """Where *va* lies in physical memory, None if that is not known."""
     space = here.space
     if space is None:
         return None

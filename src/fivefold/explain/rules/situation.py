@@ -67,7 +67,7 @@ class Situation:
 
     *registers* is what the source printed; *state* the same as the CPU sees it, completed;
     *assumed* one sentence for each completion that can matter. *known_mode* is False where
-    nothing tells the number of levels. *memory* is None without a memory source.
+    the number of levels is not known. *memory* is None without a memory source.
     """
 
     registers: CpuState

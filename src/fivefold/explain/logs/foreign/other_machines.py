@@ -1,4 +1,4 @@
-"""Reports of machines that are not x86-64, told by registers and words that only they have."""
+"""Reports of machines that are not x86-64, recognised by registers and words that only they have."""
 
 from __future__ import annotations
 
