@@ -31,7 +31,10 @@ class Known(NamedTuple):
 
     def matches(self, engine: str, version: tuple[int, ...], check: Check, access: str) -> bool:
         """Whether *check* is this difference."""
-        if engine not in self.engines or version < self.since or (self.before is not None and version >= self.before):
+        if engine not in self.engines:
+            return False
+        # A version that is not known, of a machine that only printed, is held against every entry of its engine.
+        if version and (version < self.since or (self.before is not None and version >= self.before)):
             return False
         patterns = ((self.rule, check.rule), (self.access, access), (self.got, check.got))
         return all(pattern.fullmatch(text) for pattern, text in patterns)
@@ -62,8 +65,8 @@ def _known(entry: dict[str, str]) -> Known:
 
 
 def version_of(text: str) -> tuple[int, ...]:
-    """The numbers of a version, for comparing."""
-    return tuple(int(part) for part in re.findall(r"\d+", text)) or (0,)
+    """The numbers of a version, for comparing; none where it is not known."""
+    return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
 def known_difference(engine: str, version: str, check: Check, access: str) -> Known | None:
