@@ -120,3 +120,26 @@ def test_a_copy_of_more_than_there_is_cause_for() -> None:
         memory.banks()
     zeros = PagedMemory([Extent(0, 1 << 22)], lambda pa, size: bytes(size), "demo", max_written=1 << 21)
     assert [len(bank.data) for bank in zeros.banks()] == [1 << 22]
+
+
+def test_what_is_known_to_be_zeros_is_not_read() -> None:
+    """A tebibyte, of which three pages are said to be written: only those are fetched, copied and counted."""
+    asked: list[tuple[int, int]] = []
+
+    def fetch(pa: int, size: int) -> bytes:
+        asked.append((pa, size))
+        return (pa >> 12).to_bytes(8, "little") * (size // 8)
+
+    extents = [Extent(0x1000, 0x9000), Extent(1 << 30, 1 << 40)]
+    written = [Extent(0x3000, 0x4000), Extent(1 << 30, (1 << 30) + 0x1000), Extent((1 << 40) - 0x1000, 1 << 40)]
+    memory = PagedMemory(extents, fetch, "huge", max_copy=0x3000, written=lambda: written)
+    low, high = memory.banks()
+    assert asked == [(run.start, run.end - run.start) for run in written]
+    assert (low.start, low.end, high.start, high.end) == (*extents[0], *extents[1])
+    assert bytes(low.data[0x1000:0x3008]) == bytes(0x1000) + (3).to_bytes(8, "little") * 512 + bytes(0x1008 - 0x1000)
+    assert high.data[:2] == b"\0\0" and high.data[2] == 4 and high.data[0x1000:0x2000] == bytes(0x1000)
+    assert high.data[-8:] == ((1 << 28) - 1).to_bytes(8, "little") and high.data[1 << 35] == 0
+    memory.close()
+    small = PagedMemory(extents, fetch, "huge", max_copy=0x2FFF, written=lambda: written)
+    with pytest.raises(MachineError, match="cannot copy huge: 12288 bytes, at most 12287 are allowed"):
+        small.banks()

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
+from operator import attrgetter
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
@@ -20,6 +21,9 @@ MAX_COPY: Final = 8 * GIB
 """How much `PagedMemory.banks` copies at most unless told otherwise."""
 
 COPY_STEP: Final = 1 << 20
+
+_NO_RESERVE: Final = 0x4000
+"""MAP_NORESERVE of Linux: memory may be far larger than what is written of it."""
 
 
 class Bank(NamedTuple):
@@ -245,34 +249,40 @@ class PagedMemory(_Closing):
         return self._fetch(pa, size)
 
     def banks(self) -> list[Bank]:
-        """Copy all memory once and return the copies; `MachineError` above *max_copy* bytes.
+        """Copy all memory once and return the copies; `MachineError` above *max_copy* bytes that may not be zeros.
 
-        Pages that cannot be read, as damaged ones of a dump, are left out and counted in `left_out`.
+        What `written` leaves out is neither read nor counted: it is zeros, and takes no memory here. Pages that
+        cannot be read, as damaged ones of a dump, are left out and counted in `left_out`.
         """
         if self._copies is None:
+            wanted = self.written()
+            filled = sum(extent.end - extent.start for extent in wanted)
+            if filled > self.max_copy:
+                raise MachineError(f"cannot copy {self.name}: {filled} bytes, at most {self.max_copy} are allowed")
             total = sum(extent.end - extent.start for extent in self._extents)
-            if total > self.max_copy:
-                raise MachineError(f"cannot copy {self.name}: {total} bytes, at most {self.max_copy} are allowed")
             try:
                 # One mapping for all: a process may have some 65,000, and a dump has a million runs.
                 # Anonymous, so that runs of zeros cost nothing until they are read.
-                copy = mmap.mmap(-1, max(total, 1))
+                copy = mmap.mmap(-1, max(total, 1), mmap.MAP_SHARED | _NO_RESERVE)
             except OSError as error:
                 raise MachineError(f"cannot copy {self.name}: no room for {total} bytes") from error
-            self._copies = list(self._copied(copy))
+            self._copies = list(self._copied(copy, wanted))
         return list(self._copies)
 
-    def _copied(self, copy: mmap.mmap) -> Iterator[Bank]:
+    def _copied(self, copy: mmap.mmap, wanted: list[Extent]) -> Iterator[Bank]:
         view, used, written = memoryview(copy), 0, 0
         for extent in self._extents:
             start = None
-            for at, part in self._parts(extent):
+            for at, part in self._parts(extent, wanted):
                 if part is None:
                     if start is not None and at > start:
                         yield Bank(start, view[used - (at - start) : used].toreadonly())
                     start = None
                     continue
                 start = at if start is None else start
+                if isinstance(part, int):
+                    used += part
+                    continue
                 if part.count(0) != len(part):
                     written += len(part)
                     if self._max_written is not None and written > self._max_written:
@@ -282,10 +292,23 @@ class PagedMemory(_Closing):
             if start is not None:
                 yield Bank(start, view[used - (extent.end - start) : used].toreadonly())
 
-    def _parts(self, extent: Extent) -> Iterator[tuple[int, bytes | None]]:
-        """The bytes of *extent* in pieces with their addresses; None for a page that cannot be read."""
-        for at in range(extent.start, extent.end, COPY_STEP):
-            size = min(COPY_STEP, extent.end - at)
+    def _parts(self, extent: Extent, wanted: list[Extent]) -> Iterator[tuple[int, bytes | int | None]]:
+        """*extent* in pieces with their addresses: bytes, how many zeros, or None for a page that cannot be read."""
+        at = extent.start
+        for number in range(bisect_right(wanted, at, key=attrgetter("end")), len(wanted)):
+            low, high = max(wanted[number].start, at), min(wanted[number].end, extent.end)
+            if low >= extent.end:
+                break
+            if low > at:
+                yield at, low - at
+            yield from self._read_parts(low, high)
+            at = high
+        if at < extent.end:
+            yield at, extent.end - at
+
+    def _read_parts(self, start: int, end: int) -> Iterator[tuple[int, bytes | None]]:
+        for at in range(start, end, COPY_STEP):
+            size = min(COPY_STEP, end - at)
             try:
                 yield at, self._fetch(at, size)
             except FormatError:

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Final, NamedTuple
 
@@ -26,7 +26,8 @@ from fivefold.memory.live.process_memory import (
 )
 from fivefold.memory.live.qmp_client import QmpClient
 from fivefold.memory.source import Progress
-from fivefold.units import MIB
+from fivefold.memory.spans import extents_of
+from fivefold.units import MIB, PAGE
 
 MAX_ROM: Final = 64 * MIB
 """Private ranges up to this size in all (firmware, video) are copied when RAM itself is shared."""
@@ -144,6 +145,9 @@ def process_memory(pid: int, located: Sequence[Located], name: str, max_copy: in
             pa, size, index = pa + take, size - take, index + 1
         return b"".join(parts)
 
+    def written() -> list[Extent]:
+        return extents_of(run for item in located for run in _touched(process, item))
+
     extents = [Extent(item.ram.start, item.ram.end) for item in located]
     try:
         for item in located:
@@ -151,7 +155,18 @@ def process_memory(pid: int, located: Sequence[Located], name: str, max_copy: in
     except MemoryReadError as error:
         process.close()
         raise MachineError(f"process {pid} is not the QEMU that answers: {error}") from error
-    return PagedMemory(extents, fetch, name, on_close=process.close, max_copy=max_copy)
+    return PagedMemory(extents, fetch, name, on_close=process.close, max_copy=max_copy, written=written)
+
+
+def _touched(process: ProcessMemory, item: Located) -> Iterator[tuple[int, int]]:
+    """The parts of a range that QEMU or its guest ever touched, by the guest's addresses; all of one with a file."""
+    size = item.ram.end - item.ram.start
+    mapping = mapping_at(mappings_of(process.pid), item.host, size)
+    if mapping is None or mapping.inode or item.host % PAGE:
+        yield item.ram.start, item.ram.end
+        return
+    for low, high in process.present(item.host, item.host + size):
+        yield item.ram.start + low - item.host, item.ram.start + high - item.host
 
 
 def _fetched(process: ProcessMemory, item: Located, pa: int, size: int, name: str) -> bytes:
