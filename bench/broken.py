@@ -177,6 +177,22 @@ MISTAKES: Final = (
         "    if True:\n        store64(pgd, table | TABLE)",
         "la48",
     ),
+    Mistake(
+        "ring3",
+        "kernel_map.py",
+        "store16(tss + TSS_IO_MAP, TSS_SIZE)",
+        "store16(tss + TSS_IO_MAP, 0)",
+        options={"engine": "qemu"},
+    ),
+    Mistake("ring3", "traps.py", "INTERRUPT_GATE: Final = 0x8E00", "INTERRUPT_GATE: Final = 0xEE00"),
+    Mistake(
+        "ist", "kernel_map.py", "trap_stub(vector), i + 1)", "trap_stub(vector), 0)", options={"layout": "proposal"}
+    ),
+    Mistake("smap", "entry.S", "        clac\n1:\n        movq", "1:\n        movq", "boot", {}),
+    Mistake("smap", "cpu.py", "        value |= CR4_SMAP\n", "        pass\n", options={}),
+    Mistake("smep", "cpu.py", "        value |= CR4_SMEP\n", "        pass\n", options={}),
+    Mistake("user", "syscall.py", "va > user.task_size_max() - 8 or ", "", options={}),
+    Mistake("smp", "smp.py", "    kernel_map.close_ports(tss)\n", "", options=SMP),
     Mistake("smp", "smp.py", "store64(words, read_cr4())", "store64(words, cpu.CR4_PAE)", options=SMP, dies=True),
     Mistake("smp", "smp.py", "    cpu.write_cr3(PhysAddr(kernel_root))\n", "", options=SMP),
     Mistake("smp", "smp.py", "        invlpg(load64(shared + ADDRESS))\n", "", options=SMP),
