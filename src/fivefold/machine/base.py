@@ -168,13 +168,18 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """Triple fault. *records* are the exceptions that led to it, oldest first, where known."""
+    """Triple fault. *records* are the exceptions that led to it, oldest first, where known.
+
+    *cpu* is the number of the CPU that they struck, None where that is not known.
+    """
 
     records: tuple[ExceptionRecord, ...]
+    cpu: int | None = 0
 
     def __str__(self) -> str:
         story = " -> ".join(str(record) for record in self.records)
-        return f"triple fault: {story}" if story else "triple fault"
+        where = f" on CPU {self.cpu}" if self.cpu else ""
+        return f"triple fault{where}: {story}" if story else f"triple fault{where}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import MachineError
-from fivefold.machine import CpuidOverride, Exit, Guest, MapRow, Module, Timeout, start
+from fivefold.machine import CpuidOverride, Exit, Guest, MapRow, Module, Reset, Timeout, start
 from fivefold.machine.child import Child
 from fivefold.machine.qemu import engine
 
@@ -184,3 +184,10 @@ def test_much_output_arrives_whole(workshop, qemu):
 
     assert machine.run(20) == Exit(1)
     assert machine.output == b"x" * 20000
+
+
+@pytest.mark.parametrize(("port", "value"), [(0x64, 0xFE), (0xCF9, 6)])
+def test_a_reset_by_a_device_is_no_triple_fault(workshop, port, value):
+    source = f"movw ${port}, %dx\nmovb ${value}, %al\noutb %al, %dx\n1: jmp 1b"
+    with start("qemu", Guest(workshop.assemble(source).image)) as machine:
+        assert machine.run(20) == Reset()

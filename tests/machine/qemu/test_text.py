@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from fivefold.errors import MachineError
-from fivefold.machine import ExceptionRecord
-from fivefold.machine.qemu.text import is_halted, last_story, parse_exceptions, parse_registers
+from fivefold.machine import ExceptionRecord, Registers
+from fivefold.machine.qemu.text import (
+    cpu_of,
+    ends_in_triple_fault,
+    is_halted,
+    last_story,
+    parse_exceptions,
+    parse_registers,
+)
 
 LONG = """
 CPU#0
@@ -105,3 +114,30 @@ def test_exceptions_of_the_log():
         ExceptionRecord(14, None, 0x40000110, 0x200126, 0x40000120),
     )
     assert last_story(b"", 0) == ()
+
+
+def test_the_cpu_that_an_exception_struck_is_the_one_that_is_there() -> None:
+    def at(rip: int, rsp: int) -> Registers:
+        numbers = dict.fromkeys((field.name for field in fields(Registers) if field.name not in ("gdt", "idt")), 0)
+        return Registers(**{**numbers, "rip": rip, "rsp": rsp})
+
+    record = ExceptionRecord(14, 0, 0x1000, 0x5000, 0x9000)
+    assert cpu_of([record], [at(1, 2)]) == 0
+    assert cpu_of([record], [at(0x5000, 0x8000), at(0x5000, 0x9000)]) == 1
+    assert cpu_of([record], [at(0x5000, 0x9000), at(0x5000, 0x9000)]) is None, "both are there"
+    assert cpu_of([record], [at(1, 2), at(3, 4)]) is None
+    assert cpu_of([], [at(1, 2), at(3, 4)]) is None
+
+
+@pytest.mark.parametrize(
+    ("log", "triple"),
+    [
+        (b"     7: v=0e e=0000 i=0\ncheck_exception old: 0x8 new 0xd\nTriple fault\nCPU Reset (CPU 0)\n", True),
+        (b"Triple fault\n", False),
+        (b"\nTriple fault\n     7: v=0e e=0000 i=0\nCPU Reset (CPU 0)\n", False),
+        (b"     7: v=0e e=0000 i=0\nCPU Reset (CPU 0)\n", False),
+        (b"", False),
+    ],
+)
+def test_a_reset_is_a_triple_fault_where_the_log_says_so(log: bytes, triple: bool) -> None:
+    assert ends_in_triple_fault(log) == triple

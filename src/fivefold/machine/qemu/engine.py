@@ -45,7 +45,7 @@ from fivefold.machine.loading.memory_map import PC_SPLIT, split_extents
 from fivefold.machine.mapped_ram import MappedRam
 from fivefold.machine.program import HostProgram, find_program
 from fivefold.machine.qemu.monitor import QemuMonitor
-from fivefold.machine.qemu.text import ends_in_triple_fault, is_halted, last_story, parse_registers
+from fivefold.machine.qemu.text import cpu_of, ends_in_triple_fault, is_halted, last_story, parse_registers
 from fivefold.memory import PhysMemory
 from fivefold.memory.live.connection import ConnectionLostError
 from fivefold.memory.live.qmp_client import QmpClient
@@ -262,7 +262,9 @@ class QemuMachine:
         # KVM has no log: there a reset may be anything.
         if self._accelerator == "tcg" and not ends_in_triple_fault(log):
             return Reset()
-        return Shutdown(last_story(log, self.registers().cr2))
+        cpus = self.all_registers()
+        cpu = cpu_of(last_story(log, 0), cpus)
+        return Shutdown(last_story(log, cpus[cpu or 0].cr2), cpu)
 
     def _halt_event(self) -> Halted | None:
         text = self._qmp.monitor("info registers")

@@ -6,6 +6,7 @@ Formats as of QEMU 7.2 (target/i386/cpu-dump.c, seg_helper.c), which have been s
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from fivefold.errors import MachineError
@@ -93,6 +94,16 @@ def ends_in_triple_fault(log: bytes) -> bool:
     An exception without a next one is no sign: a fault that was handled leaves the same lines.
     """
     return log.rfind(b"\nTriple fault") > max(log.rfind(b"check_exception"), log.rfind(b": v="))
+
+
+def cpu_of(records: Sequence[ExceptionRecord], cpus: Sequence[Registers]) -> int | None:
+    """Which of *cpus* the exceptions struck: the one that is still where the last one was; None if that is not one."""
+    if len(cpus) == 1:
+        return 0
+    if not records:
+        return None
+    at = [number for number, cpu in enumerate(cpus) if (cpu.rip, cpu.rsp) == (records[-1].rip, records[-1].rsp)]
+    return at[0] if len(at) == 1 else None
 
 
 def last_story(log: bytes, cr2: int) -> tuple[ExceptionRecord, ...]:
