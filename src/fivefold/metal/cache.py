@@ -39,9 +39,10 @@ def directory() -> Path | None:
     if base.is_absolute():  # The XDG specification: a relative one is ignored.
         return base / "fivefold"
     try:
-        return Path.home() / ".cache" / "fivefold"
+        home = Path.home()
     except RuntimeError:  # no HOME, and no entry for this user in the password database
         return None
+    return home / ".cache" / "fivefold" if home.is_absolute() else None
 
 
 def get_or_make(key: str, make: Callable[[], bytes]) -> bytes:

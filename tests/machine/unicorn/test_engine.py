@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import signal
 import struct
+import subprocess
+import sys
 import time
 import weakref
 
@@ -461,3 +463,18 @@ def test_tables_outside_ram_fault_in_the_guest(unicorn, workshop):
     assert isinstance(event, Shutdown)
     assert event.records[0].vector == 14
     assert event.records[0].error_code & 0x9 == 0x9
+
+
+def test_without_room_for_the_translator_it_is_one_line():
+    """Unicorn itself would end the process with status 1, which is that of a failed check."""
+    code = (
+        "import resource; from fivefold.machine.unicorn.core import UnicornCore\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "try: UnicornCore('la57')\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (
+        0,
+        "MachineError unicorn needs 1G of address space, which is not to be had\n",
+    )

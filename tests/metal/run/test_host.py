@@ -231,6 +231,8 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.directory() == tmp_path / ".cache" / "fivefold"
+    monkeypatch.setenv("HOME", "relative")
+    assert cache.directory() is None, "nothing is written into the working directory"
 
 
 def test_get_or_make(monkeypatch, tmp_path):

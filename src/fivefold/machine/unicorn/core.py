@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from fivefold.machine.unicorn.calibration import PROBE_MEMORY, measure
 from fivefold.machine.unicorn.hidden_state import Context, Places
 from fivefold.machine.unicorn.instruction_hook import InstructionHook, PlainHook, native_hook
 from fivefold.machine.vcpu import Vcpu, VcpuSegment
-from fivefold.units import MASK64, hex64
+from fivefold.units import GIB, MASK64, MIB, format_size, hex64
 
 MODELS: Final = {"la57": "ICELAKE_SERVER", "la48": "HASWELL"}
 """Unicorn's models for our two names. ICELAKE_SERVER is its only one with LA57."""
@@ -48,11 +49,26 @@ _EMPTY_FETCH: Final = (uc_const.UC_ERR_FETCH_PROT, uc_const.UC_ERR_FETCH_UNMAPPE
 _SCRATCH: Final = 0x1000
 
 
+_TRANSLATOR: Final = GIB
+"""Address space that each engine takes for translated code, most of which is never touched."""
+
+
+def _check_address_space() -> None:
+    """Refuse where Unicorn would not find room for its translator: it then ends the whole process, with status 1."""
+    try:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mmap.mmap(-1, _TRANSLATOR + 64 * MIB, flags=flags).close()
+    except OSError as error:
+        needed = format_size(_TRANSLATOR)
+        raise MachineError(f"unicorn needs {needed} of address space, which is not to be had") from error
+
+
 class UnicornCore:
     """A processor of Unicorn's in 64-bit mode without paging, and no memory yet."""
 
     def __init__(self, cpu: str, overrides: tuple[CpuidOverride, ...] = ()) -> None:
         """*cpu* is one of our names or of Unicorn's; `MachineError` if it is neither."""
+        _check_address_space()
         self._uc: Any = binding.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
         self._uc.ctl_set_cpu_model(_model_number(cpu))
         # With "until" the engine translates that address at every stop, which faults and so
