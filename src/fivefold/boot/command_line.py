@@ -36,12 +36,12 @@ def check_menu(text: str) -> None:
 
     What follows ``kexec --`` is the second kernel's command line.
     """
-    first, mark, second = f" {text} ".partition(" -- ")
+    lines = f" {text} ".split(" -- ")
     if "hibernate" in {word.partition("=")[0] for word in text.split()}:
         raise MachineError("an ISO cannot hibernate: a restart loses what was saved in memory; use boot --hibernate")
-    if mark and "kexec" not in first.split():
+    if any("kexec" not in line.split() for line in lines[:-1]):
         raise MachineError("'--' on the command line is for a second kernel; expected kexec before it")
-    for line in (first, second):
+    for line in lines:
         words = line.split()
         counts = [word.partition("=")[2] for word in words if word.partition("=")[0] == "smp"]
         if any(not _is_number(count) or not 1 <= _value(count) <= MAX_CPUS for count in counts):

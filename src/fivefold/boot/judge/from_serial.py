@@ -31,9 +31,10 @@ def checks_of_text(judgement: Judgement, levels: Sequence[int | None]) -> list[C
     checks = [Check.outside("kexec_arrived" if chained else "one_kernel", wrong)]
     if wrong:
         return checks
-    if chained:
-        checks.append(Check.outside("kexec_first_kernel", _problem(reports[0])))
-        checks.append(Check.outside("kexec_first_mode", _other_mode(reports[0], levels[0])))
+    for number, (report, want) in enumerate(zip(reports[:-1], levels, strict=False)):
+        name = "kexec_first" if number == 0 else f"kexec_{number + 1}"
+        checks.append(Check.outside(f"{name}_kernel", _problem(report)))
+        checks.append(Check.outside(f"{name}_mode", _other_mode(report, want)))
     checks.append(Check.outside("serial_report", _problem(reports[-1])))
     return [*checks, Check.outside("mode_expected", _other_mode(reports[-1], levels[-1]))]
 

@@ -85,7 +85,7 @@ def take_tags(at: u64, end: u64, out: u64) -> u64:
             take_cmdline(at + HEAD, at + size, out + INFO_CMDLINE)
         elif kind == TAG_MODULE and not take_module(at, size, out):
             return BAD_TAG
-        elif kind == TAG_RSDP or kind == TAG_NEW_RSDP:  # noqa: SIM109 - the subset has no tuples
+        elif kind == TAG_RSDP or kind == TAG_NEW_RSDP:
             take_rsdp(at + HEAD, min(size - HEAD, MOST_RSDP), out)
         elif kind == TAG_MAP:
             has_map = True
