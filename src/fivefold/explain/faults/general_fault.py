@@ -26,8 +26,6 @@ _ADDRESS_REGISTERS: Final = frozenset(
     set(Register) - {Register.CR0, Register.CR3, Register.CR4, Register.EFER, Register.PKRS}
 )
 _GENERAL: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{n}" for n in range(8, 16)))
-_LASS: Final = 1 << 27
-"""CR4.LASS."""
 _NEAR: Final = 1 << 40
 """How close to a canonical address a value must be to look like a pointer that went wrong."""
 
@@ -47,7 +45,6 @@ def explain_general_fault(here: Situation, raised: RaisedException, trace: Trace
         )
     if instruction is not None:
         finding = _by_use(here, raised, instruction, trace) or _by_write(here, instruction, trace)
-        finding = finding or _by_separation(here, raised, instruction)
     finding = finding or _by_name(here, raised) or _by_reason(here, raised)
     if finding is not None:
         return _of_null(finding, raised)
@@ -81,6 +78,8 @@ def _bad_rip(here: Situation, raised: RaisedException) -> FaultFinding | None:
 def _by_use(here: Situation, raised: RaisedException, instruction: Instruction, trace: Trace) -> FaultFinding | None:
     for use in instruction.uses:
         ruling = rule_on(here, use.va, use.how)
+        if isinstance(ruling, Refusal) and ruling.rule in ("lass", "address-tag"):
+            return _by_form(here, ruling, use, instruction)
         if not isinstance(ruling, Refusal) or ruling.rule != "non-canonical":
             continue
         reach = "the address" if ruling.va == use.va else f"it reaches {hex64(ruling.va)}, which"
@@ -181,21 +180,17 @@ def _by_selector(here: Situation, raised: RaisedException, code: int, trace: Tra
     return FaultFinding("unknown", sentence, "certain", here, instruction=instruction)
 
 
-def _by_separation(here: Situation, raised: RaisedException, instruction: Instruction) -> FaultFinding | None:
-    """LASS: a supervisor's access to the lower half, whatever is mapped there."""
-    if not here.knows("cr4") or not here.state.cr4 & _LASS or here.state.cpl == 3:
-        return None
-    for use in instruction.uses:
-        is_data = use.how.kind is not Kind.FETCH
-        if not use.va >> 63 and not (is_data and here.state.ac and not use.how.implicit):
-            sentence = (
-                f"{instruction.text}: {_spelled(use)} {hex64(use.va)} was refused: the address is in the lower half"
-            )
-            return FaultFinding(
-                "lass", sentence, "likely", here, use.va, use.how, instruction=instruction, use=use,
-                remarks=("CR4.LASS is set, which keeps the supervisor out of the lower half",),
-            )  # fmt: skip
-    return None
+def _by_form(here: Situation, ruling: Refusal, use: Use, instruction: Instruction) -> FaultFinding:
+    """An address that is canonical, or nearly, and still is not for this access: LASS, or a tag."""
+    why = {
+        "lass": ("it is in the half that LASS keeps from this privilege level", "CR4.LASS is set"),
+        "address-tag": ("it carries a tag that does not fit", "masking of addresses is on (LAM or UAI)"),
+    }[ruling.rule]
+    sentence = f"{instruction.text}: {_spelled(use)} {hex64(use.va)} was refused: {why[0]}"
+    return FaultFinding(
+        ruling.rule, sentence, "certain" if here.knows("cr4") else "likely", here, ruling.va, use.how,
+        instruction=instruction, use=use, remarks=(why[1],),
+    )  # fmt: skip
 
 
 def _by_name(here: Situation, raised: RaisedException) -> FaultFinding | None:
@@ -313,7 +308,9 @@ def _mode_or_widest(here: Situation) -> PagingMode:
 def _by_pointer(here: Situation) -> FaultFinding:
     """A register that holds an address which is not canonical; one next to the edge looks most like a pointer."""
     mode = _mode_or_widest(here)
-    found = [(name, value) for name, value in _values(here) if not mode.is_canonical(value)]
+    found = [
+        (name, value) for name, value in _values(here) if not mode.is_canonical(value) and not _is_shadow_index(value)
+    ]
     if not found:
         known = any(True for _ in _values(here))
         sentence = "a general protection fault, and no register holds an address that is not canonical"
@@ -329,6 +326,11 @@ def _by_pointer(here: Situation) -> FaultFinding:
         remarks.append(f"not canonical either: {', '.join(others)}")
     clear = len(found) == 1 or other_mode(mode).is_canonical(value) or _distance(mode, value) < _NEAR
     return FaultFinding("non-canonical", sentence, "guess", here, value if clear else None, remarks=tuple(remarks))
+
+
+def _is_shadow_index(value: int) -> bool:
+    """Whether KASAN made *value* of an address of the kernel, which it shifts right by 3: never an address itself."""
+    return value >> 57 == 0xF and LA57.is_canonical(value << 3 & MASK64 | 7 << 61)
 
 
 def _distance(mode: PagingMode, value: int) -> int:

@@ -189,6 +189,9 @@ def _refused_by(ruling: Refusal) -> str:
         "smap": "a user page, CR4.SMAP set and RFLAGS.AC clear",
         "protection-key": "a protection key that forbids it",
         "non-canonical": "not canonical",
+        "address-tag": "tagged, with a tag that is not ignored",
+        "lass": "in the half that LASS keeps from this access",
+        "unknown": "a rule beside the page tables that forbids it",
     }
     if ruling.culprit is None:
         return f"the address is {words[ruling.rule]}"

@@ -22,8 +22,9 @@ from fivefold.arch import (
     Step,
     Unmapped,
     access,
+    first_separated,
+    masked,
     translate,
-    untagged,
     walk,
 )
 from fivefold.errors import MemoryReadError
@@ -49,6 +50,11 @@ RULE_OF: Final[dict[Rule, RuleName]] = {
     Rule.SMAP: "smap",
     Rule.PKU: "protection-key",
     Rule.PKS: "protection-key",
+    Rule.LASS: "lass",
+    Rule.SHADOW: "unknown",
+    Rule.SHADOW_SIDE: "unknown",
+    Rule.SGX: "unknown",
+    Rule.RMP: "unknown",
 }
 
 MANUAL: Final[dict[RuleName, str]] = {
@@ -161,14 +167,21 @@ def _by_form(here: Situation, va: int, how: Access) -> Refusal | None:
             return None
         # What is not canonical in 57 bits is not canonical at all.
         mode = LA57
-    plain = va if how.kind is Kind.FETCH else untagged(VirtAddr(va), here.state, mode)
+    plain = masked(VirtAddr(va), here.state, mode, how)
     last = plain + how.size - 1 & MASK64
     if mode.is_canonical(plain) and mode.is_canonical(last):
-        return None
+        apart = first_separated(here.state, plain, how)
+        return None if apart is None else Refusal("lass", apart, how, None, (), _form_vector(how), 0)
     # An access that begins well runs into the gap at its start.
     first = mode.gap.start if mode.is_canonical(plain) else plain
-    vector = 12 if how.stack and how.kind is not Kind.FETCH else 13
-    return Refusal("non-canonical", first, how, None, (), vector, 0)
+    # Where masking is on for this half, and the address carries a tag, it is the tag that does not fit.
+    rule: RuleName = "address-tag" if plain != va else "non-canonical"
+    return Refusal(rule, first, how, None, (), _form_vector(how), 0)
+
+
+def _form_vector(how: Access) -> int:
+    """The exception for an address that no table is asked about: #SS for the stack, #GP else."""
+    return 12 if how.stack and how.kind is not Kind.FETCH else 13
 
 
 def _refusal(fault: Fault, how: Access) -> Refusal:
