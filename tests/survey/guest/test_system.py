@@ -17,6 +17,7 @@ from fivefold.survey.guest.areas import detect_areas
 from fivefold.survey.guest.bases import KernelBases
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import GivenPaging
+from fivefold.survey.guest.info import About
 from fivefold.survey.guest.system import GuestSystem
 from fivefold.survey.guest.vmcoreinfo import MOST_TEXTS, kernel_notes
 from fivefold.survey.space import Space
@@ -239,3 +240,20 @@ def test_whatever_is_found_areas_tile(
     assert bool(areas) == (page_offset is not None)
     if areas:
         check_tiling(areas)
+
+
+def test_what_vmcoreinfo_claims_is_held_against_the_tables(world: Callable[..., Space]) -> None:
+    source = world({}).source
+    right = {"NUMBER(pgtable_l5_enabled)": "0", "NUMBER(phys_base)": "0", "KERNELOFFSET": "0"}
+    about = About(source, Space(Source(source.memory, "test", source.cpus, vmcoreinfo=right)))
+    fact = about.facts()["vmcoreinfo"]
+    assert (fact.value, fact.against) == ("the tables confirm levels, phys_base, kernel_text", None)
+    wrong = {"NUMBER(pgtable_l5_enabled)": "1", "NUMBER(phys_base)": "4096", "KERNELOFFSET": "200000"}
+    about = About(source, Space(Source(source.memory, "test", source.cpus, vmcoreinfo=wrong)))
+    fact = about.facts()["vmcoreinfo"]
+    assert fact.value == "the tables confirm nothing of it"
+    assert fact.against == (
+        "the tables contradict it: levels is 0x4, not 0x5, phys_base is 0x0, not 0x1000, "
+        "kernel_text is 0xffffffff81000000, not 0xffffffff81200000"
+    )
+    assert about.to_json()["vmcoreinfo"]["contradicted_by"] == fact.against

@@ -48,11 +48,13 @@ def _lines(about: About) -> Iterator[tuple[str, str, str]]:
     yield from ((f"CPU {number}", _registers(cpu), cpu.source) for number, cpu in enumerate(source.cpus))
     yield "system", facts["system"].value or "not known", facts["system"].how
     yield "kernel", facts["release"].value or "not known", facts["release"].how
+    yield "VMCOREINFO", facts["vmcoreinfo"].value or "none", facts["vmcoreinfo"].evidence
     if about.space is not None:
         yield from ((name, _hex(base), base.how) for name, base in about.space.bases.named().items())
         yield "areas", "named" if about.space.areas.areas else "not named", about.space.areas.how
     for name, label in _LABELS.items():
-        yield label, _plain(facts[name]), facts[name].how
+        value = "none" if name == "c_bit" and facts[name].how.startswith("sme_mask=0x0 ") else _plain(facts[name])
+        yield label, value, facts[name].how
     yield from (("note", note, "") for note in source.notes)
 
 

@@ -14,7 +14,7 @@ from fivefold.survey.guest.bases import KernelBases
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import GivenPaging, choose_nxe, choose_phys_bits, choose_root, roots_in_registers
 from fivefold.survey.guest.system import release_told
-from fivefold.survey.guest.vmcoreinfo import kernel_notes
+from fivefold.survey.guest.vmcoreinfo import claims, kernel_notes
 from fivefold.survey.scan.scan_result import RegionKind
 from fivefold.survey.space import Space
 from fivefold.units import hex64
@@ -49,6 +49,7 @@ class About:
             "nxe": self._nxe(space),
             "system": space.system.name,
             "release": space.release,
+            "vmcoreinfo": self._vmcoreinfo(space),
             "kasan": Found(space.bases.kasan, "whether anything is mapped where the shadow of the kernel half begins"),
             "pat_msr": self._pat(),
         }
@@ -67,6 +68,7 @@ class About:
             "nxe": nothing,
             "system": nothing,
             "release": release_told(kernel_notes(self.source)),
+            "vmcoreinfo": Found(None, kernel_notes(self.source).where),
             "kasan": nothing,
             "pat_msr": self._pat(),
         }
@@ -78,6 +80,20 @@ class About:
 
     def _pat(self) -> Found[int | None]:
         return Found(None, f"{self.source.format} holds no PAT MSR; memory types are shown as PWT, PCD and PAT")
+
+    def _vmcoreinfo(self, space: Space) -> Found[str | None]:
+        """Which of its claims the tables confirm, and which they contradict."""
+        notes = space.notes
+        if not notes.facts:
+            return Found(None, notes.where)
+        shown = {name: base.value for name, base in space.bases.named().items()} | {"levels": space.levels}
+        told = {name: (claim, shown[name]) for name, claim in claims(notes).items() if shown.get(name) is not None}
+        right = [name for name, (claim, value) in told.items() if claim == value]
+        wrong = [
+            f"{name} is {value or 0:#x}, not {claim:#x}" for name, (claim, value) in told.items() if claim != value
+        ]
+        against = f"the tables contradict it: {', '.join(wrong)}" if wrong else None
+        return Found(f"the tables confirm {', '.join(right) or 'nothing of it'}", notes.where, against)
 
     def _nxe(self, space: Space) -> Found[bool | None]:
         if space.nxe.value is not None:
@@ -127,6 +143,11 @@ class About:
             "bases": {name: None if base.value is None else hex64(base.value) for name, base in bases.items()},
             "bases_known_from": {name: base.how for name, base in bases.items()},
             "areas_known_from": self.space.areas.how if self.space else _NO_SPACE,
+            "vmcoreinfo": {
+                "value": facts["vmcoreinfo"].value,
+                "known_from": facts["vmcoreinfo"].how,
+                "contradicted_by": facts["vmcoreinfo"].against,
+            },
             **{
                 name: {"value": facts[name].value, "known_from": facts[name].how}
                 for name in ("phys_bits", "c_bit", "wp", "smep", "smap", "nxe", "kasan", "pat_msr")

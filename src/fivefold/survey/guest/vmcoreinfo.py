@@ -21,6 +21,9 @@ from fivefold.units import GIB, MASK64, PAGE, PhysAddr, VirtAddr, hex64
 KERNEL_WINDOW: Final = 0xFFFF_FFFF_8000_0000
 """Where the kernel's image lies; ``phys_base`` counts from here."""
 
+LINKED_AT: Final = KERNEL_WINDOW + 0x100_0000
+"""Where ``_text`` is unless the kernel was built for another address (CONFIG_PHYSICAL_START) or moved."""
+
 FIRST_LINE: Final = b"OSRELEASE="
 MOST_TEXTS: Final = 16
 """Pages that look like VMCOREINFO and are read; memory may hold forged ones without end."""
@@ -137,3 +140,16 @@ def is_confirmed(notes: KernelNotes, memory: SourceMemory) -> bool:
             if isinstance(found, Mapped) and found.pa == symbol - KERNEL_WINDOW + base & MASK64:
                 return True
     return False
+
+
+def claims(notes: KernelNotes) -> dict[str, int]:
+    """What *notes* say of what the tables show, too: the number of levels, and bases by the names of `KernelBases`."""
+    mode, moved = notes.mode, _number(notes.facts.get("KERNELOFFSET"), 16)
+    told = {
+        "levels": None if mode is None else int(mode.top),
+        "phys_base": notes.number("phys_base"),
+        "vmalloc_base": notes.number("VMALLOC_START"),
+        "vmemmap_base": notes.symbol("vmemmap"),
+        "kernel_text": None if moved is None else LINKED_AT + moved,
+    }
+    return {name: value for name, value in told.items() if value is not None}
