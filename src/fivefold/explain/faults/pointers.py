@@ -29,7 +29,7 @@ def with_pointer(finding: FaultFinding, raised: RaisedException) -> FaultFinding
     if va is None or finding.rule not in ("not-present", "unknown", "smap", "smep", "user-supervisor", "stack"):
         return finding
     if finding.use is not None and finding.use.how.stack:
-        return finding
+        return _lost_stack(finding, va)
     if raised.guard:
         return finding
     if is_null(va):
@@ -45,6 +45,15 @@ def with_pointer(finding: FaultFinding, raised: RaisedException) -> FaultFinding
             advice=("a check with IS_ERR, or for NULL, before the pointer is used",),
         )  # fmt: skip
     return finding
+
+
+def _lost_stack(finding: FaultFinding, va: int) -> FaultFinding:
+    """A stack of the kernel in the lower half: RSP is wrong, and no page is missing."""
+    rip = finding.here.registers.rip
+    if va >> 63 or rip is None or not rip >> 63 or finding.here.state.cpl or finding.here.memory is not None:
+        return finding
+    words = "RSP is in the lower half while the code is in the upper one: its upper half was lost, or it was never set"
+    return replace(finding, remarks=(words, *finding.remarks), advice=("an RSP that points to a stack of the kernel",))
 
 
 def _null(finding: FaultFinding, va: int) -> FaultFinding:

@@ -151,7 +151,7 @@ def _data_rule(here: Situation, how: Access, va: int | None) -> Candidate:
         why = "the user half is the user's" if can_protect else "only SMAP refuses a supervisor read of a present page"
         if can_protect and not here.knows("cr4"):
             return Candidate("smap", "SMAP or R/W=0 refused it: CR4 is not known", False, guess=True)
-        return Candidate("smap", why, not can_protect)
+        return Candidate("smap", why, not (can_protect or _upper(va)))
     if can_protect:
         why = "the address is in the kernel's half" if smap else "only R/W=0 refuses a supervisor write here"
         return Candidate("write-protected", why, not smap)

@@ -24,7 +24,7 @@ _CORRUPTED: Final = re.compile(r"Corrupted page table at address (?:0x)?([0-9a-f
 _GUARD: Final = re.compile(
     r"(\S+) stack guard page was hit at (?:0x)?([0-9a-fx]+)(?: \(stack is (\S+)\.\.(\S+)\))?", re.I
 )
-_ERROR: Final = re.compile(r"\bPF: error_code\((?:0x)?([0-9a-f]{1,8})\)(?: - (\S+))?", re.I)
+_ERROR: Final = re.compile(r"\bPF: error_code\((?:0x)?([0-9a-f]{4,8})\)(?: - (\S+))?", re.I)
 _WORDS: Final = re.compile(r"\bPF: (supervisor|user) (read|write|instruction)(?: access| fetch)?", re.I)
 _OOPS: Final = re.compile(r": ([0-9a-f]{4}|[0-9a-f]{8})(?:/\d+)? \[#?\d+\]", re.I)
 _ERROR_CODE: Final = re.compile(r"\berror_code: *(?:0x)?([0-9a-f]{1,8})\b", re.I)
@@ -91,6 +91,12 @@ class Facts:
     smep: bool = False
     on_purpose: bool = False
     dropped: tuple[str, ...] = ()
+
+    @property
+    def says_anything(self) -> bool:
+        """Whether there is more than the name of an exception."""
+        known = (self.address, self.error_code, self.kind, self.named, self.guard)
+        return bool(any(fact is not None for fact in known) or self.entries or self.hashed or self.dropped)
 
 
 def facts_of(report: Report) -> Facts | None:
@@ -190,7 +196,9 @@ def _error_code(head: str, vector: int, dropped: list[str]) -> int | None:
     words = _ERROR.search(head)
     if len(found) == 1:
         code = found.pop()
-        if vector == Vector.PF and words and words[2] and not _fits(code, words[2].lower()):
+        kind, by_user = _access(head)
+        wrong = words is not None and words[2] is not None and not _fits(code, words[2].lower())
+        if vector == Vector.PF and (wrong or not _fits_access(code, kind, by_user)):
             dropped.append("the error code does not fit the words beside it")
             return None
         return code
@@ -205,6 +213,15 @@ def _fits(code: int, words: str) -> bool:
     if words.startswith("reserved"):
         return bool(code & PageFault.RSVD)
     return bool(code & PageFault.P) or not words.startswith("permissions")
+
+
+def _fits_access(code: int, kind: Kind | None, by_user: bool | None) -> bool:
+    """Whether W, I and U of *code* are what the words say; a CPU may not report fetches."""
+    if kind is not None and bool(code & PageFault.W) != (kind is Kind.WRITE):
+        return False
+    if code & PageFault.I and kind not in (None, Kind.FETCH):
+        return False
+    return not (by_user is False and code & PageFault.U)
 
 
 def _access(head: str) -> tuple[Kind | None, bool | None]:

@@ -46,6 +46,7 @@ _USER_NAMES: Final = {
     "segment not present": Vector.NP,
     "invalid TSS": Vector.TS,
 }
+_DIE: Final = re.compile(r"\[#?\d+\]")
 _OFFSET: Final = re.compile(r"Kernel Offset: (?:0x([0-9a-f]+)|(disabled))", re.I)
 _NOKASLR: Final = re.compile(r"\bnokaslr\b|KASLR disabled", re.I)
 _KASAN: Final = re.compile(r"\[#?\d+\][^\n]*\bKASAN\b|BUG: KASAN|^.*\bKASAN: ", re.I | re.M)
@@ -88,6 +89,8 @@ def raised_by(report: Report) -> RaisedException | None:
     if facts is None:
         return None
     frame = exception_frame(frames_of(report), _by_user(facts))
+    if not (_DIE.search(text) or facts.says_anything or frame.symbol or frame.cs is not None or frame.numbers):
+        return None  # prose that names an exception
     return _of_kernel(facts, frame, report)
 
 
