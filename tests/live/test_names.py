@@ -94,6 +94,21 @@ def test_who_is_who_from_a_raw_image(guest: Any, told: list[str]) -> None:
     assert found["symbols_known_from"] and found["processes_known_from"]
 
 
+def test_explain_names_the_function_of_a_fault(
+    guest: Any, space: Space, theirs: dict[int, set[tuple[str, str | None]]], tmp_path: Path
+) -> None:
+    """A page fault at an address of the kernel, told by the memory alone."""
+    at = space.symbols.address("schedule") or 0
+    registers = f"RIP={at + 4:016x} RFL=00000046 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=0"
+    log = tmp_path / "log"
+    head = (
+        f"     0: v=0e e=0000 i=0 cpl=0 IP=0010:{at + 4:016x} pc={at + 4:016x} SP=0018:{at:016x} CR2=0000000000000008"
+    )
+    log.write_text(f"{head}\n{registers}\nCR0=80050033 CR2=0000000000000008 CR3={space.root.value:016x} CR4=00001020\n")
+    done = fivefold("explain", log, "--memory", guest.ram)
+    assert "schedule+0x4" in done.stdout, done.stdout + done.stderr
+
+
 def test_symbols_from_a_file(guest: Any, space: Space, told: list[str], tmp_path: Path) -> None:
     """The guest's own list, moved as if it had been made by the build, names the same; another kernel's is refused."""
     path = tmp_path / "System.map"

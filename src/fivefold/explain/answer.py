@@ -34,7 +34,7 @@ from fivefold.explain.what_if import ask
 from fivefold.machine.base import Event as MachineEvent
 from fivefold.machine.base import ExceptionRecord, Machine, Registers, Shutdown
 from fivefold.memory import CpuState, Segment, Source, open_source
-from fivefold.symbols import SymbolTable, read_symbols
+from fivefold.symbols import Symbol, SymbolTable, read_symbols
 from fivefold.units import hex64
 
 if TYPE_CHECKING:
@@ -98,11 +98,12 @@ def explain(
             trace = _complete(trace, reader, given)
         areas = _areas_of(space, memory if isinstance(memory, Source) else None)
         naming = None
+        source = memory if isinstance(memory, Source) else None
         if symbols is not None:
             table = symbols if isinstance(symbols, SymbolTable) else read_symbols(symbols)
-            trace, naming = name_addresses(
-                trace, table, _slide_in(space, memory if isinstance(memory, Source) else None)
-            )
+            trace, naming = name_addresses(trace, table, _slide_in(space, source))
+        elif (carried := _carried_symbols(space, source, trace)) is not None:
+            trace, naming = name_addresses(trace, carried)
         return _explain(trace, reader, given, _final(trace, cpus), addresses, what_if, areas, naming)
 
 
@@ -313,6 +314,24 @@ def _names(naming: Naming | None, trace: Trace, guilty: ExplainedException | Non
     name = naming.name_at(va)
     named = (f"{hex64(va)} is {name}",) if va is not None and name is not None else ()
     return (*named, *naming.remarks(trace))
+
+
+def _carried_symbols(space: Space | None, source: Source | None, trace: Trace) -> SymbolTable | None:
+    """The kallsyms of the kernel in memory, where an exception at an address of a kernel could be named by them."""
+    if not any(raised.rip is not None and raised.rip >> 63 for raised in trace.exceptions):
+        return None
+    try:
+        if space is None and source is not None:
+            from fivefold.survey.space import Space
+
+            space = Space(source)
+        known = None if space is None else space.symbols
+        if not known:
+            return None
+        found = (Symbol(one.address, one.name) for span in known.spans for one in span)
+        return SymbolTable.of(known.how, found, is_running=True)
+    except (FivefoldError, OSError):
+        return None  # no root, or tables that cannot be read: nothing is named
 
 
 def _slide_in(space: Space | None, source: Source | None) -> int | None:
