@@ -11,7 +11,7 @@ from fivefold import _arguments
 from fivefold.errors import FivefoldError, FormatError, both_told
 from fivefold.memory.banked import MAX_COPY
 from fivefold.memory.files import FileBytes
-from fivefold.memory.formats import avml, elf_core, kdump, lime, qemu_stream, vmware, windows_dump
+from fivefold.memory.formats import avml, elf_core, kdump, lime, vmware
 from fivefold.memory.formats.compressed import compression_of, read_stream, unpack
 from fivefold.memory.formats.raw_image import read_raw
 from fivefold.memory.source import Progress, Source
@@ -139,7 +139,9 @@ def _recognise(file: FileBytes, options: SourceOptions) -> Source:
         return reader(file)
     if head.startswith(avml.MAGIC):
         return avml.read_avml(file, max_copy=options.max_copy)
-    if head.startswith((qemu_stream.MAGIC, qemu_stream.LIBVIRT, qemu_stream.LIBVIRT_PART)):
+    if head.startswith((b"QEVM", b"LibvirtQemudSave", b"LibvirtQemudPart")):
+        from fivefold.memory.formats import qemu_stream  # a log is explained without numpy
+
         return qemu_stream.read_qemu_stream(file, max_copy=options.max_copy)
     if (snapshot := vmware.beside(file)) is not None:
         return vmware.read_vmem(file, snapshot)
@@ -148,10 +150,16 @@ def _recognise(file: FileBytes, options: SourceOptions) -> Source:
     return read_raw(file)
 
 
+def _read_windows_dump(file: FileBytes) -> Source:
+    from fivefold.memory.formats.windows_dump import read_windows_dump  # a log is explained without numpy
+
+    return read_windows_dump(file)
+
+
 _READERS: Final[dict[bytes, Callable[[FileBytes], Source]]] = {
     elf_core.MAGIC: elf_core.read_elf_core,
     lime.MAGIC: lime.read_lime,
-    windows_dump.MAGIC: windows_dump.read_windows_dump,
+    b"PAGEDU64": _read_windows_dump,
     **dict.fromkeys(vmware.MAGICS, vmware.read_vmware),
 }
 

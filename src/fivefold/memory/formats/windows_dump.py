@@ -19,7 +19,6 @@ from fivefold.memory.source import Source
 from fivefold.memory.spans import MAX_SPANS, Span, without_overlap
 from fivefold.units import PAGE
 
-MAGIC: Final = b"PAGEDU64"
 HEADER: Final = 0x2000
 _AMD64: Final = 0x8664
 _MACHINE, _ROOT, _RUNS, _CONTEXT, _KIND = 0x30, 0x10, 0x88, 0x348, 0xF98
