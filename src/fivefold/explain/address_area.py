@@ -49,10 +49,11 @@ def describe(here: Situation, va: int, names: AreaNames | None = None) -> Addres
     if here.known_mode and here.mode is None:
         return AddressArea(va, None, f"{hex64(va)}: the CPU is outside of long mode, where areas have no names here")
     found = {mode: names.at(va, mode) for mode in ((here.mode,) if here.mode else (LA57, LA48))}
-    parts = {_of_area(here, one, va, mode, names): mode for mode, one in found.items()}
-    text = " or, with four levels, ".join(parts)
+    parts = dict.fromkeys(_of_area(here, one, va, mode, names) for mode, one in found.items())
+    text = next(iter(parts))
     if len(parts) > 1:
-        text = f"with five levels {text}"
+        half = "upper" if va >> 63 else "lower"
+        text = f"in the {half} half; its area depends on the number of levels, which is not known"
     if more := _relations(here, va):
         text += "; " + "; ".join(more)
     areas = {one.name for one in found.values()}
@@ -116,7 +117,7 @@ def _other_modes(here: Situation, va: int) -> str:
 
 
 def _neighbour(area: Area | None, mode: PagingMode, names: AreaNames) -> str:
-    above = area_of(names.documents(mode), area.end & MASK64) if area else None
+    above = area_of(names.documents(mode), area.end) if area and area.end <= MASK64 else None
     return f" below {_WORDS[above.name]}" if above is not None and above.name in _WORDS else ""
 
 

@@ -1,4 +1,8 @@
-"""Each kind of log, by the vectors in ``tests/data/logs/vectors.txt``."""
+"""Each kind of log, by the vectors in ``tests/data/logs/vectors.txt``.
+
+``reports.txt`` beside them pins what is printed of each with ``--verbose``. After a change of words that was meant,
+``python tests/explain/logs/test_vectors.py`` writes it again; the difference is then to be read, line by line.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,10 @@ import pytest
 
 from fivefold.errors import FormatError
 from fivefold.explain import explain
+from fivefold.report.text.explain import explanation_lines
 
 VECTORS = Path(__file__).parents[2] / "data" / "logs" / "vectors.txt"
+REPORTS = VECTORS.with_name("reports.txt")
 
 
 class LogVector(NamedTuple):
@@ -54,3 +60,31 @@ def test_vector(vector: LogVector) -> None:
         (found.headline, cause.sentence, *cause.evidence, *cause.legal, *found.unknown, *found.remarks, *stories)
     )
     assert vector.words.lower() in said.lower(), said
+
+
+def reports() -> dict[str, str]:
+    parts = REPORTS.read_text().split("\n=== ")[1:]
+    return {name: text.strip("\n") for name, _, text in (part.partition("\n") for part in parts)}
+
+
+def report(vector: LogVector) -> str:
+    try:
+        found = explain(io.BytesIO(vector.text.encode()))
+    except FormatError as error:
+        return f"refused: {error}"
+    raised = [
+        f"{one.name} line {one.raised.line} cpl {one.raised.cpl} user {one.raised.by_user} during {one.raised.during}"
+        for one in found.exceptions
+    ]
+    lines = "\n".join(line.rstrip() for line in explanation_lines(found, verbose=True))
+    return "\n".join((lines, "", f"area {found.cause.area}", *raised))
+
+
+@pytest.mark.parametrize("vector", vectors(), ids=lambda vector: vector.name)
+def test_report(vector: LogVector) -> None:
+    assert report(vector) == reports()[vector.name]
+
+
+if __name__ == "__main__":
+    texts = "\n".join(f"=== {vector.name}\n{report(vector)}\n" for vector in vectors())
+    REPORTS.write_text(f"# What is printed of each vector with --verbose; written by test_vectors.py.\n\n{texts}")
