@@ -119,7 +119,7 @@ def test_vmcoreinfo_lies_in_memory(space: Space) -> None:
 
 
 def test_rights_are_what_the_cpu_does(space: Space) -> None:
-    """Leaves of up to 200 regions, each kind of access at both privileges, with the registers that the guest has now."""
+    """Up to 200 regions, each kind of access at both privileges, with the registers that the guest has now."""
     cpu = space.source.cpus[0]
     assert None not in (cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
     regions = [region for region in space.regions(repeat_above=0) if region.page]

@@ -54,6 +54,6 @@ def _refused(parse: Callable[[str], T], text: str) -> T:
 
 def controls(text: str) -> dict[str, bool]:
     """Controls of a CPU, such as wp=1,smep=1."""
-    from fivefold.survey.guest.controls import parse_as_if
+    from fivefold.survey.guest.cpu.controls import parse_as_if
 
     return _refused(parse_as_if, text)

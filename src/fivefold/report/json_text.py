@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
-from fivefold.survey.guest.controls import Controls
+from fivefold.survey.guest.cpu.controls import Controls
 from fivefold.units import hex64
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fivefold.arch import AddressSpace, Cause, Mapped, Rights, Step, Translation, translate, walk
 from fivefold.errors import MemoryReadError
 from fivefold.notebook import html_table
-from fivefold.survey.guest.controls import Controls
+from fivefold.survey.guest.cpu.controls import Controls
 from fivefold.units import PhysAddr, VirtAddr, hex64
 
 

@@ -30,7 +30,7 @@ from fivefold.memory.open_source import SourceKeywords
 from fivefold.notebook import html_table
 from fivefold.survey.guest.areas import AreaMap, detect_areas
 from fivefold.survey.guest.bases import KernelBases, find_bases
-from fivefold.survey.guest.encryption import WithoutBits, choose_c_bit, cleared, cpu_with
+from fivefold.survey.guest.cpu.encryption import WithoutBits, choose_c_bit, cleared, cpu_with
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import GivenPaging, choose_mode, choose_phys_bits, choose_root, controls_of
 from fivefold.survey.guest.system import GuestSystem, guest_system, release_told

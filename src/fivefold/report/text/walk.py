@@ -8,7 +8,7 @@ from typing import Any, Final
 from fivefold.arch import AddressSpace, Mapped, Rights, Step, Unmapped
 from fivefold.report.json_text import controls_json
 from fivefold.report.sheet import Writable, paint, width_of
-from fivefold.survey.guest.controls import Controls, Privilege
+from fivefold.survey.guest.cpu.controls import Controls, Privilege
 from fivefold.survey.paths import Path
 from fivefold.survey.scan.regions import PAGE_NAMES, flag_names, leaf_rights, spell
 from fivefold.survey.space import Space

@@ -14,11 +14,11 @@ from fivefold import _arguments
 from fivefold.arch import FRAME_BITS, LA48, LA57, MAX_PHYS_BITS, TABLE_SIZE, Cr0, Cr4, PagingMode, TableReader
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import CpuState, Source
-from fivefold.survey.guest.controls import WHICH, Controls, choose_controls
-from fivefold.survey.guest.encryption import LOWEST_BIT, WithoutBits, choose_c_bit
+from fivefold.survey.guest.cpu.controls import WHICH, Controls, choose_controls
+from fivefold.survey.guest.cpu.encryption import LOWEST_BIT, WithoutBits, choose_c_bit
+from fivefold.survey.guest.cpu.long_mode import why_no_root
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.level_evidence import contradicts, level_evidence
-from fivefold.survey.guest.long_mode import why_no_root
 from fivefold.survey.guest.vmcoreinfo import kernel_notes
 from fivefold.units import MASK64, PhysAddr, hex64
 

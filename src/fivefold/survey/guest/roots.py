@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fivefold.arch import FRAME_BITS, AddressSpace, Cr4, Flag, Level, Mapped, TableReader, translate
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import Source
-from fivefold.survey.guest.encryption import cpu_with
+from fivefold.survey.guest.cpu.encryption import cpu_with
 from fivefold.survey.guest.identify import (
     MODES,
     GivenPaging,

@@ -11,7 +11,7 @@ import pytest
 from fivefold.arch import LA48, Level
 from fivefold.errors import NotKnownError
 from fivefold.memory import CpuState, Ram, Segment, Source, open_source
-from fivefold.survey.guest.long_mode import is_pae_root, why_no_root
+from fivefold.survey.guest.cpu.long_mode import is_pae_root, why_no_root
 from fivefold.survey.guest.roots import find_roots
 from fivefold.survey.space import Space
 from fivefold.units import PhysAddr

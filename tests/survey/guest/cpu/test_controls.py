@@ -24,7 +24,7 @@ from fivefold.memory import CpuState, Source, open_source
 from fivefold.report.text.walk import privileges, walk_json
 from fivefold.survey.audit.audit import audit
 from fivefold.survey.diff.diff import diff
-from fivefold.survey.guest.controls import Controls, parse_as_if
+from fivefold.survey.guest.cpu.controls import Controls, parse_as_if
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import GivenPaging
 from fivefold.survey.scan.regions import spell
