@@ -53,6 +53,7 @@ def test_json(fivefold: Run, capture: Capture) -> None:
         },
         "leaf": "r-x-",
         "area": "kernel_image",
+        "symbol": None,
         "cause": None,
         "hole": None,
         "missing_table": None,
