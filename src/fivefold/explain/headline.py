@@ -64,7 +64,7 @@ def _what(guilty: ExplainedException) -> str:
     if finding.rule in _WHOLE:
         return f"{_WHOLE[finding.rule]}{where}"
     phrase = _PHRASES.get(finding.rule)
-    if phrase is None:
+    if phrase is None or (finding.rule == "table-outside-memory" and finding.va is None):
         return f"{guilty.name}{where}: {finding.sentence}"
     return f"{_access(guilty)}{where}, {phrase}"
 
@@ -107,7 +107,7 @@ def _why(cause: FaultCause, finding: FaultFinding) -> str:
     if culprit is not None:
         value = "empty" if not culprit.entry.raw else f"{culprit.entry.raw:#x}"
         return f"; its {culprit.entry.level.name} entry is {value}{_doubt(cause)}"
-    if finding.level is not None:
+    if finding.level is not None and finding.va is not None:
         return f"; its {finding.level.name} entry refused it{_doubt(cause)}"
     return _doubt(cause) if cause.rule != "unknown" else ""
 

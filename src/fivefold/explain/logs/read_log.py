@@ -35,12 +35,12 @@ _READERS: Final[tuple[Callable[[Sequence[Line], str], Trace | None], ...]] = (
     read_qemu,
     read_bochs,
     read_events,
+    read_crash,
     read_linux,
     read_xen,
     read_firmware,
     read_trap,
     read_bugcheck,
-    read_crash,
     read_debugger,
 )
 """In the order of what counts where a log has several: what the machine did goes before what its guest says of it."""
