@@ -10,7 +10,7 @@ import pytest
 from fivefold.conform.campaign import Plan, run_part
 from fivefold.conform.cases.case import parse_case
 from fivefold.conform.engines.qemu import PROGRAM, QemuEngine
-from fivefold.conform.judging.report import Report
+from fivefold.conform.judging.report import ConformReport
 from fivefold.conform.run import run_one
 
 NO_QEMU = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed")
@@ -18,7 +18,7 @@ NO_BOCHSCPU = pytest.mark.skipif(find_spec("bochscpu") is None, reason="bochscpu
 BOTH = ("la48", "la57")
 
 
-def unknown(report: Report) -> dict[str, object]:
+def unknown(report: ConformReport) -> dict[str, object]:
     return {key.rule: row.smallest for key, row in report.rows.items() if row.unknown}
 
 

@@ -8,20 +8,20 @@ import pytest
 
 from fivefold.cli.commands import run
 from fivefold.conform.campaign import Plan, pack, run_part, unpack
-from fivefold.conform.judging.report import Report, to_json
+from fivefold.conform.judging.report import ConformReport, to_json
 
 PLAN = Plan("unicorn", None, None, ("la48", "la57"), 4000, 3)
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
-    whole = Report("unicorn", "0", 3)
+def report() -> ConformReport:
+    whole = ConformReport("unicorn", "0", 3)
     for part in PLAN.parts():
         whole.merge(run_part(PLAN, part))
     return whole
 
 
-def test_cases_are_run_and_agree_but_for_what_unicorn_is_known_for(report: Report) -> None:
+def test_cases_are_run_and_agree_but_for_what_unicorn_is_known_for(report: ConformReport) -> None:
     assert report.cases > 2500
     assert not report.problems
     rules = {key.rule for key, row in report.rows.items() if row.differs and key.access != "register write"}
@@ -33,12 +33,12 @@ def test_cases_are_run_and_agree_but_for_what_unicorn_is_known_for(report: Repor
     assert "not-present PD entry faults" in agreeing
 
 
-def test_every_difference_is_in_the_list_of_known_ones(report: Report) -> None:
+def test_every_difference_is_in_the_list_of_known_ones(report: ConformReport) -> None:
     fresh = {key.rule: row.smallest for key, row in report.rows.items() if row.unknown}
     assert fresh == {}
 
 
-def test_the_schema(report: Report) -> None:
+def test_the_schema(report: ConformReport) -> None:
     data = to_json(report)
     assert data["schema"] == "fivefold.conform/1"
     assert list(data) == ["schema", "engine", "version", "cases", "seed", "rules"]
@@ -52,7 +52,7 @@ def test_the_schema(report: Report) -> None:
             assert set(row["smallest"]) == {"case", "listing", "expected", "got"}
 
 
-def test_a_report_survives_its_state_file(report: Report) -> None:
+def test_a_report_survives_its_state_file(report: ConformReport) -> None:
     again = unpack(json.loads(json.dumps(pack(report))))
     assert (again.rows, again.cases) == (report.rows, report.cases)
 

@@ -26,3 +26,11 @@ class BitsChoice(StrEnum):
 
     few = "few"
     all = "all"
+
+
+class CaseModeChoice(StrEnum):
+    """Which modes cases are of."""
+
+    both = "both"
+    la48 = "la48"
+    la57 = "la57"

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fivefold.cli.choices import CaseModeChoice
+
 if TYPE_CHECKING:
     from fivefold.conform.engines.base import Engine
-    from fivefold.conform.judging.report import Report
+    from fivefold.conform.judging.report import ConformReport
 
 
 class EngineName(StrEnum):
@@ -25,14 +27,6 @@ class EngineName(StrEnum):
     bochs = "bochs"
 
 
-class ModeChoice(StrEnum):
-    """Which modes to run in."""
-
-    both = "both"
-    la48 = "la48"
-    la57 = "la57"
-
-
 def conform(
     engine: Annotated[EngineName, typer.Option(help="What runs the cases.")] = EngineName.unicorn,
     qemu: Annotated[
@@ -43,7 +37,7 @@ def conform(
         typer.Option(metavar="PATH", help="A Bochs, or the folder it is unpacked in; chooses bochs."),
     ] = None,
     cpu: Annotated[str | None, typer.Option(metavar="MODEL", help="CPU model, as the engine names it.")] = None,
-    mode: Annotated[ModeChoice, typer.Option(help="Paging modes to run in.")] = ModeChoice.both,
+    mode: Annotated[CaseModeChoice, typer.Option(help="Paging modes to run in.")] = CaseModeChoice.both,
     cases: Annotated[int, typer.Option(metavar="N", min=1, help="Cases in all modes together.")] = 20_000,
     seed: Annotated[int, typer.Option(metavar="S", help="Seed of the random cases.")] = 1,
     case: Annotated[str | None, typer.Option(metavar="ID", help="Run this case alone, and print its listing.")] = None,
@@ -71,7 +65,7 @@ def conform(
     from fivefold.conform.campaign import Plan, run_plan
     from fivefold.conform.cases.case import MODES, parse_case
 
-    modes = tuple(MODES) if mode is ModeChoice.both else (mode.value,)
+    modes = tuple(MODES) if mode is CaseModeChoice.both else (mode.value,)
     plan = Plan(_engine_name(engine, qemu, bochs), qemu or bochs, cpu, modes, cases, seed)
     if payload is not None:
         from fivefold.conform.machine_text import write_payload
@@ -95,7 +89,9 @@ def _engine_name(engine: EngineName, qemu: str | None, bochs: str | None) -> str
     return "qemu" if qemu and engine is not EngineName.kvm else engine.value
 
 
-def _tell(report: Report, as_json: bool, strict: bool, verbose: bool, junit: Path | None, html: Path | None) -> int:
+def _tell(
+    report: ConformReport, as_json: bool, strict: bool, verbose: bool, junit: Path | None, html: Path | None
+) -> int:
     from fivefold.conform.judging.report import to_json
     from fivefold.report.conform_files import write_html, write_junit
     from fivefold.report.console import ReportConsole
@@ -116,11 +112,11 @@ def _tell(report: Report, as_json: bool, strict: bool, verbose: bool, junit: Pat
     return _status(report, strict)
 
 
-def _nothing(report: Report) -> str:
+def _nothing(report: ConformReport) -> str:
     return f"no case was run: {report.problems[0][1]}" if report.problems else "no case was run"
 
 
-def _status(report: Report, strict: bool) -> int:
+def _status(report: ConformReport, strict: bool) -> int:
     return 1 if report.unknown or (strict and report.differing) else 0
 
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class ModeChoice(StrEnum):
-    """Which modes the vectors are of."""
-
-    both = "both"
-    la48 = "la48"
-    la57 = "la57"
+from fivefold.cli.choices import CaseModeChoice
 
 
 def vectors(
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where to. [default: stdout]")] = None,
     count: Annotated[int, typer.Option("--count", metavar="N", min=1, max=1_000_000, help="How many.")] = 1000,
     seed: Annotated[int, typer.Option(metavar="S", help="Seed of the random half.")] = 1,
-    mode: Annotated[ModeChoice, typer.Option(help="Paging modes.")] = ModeChoice.both,
+    mode: Annotated[CaseModeChoice, typer.Option(help="Paging modes.")] = CaseModeChoice.both,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the document instead.")] = False,
 ) -> int:
     """Write page tables, registers, accesses and what the CPU must do, as JSON of the schema fivefold.vectors/1."""
@@ -32,7 +25,7 @@ def vectors(
     if schema:
         print(schema_text(), end="")
         return 0
-    modes = tuple(MODES) if mode is ModeChoice.both else (mode.value,)
+    modes = tuple(MODES) if mode is CaseModeChoice.both else (mode.value,)
     if out is None or str(out) == "-":
         write_vectors(sys.stdout, count, seed, modes)
         return 0

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from fivefold.conform.engines.base import Engine, EngineError
 from fivefold.conform.engines.registry import open_engine
-from fivefold.conform.judging.report import Example, Key, Report, Row
+from fivefold.conform.judging.report import ConformReport, Example, Key, RuleRow
 from fivefold.conform.run import choose_cases, run_cases, simplify
 
 PART: Final = 5_000
@@ -44,13 +44,13 @@ class Plan:
         return [range(start, min(start + PART, self.cases)) for start in range(0, self.cases, PART)]
 
 
-def run_part(plan: Plan, part: range, engine: Engine | None = None) -> Report:
+def run_part(plan: Plan, part: range, engine: Engine | None = None) -> ConformReport:
     """Run the cases of *part*."""
     engine = engine or plan.open()
     return run_cases(engine, choose_cases(plan.cases, plan.seed, plan.modes, part), plan.seed)
 
 
-def run_plan(plan: Plan, jobs: int = 1, state: Path | None = None, dask: str | None = None) -> Report:
+def run_plan(plan: Plan, jobs: int = 1, state: Path | None = None, dask: str | None = None) -> ConformReport:
     """Run all of *plan*, and show the simplest case of each difference."""
     engine = plan.open()
     done = _load(state, plan)
@@ -59,7 +59,7 @@ def run_plan(plan: Plan, jobs: int = 1, state: Path | None = None, dask: str | N
     for number, report in _reports(plan, [(number, parts[number]) for number in left], jobs, dask, engine):
         done[number] = report
         _save(state, plan, done)
-    whole = Report(engine.name, engine.version, plan.seed)
+    whole = ConformReport(engine.name, engine.version, plan.seed)
     for number in sorted(done):
         whole.merge(done[number])
     simplify(engine, whole)
@@ -68,7 +68,7 @@ def run_plan(plan: Plan, jobs: int = 1, state: Path | None = None, dask: str | N
 
 def _reports(
     plan: Plan, parts: list[tuple[int, range]], jobs: int, dask: str | None, engine: Engine
-) -> Iterator[tuple[int, Report]]:
+) -> Iterator[tuple[int, ConformReport]]:
     if dask is not None:
         yield from _on_cluster(plan, parts, dask)
     elif jobs > 1 and len(parts) > 1:
@@ -78,7 +78,7 @@ def _reports(
             yield number, run_part(plan, part, engine)
 
 
-def _in_processes(plan: Plan, parts: list[tuple[int, range]], jobs: int) -> Iterator[tuple[int, Report]]:
+def _in_processes(plan: Plan, parts: list[tuple[int, range]], jobs: int) -> Iterator[tuple[int, ConformReport]]:
     """Each part in one of *jobs* processes. A process that dies costs its part a second try, and a third."""
     left, tries = dict(parts), 3
     while left and tries:
@@ -96,7 +96,7 @@ def _in_processes(plan: Plan, parts: list[tuple[int, range]], jobs: int) -> Iter
         raise EngineError(f"the processes that ran the cases died three times; {len(left)} parts are missing")
 
 
-def _on_cluster(plan: Plan, parts: list[tuple[int, range]], address: str) -> Iterator[tuple[int, Report]]:
+def _on_cluster(plan: Plan, parts: list[tuple[int, range]], address: str) -> Iterator[tuple[int, ConformReport]]:
     """Each part on a worker of the scheduler at *address*. Dask runs the parts of a worker that dies elsewhere."""
     try:
         from distributed import Client, as_completed
@@ -112,7 +112,7 @@ def _on_cluster(plan: Plan, parts: list[tuple[int, range]], address: str) -> Ite
             yield futures[future], future.result()
 
 
-def _save(path: Path | None, plan: Plan, done: dict[int, Report]) -> None:
+def _save(path: Path | None, plan: Plan, done: dict[int, ConformReport]) -> None:
     """Write what is done, so that a stop at any moment leaves the old file or the new one."""
     if path is None:
         return
@@ -122,7 +122,7 @@ def _save(path: Path | None, plan: Plan, done: dict[int, Report]) -> None:
     beside.replace(path)
 
 
-def _load(path: Path | None, plan: Plan) -> dict[int, Report]:
+def _load(path: Path | None, plan: Plan) -> dict[int, ConformReport]:
     """What an earlier run of the same plan has done. `EngineError` if the file is another plan's, or none."""
     if path is None or not path.exists():
         return {}
@@ -138,19 +138,19 @@ def _load(path: Path | None, plan: Plan) -> dict[int, Report]:
     return parts
 
 
-def pack(report: Report) -> dict[str, Any]:
+def pack(report: ConformReport) -> dict[str, Any]:
     """*report* as JSON can hold it."""
     rows = [[*key, asdict(row)] for key, row in report.sorted_rows()]
     return {"engine": report.engine, "version": report.version, "seed": report.seed, "cases": report.cases,
             "problems": report.problems, "rows": rows}  # fmt: skip
 
 
-def unpack(data: dict[str, Any]) -> Report:
+def unpack(data: dict[str, Any]) -> ConformReport:
     """The report that `pack` made *data* of."""
-    report = Report(data["engine"], data["version"], data["seed"], data["cases"])
+    report = ConformReport(data["engine"], data["version"], data["seed"], data["cases"])
     report.problems = [(case, reason) for case, reason in data["problems"]]
     for rule, access, mode, fields in data["rows"]:
         fields["known"] = tuple(fields["known"])
         fields["smallest"] = Example(*fields["smallest"]) if fields["smallest"] else None
-        report.rows[Key(rule, access, mode)] = Row(**fields)
+        report.rows[Key(rule, access, mode)] = RuleRow(**fields)
     return report

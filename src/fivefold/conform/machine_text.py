@@ -14,10 +14,10 @@ from fivefold.conform.campaign import Plan
 from fivefold.conform.cases.case import MODES
 from fivefold.conform.engines.base import EngineError
 from fivefold.conform.judging.expect import expect
-from fivefold.conform.judging.report import Report
+from fivefold.conform.judging.report import ConformReport
 from fivefold.conform.payload import layout
 from fivefold.conform.payload.build import elf_file
-from fivefold.conform.payload.read_text import Text, outcome_of_line, read_text
+from fivefold.conform.payload.read_text import SerialText, outcome_of_line, read_text
 from fivefold.conform.payload.records import Trial, table
 from fivefold.conform.run import choose_cases
 
@@ -41,13 +41,13 @@ def write_payload(plan: Plan, path: Path, block: int | None = None) -> None:
     path.write_bytes(elf_file(table(trials_of(plan), wanted)))
 
 
-def judge_text(plan: Plan, data: bytes) -> Report:
+def judge_text(plan: Plan, data: bytes) -> ConformReport:
     """Hold the text of a machine that ran *plan* against what its CPU must do."""
     text = read_text(data)
     trials = trials_of(plan)
     if int.from_bytes(table(trials)[8 * layout.W_HASH : 8 * layout.W_HASH + 8], "little") != text.table_hash:
         raise EngineError("the text is of other cases; give the same --cases, --seed and --mode, and the same release")
-    report = Report(plan.engine, "unknown", plan.seed)
+    report = ConformReport(plan.engine, "unknown", plan.seed)
     for number, trial in enumerate(trials[: text.done]):
         expected = expect(trial.case, text.cpu)
         if expected.hidden:
@@ -58,7 +58,7 @@ def judge_text(plan: Plan, data: bytes) -> Report:
     return report
 
 
-def _incomplete(text: Text, trials: list[Trial]) -> str | None:
+def _incomplete(text: SerialText, trials: list[Trial]) -> str | None:
     """What is missing of the text, if anything is."""
     here = [trial for trial in trials if text.cpu.la57 or trial.case.mode == "la48"]
     if not text.ended:

@@ -13,8 +13,8 @@ from fivefold.conform.cases.shrink import smaller
 from fivefold.conform.engines.base import Engine
 from fivefold.conform.judging.expect import expect
 from fivefold.conform.judging.known import known_difference
-from fivefold.conform.judging.outcome import Check, checks, expected_text
-from fivefold.conform.judging.report import Key, Report, access_label
+from fivefold.conform.judging.outcome import OutcomeCheck, checks, expected_text
+from fivefold.conform.judging.report import ConformReport, Key, access_label
 from fivefold.conform.payload.records import Trial
 
 CHUNK = 20_000
@@ -34,7 +34,7 @@ def choose_cases(count: int, seed: int, modes: tuple[str, ...], part: range | No
     yield from random_cases(str(seed), range(max(part.start - fixed, 0), max(part.stop - fixed, 0)), modes)
 
 
-def simplify(engine: Engine, report: Report, rounds: int = 8) -> None:
+def simplify(engine: Engine, report: ConformReport, rounds: int = 8) -> None:
     """Let each differing row show a simpler case that differs in the same rule, if there is one."""
     for _ in range(rounds):
         wanted: dict[str, list[Key]] = {}
@@ -59,14 +59,14 @@ def simplify(engine: Engine, report: Report, rounds: int = 8) -> None:
             return
 
 
-def known_of(report: Report, check: Check, key: Key) -> bool:
+def known_of(report: ConformReport, check: OutcomeCheck, key: Key) -> bool:
     """Whether *check* is a known difference of the report's engine."""
     return known_difference(report.engine, report.version, check, key.access) is not None
 
 
-def run_cases(engine: Engine, cases: Iterable[Case], seed: int = 0) -> Report:
+def run_cases(engine: Engine, cases: Iterable[Case], seed: int = 0) -> ConformReport:
     """Run *cases*; those that the engine cannot show are noted as such."""
-    report = Report(engine.name, engine.version, seed)
+    report = ConformReport(engine.name, engine.version, seed)
     source = iter(cases)
     while chunk := list(islice(source, CHUNK)):
         trials = []
@@ -81,9 +81,9 @@ def run_cases(engine: Engine, cases: Iterable[Case], seed: int = 0) -> Report:
     return report
 
 
-def run_one(engine: Engine, case: Case) -> tuple[Report, list[str]]:
+def run_one(engine: Engine, case: Case) -> tuple[ConformReport, list[str]]:
     """Run *case* alone: its report, and what must happen, what did and which rules it shows, in words."""
-    report = Report(engine.name, engine.version, 0)
+    report = ConformReport(engine.name, engine.version, 0)
     expected = expect(case, engine.cpu)
     if expected.hidden:
         report.hide(case, expected.hidden)

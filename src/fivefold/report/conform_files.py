@@ -6,11 +6,11 @@ import html
 from typing import TextIO
 from xml.etree import ElementTree as Xml
 
-from fivefold.conform.judging.report import Key, Report, Row
+from fivefold.conform.judging.report import ConformReport, Key, RuleRow
 from fivefold.report.text.conform import summary
 
 
-def write_junit(report: Report, out: TextIO) -> None:
+def write_junit(report: ConformReport, out: TextIO) -> None:
     """A test case for each rule, kind of access and mode; what is known to differ is skipped with its reason."""
     rows = list(report.sorted_rows())
     suite = Xml.Element(
@@ -27,7 +27,7 @@ def write_junit(report: Report, out: TextIO) -> None:
     out.write(Xml.tostring(suite, encoding="unicode") + "\n")
 
 
-def _case(key: Key, row: Row) -> Xml.Element:
+def _case(key: Key, row: RuleRow) -> Xml.Element:
     case = Xml.Element("testcase", classname=f"{key.mode}.{key.access}", name=key.rule)
     if not row.cases:
         Xml.SubElement(case, "skipped", message=row.not_shown or "no case reached it")
@@ -38,7 +38,7 @@ def _case(key: Key, row: Row) -> Xml.Element:
     return case
 
 
-def write_html(report: Report, out: TextIO) -> None:
+def write_html(report: ConformReport, out: TextIO) -> None:
     """The table as a page without anything from elsewhere."""
     rows = "".join(_html_row(key, row) for key, row in report.sorted_rows())
     heads = "".join(
@@ -53,7 +53,7 @@ def write_html(report: Report, out: TextIO) -> None:
     )
 
 
-def _html_row(key: Key, row: Row) -> str:
+def _html_row(key: Key, row: RuleRow) -> str:
     shown = row.smallest
     if not row.cases:
         kind, result = "hidden", f"not shown: {row.not_shown or 'no case reached it'}"

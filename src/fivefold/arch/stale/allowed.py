@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from fivefold.arch.entry import Flag
 from fivefold.arch.modes import Level
-from fivefold.arch.stale.steps import Invlpg, Invlpgb, Invpcid, InvpcidType, LoadCr3, Step, Store, TogglePge
+from fivefold.arch.stale.steps import EntryStore, Invlpg, Invlpgb, Invpcid, InvpcidType, LoadCr3, StaleStep, TogglePge
 from fivefold.arch.walk import AddressSpace, Mapped, Rights, Translation, Unmapped, slot_of, span_of, translate
 from fivefold.units import PhysAddr, VirtAddr
 
@@ -49,9 +49,9 @@ class StaleModel:
         """Take in what may be cached before the first step."""
         self._fill()
 
-    def step(self, what: Step) -> None:
+    def step(self, what: StaleStep) -> None:
         """Carry out one step, and take in what may be cached after it."""
-        if isinstance(what, Store):
+        if isinstance(what, EntryStore):
             self.entries[what.at] = what.value
         elif isinstance(what, LoadCr3):
             self.space = AddressSpace(
@@ -68,7 +68,7 @@ class StaleModel:
             self._invalidate(what)
         self._fill()
 
-    def _invalidate(self, what: Step) -> None:
+    def _invalidate(self, what: StaleStep) -> None:
         match what:
             case Invlpg(va):
                 self.paths = {path for path in self.paths if path[0] != self.pcid}
@@ -159,7 +159,7 @@ class WordMemory:
 
 
 def allowed_answers(
-    space: AddressSpace, va: VirtAddr, steps: Iterable[Step], entries: dict[int, int], pcide: bool = False
+    space: AddressSpace, va: VirtAddr, steps: Iterable[StaleStep], entries: dict[int, int], pcide: bool = False
 ) -> set[tuple[PhysAddr, Rights] | None]:
     """The answers that a CPU may give for *va* after *steps*; *entries* are the tables before them.
 

@@ -11,7 +11,7 @@ from enum import IntEnum
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class EntryStore:
     """An entry is written: *value* at physical *at*."""
 
     at: int
@@ -19,7 +19,7 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class TranslationUse:
     """An access to *va* that may fill the caches; one to any other address may be made by speculation at any time."""
 
     va: int
@@ -73,4 +73,4 @@ class Invlpgb:
     globals_too: bool = False
 
 
-Step = Store | Use | Invlpg | LoadCr3 | TogglePge | Invpcid | Invlpgb
+StaleStep = EntryStore | TranslationUse | Invlpg | LoadCr3 | TogglePge | Invpcid | Invlpgb

@@ -29,7 +29,7 @@ from fivefold.conform.cases.case import (
 from fivefold.units import MASK64
 
 Stratum = tuple[object, ...]
-Found = Iterator[tuple[Stratum, Case]]
+CaseStream = Iterator[tuple[Stratum, Case]]
 
 CORE: Final = ("read8", "write8", "rmw8", "push8", "fetch", "descriptor")
 WIDE: Final = ("read8", "write8", "rmw8", "lock8", "xchg8", "cmpxchg8", "push8", "pop8", "descriptor", "fetch10")
@@ -86,7 +86,7 @@ def _usual(case_entries: dict[str, int], mode: str, va: int, place: str) -> int:
     return case_entries.get(place) or make_case(mode, "read8", 0, (), va).usual(place)
 
 
-def bits() -> Found:
+def bits() -> CaseStream:
     """Each bit of each entry on the path of each page size, turned over."""
     for (mode, paging), page, action, cpl, flags in cross(
         MODES.items(), _PAGE_LEVELS, CORE, (0, 3), (PLAIN, ("wp",), GUARDED)
@@ -114,7 +114,7 @@ def _kind_of_bit(bit: int) -> object:
     return next((name for end, name in bounds if bit < end), "nx")
 
 
-def rights() -> Found:
+def rights() -> CaseStream:
     """R/W, U/S and XD missing at one level or at two, under every protection."""
     protections = tuple(
         tuple(name for name, on in zip(("wp", "nxe", "smep", "smap", "ac"), chosen, strict=True) if on)
@@ -133,7 +133,7 @@ def rights() -> Found:
             yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
 
 
-def keys() -> Found:
+def keys() -> CaseStream:
     """Protection keys of user and supervisor pages, with either feature on, both, and none."""
     features = ((), ("pke",), ("pks",), ("pke", "pks"))
     for (mode, paging), page, action, cpl, feature, denied in cross(
@@ -164,7 +164,7 @@ def edge_addresses(paging: PagingMode) -> Iterator[tuple[object, int]]:
     yield "middle", (1 << 62) + 0x1000
 
 
-def edges() -> Found:
+def edges() -> CaseStream:
     """Accesses at and over the edges of the canonical halves, and past 2^64."""
     for (mode, paging), action, cpl, flags in cross(MODES.items(), ACCESSES, (0, 3), (PLAIN, GUARDED)):
         for name, va in edge_addresses(paging):
@@ -173,7 +173,7 @@ def edges() -> Found:
                 yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
 
 
-def straddles() -> Found:
+def straddles() -> CaseStream:
     """Accesses over two pages, of which either may be refused, in one table and across tables."""
     changes = {
         "usual": (0, 0), "absent": (0, 1), "read-only": (0, RW), "supervisor": (0, US), "xd": (NX, 0),
@@ -202,7 +202,7 @@ def straddles() -> Found:
             yield from _upper_straddles(mode, paging, action, cpl, flags)
 
 
-def _upper_straddles(mode: str, paging: PagingMode, action: str, cpl: int, flags: tuple[str, ...]) -> Found:
+def _upper_straddles(mode: str, paging: PagingMode, action: str, cpl: int, flags: tuple[str, ...]) -> CaseStream:
     """The second page absent or malformed at a level above, and either page large."""
     va = canonical_va(paging, _UPPER, 0x1FF, 0xFFC)
     bare = make_case(mode, action, cpl, flags, va)
@@ -215,7 +215,7 @@ def _upper_straddles(mode: str, paging: PagingMode, action: str, cpl: int, flags
             yield ("straddles above", mode, action, tuple(entries)), case
 
 
-def history() -> Found:
+def history() -> CaseStream:
     """Accessed and dirty flags that are set already, in any mixture, under accesses that go ahead and that do not."""
     for (mode, paging), page, action, cpl in cross(MODES.items(), _PAGE_LEVELS, ACCESSES, (0, 3)):
         if page is not Level.PT and action not in CORE:
@@ -238,7 +238,7 @@ _CR3_BITS: Final = (52, 59, 61, 62, 63)
 _CR4_BITS: Final = (15, 26, 31, 40, 63)
 
 
-def registers() -> Found:
+def registers() -> CaseStream:
     """Writes of control registers and MSRs: each reserved bit, each rule, addresses that are not canonical."""
     for mode, paging in MODES.items():
         la57 = 1 << 12 if mode == "la57" else 0
@@ -279,7 +279,7 @@ def _addresses(paging: PagingMode, msr: int | None) -> Iterator[int]:
     )
 
 
-def separation() -> Found:
+def separation() -> CaseStream:
     """LASS, on a CPU that has it."""
     for (mode, paging), action, cpl, slot in cross(MODES.items(), ACCESSES, (0, 3), (_LOWER, _UPPER)):
         va = _va(paging, action, slot)

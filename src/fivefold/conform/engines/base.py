@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from fivefold.arch import Cpu
-from fivefold.conform.judging.outcome import Outcome
+from fivefold.conform.judging.outcome import CaseOutcome
 from fivefold.conform.payload.records import Trial
 from fivefold.errors import FivefoldError
 
@@ -25,6 +25,6 @@ class Engine(Protocol):
     version: str
     cpu: Cpu
 
-    def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Outcome]]:
+    def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, CaseOutcome]]:
         """Yield an outcome for each trial, in any order."""
         ...

@@ -12,11 +12,11 @@ from typing import Final
 from fivefold.arch import Cpu
 from fivefold.boot.image.iso import iso_file
 from fivefold.conform.engines.base import EngineError
-from fivefold.conform.judging.outcome import Outcome
+from fivefold.conform.judging.outcome import CaseOutcome
 from fivefold.conform.judging.rules import rule_of
 from fivefold.conform.payload import layout
 from fivefold.conform.payload.build import elf_file
-from fivefold.conform.payload.read_text import Text, outcome_of_line, read_text
+from fivefold.conform.payload.read_text import SerialText, outcome_of_line, read_text
 from fivefold.conform.payload.records import Trial, table
 from fivefold.errors import MachineError
 from fivefold.machine import Guest, Timeout
@@ -44,7 +44,7 @@ class BochsEngine:
         self.version = ".".join(map(str, installation(program).version))
         self.cpu: Cpu = self._machine(())[0].cpu
 
-    def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Outcome]]:
+    def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, CaseOutcome]]:
         """The outcomes of *trials*. One that ends the machine is told as such, and the rest run in a new one.
 
         No more are run then of those that the same rule decides: each would end it again.
@@ -60,15 +60,15 @@ class BochsEngine:
             if done == len(chunk) or not left:
                 continue
             if text.ended:
-                yield from ((trial, Outcome(0, problem="the machine has no such mode")) for trial in left)
+                yield from ((trial, CaseOutcome(0, problem="the machine has no such mode")) for trial in left)
                 return
-            yield left[0], Outcome(0, problem=reason, stopped=True)
+            yield left[0], CaseOutcome(0, problem=reason, stopped=True)
             rule = rule_of(*left[0])
-            skipped = Outcome(0, problem="the machine stopped at another case of the same rule")
+            skipped = CaseOutcome(0, problem="the machine stopped at another case of the same rule")
             yield from ((trial, skipped) for trial in left[1:] if rule_of(*trial) == rule)
             left = [trial for trial in left[1:] if rule_of(*trial) != rule]
 
-    def _machine(self, trials: Sequence[Trial]) -> tuple[Text, str]:
+    def _machine(self, trials: Sequence[Trial]) -> tuple[SerialText, str]:
         """Run *trials*, which are sorted by mode, in one machine; its text, and why it stopped where it did not end."""
         iso = iso_file(None, elf_file(table(trials, layout.P_DIFFERING | layout.P_NUMBERS)))
         guest = Guest(iso, "multiboot2", cpu=self._model, memory=MEMORY)

@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from fivefold.arch import Cpu, Refused
 from fivefold.conform.engines.base import EngineError
-from fivefold.conform.judging.outcome import Outcome
+from fivefold.conform.judging.outcome import CaseOutcome
 from fivefold.conform.payload import layout
 from fivefold.conform.payload.records import Trial, read_head, read_outcomes, table
 from fivefold.conform.places import CASES
@@ -74,7 +74,7 @@ class MachineEngine:
         """Start a machine with the table of cases *written*, whose memory is *ram*."""
         raise NotImplementedError
 
-    def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Outcome]]:
+    def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, CaseOutcome]]:
         """The outcomes of *trials*. One that ends the machine is told as such, and the rest run in a new one.
 
         Register writes that must be refused come last, since they end the machine where they are not; once one
@@ -93,25 +93,25 @@ class MachineEngine:
                 risky.remove(trial)
             skipped = [trial for trial in risky if _kind(trial) == stopped]
             yield from (
-                (trial, Outcome(0, problem="another write of this kind stopped the machine")) for trial in skipped
+                (trial, CaseOutcome(0, problem="another write of this kind stopped the machine")) for trial in skipped
             )
             risky = [trial for trial in risky if _kind(trial) != stopped]
 
-    def _run_chunk(self, chunk: list[Trial]) -> Iterator[tuple[Trial, Outcome]]:
+    def _run_chunk(self, chunk: list[Trial]) -> Iterator[tuple[Trial, CaseOutcome]]:
         while chunk:
             told = list(self._run_once(chunk))
             yield from told
             chunk = chunk[len(told) :]
 
-    def _run_once(self, chunk: list[Trial]) -> Iterator[tuple[Trial, Outcome]]:
+    def _run_once(self, chunk: list[Trial]) -> Iterator[tuple[Trial, CaseOutcome]]:
         """The outcomes of the first of *chunk*, up to one that stops the machine."""
         data = self._machine(chunk)
         done, finished, _ = read_head(data)
         yield from read_outcomes(data, chunk, done)
         if finished:
-            yield from ((trial, Outcome(0, problem="the machine has no such mode")) for trial in chunk[done:])
+            yield from ((trial, CaseOutcome(0, problem="the machine has no such mode")) for trial in chunk[done:])
         elif done < len(chunk):
-            yield chunk[done], Outcome(0, problem="the machine stopped or reset at this case", stopped=True)
+            yield chunk[done], CaseOutcome(0, problem="the machine stopped or reset at this case", stopped=True)
 
     def _machine(self, trials: Sequence[Trial]) -> bytes:
         """Run *trials*, which are sorted by mode, in one machine; return the table afterwards."""

@@ -16,7 +16,7 @@ from fivefold.conform.cases.case import MODES, Case, make_case
 from fivefold.conform.engines.base import EngineError
 from fivefold.conform.judging.expect import BREAKPOINT, expect
 from fivefold.conform.judging.memory_words import words_before
-from fivefold.conform.judging.outcome import Outcome
+from fivefold.conform.judging.outcome import CaseOutcome
 from fivefold.conform.payload.records import Trial
 from fivefold.conform.places import (
     ARENA,
@@ -67,7 +67,7 @@ class UnicornEngine:
         self._uc: Any = binding.Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_64)
         self._uc.ctl_set_cpu_model(number)
         self._uc.mem_map_ptr(ARENA, SIZE, unicorn_const.UC_PROT_ALL, ctypes.addressof(self._memory))
-        self._outcome = Outcome(0, problem="no exception came")
+        self._outcome = CaseOutcome(0, problem="no exception came")
         self._error_at: int | None = None
         self._saved = b""
         self._uc.hook_add(unicorn_const.UC_HOOK_INTR, self._on_exception)
@@ -110,7 +110,7 @@ class UnicornEngine:
 
     # -- running -------------------------------------------------------------------------
 
-    def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Outcome]]:
+    def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, CaseOutcome]]:
         """The outcomes of *trials*, one after the other."""
         for trial in sorted(trials, key=lambda trial: trial.case.mode):
             levels = int(MODES[trial.case.mode].top)
@@ -118,7 +118,7 @@ class UnicornEngine:
                 self._set_mode(levels)
             yield trial, self._run_one(trial)
 
-    def _run_one(self, trial: Trial) -> Outcome:
+    def _run_one(self, trial: Trial) -> CaseOutcome:
         case = trial.case
         stores = case.stores()
         words = words_before(case, trial.expected)
@@ -134,7 +134,7 @@ class UnicornEngine:
             self._fill_data()
         return replace(outcome, after=after)
 
-    def _access(self, case: Case) -> Outcome:
+    def _access(self, case: Case) -> CaseOutcome:
         """Make the access by one instruction. It ends in an exception."""
         self._uc.context_restore(self._contexts[case.cpl])
         self._set(case.state())
@@ -143,7 +143,7 @@ class UnicornEngine:
             self._registers(RAX=case.pkru, RCX=0, RDX=0)
             self._uc.emu_start(page + _WRPKRU_AT, page + _WRPKRU_AT + len(_WRPKRU))
         self._arguments(case)
-        self._outcome = Outcome(0, problem="no exception came")
+        self._outcome = CaseOutcome(0, problem="no exception came")
         start = address_of(case.what, case.cpl)
         # A jump is one more block; a fetch is just as well a start at the address.
         jumps = case.what.fetches and not MODES[case.mode].is_canonical(case.va)
@@ -152,7 +152,7 @@ class UnicornEngine:
             self._uc.emu_start(at, MASK64)
         except self._error as error:
             if self._outcome.problem:
-                return Outcome(BREAKPOINT, problem=None, after=None) if _is_memory(error) else self._outcome
+                return CaseOutcome(BREAKPOINT, problem=None, after=None) if _is_memory(error) else self._outcome
         return self._outcome
 
     def _arguments(self, case: Case) -> None:
@@ -188,7 +188,7 @@ class UnicornEngine:
         if self._error_at is not None and vector != Vector.BP:
             code = int.from_bytes(self._saved[self._error_at : self._error_at + 4], "little")
         x86 = self._x86
-        self._outcome = Outcome(vector, code, uc.reg_read(x86.UC_X86_REG_CR2), uc.reg_read(x86.UC_X86_REG_RAX))
+        self._outcome = CaseOutcome(vector, code, uc.reg_read(x86.UC_X86_REG_CR2), uc.reg_read(x86.UC_X86_REG_RAX))
         uc.emu_stop()
 
     # -- finding out ---------------------------------------------------------------------

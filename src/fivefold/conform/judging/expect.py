@@ -28,7 +28,7 @@ BREAKPOINT = int(Vector.BP)
 """The exception by which a case ends whose access went ahead."""
 
 
-class Tables:
+class CaseTables:
     """The memory of a case as a walk sees it: its entries, the driver's, and zeros."""
 
     def __init__(self, entries: dict[int, int], levels: int) -> None:
@@ -73,7 +73,7 @@ def expect(case: Case, cpu: Cpu) -> Expected:
         return Expected(None, BREAKPOINT, 0, None, (), ())
     state = case.state()
     stores = case.stores()
-    space = AddressSpace(Tables(stores, int(case.paging.top)), PhysAddr(ROOT), case.paging, cpu, state.nxe)
+    space = AddressSpace(CaseTables(stores, int(case.paging.top)), PhysAddr(ROOT), case.paging, cpu, state.nxe)
     verdict = access(space, state, VirtAddr(case.va), how)
     histories = history_of(space, state, how, verdict, VirtAddr(case.va))
     if isinstance(verdict, Fault):

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-from fivefold.conform.judging.outcome import Check
+from fivefold.conform.judging.outcome import OutcomeCheck
 
 
 class Known(NamedTuple):
@@ -29,7 +29,7 @@ class Known(NamedTuple):
     manual: str
     source: str
 
-    def matches(self, engine: str, version: tuple[int, ...], check: Check, access: str) -> bool:
+    def matches(self, engine: str, version: tuple[int, ...], check: OutcomeCheck, access: str) -> bool:
         """Whether *check* is this difference."""
         if engine not in self.engines:
             return False
@@ -69,7 +69,7 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
-def known_difference(engine: str, version: str, check: Check, access: str) -> Known | None:
+def known_difference(engine: str, version: str, check: OutcomeCheck, access: str) -> Known | None:
     """The known difference that *check* is, if it is one."""
     numbers = version_of(version)
     return next((known for known in known_differences() if known.matches(engine, numbers, check, access)), None)

@@ -22,7 +22,7 @@ _A, _D = int(Flag.A), int(Flag.D)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CaseOutcome:
     """What was seen. *vector* is 3 where the access went ahead; *after* are words of memory by physical address.
 
     *rip* is the saved RIP, where it is known. *problem* says why the case came to no end in this engine, if so; then
@@ -49,7 +49,7 @@ class Outcome:
         return f"#{name}({self.error_code:#x}){cr2}"
 
 
-class Check(NamedTuple):
+class OutcomeCheck(NamedTuple):
     """One rule held against one outcome. *expected* and *got* are in words."""
 
     rule: str
@@ -59,37 +59,37 @@ class Check(NamedTuple):
     got: str = ""
 
 
-def checks(case: Case, expected: Expected, outcome: Outcome) -> Iterator[Check]:
+def checks(case: Case, expected: Expected, outcome: CaseOutcome) -> Iterator[OutcomeCheck]:
     """Every rule that *outcome* shows, the decisive one first."""
     rules = rule_of(case, expected)
     if case.what.label == RMW and _read_first(case, expected, outcome):
-        yield Check(*Rules.RMW, False, expected_text(expected), str(outcome))
+        yield OutcomeCheck(*Rules.RMW, False, expected_text(expected), str(outcome))
         return
     if _keys_by_privilege(case, expected, outcome):
-        yield Check(*Rules.KEYS, False, expected_text(expected), str(outcome))
+        yield OutcomeCheck(*Rules.KEYS, False, expected_text(expected), str(outcome))
         return
     if not _same_decision(expected, outcome):
-        yield Check(*rules, False, expected_text(expected), str(outcome))
+        yield OutcomeCheck(*rules, False, expected_text(expected), str(outcome))
         return
-    yield Check(*rules, True)
+    yield OutcomeCheck(*rules, True)
     if isinstance(expected.verdict, Fault) and expected.verdict.rule in (Rule.PKU, Rule.PKS):
-        yield Check(*Rules.KEYS, True)
+        yield OutcomeCheck(*Rules.KEYS, True)
     if case.what.label == RMW and outcome.vector == Vector.PF:
-        yield Check(*Rules.RMW, True)
+        yield OutcomeCheck(*Rules.RMW, True)
     if outcome.vector == Vector.PF and expected.cr2 is not None:
         yield _same(Rules.CR2, hex64(expected.cr2), hex64(outcome.cr2), "CR2=")
         yield from _error_bits(expected, outcome)
     elif outcome.vector in (Vector.GP, Vector.SS):
         yield _same(Rules.ZERO_CODE, f"{expected.error_code:#x}", f"{outcome.error_code:#x}", "error code ")
     if expected.vector == Vector.SS:
-        yield Check(*Rules.STACK, outcome.vector == Vector.SS, expected_text(expected), str(outcome))
+        yield OutcomeCheck(*Rules.STACK, outcome.vector == Vector.SS, expected_text(expected), str(outcome))
     if outcome.rip is not None and outcome.vector != BREAKPOINT:
         yield _at_fault(case, outcome.rip)
     if outcome.after is not None:
         yield from _memory(case, expected, outcome)
 
 
-def _same_decision(expected: Expected, outcome: Outcome) -> bool:
+def _same_decision(expected: Expected, outcome: CaseOutcome) -> bool:
     """Whether the engine came to the same end for the same reason, as far as that is seen.
 
     A page fault for a reserved bit and one without it are two decisions, and so are those of two pages. #GP in the
@@ -104,7 +104,7 @@ def _same_decision(expected: Expected, outcome: Outcome) -> bool:
     return not (outcome.error_code ^ expected.error_code) & PageFault.RSVD and expected.cr2 >> 12 == outcome.cr2 >> 12
 
 
-def _keys_by_privilege(case: Case, expected: Expected, outcome: Outcome) -> bool:
+def _keys_by_privilege(case: Case, expected: Expected, outcome: CaseOutcome) -> bool:
     """Whether the engine errs as a CPU would whose key register follows the privilege of the access."""
     if (
         expected.space is None
@@ -128,7 +128,7 @@ def _keys_by_privilege(case: Case, expected: Expected, outcome: Outcome) -> bool
     return did == other != must
 
 
-def _read_first(case: Case, expected: Expected, outcome: Outcome) -> bool:
+def _read_first(case: Case, expected: Expected, outcome: CaseOutcome) -> bool:
     """Whether a read-modify-write faulted as a read of the same bytes does, where it must fault as a write."""
     if outcome.vector != Vector.PF or outcome.error_code & PageFault.W or expected.space is None:
         return False
@@ -147,19 +147,19 @@ def expected_text(expected: Expected) -> str:
     return f"#{Vector(expected.vector).name}({expected.error_code:#x}){cr2}"
 
 
-def _at_fault(case: Case, rip: int) -> Check:
+def _at_fault(case: Case, rip: int) -> OutcomeCheck:
     """Whether the saved RIP is that of the instruction that faulted."""
     start = address_of(case.what, case.cpl)
     right = start <= rip < start + len(case.what.code) or (case.what.fetches and rip == case.va)
     wanted = case.va if case.what.fetches else start
-    return Check(*Rules.RIP, right, f"RIP={hex64(wanted)}", f"RIP={hex64(rip)}")
+    return OutcomeCheck(*Rules.RIP, right, f"RIP={hex64(wanted)}", f"RIP={hex64(rip)}")
 
 
-def _same(rule: tuple[str, str], want: str, got: str, what: str) -> Check:
-    return Check(*rule, want == got, what + want, what + got)
+def _same(rule: tuple[str, str], want: str, got: str, what: str) -> OutcomeCheck:
+    return OutcomeCheck(*rule, want == got, what + want, what + got)
 
 
-def _error_bits(expected: Expected, outcome: Outcome) -> Iterator[Check]:
+def _error_bits(expected: Expected, outcome: CaseOutcome) -> Iterator[OutcomeCheck]:
     fault = expected.verdict
     if not isinstance(fault, Fault):
         return
@@ -167,12 +167,12 @@ def _error_bits(expected: Expected, outcome: Outcome) -> Iterator[Check]:
     for bit, rule in ERROR_BITS:
         want, got = bool(expected.error_code & bit), bool(outcome.error_code & bit)
         name = PageFault(bit).name
-        yield Check(*rule(fault), want == got, f"{must}, {name}={want:d}", f"{seen}, {name}={got:d}")
+        yield OutcomeCheck(*rule(fault), want == got, f"{must}, {name}={want:d}", f"{seen}, {name}={got:d}")
     if outcome.error_code & ~sum(bit for bit, _ in ERROR_BITS):
-        yield Check(*Rules.OTHER_BITS, False, must, seen)
+        yield OutcomeCheck(*Rules.OTHER_BITS, False, must, seen)
 
 
-def _memory(case: Case, expected: Expected, outcome: Outcome) -> Iterator[Check]:
+def _memory(case: Case, expected: Expected, outcome: CaseOutcome) -> Iterator[OutcomeCheck]:
     """Flags of the entries, all other bits of them, and the data."""
     after = outcome.after or {}
     wrong = _wrong_entries(case, expected, after)
@@ -185,7 +185,7 @@ def _memory(case: Case, expected: Expected, outcome: Outcome) -> Iterator[Check]
         ):
             words = next((text for bits, text in wrong if bits & mask), None)
             rule = Rules.CLFLUSH if case.action == "clflush" else rule
-            yield Check(*rule, words is None, *(words or ("", "")))
+            yield OutcomeCheck(*rule, words is None, *(words or ("", "")))
     yield from _data(case, expected, outcome, after)
 
 
@@ -208,15 +208,15 @@ def _names(bits: int) -> str:
     return {0: "nothing", _A: "A", _D: "D", _A | _D: "A and D"}.get(bits, hex(bits))
 
 
-def _data(case: Case, expected: Expected, outcome: Outcome, after: dict[int, int]) -> Iterator[Check]:
+def _data(case: Case, expected: Expected, outcome: CaseOutcome, after: dict[int, int]) -> Iterator[OutcomeCheck]:
     want = words_after(case, expected, words_before(case, expected))
     for at, word in want.items():
         if at in after and after[at] != word:
             rule = Rules.ADDRESS if isinstance(expected.verdict, Allowed) else Rules.TORN
-            yield Check(*rule, False, f"{hex64(word)} at {hex64(at)}", hex64(after[at]))
+            yield OutcomeCheck(*rule, False, f"{hex64(word)} at {hex64(at)}", hex64(after[at]))
             return
     if case.what.writes and want:
-        yield Check(*(Rules.ADDRESS if isinstance(expected.verdict, Allowed) else Rules.TORN), True)
+        yield OutcomeCheck(*(Rules.ADDRESS if isinstance(expected.verdict, Allowed) else Rules.TORN), True)
     value = value_read(case, expected)
     if value is not None:
         yield _same(Rules.ADDRESS, hex64(value), hex64(outcome.value), "value read ")

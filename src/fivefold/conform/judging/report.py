@@ -11,7 +11,7 @@ from fivefold.conform.cases.case import Case, parse_case
 from fivefold.conform.cases.listing import listing
 from fivefold.conform.judging.expect import Expected, expect
 from fivefold.conform.judging.known import Known, known_difference
-from fivefold.conform.judging.outcome import Check, Outcome, checks
+from fivefold.conform.judging.outcome import CaseOutcome, OutcomeCheck, checks
 from fivefold.conform.judging.rules import rule_of
 
 SCHEMA: Final = "fivefold.conform/1"
@@ -41,7 +41,7 @@ class Example(NamedTuple):
 
 
 @dataclass
-class Row:
+class RuleRow:
     """How often a rule was held against the engine. *unknown* of *differs* are not in the list of known ones."""
 
     section: str
@@ -53,7 +53,7 @@ class Row:
     known: tuple[str, ...] = ()
     not_shown: str | None = None
 
-    def add(self, check: Check, case: Case, known: Known | None) -> None:
+    def add(self, check: OutcomeCheck, case: Case, known: Known | None) -> None:
         """Count one check."""
         self.cases += 1
         self.not_shown = None
@@ -67,7 +67,7 @@ class Row:
         elif known.name not in self.known:
             self.known = tuple(sorted({*self.known, known.name}))
 
-    def offer(self, case: Case, check: Check, known: bool) -> bool:
+    def offer(self, case: Case, check: OutcomeCheck, known: bool) -> bool:
         """Take *case* as the one to show if it is simpler; an unknown difference is not replaced by a known one."""
         example = Example(case.id, check.expected, check.got)
         if self.smallest is None or example.weight >= self.smallest.weight or (known and self.unknown):
@@ -85,7 +85,7 @@ class Row:
         ):
             self.smallest = example
 
-    def merge(self, other: Row) -> None:
+    def merge(self, other: RuleRow) -> None:
         """Take in what another run says of the same rule."""
         self.cases += other.cases
         self.agrees += other.agrees
@@ -101,19 +101,19 @@ class Row:
 
 
 @dataclass
-class Report:
+class ConformReport:
     """What one engine does. *problems* are cases that came to no end, with the reason."""
 
     engine: str
     version: str
     seed: int
     cases: int = 0
-    rows: dict[Key, Row] = field(default_factory=dict)
+    rows: dict[Key, RuleRow] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     incomplete: str | None = None
     """What is missing of the run, if anything is."""
 
-    def add(self, case: Case, expected: Expected, outcome: Outcome) -> None:
+    def add(self, case: Case, expected: Expected, outcome: CaseOutcome) -> None:
         """Hold one outcome against every rule that it shows."""
         if outcome.problem and not _is_answer(expected, outcome):
             self.problems.append((case.id, outcome.problem))
@@ -121,7 +121,7 @@ class Report:
         self.cases += 1
         label = access_label(case)
         for check in checks(case, expected, outcome):
-            row = self.rows.setdefault(Key(check.rule, label, case.mode), Row(check.section))
+            row = self.rows.setdefault(Key(check.rule, label, case.mode), RuleRow(check.section))
             known = None if check.agrees else known_difference(self.engine, self.version, check, label)
             row.add(check, case, known)
 
@@ -129,19 +129,19 @@ class Report:
         """Note a case that this engine cannot show, if nothing else shows its rule."""
         expected = expect(case, EVERYTHING)
         title, section = rule_of(case, expected)
-        row = self.rows.setdefault(Key(title, access_label(case), case.mode), Row(section))
+        row = self.rows.setdefault(Key(title, access_label(case), case.mode), RuleRow(section))
         if not row.cases:
             row.not_shown = reason
 
-    def merge(self, other: Report) -> None:
+    def merge(self, other: ConformReport) -> None:
         """Take in another part of the same run."""
         self.cases += other.cases
         self.problems += other.problems
         for key, row in other.rows.items():
-            mine = self.rows.setdefault(key, Row(row.section, not_shown=row.not_shown))
+            mine = self.rows.setdefault(key, RuleRow(row.section, not_shown=row.not_shown))
             mine.merge(row)
 
-    def sorted_rows(self) -> Iterator[tuple[Key, Row]]:
+    def sorted_rows(self) -> Iterator[tuple[Key, RuleRow]]:
         """The rows by rule, access and mode."""
         yield from sorted(self.rows.items())
 
@@ -156,7 +156,7 @@ class Report:
         return sum(row.differs > 0 for row in self.rows.values())
 
 
-def _is_answer(expected: Expected, outcome: Outcome) -> bool:
+def _is_answer(expected: Expected, outcome: CaseOutcome) -> bool:
     """Whether the machine's end is what the engine does with the case: it says so, or took a write it must refuse."""
     gave_up = "gave up" in (outcome.problem or "")
     return outcome.stopped and (gave_up or isinstance(expected.written, Refused))
@@ -167,7 +167,7 @@ def access_label(case: Case) -> str:
     return f"page-crossing {case.what.label}" if case.crosses else case.what.label
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: ConformReport) -> dict[str, Any]:
     """The schema fivefold.conform/1."""
     return {
         "schema": SCHEMA,
@@ -179,7 +179,7 @@ def to_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _rule(key: Key, row: Row) -> dict[str, Any]:
+def _rule(key: Key, row: RuleRow) -> dict[str, Any]:
     smallest = row.smallest and {
         "case": row.smallest.case,
         "listing": listing(parse_case(row.smallest.case)),

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from fivefold.arch import Cpu, cpu_from_cpuid
 from fivefold.conform.engines.base import EngineError
 from fivefold.conform.judging.memory_words import value_read, words_after, words_before
-from fivefold.conform.judging.outcome import Outcome
+from fivefold.conform.judging.outcome import CaseOutcome
 from fivefold.conform.payload import layout
 from fivefold.conform.payload.records import Trial
 
@@ -25,7 +25,7 @@ def line_hash(text: bytes) -> int:
     return value & 0xFFFF_FFFF
 
 
-class Text(NamedTuple):
+class SerialText(NamedTuple):
     """What the payload's text says. *cases* are outcomes by number; *done* is how many cases were run at the least."""
 
     table_hash: int
@@ -36,7 +36,7 @@ class Text(NamedTuple):
     garbled: int
 
 
-def read_text(data: bytes) -> Text:
+def read_text(data: bytes) -> SerialText:
     """Read the text of one run; the last one, if the log holds several. `EngineError` if it holds none."""
     if len(data) > MOST_TEXT:
         raise EngineError(f"a text of {len(data) >> 20} MiB; expected no more than {MOST_TEXT >> 20}")
@@ -54,7 +54,7 @@ def read_text(data: bytes) -> Text:
     return _text(lines[starts[-1] :], garbled)
 
 
-def _text(lines: list[tuple[str, tuple[int, ...]]], garbled: int) -> Text:
+def _text(lines: list[tuple[str, tuple[int, ...]]], garbled: int) -> SerialText:
     leaves: dict[tuple[int, int], tuple[int, int, int, int]] = {}
     cases: dict[int, tuple[int, ...]] = {}
     done, ended, keys = 0, False, list(zip(layout.LEAVES, layout.SUBLEAVES, strict=True))
@@ -71,19 +71,21 @@ def _text(lines: list[tuple[str, tuple[int, ...]]], garbled: int) -> Text:
         elif word == "end" and numbers:
             done, ended = numbers[0], True
     cpu = cpu_from_cpuid(lambda leaf, sub: leaves.get((leaf, sub), (0, 0, 0, 0)), encrypts=False)
-    return Text(lines[0][1][1] if len(lines[0][1]) > 1 else 0, cpu, cases, done, ended, garbled)
+    return SerialText(lines[0][1][1] if len(lines[0][1]) > 1 else 0, cpu, cases, done, ended, garbled)
 
 
-def outcome_of_line(trial: Trial, numbers: tuple[int, ...] | None) -> Outcome:
+def outcome_of_line(trial: Trial, numbers: tuple[int, ...] | None) -> CaseOutcome:
     """The outcome that a line tells, or the assumed CPU's where no line does."""
     places = list(_places(trial))
     if numbers is None:
         expected = trial.expected
         after = dict(places)
-        return Outcome(expected.vector, expected.error_code, expected.cr2 or 0, value_read(*trial) or 0, None, after)
+        return CaseOutcome(
+            expected.vector, expected.error_code, expected.cr2 or 0, value_read(*trial) or 0, None, after
+        )
     vector, cr2, value, rip, *rest = numbers
     after = {pa: raw for (pa, _), raw in zip(places, rest, strict=False)}
-    return Outcome(vector & 0xFFFF_FFFF, vector >> 32, cr2, value, rip, after)
+    return CaseOutcome(vector & 0xFFFF_FFFF, vector >> 32, cr2, value, rip, after)
 
 
 def _places(trial: Trial) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ from fivefold.conform.cases.actions import LDT_SELECTOR, VALUE, address_of, code
 from fivefold.conform.cases.case import MODES, Case
 from fivefold.conform.judging.expect import BREAKPOINT, Expected
 from fivefold.conform.judging.memory_words import value_read, words_after, words_before
-from fivefold.conform.judging.outcome import Outcome
+from fivefold.conform.judging.outcome import CaseOutcome
 from fivefold.conform.payload import layout as at
 from fivefold.conform.places import ARENA, CASES, CODE, IMAGE
 from fivefold.units import MASK64
@@ -115,7 +115,7 @@ def read_head(head: bytes) -> tuple[int, bool, Cpu]:
     return words[at.W_DONE], words[at.W_STATE] == at.FINISHED, cpu_from_cpuid(cpuid, encrypts=False)
 
 
-def read_outcomes(data: bytes, trials: Sequence[Trial], done: int) -> Iterator[tuple[Trial, Outcome]]:
+def read_outcomes(data: bytes, trials: Sequence[Trial], done: int) -> Iterator[tuple[Trial, CaseOutcome]]:
     """The outcomes of the first *done* of *trials*, in the order of `table`, from the table that the payload wrote."""
     ordered = [trial for mode in MODES for trial in trials if trial.case.mode == mode]
     offset = 8 * at.W_CASES
@@ -126,11 +126,13 @@ def read_outcomes(data: bytes, trials: Sequence[Trial], done: int) -> Iterator[t
         yield trial, outcome_of(words, stores)
 
 
-def outcome_of(words: Sequence[int], stores: int) -> Outcome:
+def outcome_of(words: Sequence[int], stores: int) -> CaseOutcome:
     """One record's outcome."""
     vector, code = words[at.C_VECTOR] & 0xFFFF_FFFF, words[at.C_VECTOR] >> 32
     after = {words[i]: words[i + at.S_AFTER] for i in range(at.HEAD, at.HEAD + at.STORE * stores, at.STORE)}
     rip = words[at.C_RIP]
     if vector != BREAKPOINT and IMAGE <= rip < ARENA:
-        return Outcome(vector, code, problem=f"the registers could not be set: vector {vector}({code:#x}) at {rip:#x}")
-    return Outcome(vector, code, words[at.C_CR2], words[at.C_VALUE], rip, after)
+        return CaseOutcome(
+            vector, code, problem=f"the registers could not be set: vector {vector}({code:#x}) at {rip:#x}"
+        )
+    return CaseOutcome(vector, code, words[at.C_CR2], words[at.C_VALUE], rip, after)

@@ -48,7 +48,7 @@ _LOW_MEMORY: Final = {
 }
 """For machines: from which size on RAM is split, and how much lies below 4 GiB then. QEMU, ``hw/i386/pc_*.c``."""
 
-Places = npt.NDArray[np.uint64]
+PagePlaces = npt.NDArray[np.uint64]
 
 
 def read_qemu_stream(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
@@ -93,10 +93,10 @@ class _Stream:
     file: FileBytes
     at: int
     machine: str = ""
-    blocks: dict[bytes, Places] = field(default_factory=dict)
-    block: Places | None = None
+    blocks: dict[bytes, PagePlaces] = field(default_factory=dict)
+    block: PagePlaces | None = None
 
-    def read(self) -> dict[bytes, Places]:
+    def read(self) -> dict[bytes, PagePlaces]:
         version = int.from_bytes(self._take(8)[4:], "big")
         if version != 3:
             raise FormatError(f"{self.file.name}: QEMU stream of version {version}, expected 3")
@@ -172,7 +172,7 @@ class _Stream:
         return at
 
 
-def _placed(blocks: dict[bytes, Places], machine: str) -> tuple[list[tuple[int, Places]], str]:
+def _placed(blocks: dict[bytes, PagePlaces], machine: str) -> tuple[list[tuple[int, PagePlaces]], str]:
     """The guest's RAM by physical address: a machine of QEMU's splits it below 4 GiB."""
     name = b"pc.ram" if b"pc.ram" in blocks else max(blocks, key=lambda one: len(blocks[one]), default=b"")
     if name not in blocks:
@@ -192,7 +192,7 @@ class _Pages:
     """Pages by physical address."""
 
     file: FileBytes
-    spans: list[tuple[int, Places]]
+    spans: list[tuple[int, PagePlaces]]
 
     def extents(self) -> list[Extent]:
         """What the stream tells; what it does not is a hole."""
@@ -202,7 +202,7 @@ class _Pages:
         """What is not zeros."""
         return extents_of(self._runs(lambda places: places > _ZEROS))
 
-    def _runs(self, chosen: Callable[[Places], npt.NDArray[np.bool_]]) -> list[tuple[int, int]]:
+    def _runs(self, chosen: Callable[[PagePlaces], npt.NDArray[np.bool_]]) -> list[tuple[int, int]]:
         found = []
         for start, places in self.spans:
             bits = np.pad(chosen(places).astype(np.int8), 1)

@@ -12,12 +12,12 @@ from rich.table import Table
 from fivefold.conform.cases.case import parse_case
 from fivefold.conform.cases.listing import listing
 from fivefold.conform.judging.known import known_differences
-from fivefold.conform.judging.report import Key, Report, Row
+from fivefold.conform.judging.report import ConformReport, Key, RuleRow
 
 MODES = ("la48", "la57")
 
 
-def print_conform(report: Report, console: Console, verbose: bool = False) -> None:
+def print_conform(report: ConformReport, console: Console, verbose: bool = False) -> None:
     """Print the table, and each rule that differs with its smallest case; *verbose* shows the rules that agree too."""
     console.print(_table(report, verbose))
     for rule, found in _differing(report):
@@ -27,7 +27,7 @@ def print_conform(report: Report, console: Console, verbose: bool = False) -> No
     console.print(summary(report), soft_wrap=True)
 
 
-def summary(report: Report) -> str:
+def summary(report: ConformReport) -> str:
     """The last line: how many cases, rules and differences."""
     shown = {key.rule for key, row in report.rows.items() if row.cases}
     hidden = {key.rule for key in report.rows} - shown
@@ -40,11 +40,11 @@ def summary(report: Report) -> str:
     return text + (f"; {len(report.problems)} cases came to no end" if report.problems else "")
 
 
-def _table(report: Report, verbose: bool) -> Table:
+def _table(report: ConformReport, verbose: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("rule", "access", *MODES):
         table.add_column(name, overflow="fold")
-    groups: dict[tuple[str, str], dict[str, Row]] = {}
+    groups: dict[tuple[str, str], dict[str, RuleRow]] = {}
     for key, row in report.sorted_rows():
         groups.setdefault((key.rule, key.access), {})[key.mode] = row
     for (rule, access), modes in groups.items():
@@ -53,7 +53,7 @@ def _table(report: Report, verbose: bool) -> Table:
     return table
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: RuleRow | None) -> str:
     if row is None:
         return ""
     if not row.cases:
@@ -64,15 +64,15 @@ def _cell(row: Row | None) -> str:
     return f"differs ({row.differs} of {row.cases}{known})"
 
 
-def _differing(report: Report) -> Iterator[tuple[str, list[tuple[Key, Row]]]]:
-    groups: dict[str, list[tuple[Key, Row]]] = {}
+def _differing(report: ConformReport) -> Iterator[tuple[str, list[tuple[Key, RuleRow]]]]:
+    groups: dict[str, list[tuple[Key, RuleRow]]] = {}
     for key, row in report.sorted_rows():
         if row.differs:
             groups.setdefault(key.rule, []).append((key, row))
     yield from groups.items()
 
 
-def _print_difference(rule: str, found: list[tuple[Key, Row]], console: Console) -> None:
+def _print_difference(rule: str, found: list[tuple[Key, RuleRow]], console: Console) -> None:
     row = min((row for _, row in found), key=_order)
     assert row.smallest is not None
     accesses = ", ".join(sorted({each.access for each, _ in found}))
@@ -86,7 +86,7 @@ def _print_difference(rule: str, found: list[tuple[Key, Row]], console: Console)
         console.print(escape(line), soft_wrap=True)
 
 
-def _order(row: Row) -> tuple[object, ...]:
+def _order(row: RuleRow) -> tuple[object, ...]:
     """Rows with a difference that is not known first, then those with the simplest case."""
     return row.unknown == 0, row.smallest.weight if row.smallest else ()
 

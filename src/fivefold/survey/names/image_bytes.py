@@ -33,11 +33,11 @@ class ImagePiece:
     data: bytearray
 
 
-Row = tuple[int, int, int]
+ImageRow = tuple[int, int, int]
 """Virtual address, size, physical address."""
 
 
-def image_rows(scan: ScanResult) -> list[Row]:
+def image_rows(scan: ScanResult) -> list[ImageRow]:
     """What the kernel maps for itself in the window of its image, ascending."""
     inside = (scan.start >= np.uint64(KERNEL_WINDOW)) & (scan.start < np.uint64(KERNEL_WINDOW + GIB))
     rows = np.flatnonzero(inside & (scan.kind == RegionKind.MAPPED) & scan.contiguous & ~scan.user)
@@ -49,7 +49,7 @@ def image_pieces(scan: ScanResult, memory: SourceMemory) -> Iterator[ImagePiece]
 
     Pieces of which next to nothing is in memory, as in a dump of tables alone, are left out.
     """
-    runs: list[list[Row]] = []
+    runs: list[list[ImageRow]] = []
     for start, size, phys in image_rows(scan):
         if runs and sum(runs[-1][-1][:2]) == start:
             runs[-1].append((start, size, phys))
@@ -61,7 +61,7 @@ def image_pieces(scan: ScanResult, memory: SourceMemory) -> Iterator[ImagePiece]
             yield piece
 
 
-def _piece(run: list[Row], memory: SourceMemory, extents: list[Extent]) -> ImagePiece | None:
+def _piece(run: list[ImageRow], memory: SourceMemory, extents: list[Extent]) -> ImagePiece | None:
     first = run[0][0]
     parts = [
         (va - first + low - phys, low, high) for va, size, phys in run for low, high in _inside(extents, phys, size)
