@@ -199,9 +199,10 @@ def test_a_line_without_an_end() -> None:
         (b"\n\n  \n", "the log holds no exception and no registers"),
         (b"Dear all,\nthis is a letter. BUG: none.\n", "the log holds no exception and no registers"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "the log is binary data, not a log"),
+        (b"\xff\xf8\x89\x01\x02 \0 text", "the log is binary data, not a log"),
         (b"check_exception old: what new", "the log holds no exception and no registers"),
     ],
-    ids=["empty", "blank", "letter", "picture", "garbled"],
+    ids=["empty", "blank", "letter", "picture", "bytes", "garbled"],
 )
 def test_refused_with_one_line(raw: bytes, words: str) -> None:
     with pytest.raises(FormatError) as caught:
