@@ -21,18 +21,20 @@ _ROOM: Final = GIB
 """A limit on the address space that leaves less than this beyond ours is met first."""
 
 _bound: int | None = None
-"""The last one that was set."""
+_before: int = 0
+"""The last bound that was set, and what the process had written to by then, which does not count."""
 
 
 @contextlib.contextmanager
 def bounded(size: int) -> Iterator[None]:
-    """Let the process have at most *size* bytes inside the ``with`` block; a lower limit from outside stays."""
-    global _bound
+    """Let the process take at most *size* more bytes inside the ``with`` block; a lower limit from outside stays."""
+    global _bound, _before
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    ours = soft == resource.RLIM_INFINITY or size < soft
+    before = _written()
+    ours = soft == resource.RLIM_INFINITY or before + size < soft
     if ours:
-        resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
-        _bound = size
+        resource.setrlimit(resource.RLIMIT_DATA, (before + size, hard))
+        _bound, _before = size, before
     try:
         yield
     finally:
@@ -46,9 +48,9 @@ def bound_met() -> str | None:
     To be asked while the error still holds what was allocated.
     """
     outside, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if _bound is None or (outside != resource.RLIM_INFINITY and outside < _bound + _ROOM):
+    if _bound is None or (outside != resource.RLIM_INFINITY and outside < _before + _bound + _ROOM):
         return None
-    if _written() < _bound * 2 // 3:
+    if _written() - _before < _bound * 2 // 3:
         return None
     return f"this needs more than {format_size(_bound)} of memory; allow more with --max-memory SIZE"
 
