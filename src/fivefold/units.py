@@ -144,7 +144,8 @@ def _hexadecimal(match: re.Match[str]) -> int:
 def _both_readings(match: re.Match[str]) -> str:
     """What a number without unit may mean, each reading as it can be written."""
     digits = match["digits"].replace("_", "")
-    readings = [f"0x{digits} is {int(digits, 16)} bytes"]
+    values = {int(digits, 16): f"0x{digits}"}
     if digits.isdecimal():
-        readings.insert(0, f"{int(digits):#x} is {int(digits)} bytes")
-    return f"{', '.join(readings)}; expected one of these, or K, M, G, T or P"
+        values = {int(digits): f"{int(digits):#x}"} | values
+    readings = [f"{word} is {value} byte{'s' * (value != 1)}" for value, word in values.items()]
+    return f"{', '.join(readings)}; expected {'one of these' if len(readings) > 1 else 'this'}, or K, M, G, T or P"

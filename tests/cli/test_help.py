@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from fivefold.cli.commands import COMMANDS
+from fivefold.cli.commands import COMMANDS, _Commands
 from fivefold.cli.examples import EXAMPLES
+from fivefold.cli.help_page import _choices, description
 from fivefold.cli.man_page import man_page
 
 Run = Callable[..., Any]
@@ -182,3 +183,49 @@ def test_width_is_of_the_stream_that_is_printed_to(monkeypatch: pytest.MonkeyPat
     assert columns_of(io.StringIO()) == 132
     monkeypatch.setenv("COLUMNS", "wide")
     assert columns_of(io.StringIO()) is None
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_in_a_pipe_is_whole(name: str, fivefold: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    piped = fivefold(name, "-h").out
+    monkeypatch.setenv("COLUMNS", "80")
+
+    assert piped == fivefold(name, "-h").out
+    words = " ".join(piped.split())
+    for paragraph in description(_Commands().get_command(None, name)):
+        assert " ".join(paragraph.split()) in words
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_breaks_no_word(name: str, width: int, fivefold: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    page = fivefold(name, "-h").out
+    assert set(re.findall(r"\S*…", page)) <= {
+        "wp=1,…",
+        "START-END[=OFFSET],…",
+        "0-0xa0000,0x100000-…",
+        "cr0.wp=0,…",
+        "…",
+    }
+    shown = set(re.findall(r"[\w-]+", page))
+    for parameter in _Commands().get_command(None, name).params:
+        assert {option for option in parameter.opts if option.startswith("-")} <= shown
+        assert set(_choices(parameter)) <= shown
+
+
+def test_a_terminal_that_does_not_know_its_size_has_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fivefold.report.sheet import columns_of
+
+    class Terminal(io.StringIO):
+        def fileno(self) -> int:
+            return 1
+
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for columns, seen in ((0, 80), (1, 40), (100, 100)):
+        monkeypatch.setattr(os, "get_terminal_size", lambda _, columns=columns: os.terminal_size((columns, 0)))
+        assert columns_of(Terminal()) == seen

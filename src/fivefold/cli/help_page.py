@@ -5,6 +5,7 @@ The man page is made from the same rows, see `fivefold.cli.man_page`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -68,21 +69,42 @@ def _page(command: Any, line: str) -> Iterator[Any]:
         yield Padding(Text(paragraph), (1, 1, 0, 1))
     yield ""
     for name, rows in panels(command).items():
-        yield Panel(_table(rows), title=name, title_align="left", border_style="dim")
+        yield Panel(_Rows(rows), title=name, title_align="left", border_style="dim")
     if examples := EXAMPLES.get(str(command.name)):
         yield Panel(_examples(examples), title="EXAMPLES", title_align="left", border_style="dim")
 
 
-def _table(rows: Sequence[Row]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
+class _Rows:
+    """Names beside what they are for; of a narrow terminal the names take less."""
 
-    table = Table.grid(padding=(0, 2), expand=True)
-    table.add_column(max_width=30, overflow="fold")
-    table.add_column(ratio=1)
-    for row in rows:
-        table.add_row(Text(row.name, "cyan"), Text(row.text))
-    return table
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.table import Table
+        from rich.text import Text
+
+        room = max(14, min(30, options.max_width * 2 // 5))
+        table = Table.grid(padding=(0, 2), expand=True)
+        table.add_column(max_width=room, overflow="fold")
+        table.add_column(ratio=1)
+        for row in self._rows:
+            table.add_row(Text(_folded(row.name, room), "cyan"), Text(row.text))
+        yield table
+
+
+def _folded(name: str, room: int) -> str:
+    """*name* in lines of *room* columns, broken between words, and between the values of a list that is wider."""
+    lines, last = [], ""
+    for word in name.split():
+        gap = " "
+        for part in [word] if len(word) <= room else re.findall(r"[^|]+\|?", word):
+            if last and len(last) + len(gap) + len(part) > room:
+                lines.append(last)
+                last = ""
+            last += gap + part if last else part
+            gap = ""
+    return "\n".join([*lines, last])
 
 
 def _examples(examples: Sequence[tuple[str, str]]) -> Any:

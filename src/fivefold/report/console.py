@@ -20,14 +20,19 @@ class ReportConsole(Console):
         raise BrokenPipeError
 
 
-def report_console(out: TextIO | None = None, *, piped: int, to: TextIO | None = None) -> ReportConsole:
-    """A console as wide and coloured as *out*, which is *piped* columns wide where it has none; it prints *to* that."""
+def report_console(
+    out: TextIO | None = None, *, piped: int, to: TextIO | None = None, folds: bool = False
+) -> ReportConsole:
+    """A console as wide and coloured as *out*, which is *piped* columns wide where it has none; it prints *to* that.
+
+    Lines that are wider than *piped* stay whole, unless it *folds* them.
+    """
     out = out or sys.stdout
     color = wants_color(out)
     return ReportConsole(
         file=to or out,
         width=columns_of(out) or piped,
-        soft_wrap=columns_of(out) is None,
+        soft_wrap=columns_of(out) is None and not folds,
         highlight=False,
         force_terminal=color,
         no_color=not color,
@@ -38,7 +43,7 @@ def report_console(out: TextIO | None = None, *, piped: int, to: TextIO | None =
 def rendered(parts: Iterable[Any]) -> str:
     """*parts* as text for standard output, 80 columns wide where that is no terminal."""
     text = io.StringIO()
-    console = report_console(piped=80, to=text)
+    console = report_console(piped=80, to=text, folds=True)
     for part in parts:
         console.print(part, markup=False)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]

@@ -16,6 +16,9 @@ Color = Literal["auto", "always", "never"]
 LEAST: Final = 40
 """Columns that a report needs; a narrower terminal wraps."""
 
+UNKNOWN: Final = 80
+"""Columns of a terminal that does not know its size and says 0, as over a serial line."""
+
 STYLES: Final = {
     "bad": "bold red",
     "warning": "yellow",
@@ -63,7 +66,7 @@ def columns_of(out: TextIO) -> int | None:
     if told.isascii() and told.isdecimal() and int(told) > 0:
         return max(int(told), LEAST)
     try:
-        return max(os.get_terminal_size(out.fileno()).columns, LEAST) if out.isatty() else None
+        return max(os.get_terminal_size(out.fileno()).columns or UNKNOWN, LEAST) if out.isatty() else None
     except (OSError, ValueError):
         return None
 
