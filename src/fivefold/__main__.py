@@ -4,7 +4,7 @@ import os
 import sys
 
 if __name__ == "__main__":
-    # Python puts the current directory first, which may be an unpacked archive of somebody else's.
+    # Python puts the current directory first, which may be an unpacked archive from elsewhere.
     here = os.getcwd()  # noqa: PTH109 - pathlib would be looked for there
     if sys.path and sys.path[0] == here and not sys.flags.safe_path:
         del sys.path[0]

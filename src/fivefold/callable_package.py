@@ -2,8 +2,8 @@
 
 `fivefold.explain` has to be two things: the package that ``from fivefold.explain import …``
 finds, and the function of the public API. The import system binds a package to its name in the
-parent, so a function of the same name in the parent lasts only until somebody imports the
-package. Here there is one object for both, whatever is imported first.
+parent, so a function of the same name in the parent lasts only until the package is
+imported. Here there is one object for both, whatever is imported first.
 """
 
 from __future__ import annotations

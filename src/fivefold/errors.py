@@ -80,7 +80,7 @@ class FormatError(FivefoldError):
 
 @contextmanager
 def both_told(first: BaseException | None) -> Iterator[None]:
-    """Put things back inside the ``with`` block, after *first*; where that fails too, the error tells both.
+    """Put things back inside the ``with`` block, after *first*; where that fails too, the error names both.
 
     >>> with both_told(FormatError("it is cut")):
     ...     raise FormatError("the guest stands still")

@@ -35,7 +35,7 @@ def test_a_triple_fault_step_by_step() -> None:
 
 
 def test_a_double_fault_does_not_strike() -> None:
-    with pytest.raises(ValueError, match=r"^a double fault does not strike by itself; give the exception"):
+    with pytest.raises(ValueError, match=r"^a double fault is not raised on its own; give the exception"):
         escalate(None, 8)
 
 

@@ -52,7 +52,7 @@ def test_formats(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         (("--policy", "no.toml"), "fivefold: no.toml: No such file or directory\n"),
         (
             ("--pat", "wb"),
-            "fivefold: Invalid value for '--pat': 'wb' is no PAT MSR; expected linux, reset, or eight bytes, "
+            "fivefold: Invalid value for '--pat': 'wb' is not a PAT MSR; expected linux, reset, or eight bytes, "
             "each of 0, 1, 4, 5, 6, 7\n",
         ),
         (("--cr3", "0x5000"), "fivefold: "),

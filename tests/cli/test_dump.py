@@ -100,7 +100,7 @@ def test_ptdump(fivefold: Run, capture: Capture) -> None:
     )
     told = fivefold("dump", guest, "--format", "ptdump", "--build", "fixmap_start=0xffffffffff500000,colour=red")
     assert (told.status, told.out) == (2, "")
-    assert "is no build of a kernel; expected kasan=yes|no" in told.err
+    assert "is not a build of a kernel; expected kasan=yes|no" in told.err
 
 
 def test_info_tlb(fivefold: Run, capture: Capture) -> None:

@@ -54,7 +54,7 @@ def test_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         ((), "nothing to find; expected --phys, --bytes or --text"),
         (("--text", ""), "nothing to search for; expected one byte or more"),
         (("--bytes", "0x"), "nothing to search for; expected one byte or more"),
-        (("--bytes", "abc"), "'abc' are no bytes; expected pairs of hexadecimal digits: 7f454c46"),
+        (("--bytes", "abc"), "'abc' is not bytes; expected pairs of hexadecimal digits: 7f454c46"),
         (
             ("--phys", "0x10000000000000"),
             "is not physical memory; expected less than 0x10000000000000",

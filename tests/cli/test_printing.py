@@ -67,7 +67,7 @@ def test_no_pat(fivefold: Run, capture: Callable[[str], Path], value: str) -> No
     done = fivefold("audit", capture("plain-la48-kaslr"), "--pat", value)
     assert (done.status, done.out) == (2, "")
     assert done.err.endswith(
-        f"{value!r} is no PAT MSR; expected linux, reset, or eight bytes, each of 0, 1, 4, 5, 6, 7\n"
+        f"{value!r} is not a PAT MSR; expected linux, reset, or eight bytes, each of 0, 1, 4, 5, 6, 7\n"
     )
 
 

@@ -160,10 +160,10 @@ def test_bad_input(run: Run, arguments: tuple[str, ...], message: str) -> None:
 
 def test_changes_that_make_no_sense(run: Run, data: Path) -> None:
     for change, message in (
-        ("sideways", "'sideways' is no change; expected one of read, write, fetch"),
+        ("sideways", "'sideways' is not a change; expected one of read, write, fetch"),
         ("cpl=7", "7 is not a privilege level; expected 0 to 3"),
         ("cr0.wp=2", "cr0.wp=2; expected 0 or 1"),
-        ("mode=la99", "'la99' is no mode; expected la48 or la57"),
+        ("mode=la99", "'la99' is not a mode; expected la48 or la57"),
         ("cr7=1", "'cr7' cannot be changed; expected one of"),
         ("cr3=here", "'here' is not an address; expected hexadecimal"),
         ("phys_bits=0x30", "'0x30' is not a number; expected decimal such as 1 or 46"),

@@ -26,7 +26,7 @@ def test_no_file_with_bytes(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     for path, what in (
         (empty, "is empty"),
-        (fifo, "is a pipe, which cannot be read here and there"),
+        (fifo, "is a pipe, which is not seekable"),
         (tmp_path, "is a directory"),
         (Path("/dev/zero"), "is a device"),
     ):

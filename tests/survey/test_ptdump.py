@@ -299,7 +299,7 @@ def test_headings_say_what_was_guessed(look: Callable[..., Space]) -> None:
 
 @pytest.mark.parametrize("text", ["colour=red", "ldt", "kasan="])
 def test_a_build_that_is_none(text: str) -> None:
-    with pytest.raises(ValueError, match="is no build of a kernel; expected kasan=yes"):
+    with pytest.raises(ValueError, match="is not a build of a kernel; expected kasan=yes"):
         parse_build(text)
 
 

@@ -29,7 +29,7 @@ class FrameSource(Protocol):
     """Where tables come from."""
 
     def take(self) -> PhysAddr:
-        """Hand over a zeroed, 4 KiB aligned frame that nobody else holds."""
+        """Hand over a zeroed, 4 KiB aligned frame that is not in use."""
         ...
 
 

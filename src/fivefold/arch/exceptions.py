@@ -1,4 +1,4 @@
-"""Exceptions, and what becomes of one that strikes while another is being delivered.
+"""Exceptions, and what becomes of one that is raised while another is being delivered.
 
 Source: Intel SDM, "Exception and Interrupt Reference", "Interrupt 8—Double Fault Exception".
 """
@@ -70,17 +70,17 @@ _PAGE: Final = frozenset({Vector.PF, Vector.VE})
 
 
 def escalate(first: int | None, second: int) -> Escalation:
-    """What *second* becomes when it strikes while *first* is being delivered.
+    """What *second* becomes when it is raised while *first* is being delivered.
 
     Both are vectors; None says that nothing was being delivered. Vectors without an entry in
     the manual's table, external interrupts among them, are benign. `ValueError` if *second* is
-    8: a double fault is what this answers, never what strikes.
+    8: a double fault is what this answers, never what is raised.
 
     >>> escalate(14, 14), escalate(8, 14)
     (<Escalation.DOUBLE: 'a double fault is delivered instead'>, <Escalation.TRIPLE: 'the CPU shuts down'>)
     """
     if second == Vector.DF:
-        raise ValueError("a double fault does not strike by itself; give the exception that led to it")
+        raise ValueError("a double fault is not raised on its own; give the exception that led to it")
     serious = second in _CONTRIBUTORY or second in _PAGE
     if first == Vector.DF and serious:
         return Escalation.TRIPLE

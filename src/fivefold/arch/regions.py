@@ -2,7 +2,7 @@
 
 Descending and noting are separate. A table is walked once for each level and each set of
 rights that it is reached with, and its runs are reused when it is reached again. Tables are
-told apart by address, never by content. Plain Python: a witness, not a fast dump.
+distinguished by address, never by content. Plain Python: a witness, not a fast dump.
 """
 
 from __future__ import annotations

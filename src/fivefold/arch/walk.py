@@ -82,7 +82,7 @@ class Owner(Enum):
 class Owned:
     """Physical pages that have an owner beside the page tables.
 
-    *epcm*: enclave pages whose entry in the enclave page cache map refuses whoever runs now, for any access.
+    *epcm*: enclave pages whose entry in the enclave page cache map refuses any access by the code that runs now.
     *rmp*: pages that the reverse map table assigns to a guest, which their host may read but not write.
     Sources: Intel SDM, "Enclave Access Control"; AMD APM volume 2, "RMP and VMPL Access Checks".
     """

@@ -59,7 +59,7 @@ class Run:
     seconds: float
     output: str = field(repr=False, default="")
     story: str = field(repr=False, default="")
-    """Why the guest did not come to its end, where somebody was asked."""
+    """Why the guest did not come to its end, where an explanation was requested."""
     engine_reason: str = ""
     """Why this engine was chosen, where none was named and it is not the usual one."""
 

@@ -34,9 +34,9 @@ def pat_value(text: str) -> int:
     try:
         value = PATS[text] if text in PATS else values.address(text)
     except typer.BadParameter as error:
-        raise typer.BadParameter(f"{text!r} is no PAT MSR; {expected}") from error
+        raise typer.BadParameter(f"{text!r} is not a PAT MSR; {expected}") from error
     if not is_pat(value):
-        raise typer.BadParameter(f"{text!r} is no PAT MSR; {expected}")
+        raise typer.BadParameter(f"{text!r} is not a PAT MSR; {expected}")
     return value
 
 

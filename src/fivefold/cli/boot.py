@@ -168,6 +168,6 @@ def _why(event: Event, machine: Machine) -> str:
 
 
 def _say(step: str) -> None:
-    """Show what goes on, where somebody watches."""
+    """Show what goes on, where standard error is a terminal."""
     if sys.stderr.isatty():
         over_write(step)

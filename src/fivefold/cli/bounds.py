@@ -1,7 +1,7 @@
 """How much memory a command may take for itself: a small file can ask for all there is.
 
 Counted is what the process writes to (``RLIMIT_DATA``), not files that it maps. Every allocation beyond fails, wherever
-it is made, so the bound holds for what nobody thought of, too.
+it is made, so the bound covers every part of a command.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from fivefold.units import GIB, MIB, format_size
 
 MAX_MEMORY: Final = 1792 * MIB
-"""Unless told otherwise: less than 2 GiB with what the process is made of and a file of some size."""
+"""Unless an option changes it: less than 2 GiB with what the process is made of and a file of some size."""
 
 _ROOM: Final = GIB
 """A limit on the address space that leaves less than this beyond ours is met first."""

@@ -1,6 +1,6 @@
 """The commands: every command is parse, one call of the library, one renderer, an exit status.
 
-0: all is well. 1: a check failed. 2: it could not be done, with one line on stderr. 3: an error that nobody foresaw,
+0: all is well. 1: a check failed. 2: it could not be done, with one line on stderr. 3: an unexpected error,
 with one line on stderr and its trace in the file that ``--report`` names.
 """
 
@@ -240,7 +240,7 @@ def _open_what_is_closed() -> None:
 
 
 def _flushed(status: int) -> int:
-    """Write out what is left, and return *status*; where the reader went away there is nobody to tell."""
+    """Write out what is left, and return *status*; where the reader went away the failure is not reported."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -14,7 +14,7 @@ from fivefold.cli.choices import BitsChoice
 from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 
 SHORT: Final = 16
-"""In text a shared table with more ranges than this is told once, and then how often it is there again."""
+"""In text a shared table with more ranges than this is listed once, and then how often it is there again."""
 
 if TYPE_CHECKING:
     from fivefold.survey.scan.regions import Region
@@ -54,7 +54,7 @@ def dump(
         bool, typer.Option("--leaf/--effective", help="Show and choose by the leaf's rights, or the whole path's.")
     ] = False,
     phys: Annotated[
-        bool, typer.Option("--phys", help="Break regions where physical memory does not follow on.")
+        bool, typer.Option("--phys", help="Start a new region where physical addresses are not contiguous.")
     ] = False,
     bits: Annotated[
         BitsChoice | None,

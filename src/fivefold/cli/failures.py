@@ -1,6 +1,6 @@
 """How a command ends that could not do what it was asked: one line on stderr, and a status that says whose fault it is.
 
-2: what was asked cannot be done with this input, or met a bound. 3: an error that nobody foresaw, which is a fault of
+2: what was asked cannot be done with this input, or met a bound. 3: an unexpected error, which is a fault of
 ours (or of a machine without memory), and never to be taken for a check that failed.
 """
 
@@ -24,7 +24,7 @@ _report: Path | None = None
 
 
 def write_report_to(path: Path | None) -> None:
-    """Have the trace of an error that nobody foresaw written to *path*."""
+    """Have the trace of an unexpected error written to *path*."""
     global _report
     _report = path
 

@@ -32,7 +32,7 @@ def pattern(text: str) -> bytes:
     try:
         found = bytes.fromhex(text.removeprefix("0x"))
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} are no bytes; expected pairs of hexadecimal digits: 7f454c46") from error
+        raise typer.BadParameter(f"{text!r} is not bytes; expected pairs of hexadecimal digits: 7f454c46") from error
     if not found:
         raise typer.BadParameter("nothing to search for; expected one byte or more")
     return found
@@ -49,11 +49,11 @@ def find(
         list[bytes] | None, typer.Option("--bytes", parser=pattern, metavar="HEX", help="Bytes anywhere in memory.")
     ] = None,
     text: Annotated[list[str] | None, typer.Option("--text", metavar="WORDS", help="Text in UTF-8.")] = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Places of the same bytes that are told.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="List at most N places of the same bytes.")] = 20,
     format: Annotated[TableFormat, typer.Option(help="How to print it.")] = TableFormat.text,
     as_json: JsonOption = False,
 ) -> int:
-    """Tell which virtual addresses, under all roots in the memory, lead to a frame, or to bytes wherever they are.
+    """List which virtual addresses, under all roots in the memory, lead to a frame, or to bytes wherever they are.
 
     With --cr3 only that root is asked. Status 1 when nothing maps it.
     """

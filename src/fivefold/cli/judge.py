@@ -17,7 +17,7 @@ def judge(
     ],
     as_json: JsonOption = False,
 ) -> int:
-    """Tell from a serial log alone whether the kernels in it passed their checks: status 0 if all did, 1 if not."""
+    """Report from a serial log alone whether the kernels in it passed their checks: status 0 if all did, 1 if not."""
     from fivefold.boot import read_serial
     from fivefold.boot.judge.serial_text import judge_text
     from fivefold.errors import FormatError
@@ -29,7 +29,7 @@ def judge(
     if as_json:
         write_document(judgement.to_json(), sys.stdout)
     if not judgement.reports:
-        raise FormatError(f"{file}: no report of a kernel of ours is in it")
+        raise FormatError(f"{file}: it contains no report of a Fivefold kernel")
     if not as_json:
         write_judgement(judgement, sheet())
     return 0 if judgement.ok else 1

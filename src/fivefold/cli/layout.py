@@ -26,12 +26,15 @@ class ModeChoice(StrEnum):
 
 def layout(
     addresses: Annotated[
-        list[int] | None, typer.Argument(parser=values.address, metavar="[ADDRESS]...", help="What is at these?")
+        list[int] | None,
+        typer.Argument(parser=values.address, metavar="[ADDRESS]...", help="Show what is at these addresses."),
     ] = None,
-    mode: Annotated[ModeChoice | None, typer.Option(help="Four or five levels; la57 unless a source says.")] = None,
-    linux: Annotated[str | None, typer.Option(metavar="RELEASE", help="Of this Linux, such as 6.1 or 4.14.")] = None,
+    mode: Annotated[ModeChoice | None, typer.Option(help="Use four or five levels; la57 unless a source says.")] = None,
+    linux: Annotated[
+        str | None, typer.Option(metavar="RELEASE", help="Show the map of this Linux release, such as 6.1 or 4.14.")
+    ] = None,
     source: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="With the bases of the kernel in this source.")
+        str | None, typer.Option(metavar="SOURCE", help="Use the bases of the kernel in this source.")
     ] = None,
     format: Annotated[TableFormat, typer.Option(help="How to print it.")] = TableFormat.text,
     as_json: JsonOption = False,

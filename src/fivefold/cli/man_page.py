@@ -38,7 +38,7 @@ _STATUSES: Final = {
     "0": "All is well.",
     "1": "A check failed, or what was asked for was not found.",
     "2": "It could not be done; one line on standard error says why.",
-    "3": "An error that nobody foresaw.",
+    "3": "An unexpected error.",
 }
 
 

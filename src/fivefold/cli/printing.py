@@ -40,7 +40,7 @@ def printing(command: Callable[[], int]) -> int:
 
 
 def write_output(path: Path, data: bytes, told: str) -> None:
-    """Write *data* to *path*, or to standard output where that is ``-``; say *told* where it is in nobody's way."""
+    """Write *data* to *path*, or to standard output where that is ``-``; print *told* on another stream."""
     from fivefold.boot import write_file
 
     if str(path) != "-":
@@ -54,7 +54,7 @@ def write_output(path: Path, data: bytes, told: str) -> None:
 
 
 def print_to_nobody() -> None:
-    """Let what is left in buffers go nowhere, so that it is not told twice that it could not be written."""
+    """Let what is left in buffers go nowhere, so that it is not reported twice that it could not be written."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

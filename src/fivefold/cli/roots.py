@@ -11,7 +11,7 @@ from fivefold.cli.source_options import JsonOption, SourceChoice, on_source_with
 def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
     """Find page-table roots in all of memory, group those of one kernel, and say what speaks for each.
 
-    Where a Linux tells its symbols and its types (kallsyms and BTF), say whose they are: pid and name.
+    Where a Linux kernel carries its symbols and its types (kallsyms and BTF), say whose they are: pid and name.
     --levels and --phys-bits narrow what is looked for. Status 1 when there are none.
     """
     from fivefold.report.json_text import write_document

@@ -81,7 +81,7 @@ class SourceChoice:
         source = self.open_source()
         try:
             return self.space_of(source)
-        except BaseException:  # whoever sees it, the source must not stay open
+        except BaseException:  # whatever is raised, the source must not stay open
             source.close()
             raise
 
@@ -99,8 +99,8 @@ def choose(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A file (raw, ELF core, kdump, LiME, also .xz .gz .zst), qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT, "
-            "or - for standard input.",
+            help="A file (raw, ELF core, kdump, LiME, AVML, VMware, Windows crash dump, QEMU migration stream; also "
+            ".xz .gz .zst), qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT, or - for standard input.",
         ),
     ],
     *,

@@ -12,8 +12,12 @@ from fivefold.cli.choices import CaseModeChoice
 
 
 def vectors(
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="Where to. [default: stdout]")] = None,
-    count: Annotated[int, typer.Option("--count", metavar="N", min=1, max=1_000_000, help="How many.")] = 1000,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write to this file. [default: stdout]")
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--count", metavar="N", min=1, max=1_000_000, help="Write this many vectors.")
+    ] = 1000,
     seed: Annotated[int, typer.Option(metavar="S", help="Seed of the random half.")] = 1,
     mode: Annotated[CaseModeChoice, typer.Option(help="Paging modes.")] = CaseModeChoice.both,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the document instead.")] = False,

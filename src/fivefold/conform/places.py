@@ -4,7 +4,7 @@
 
     0x01000000  the payload's image
     0x04000000  the tables of a case: root first, then a table a level, twice
-    0x04010000  the driver's tables: they map the first 4 GiB at themselves, behind slot 0 of the root
+    0x04010000  the driver's tables: an identity map of the first 4 GiB, behind slot 0 of the root
     0x04100000  the code that makes the access: a page for privilege level 0, a page for 3
     0x04200000  data, 4 MiB: what the pages of a case map
     0x08000000  the table of cases

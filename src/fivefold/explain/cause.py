@@ -49,7 +49,7 @@ def _cause_of(explained: ExplainedException, trace: Trace) -> FaultCause:
     finding = explained.finding
     evidence = list(dict.fromkeys(_evidence(explained)))
     if trace.outcome == "handled" and explained.raised.during is None:
-        evidence.append("its handler was entered, so it may be meant")
+        evidence.append("its handler was entered, so it may be intended")
     confidence = finding.confidence
     if trace.inferred and confidence == "certain":
         # What registers and memory lead to is not yet what happened.

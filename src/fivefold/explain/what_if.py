@@ -53,7 +53,7 @@ def _apply(word: str, here: Situation, how: Access) -> _Question:
         return here.with_state(replace(here.state, cpl=3 if word == "user" else 0)), replace(how, implicit=False)
     name, equals, text = word.partition("=")
     if not equals:
-        raise ValueError(f"{word!r} is no change; expected one of {_WORDS}")
+        raise ValueError(f"{word!r} is not a change; expected one of {_WORDS}")
     return _set(name, text, here), how
 
 
@@ -61,7 +61,7 @@ def _set(name: str, text: str, here: Situation) -> Situation:
     state = here.state
     if name in ("mode", "levels"):
         if text not in _MODES:
-            raise ValueError(f"{text!r} is no mode; expected la48 or la57")
+            raise ValueError(f"{text!r} is not a mode; expected la48 or la57")
         return here.with_levels(_MODES[text])
     value = _number(text, hexadecimal=name in ("cr3", "pkru"))
     if name in _BITS:

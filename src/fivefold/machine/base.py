@@ -25,7 +25,7 @@ SERIAL_PORT: Final = 0x3F8
 """The first serial port; everything a guest writes here is `Machine.output`."""
 
 START_SECONDS: Final = 30.0
-"""How long an engine may take to start unless told otherwise; start-up under load is slow."""
+"""How long an engine may take to start by default; start-up under load is slow."""
 
 PAGE_FAULT: Final = 14
 _NAMES: Final = {int(vector): "NMI" if vector is Vector.NMI else f"#{vector.name}" for vector in Vector}
@@ -170,7 +170,7 @@ class Exit:
 class Shutdown:
     """Triple fault. *records* are the exceptions that led to it, oldest first, where known.
 
-    *cpu* is the number of the CPU that they struck, None where that is not known.
+    *cpu* is the number of the CPU that raised them, None where that is not known.
     """
 
     records: tuple[ExceptionRecord, ...]

@@ -35,7 +35,7 @@ class Child:
                 os._exit(1)
 
         self._errors: bytes | None = None
-        # Not a pipe: that fills up when nobody reads, and stays open for as long as anyone holds its other end.
+        # Not a pipe: that fills up unless it is read, and stays open while any process holds its other end.
         self._stderr = os.memfd_create("fivefold-stderr")
         try:
             self._process = subprocess.Popen(
@@ -71,7 +71,7 @@ class Child:
     def end(self) -> bytes:
         """Kill it and what it started, wait for it, and return what it wrote to stderr last. May be called again."""
         if self._errors is None:
-            # It leads a group of its own. Nobody has waited for it yet, so that the number is still its own.
+            # It leads a group of its own. It has not been waited for yet, so that the number is still its own.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()

@@ -64,7 +64,7 @@ class MappedRam:
         ]
 
     def close(self) -> None:
-        """Give the pages back. Whoever was given pointers must be gone."""
+        """Give the pages back. No code may use pointers to them any more."""
         for data in {id(data): data for _, data, _ in self._parts}.values():
             data.close()
         self._parts, self._starts = [], []

@@ -18,7 +18,7 @@ from fivefold.memory.spans import extents_of
 from fivefold.units import GIB, PAGE, PhysAddr
 
 MAX_COPY: Final = 8 * GIB
-"""How much `PagedMemory.banks` copies at most unless told otherwise."""
+"""How much `PagedMemory.banks` copies at most by default."""
 
 COPY_STEP: Final = 1 << 20
 
@@ -60,7 +60,7 @@ class SourceMemory(PhysReader, Protocol):
         ...
 
     def written(self) -> list[Extent]:
-        """The parts of `extents` that may hold anything but zeros; more may be told than need be."""
+        """The parts of `extents` that may hold anything but zeros; more may be listed than need be."""
         ...
 
     def pages_that_begin(self, head: bytes, /) -> Iterator[int]:
@@ -226,7 +226,7 @@ class PagedMemory(_Closing):
         return list(self._extents)
 
     def written(self) -> list[Extent]:
-        """What may be anything but zeros, where the format tells it; else all there is."""
+        """What may be anything but zeros, where the format says so; else all there is."""
         return self.extents if self._written is None else self._written()
 
     def pages_that_begin(self, head: bytes, /) -> Iterator[int]:

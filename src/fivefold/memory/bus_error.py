@@ -3,7 +3,7 @@
 The kernel sends SIGBUS at the access, which native code and numpy make without a look at the file's size. The handler
 is some thirty instructions of machine code, because nothing else may run at such a moment: it looks the address up
 among the mappings that are guarded, marks the mapping as broken, puts zero pages in place of its rest, and lets the
-access happen again. Whoever guards a mapping asks afterwards. A bus error anywhere else ends the process as ever.
+access happen again. Code that guards a mapping asks afterwards. A bus error anywhere else ends the process as ever.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Action(ctypes.Structure):
 
 
 class _Buffer(ctypes.Structure):
-    """``Py_buffer``, which tells the address of memory that must not be written."""
+    """``Py_buffer``, which has the address of memory that must not be written."""
 
     _fields_ = (("at", ctypes.c_void_p), ("object", ctypes.py_object), ("rest", ctypes.c_ubyte * 64))
 

@@ -20,7 +20,7 @@ SMALL: Final = 16 * MIB
 EXPECTED: Final = "expected a file that holds memory, or qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT"
 
 MAX_RUNS: Final = 1 << 16
-"""So many runs of a sparse file are told apart."""
+"""How many runs of a sparse file are kept apart at most."""
 
 
 class ByteSource(Protocol):
@@ -37,7 +37,7 @@ class ByteSource(Protocol):
 class FileBytes:
     """The bytes of a regular file, read-only.
 
-    `view` is zero-copy. A mapped file that somebody else cuts short raises `FormatError`: at every access through
+    `view` is zero-copy. A mapped file that another process truncates raises `FormatError`: at every access through
     this class, and at `close` where code that kept a view met a page that was gone; it read zeros there.
     """
 
@@ -114,7 +114,7 @@ class FileBytes:
     def written(self, start: int, end: int, most: int = MAX_RUNS) -> Iterator[tuple[int, int]]:
         """Runs of the bytes *start* to *end* that are on disk, ascending; a sparse file's holes read as zeros.
 
-        All of them in one run where nobody knows, and behind the first *most* runs.
+        All of them are in one run where the system does not say, and so are those behind the first *most* runs.
         """
         for _ in range(most if self._fd >= 0 else 0):
             try:
@@ -158,7 +158,7 @@ class FileBytes:
 
 _KINDS: Final = {
     stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a pipe, which cannot be read here and there",
+    stat.S_IFIFO: "a pipe, which is not seekable",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a disk",
     stat.S_IFSOCK: "a socket",

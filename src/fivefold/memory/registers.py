@@ -28,7 +28,7 @@ class CpuState:
 
     *segments* has ``cs`` ``ds`` ``es`` ``fs`` ``gs`` ``ss`` ``ldt`` ``tr`` ``gdt`` ``idt`` as far as known.
     *source* says where the numbers come from. *elf_machine* is the machine number of an ELF core where
-    it tells of this CPU: QEMU writes 62 where EFER.LMA of the first CPU is set, else 3 (``arch_dump.c``).
+    it says of this CPU: QEMU writes 62 where EFER.LMA of the first CPU is set, else 3 (``arch_dump.c``).
     """
 
     source: str

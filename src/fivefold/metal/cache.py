@@ -4,7 +4,7 @@ One file an entry, under ``$FIVEFOLD_CACHE``, else ``$XDG_CACHE_HOME/fivefold``,
 ``~/.cache/fivefold``. An entry carries the digests of its key and its content: a damaged one, or one under another's
 name, counts as absent. Where nothing can be written, everything works and is made again each time.
 
-Entries hold native code, so only what nobody else can have written is taken: the directory and the entry belong to this
+Entries hold native code, so only what no other user can write is taken: the directory and the entry belong to this
 user, no other may write to them, and neither is reached through a link. All of it is looked at through one open
 directory, so that it cannot be exchanged in between.
 """

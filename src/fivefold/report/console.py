@@ -13,7 +13,7 @@ from fivefold.report.sheet import columns_of, wants_color
 
 
 class ReportConsole(Console):
-    """Rich's, but a reader that goes away, such as `head`, is told to the caller and ends nothing."""
+    """Rich's, but a reader that goes away, such as `head`, is reported to the caller and ends nothing."""
 
     def on_broken_pipe(self) -> NoReturn:
         """Raise `BrokenPipeError` where rich would end the program with status 1."""

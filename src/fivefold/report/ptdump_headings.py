@@ -20,7 +20,7 @@ def parse_build(text: str) -> dict[str, str]:
     given = dict(part.strip().partition("=")[::2] for part in text.split(",") if part.strip())
     unknown = set(given) - {"kasan", "ldt", "efi", "fixmap_start", "image_limit", "release"}
     if unknown or not all(given.values()):
-        raise ValueError(f"{text!r} is no build of a kernel; expected {_KEYS}")
+        raise ValueError(f"{text!r} is not a build of a kernel; expected {_KEYS}")
     return given
 
 

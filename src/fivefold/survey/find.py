@@ -31,10 +31,10 @@ MAX_SHARED: Final = 1 << 16
 
 
 MAX_PLACES: Final = 1 << 18
-"""Places of one range of memory in one space that are told; more are refused."""
+"""Places of one range of memory in one space that are listed; more are refused."""
 
 SHARED_ABOVE: Final = 16
-"""A shared table with more ranges than this is looked into once, and its places are told with how often they repeat."""
+"""A shared table with more ranges than this is searched once; its places are listed with how often they repeat."""
 
 
 class Place(NamedTuple):
@@ -61,7 +61,7 @@ class Place(NamedTuple):
 
     @property
     def every(self) -> int:
-        """How many bytes further each time, where one stride tells it all; else 0."""
+        """How many bytes further each time, where one stride describes all; else 0."""
         return self.strides[0].bytes if len(self.strides) == 1 else 0
 
     @property
@@ -154,7 +154,7 @@ class _Finder:
                 yield place._replace(va=moved, strides=(*place.strides, *again))
 
     def _table(self, phys: int, info: int, start: int, span: int) -> tuple[int, ScanResult]:
-        """What a shared table maps, told from the place where it was looked at first."""
+        """What a shared table maps, listed from the place where it was looked at first."""
         key = (phys, info)
         if key not in self._behind:
             if len(self._behind) == MAX_SHARED:

@@ -44,7 +44,7 @@ from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguit
 from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
 
 MAX_UNFOLDED: Final = 1 << 22
-"""Ranges that shared tables may unfold into before they are told once, with how often they repeat."""
+"""Ranges that shared tables may unfold into before they are listed once, with how often they repeat."""
 
 REPEAT_ABOVE: Final = 64
 """Where that is too many, a table with fewer ranges than this still unfolds."""
@@ -148,7 +148,7 @@ class Space:
     ) -> ScanResult:
         """All ranges, as numpy columns; *window* has an exclusive end.
 
-        Shared tables unfold, unless there are more than `MAX_UNFOLDED` ranges: then they are told once and as
+        Shared tables unfold, unless there are more than `MAX_UNFOLDED` ranges: then they are listed once and as
         `RegionKind.REPEAT` after that. `TooManyRuns` when that does not help.
         """
         settings = ScanSettings.for_cpu(
@@ -353,7 +353,7 @@ def open_space(
     source = open_source(spec, options, **keywords)
     try:
         return Space(with_hole(source, given), given)
-    except BaseException:  # whoever sees it, the source must not stay open
+    except BaseException:  # whatever is raised, the source must not stay open
         source.close()
         raise
 

@@ -183,7 +183,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 def test_the_command_without_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "serial.txt"
     log.write_text(LINUX)
-    assert judge(capsys, str(log)) == (2, "", f"fivefold: {log}: no report of a kernel of ours is in it\n")
+    assert judge(capsys, str(log)) == (2, "", f"fivefold: {log}: it contains no report of a Fivefold kernel\n")
     status, out, _ = judge(capsys, str(log), "--json")
     assert (status, json.loads(out)) == (2, {"schema": "fivefold.judge/1", "ok": False, "reports": []})
     assert judge(capsys, str(tmp_path / "none"))[0] == 2

@@ -194,4 +194,4 @@ def test_a_fault_that_was_handled(lab: Any, tmp_path: Path) -> None:
     with open_source(str(memory), ram_map=RAM_MAP) as source:
         told = explain(log, source)
     check(told, row, "unknown")
-    assert "its handler was entered, so it may be meant" not in told.cause.evidence
+    assert "its handler was entered, so it may be intended" not in told.cause.evidence

@@ -59,7 +59,7 @@ def test_the_exceptions_of_every_linux_stay_unless_they_are_turned_off() -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rules", "p.toml is no TOML: "),
+        ("rules", "p.toml is not TOML: "),
         ("", "p.toml has schema None; expected 'fivefold.policy/1'"),
         (HEAD + "default = true", "p.toml: the policy has no 'default'; expected defaults, except, rules, schema"),
         (HEAD + "defaults = 1", "p.toml: defaults is 1; expected true or false"),
@@ -83,7 +83,7 @@ def test_the_exceptions_of_every_linux_stay_unless_they_are_turned_off() -> None
                 "0-0x10000000000000001": "'0x10000000000000001' does not fit in 64 bits",
                 "-5": "'' is not an address; expected hexadecimal such as",
                 "a-z": "'z' is not an address; expected hexadecimal such as",
-                7: "7 is no range; expected START-END or START+SIZE, the end exclusive",
+                7: "7 is not a range; expected START-END or START+SIZE, the end exclusive",
             }.items()
         ),
     ],
@@ -99,7 +99,7 @@ def test_files(tmp_path: Path) -> None:
     path.write_text(FULL)
     assert load_policy(path).name == str(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(FormatError, match=r"p\.toml is no text in UTF-8; expected a policy in TOML$"):
+    with pytest.raises(FormatError, match=r"p\.toml is not UTF-8 text; expected a policy in TOML$"):
         load_policy(path)
     path.write_bytes(b"#" * (MAX_FILE + 1))
     with pytest.raises(FormatError, match=rf"p\.toml is larger than {MAX_FILE} bytes; expected a policy in TOML$"):

@@ -74,11 +74,9 @@ def test_leaves_are_told_one_by_one_after_a_scan_that_breaks_at_jumps() -> None:
 def test_what_was_not_asked_cannot_be_told() -> None:
     data, root = scattered(1)
     result = scan_space([(BASE, data)], root, 4, ScanSettings(contiguity=Contiguity.IGNORE))
-    with pytest.raises(
-        ValueError, match=r"^the scan ignored where physical memory follows on; ask with NOTE or BREAK$"
-    ):
+    with pytest.raises(ValueError, match=r"^the scan ignored physical contiguity; ask with NOTE or BREAK$"):
         _ = result.contiguous
-    with pytest.raises(ValueError, match=r"^leaves can be told apart only after a scan with Contiguity.BREAK$"):
+    with pytest.raises(ValueError, match=r"^leaves can be separated only after a scan with Contiguity.BREAK$"):
         expand_leaves(result)
 
 

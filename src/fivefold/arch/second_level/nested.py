@@ -25,7 +25,7 @@ class SecondLevel(Protocol):
     """From a guest's physical address to the host's, or `SecondLevelFault`."""
 
     def __call__(self, gpa: int, final: bool, /) -> PhysAddr:
-        """Translate *gpa*; *final* tells the page from a table of the guest's."""
+        """Translate *gpa*; *final* says that it is the page and not a table of the guest's."""
         ...
 
 

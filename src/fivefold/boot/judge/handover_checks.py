@@ -17,7 +17,7 @@ _STIR: Final = 0x9E37_79B9_7F4A_7C15
 
 
 def handover_checks(seen: Evidence, words: Mapping[str, int]) -> Iterator[Check]:
-    """The kept root shows all memory at itself and the kernel; the kept image names this kernel and its mode."""
+    """The kept root maps the kernel and all memory (identity map); the kept image names this kernel and its mode."""
     space = replace(seen.space, root=PhysAddr(words.get("handover_root", 0)))
     yield Check.outside("ident_map_memory", _memory_at_itself(seen, space))
     yield Check.outside("kexec_root", _kernel_half(seen, space))

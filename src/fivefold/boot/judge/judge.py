@@ -226,7 +226,7 @@ def _shadow(seen: Evidence, area: Area) -> str:
     at = area.start
     for run in runs:
         if run.start != at or run.rights.execute or run.rights.user:
-            return f"{run} follows on {hex64(at)}"
+            return f"{run} comes after {hex64(at)}"
         at = run.end
     if at != area.end:
         return f"the shadow ends at {hex64(at)}, expected {hex64(area.end)}"

@@ -30,7 +30,7 @@ _LINE_END: Final = re.compile(r"\r*\n|\r+")
 
 
 class Identity(NamedTuple):
-    """Which kernel begins; None where the line does not tell."""
+    """Which kernel begins; None where the line does not say."""
 
     levels: int | None
     place: int | None
@@ -88,7 +88,7 @@ def identity(line: str) -> Identity | None:
 
 
 def results(line: str) -> Iterator[Result]:
-    """The checks that *line* tells of: one, or more where the end of a line was lost."""
+    """The checks that *line* reports: one, or more where the end of a line was lost."""
     found = False
     for whole in _RESULT.finditer(line):
         found = True

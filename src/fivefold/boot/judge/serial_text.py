@@ -1,6 +1,6 @@
 """Judge a run from its serial text alone: what the kernels in it reported, and whether all of it is there.
 
-For machines that nobody can look into. Text before, between and inside the reports is passed over, and lost characters
+For machines whose memory is out of reach. Text before, between and inside reports is passed over, and lost characters
 are expected: what one damaged line does not say, the plan and the sum at the report's end do, and the other way round.
 """
 
@@ -35,7 +35,7 @@ _ORPHAN: Final = 8
 
 @dataclass(frozen=True)
 class SerialReport:
-    """What one kernel reported; numbers are None where the text does not tell."""
+    """What one kernel reported; numbers are None where the text does not say."""
 
     levels: int | None
     place: int | None
@@ -59,7 +59,7 @@ class SerialReport:
 
     @property
     def unreadable(self) -> int:
-        """Checks whose outcome the text does not tell."""
+        """Checks whose outcome the text does not say."""
         return max(0, (self.planned or 0) - self.passed - self.failed - self.skipped)
 
     @property
@@ -215,8 +215,8 @@ def _split(lines: Iterable[str]) -> list[_Draft]:
 def _once(found: list[Result], planned: int | None) -> tuple[list[Result], list[Result]]:
     """Each check once, in its order, and those of them whose lines are whole.
 
-    Damaged lines are put where numbers are missing; one that no gap has room for is other text. A check that is told
-    twice failed if it failed once.
+    Damaged lines are put where numbers are missing; one that no gap has room for is other text. A check that is
+    reported twice failed if it failed once.
     """
     whole: dict[int, Result] = {}
     checks: dict[int, Result] = {}
@@ -238,7 +238,7 @@ def _once(found: list[Result], planned: int | None) -> tuple[list[Result], list[
 
 
 def _is_again(result: Result, whole: dict[int, Result]) -> bool:
-    """Whether the same check was told before."""
+    """Whether the same check was reported before."""
     return result.number in whole and whole[result.number].name == result.name
 
 

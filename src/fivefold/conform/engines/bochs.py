@@ -45,7 +45,7 @@ class BochsEngine:
         self.cpu: Cpu = self._machine(())[0].cpu
 
     def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, CaseOutcome]]:
-        """The outcomes of *trials*. One that ends the machine is told as such, and the rest run in a new one.
+        """The outcomes of *trials*. One that ends the machine is reported as such, and the rest run in a new one.
 
         No more are run then of those that the same rule decides: each would end it again.
         """

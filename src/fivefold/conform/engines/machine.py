@@ -75,7 +75,7 @@ class MachineEngine:
         raise NotImplementedError
 
     def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, CaseOutcome]]:
-        """The outcomes of *trials*. One that ends the machine is told as such, and the rest run in a new one.
+        """The outcomes of *trials*. One that ends the machine is reported as such, and the rest run in a new one.
 
         Register writes that must be refused come last, since they end the machine where they are not; once one
         has done so, no more of its kind are run.

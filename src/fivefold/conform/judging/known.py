@@ -1,7 +1,7 @@
 """Differences that are known, from the data file `known.json`: which engine and versions, which rule, what it does.
 
 An entry matches a check by its rule (a pattern over the title), its kinds of access (a pattern) and, where it is
-given, a pattern over what was seen. So a row with a known difference still tells of another one in it.
+given, a pattern over what was seen. So a row with a known difference still reports another one in it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Rules:
 
     CR2: Final = ("CR2 holds the linear address of the first byte that faulted", PAGE_FAULT)
     RMW: Final = ("a read-modify-write faults as a write (W/R=1), not as a read that comes first", PAGE_FAULT)
-    KEYS: Final = ("protection keys: PKRU is for user pages, PKRS for supervisor pages, whoever accesses them", KEYS)
+    KEYS: Final = ("protection keys: PKRU is for user pages, PKRS for supervisor pages, at every CPL", KEYS)
     STACK: Final = ("a non-canonical access through the stack raises #SS(0), not #GP(0)", STACK_FAULT)
     RIP: Final = ("the saved RIP is that of the instruction that faulted", CLASSES)
     ZERO_CODE: Final = ("the error code of #GP and #SS is 0", GENERAL)

@@ -50,7 +50,7 @@ def payload_main() -> None:
 
 
 def note_cpuid() -> None:
-    """Leave what CPUID says, for whoever judges; leaves that the CPU does not have are zero."""
+    """Leave what CPUID says, for the judge; leaves that the CPU does not have are zero."""
     for i in range(len(layout.LEAVES)):
         leaf = layout.LEAVES[i]
         if leaf <= cpuid(leaf & 0x8000_0000, 0, 0):

@@ -75,7 +75,7 @@ def _text(lines: list[tuple[str, tuple[int, ...]]], garbled: int) -> SerialText:
 
 
 def outcome_of_line(trial: Trial, numbers: tuple[int, ...] | None) -> CaseOutcome:
-    """The outcome that a line tells, or the assumed CPU's where no line does."""
+    """The outcome that a line reports, or the assumed CPU's where no line does."""
     places = list(_places(trial))
     if numbers is None:
         expected = trial.expected

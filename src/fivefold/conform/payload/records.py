@@ -96,7 +96,7 @@ def table(trials: Sequence[Trial], print_what: int = 0) -> bytes:
 
 
 def fold(data: bytes) -> int:
-    """A hash of the cases, to tell one table from another."""
+    """A hash of the cases, to distinguish one table from another."""
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
 
 

@@ -1,4 +1,4 @@
-"""What Bochs is told: the program, its models of CPUs, and the text of its configuration.
+"""What Bochs is given: the program, its models of CPUs, and the text of its configuration.
 
 Source: Bochs User Manual, "Setup", "The configuration file bochsrc".
 """

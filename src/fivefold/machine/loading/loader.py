@@ -1,4 +1,4 @@
-"""What a boot loader does before the first instruction: place the image and what it is told.
+"""What a boot loader does before the first instruction: place the image and its start information.
 
 Pure Python over a `PhysMemory`, for engines that have no firmware. QEMU brings its own.
 Sources: Xen, docs/misc/pvh.pandoc and public/arch-x86/hvm/start_info.h.
@@ -35,7 +35,7 @@ class GuestPlacement(NamedTuple):
 
 
 class Room:
-    """RAM that nobody has taken yet."""
+    """RAM that is not taken yet."""
 
     def __init__(self, rows: tuple[MapRow, ...]) -> None:
         self._free = [Extent(max(row.start, PAGE), row.end) for row in rows if row.kind == RAM]

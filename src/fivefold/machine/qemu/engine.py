@@ -136,7 +136,7 @@ class QemuMachine:
         except OSError as error:
             raise MachineError(f"{self._program.path} cannot be started: {error.strerror}; {INSTALL}") from error
         self._cleanup.callback(self._child.end)
-        # Our ends see the child's death only once nobody else holds the other ones.
+        # Our ends see the child's death only once no other process holds the other ones.
         for theirs in (monitor, exit_port):
             theirs.close()
         os.close(log)
@@ -398,7 +398,7 @@ def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) ->
     return [
         *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
         *("-accel", accelerator, "-cpu", cpu, "-m", f"{size}B"),
-        # A PC has RAM up to 3.5 GiB below the hole unless told otherwise; ours always ends at 3 GiB.
+        # A PC has RAM up to 3.5 GiB below the hole by default; ours always ends at 3 GiB.
         *_cpus(guest, accelerator),
         *("-M", f"pc,memory-backend=ram,max-ram-below-4g={PC_SPLIT}"),
         *("-object", f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{ram},share=on"),

@@ -67,7 +67,7 @@ def is_halted(text: str) -> bool:
 
 
 def parse_exceptions(log: bytes) -> list[ExceptionRecord]:
-    """The exceptions in *log*, oldest first, each at the place of the one that it struck in.
+    """The exceptions in *log*, oldest first, each at the place of the one during whose delivery it was raised.
 
     The log has neither error code nor CR2 of an exception that escalated.
     """
@@ -97,7 +97,7 @@ def ends_in_triple_fault(log: bytes) -> bool:
 
 
 def cpu_of(records: Sequence[ExceptionRecord], cpus: Sequence[Registers]) -> int | None:
-    """Which of *cpus* the exceptions struck: the one that is still where the last one was; None if that is not one."""
+    """Which of *cpus* raised the exceptions: the one that is still where the last one was; None if that is not one."""
     if len(cpus) == 1:
         return 0
     if not records:

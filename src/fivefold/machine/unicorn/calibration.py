@@ -111,7 +111,7 @@ def _fault_words(probe: Probe, rax: int) -> tuple[int, int] | None:
 
 
 def _software_word(probe: Probe, rax: int, error: int) -> int | None:
-    """The word behind the error code tells ``int n`` from an exception; make sure that it does."""
+    """The word behind the error code distinguishes ``int n`` from an exception; make sure that it does."""
     at = rax + error + 4
     seen = []
     for number, code in enumerate((b"\xcd\x80", b"\x31\xc9\xf7\xf1"), start=len(_FAULTS)):

@@ -42,7 +42,7 @@ _TRAPS: Final = frozenset({Vector.DB, Vector.BP, Vector.OF})
 
 
 class Trap(NamedTuple):
-    """What strikes. *software*: by ``int n`` or ``int3``, so the gate's DPL counts.
+    """What is raised. *software*: by ``int n`` or ``int3``, so the gate's DPL counts.
 
     *length* is that of such an instruction: RIP is past it, and back at it if it cannot be done.
     """

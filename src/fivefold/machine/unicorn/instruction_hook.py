@@ -6,7 +6,7 @@ stops before instructions that are watched. Nothing else ever stops a running gu
 loses its place when another thread stops it while a hook is set.
 
 A guest's address is watched if its lower 24 bits are those of a watched one, or if it lies
-below 1 MiB, where trampolines are copied to. Whoever is stopped looks closer, and says with
+below 1 MiB, where trampolines are copied to. The caller then looks closer, and says with
 `allow_next` that the instruction may go ahead.
 """
 

@@ -39,7 +39,7 @@ def poison(ram: MappedRam, byte: int | None) -> None:
 
 
 def map_memory(core: UnicornCore, ram: MappedRam, end: int) -> None:
-    """RAM where it is; everywhere else up to *end*, exclusive, a bus on which nobody answers."""
+    """RAM where it is; everywhere else up to *end*, exclusive, a bus on which no device answers."""
     at = 0
     for extent, pointer in ram.pointers():
         if at < extent.start:

@@ -74,7 +74,7 @@ def _range_at(file: FileBytes, at: int, chunks: list[_Chunk]) -> int:
         raise FormatError(f"{file.name}: no AVML header of version 2 at {at:#x}")
     if last < first or first % PAGE or last > 1 << 52:
         raise FormatError(f"{file.name}: AVML range at {at:#x} is {first:#x}-{last:#x}, which no memory can be")
-    # The last address is inclusive, as in LiME; a build that wrote it exclusive is told by its page.
+    # The last address is inclusive, as in LiME; a build that wrote it exclusive is recognised by its page.
     end = last if last % PAGE == 0 and last > first else last + 1
     here, at = first, at + _HEADER.size
     while here < end:

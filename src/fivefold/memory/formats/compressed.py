@@ -21,7 +21,7 @@ from fivefold.memory.source import Progress
 from fivefold.units import GIB, MIB
 
 MAX_UNPACKED: Final = 64 * GIB
-"""What a compressed file may grow to at most, unless told otherwise."""
+"""What a compressed file may grow to at most, by default."""
 
 LEAST_UNPACKED: Final = 4 * GIB
 MAX_RATIO: Final = 512

@@ -68,7 +68,7 @@ def read_elf_core(file: FileBytes) -> Source:
 
 
 def _cpus(file: FileBytes, notes: list[Note], machine: int) -> tuple[CpuState, ...]:
-    """The CPUs; the first of QEMU's with what the file's machine number tells of it."""
+    """The CPUs; the first of QEMU's with what the file's machine number says of it."""
     cpus = cpus_of(notes, file.name)
     if not any(note.name == "QEMU" for note in notes):
         return cpus

@@ -1,6 +1,6 @@
 """QEMU's migration stream, as ``savevm`` to a file, ``migrate "exec:cat > F"`` and libvirt's ``save`` write it.
 
-The stream tells each page of RAM by block and offset, several times where the guest ran on; the last counts. What comes
+The stream gives each page of RAM by block and offset, several times where the guest ran on; the last counts. What comes
 behind RAM (devices, CPUs) has no lengths of its own and is not read. Sources: QEMU, "Migration framework", section
 "Stream structure"; libvirt, ``virQEMUSaveHeader``.
 """
@@ -39,7 +39,7 @@ _HEAD: Final = 1 << 16
 _RAM_STARTS: Final = re.compile(rb"\x01....\x03ram\0\0\0\0\0\0\0\x04", re.DOTALL)
 _LIBVIRT_HEADER: Final = struct.Struct("<16s19I")
 _ABSENT, _ZEROS = 0, 1
-"""Places of pages that were not told, and of those that are zeros; all others are offsets in the file."""
+"""Places of pages that the stream does not contain, and of those that are zeros; all others are offsets in the file."""
 
 _LOW_MEMORY: Final = {
     "q35": (0xB000_0000, 2 * GIB),
@@ -148,7 +148,7 @@ class _Stream:
                     name = bytes(view[at + 1 : at + 1 + view[at]]) if at < size else b""
                     at, block = at + 1 + len(name), self.blocks.get(name)
                 if block is None or offset // PAGE >= len(block):
-                    raise FormatError(f"{self.file.name}: a page at {offset:#x} of no block of RAM, told at {at:#x}")
+                    raise FormatError(f"{self.file.name}: a page at {offset:#x} of no block of RAM, named at {at:#x}")
                 if flags & _ZERO:
                     block[offset // PAGE] = _ZEROS if at < size and not view[at] else at | 1 << 63
                     at += 1
@@ -195,7 +195,7 @@ class _Pages:
     spans: list[tuple[int, PagePlaces]]
 
     def extents(self) -> list[Extent]:
-        """What the stream tells; what it does not is a hole."""
+        """What the stream contains; what it does not is a hole."""
         return extents_of(self._runs(lambda places: places != _ABSENT))
 
     def written(self) -> list[Extent]:

@@ -41,7 +41,7 @@ def read_vmware(file: FileBytes) -> Source:
         raise FormatError(f"{file.name} holds registers, and its memory is in {name}: {error}") from error
     try:
         source = _joined(file, memory)
-    except BaseException:  # whoever sees it, the file must not stay open
+    except BaseException:  # whatever is raised, the file must not stay open
         memory.close()
         raise
     file.close()

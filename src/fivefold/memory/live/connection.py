@@ -58,7 +58,7 @@ class Connection:
     def send(self, data: bytes, file: int | None = None) -> None:
         """Send all of *data*, and with it the open *file*.
 
-        `NoAnswerError` if nobody takes it in time, `ConnectionLostError` if nobody is there.
+        `NoAnswerError` if the peer does not take it in time, `ConnectionLostError` if there is no peer.
         """
         try:
             self._limit()

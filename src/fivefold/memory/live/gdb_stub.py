@@ -142,7 +142,7 @@ class GdbClient:
         raise MachineError(f"{self.address} refuses the packet {body[:40]!r}")
 
     def _acknowledgement(self) -> bytes:
-        # A packet that comes first is a stop reply nobody asked for: it is let go.
+        # A packet that comes first is a stop reply without a request: it is dropped.
         while True:
             byte = self._byte()
             if byte in (b"+", b"-"):

@@ -36,7 +36,7 @@ def attach_qmp(
     the right to read the process, ``pmemsave`` works also where both are refused and copies;
     ``auto`` takes the first that works in this order. With *freeze* the guest stands still
     until the source is closed; without it the guest goes on and what is read may be torn, as the
-    source says. *pid* is QEMU's process when the socket cannot tell. Raises `MachineError`.
+    source says. *pid* is QEMU's process when the socket does not say. Raises `MachineError`.
     """
     if ram not in WAYS:
         raise ValueError(f"unknown way to read RAM {ram!r}; expected one of {', '.join(WAYS)}")

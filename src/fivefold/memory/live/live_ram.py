@@ -54,7 +54,7 @@ class Located(NamedTuple):
 
 
 def locate(client: QmpClient, ranges: Sequence[RamRange]) -> list[Located]:
-    """Ask QEMU for the host address of each range; `MachineError` when its monitor does not tell."""
+    """Ask QEMU for the host address of each range; `MachineError` when its monitor does not answer that."""
     if len(ranges) > MAX_LOCATED:
         raise MachineError(f"{len(ranges)} ranges of RAM, at most {MAX_LOCATED} are asked for one by one")
     located = []

@@ -1,4 +1,4 @@
-"""Guest-physical RAM as QEMU's monitor tells it: ``info mtree -f``."""
+"""Guest-physical RAM as QEMU's monitor prints it: ``info mtree -f``."""
 
 from __future__ import annotations
 

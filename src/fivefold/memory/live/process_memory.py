@@ -117,7 +117,7 @@ class ProcessMemory:
         return b"".join(parts)
 
     def present(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Runs of pages from *start* to *end* that the process ever touched, ascending; all where that is not told.
+        """Runs of pages from *start* to *end* that the process ever touched, ascending; all where that is not known.
 
         The others of a mapping without a file are zeros. Source: Linux, "Examining Process Page Tables".
         """

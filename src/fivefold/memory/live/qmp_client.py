@@ -36,7 +36,7 @@ class QmpClient:
         """Connect to *address*, a socket's path or HOST:PORT; *timeout* in seconds for each answer.
 
         With *connected*, a socket that is open already and is the client's from now on, *address* is
-        only what errors call it. `MachineError` when nobody answers or what answers does not speak QMP.
+        only what errors call it. `MachineError` when nothing answers or what answers does not speak QMP.
         """
         self.address = address
         stream = connected or connect(address, timeout, "QMP")
@@ -71,7 +71,7 @@ class QmpClient:
     def lend(self, file: int) -> Iterator[str]:
         """A path by which QEMU can open *file* inside the ``with`` block, though it may have no name.
 
-        QEMU is given the file itself where the socket can pass one: that works whoever it runs as.
+        QEMU is given the file itself where the socket can pass one: that works for any user that it runs as.
         """
         given = self._given(file)
         if given is None:
@@ -117,13 +117,13 @@ class QmpClient:
         self._connection.close()
 
     def _greet(self) -> None:
-        """Read up to the greeting. What QEMU had left to tell the client before us may come first."""
+        """Read up to the greeting. What QEMU had left to send to the client before us may come first."""
         while "QMP" not in (message := self._message()):
             if not message.keys() & {"event", "return", "error"}:
                 raise MachineError(f"{self.address} does not speak QMP: its first message has no 'QMP'")
 
     def _note_event(self, event: dict[str, Any]) -> None:
-        """Called with what arrives unasked; here it concerns nobody."""
+        """Called with what arrives unasked; here it is ignored."""
 
     def _receive(self) -> None:
         """Wait for more of an answer."""

@@ -91,7 +91,7 @@ def main() -> int:
 
 
 def say(line: str) -> None:
-    """Print *line* to stderr, if there is anybody; what a monitor answers may hold anything."""
+    """Print *line* to stderr, if it is open; what a monitor answers may hold anything."""
     clean = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     with contextlib.suppress(OSError):
         os.write(2, clean.encode() + b"\n")

@@ -2,7 +2,7 @@
 
 LLVM's binding does one thing at a time in a process, and most of a cold start is LLVM.
 
-The process runs isolated: neither the current directory, which may be an unpacked archive of somebody else's, nor what
+The process runs isolated: neither the current directory, which may be an unpacked archive from elsewhere, nor what
 the environment says has a part in where it finds modules.
 """
 

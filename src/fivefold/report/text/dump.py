@@ -182,7 +182,7 @@ def loops_of(space: Space) -> list[dict[str, Any]]:
 def loop_findings(counts: ScanCounts) -> list[dict[str, Any]]:
     """What is wrong with how tables lead to each other: each kind once, with its first address.
 
-    A table that leads back to one above it is walked once, and its ranges are told where it is met.
+    A table that leads back to one above it is walked once, and its ranges are listed where it is met.
     """
     found: list[dict[str, Any]] = []
     if counts.cycles:

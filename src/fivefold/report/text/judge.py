@@ -23,7 +23,7 @@ def write_judgement(judgement: Judgement, out: Writable) -> None:
 
 def _who(report: SerialReport) -> str:
     place = "" if report.place is None else f", image at {hex64(report.place)}"
-    return f"{report.mode or 'a mode that the text does not tell'}{place}"
+    return f"{report.mode or 'a mode that the text does not give'}{place}"
 
 
 def _sum(report: SerialReport) -> str:

@@ -54,7 +54,7 @@ def table_user(views: Views) -> Iterator[Hit]:
 
 
 def table_writable_alias(views: Views) -> Iterator[Hit]:
-    """A page table that two or more addresses can write; told at the highest, which is not the direct map."""
+    """A page table that two or more addresses can write; reported at the highest, which is not the direct map."""
     writable = views.leaves.where(views.leaves.writable)
     for run in _runs(views.table_frames, writable.times_mapped(views.table_frames) > 1):
         *others, here = writable.at(run.start)

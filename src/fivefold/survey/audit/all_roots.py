@@ -64,7 +64,7 @@ def _joined(results: tuple[RuleResult, ...]) -> RuleResult:
 
 
 def with_count(found: Audit) -> Audit:
-    """*found*, of one root, with how many there are, where that can be told without long work."""
+    """*found*, of one root, with how many there are, where that can be counted without long work."""
     space, memory = found.space, found.space.source.memory
     size = sum(extent.end - extent.start for extent in memory.extents)
     if not memory.zero_copy and (not memory.searchable or size > MAX_COUNTED):

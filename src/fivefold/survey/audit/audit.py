@@ -137,7 +137,7 @@ class Audit:
 
     @property
     def findings(self) -> list[Finding]:
-        """All that are told, in the order of rules and then of addresses."""
+        """All that are listed, in the order of rules and then of addresses."""
         return [finding for result in self.results for finding in result.findings]
 
     def totals(self) -> Counter[str]:

@@ -15,7 +15,7 @@ from fivefold.survey.scan.scan_result import Flags, RegionKind, ScanResult
 from fivefold.units import PAGE, hex64
 
 MAX_HITS: Final = 1000
-"""Findings of one rule that are told; more are counted only."""
+"""How many findings of one rule are listed; more are counted only."""
 
 
 class Hit(NamedTuple):
@@ -92,7 +92,7 @@ def executable_direct_map(views: Views) -> Iterator[Hit]:
     for area in _areas(views, lambda area: area.name == "direct_map"):
         result = views.window(range(area.start, area.end))
         for region in views.regions(result, mapped(result, result.executable), MAX_HITS + 1):
-            # Large leaves are told whole, also where they reach out of the window.
+            # Large leaves are reported whole, also where they reach out of the window.
             if region.area == area.name:
                 yield hit_of(region, f"{region.page} pages of the direct map are {spell(region.effective)}")
 
@@ -115,7 +115,7 @@ def null_page(views: Views) -> Iterator[Hit]:
     """Anything mapped at address 0; one hit says it."""
     result = views.window(range(PAGE))
     for region in views.regions(result, mapped(result, np.ones(len(result), np.bool_)), 1):
-        # A large page that begins there is told by its first 4 KiB.
+        # A large page that begins there is recognised by its first 4 KiB.
         phys = None if region.phys is None else range(region.phys, region.phys + PAGE)
         yield Hit(range(PAGE), phys, f"address 0 is mapped, {spell(region.effective)}, by a {region.page} page")
 

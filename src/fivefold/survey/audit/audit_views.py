@@ -32,7 +32,7 @@ from fivefold.survey.scan.table_census import table_frames
 from fivefold.survey.space import Space
 
 MAX_UNFOLDED_TABLES: Final = 4096
-"""Shared tables of which a second place is looked at; further ones are told in `Views.limits`."""
+"""Shared tables of which a second place is looked at; further ones are counted in `Views.limits`."""
 
 MAX_LEAVES: Final = 1 << 23
 """Runs of leaves that aliases are looked for among, those at second places with them: tables that share each other

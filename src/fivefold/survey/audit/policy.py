@@ -125,7 +125,7 @@ class Policy:
         try:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise FormatError(f"{name} is no TOML: {error}") from error
+            raise FormatError(f"{name} is not TOML: {error}") from error
         except RecursionError as error:
             raise FormatError(f"{name} nests values too deeply; expected a policy in TOML") from error
         reader = _Reader(name)
@@ -148,7 +148,7 @@ def load_policy(path: Path) -> Policy:
     try:
         return Policy.parse(data.decode(), str(path))
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path} is no text in UTF-8; expected a policy in TOML") from error
+        raise FormatError(f"{path} is not UTF-8 text; expected a policy in TOML") from error
 
 
 class _Reader:
@@ -200,7 +200,7 @@ class _Reader:
     def _range(self, text: object) -> range:
         expected = "expected START-END or START+SIZE, the end exclusive"
         if not isinstance(text, str):
-            raise FormatError(f"{self.name}: {text!r} is no range; {expected}")
+            raise FormatError(f"{self.name}: {text!r} is not a range; {expected}")
         try:
             return parse_range(text)
         except ValueError as error:

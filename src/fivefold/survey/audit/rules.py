@@ -40,7 +40,7 @@ RULES: Final = (
         "wx-kernel",
         _ERROR,
         "writable and executable in the kernel half, or for the supervisor alone",
-        "Whoever can write there runs code in the kernel. Effective rights count: of all entries on the path.",
+        "Code that can write there runs code in the kernel. Effective rights count, those of all entries on the path.",
     ),
     AuditRule(
         "wx-user",

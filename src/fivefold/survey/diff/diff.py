@@ -323,7 +323,7 @@ def joined(changes: Iterable[Change]) -> Iterator[Change]:
 
 
 def _longer(region: Region | None, more: Region | None) -> Region | None:
-    """*region* with what follows it; its place is not known any more where memory does not follow on."""
+    """*region* with what follows it; its place is not known any more where memory is not physically contiguous."""
     if region is None or more is None:
         return None
     follows = region.phys is not None and region.phys + region.size == more.phys

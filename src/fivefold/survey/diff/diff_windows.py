@@ -23,7 +23,7 @@ MAX_LINKS: Final = 1 << 18
 """Links of tables to tables that are followed on both sides; what lies below further ones counts as different."""
 
 MAX_PIECES: Final = 1 << 12
-"""Pieces that the differences below one entry are told in; with more, all below it counts as different."""
+"""Pieces that the differences below one entry are reported in; with more, all below it counts as different."""
 
 JOIN_BELOW: Final = GIB
 """Pieces closer to each other than this are one: what is equal in between is found equal again."""

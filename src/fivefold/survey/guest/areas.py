@@ -63,7 +63,7 @@ class AreaMap:
 def detect_areas(levels: int, bases: KernelBases, system: GuestSystem, image_limit: int | None = None) -> AreaMap:
     """The map of the *system* with *bases*; those that were not found leave their areas out.
 
-    *image_limit* is the room for the kernel image where VMCOREINFO tells it, 512 MiB or 1 GiB; else 1 GiB is taken.
+    *image_limit* is the room for the kernel image where VMCOREINFO has it, 512 MiB or 1 GiB; else 1 GiB is taken.
     """
     if system.name.value == XEN:
         found = AreaMap(_beside_hypervisor(), f"the hypervisor's alone: {system.name.how}")

@@ -37,7 +37,7 @@ LOWEST_RELEASE: Final = "4.12"
 
 
 class _Run(NamedTuple):
-    """A mapped range of the kernel half; *last* inclusive, *phys* None unless it follows on."""
+    """A mapped range of the kernel half; *last* inclusive, *phys* None unless it is physically contiguous."""
 
     start: int
     last: int
@@ -105,7 +105,7 @@ class KernelBases:
 
 
 def find_bases(scan: ScanResult) -> KernelBases:
-    """The bases in *scan*, one of the whole space that noted where physical memory follows on."""
+    """The bases in *scan*, one of the whole space that noted physical contiguity."""
     runs = _kernel_runs(scan)
     shadow = shadow_bounds(scan.levels)
     kasan = any(run.start <= shadow.start <= run.last for run in runs)

@@ -30,7 +30,7 @@ class GivenPaging:
     """What the caller says instead of the source; None asks the source. *cr3* and *cr4* are raw registers.
 
     *cpu* is the number of the CPU whose registers count, None for CPU 0. *force* goes on with *levels* or *cr4*
-    where the tables contradict them; the contradiction is then told in `Found.against`. *c_bit* is the number of the
+    where the tables contradict them; the contradiction is then in `Found.against`. *c_bit* is the number of the
     bit of an entry that is about encryption. *as_if* sets controls, by the keys of `controls.WHICH`.
     """
 

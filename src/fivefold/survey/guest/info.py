@@ -55,7 +55,7 @@ class About:
         }
 
     def _without_space(self) -> dict[str, Found[Any]]:
-        """What is known all the same; the reason for the rest is told once, with the mode."""
+        """What is known all the same; the reason for the rest is printed once, with the mode."""
         nothing: Found[Any] = Found(None, _NO_SPACE)
         facts = {
             "mode": Found(None, self.refused or "not asked"),

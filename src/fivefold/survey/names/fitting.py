@@ -46,7 +46,7 @@ def _check_banner(symbols: Symbols, memory: KernelMemory) -> None:
     try:
         text = BANNER if at is None else memory.read(at, len(BANNER))
     except MemoryReadError:
-        return  # a dump of tables alone cannot tell
+        return  # a dump of tables alone cannot show that
     if text != BANNER:
         raise FormatError(
             f"{symbols.how}: linux_banner at {hex64(at or 0)} holds {text!r}; expected the symbols of this kernel"

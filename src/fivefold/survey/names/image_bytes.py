@@ -45,7 +45,7 @@ def image_rows(scan: ScanResult) -> list[ImageRow]:
 
 
 def image_pieces(scan: ScanResult, memory: SourceMemory) -> Iterator[ImagePiece]:
-    """The bytes of `image_rows`, by virtual address; a row that follows on is in the same piece.
+    """The bytes of `image_rows`, by virtual address; a physically contiguous row is in the same piece.
 
     Pieces of which next to nothing is in memory, as in a dump of tables alone, are left out.
     """

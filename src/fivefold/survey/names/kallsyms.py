@@ -28,7 +28,7 @@ _KINDS: Final = frozenset(b"aAbBdDgGiInNrRsStTuUvVwW")
 _BUCKET: Final = 256
 _SEPARATOR: Final = 256
 _NOTHING: Final = 257
-"""Codes behind those of the tokens, for the bytes that tell lengths."""
+"""Codes behind those of the tokens, for the bytes that hold lengths."""
 FEWEST: Final = 512
 """Fewer symbols are no kernel's."""
 MOST: Final = 1 << 22

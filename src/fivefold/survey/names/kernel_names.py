@@ -39,7 +39,7 @@ def kernel_names(
     *,
     symbol_file: str | None = None,
 ) -> KernelNames:
-    """The names of the kernel whose whole space *scan* tells; those of one kernel are found once, whatever the root.
+    """The names of the kernel whose whole space *scan* covers; those of one kernel are found once, whatever the root.
 
     `FormatError` or `CannotOpenError` where *symbol_file* cannot be used.
     """
@@ -62,7 +62,7 @@ def _forget(number: int) -> None:
 
 @dataclass
 class KernelNames:
-    """Names of the kernel whose whole space *scan* tells and *tables* map; looked for when they are asked for.
+    """Names of the kernel whose whole space *scan* covers and *tables* map; looked for when they are asked for.
 
     *given*: symbols from a file, which then serve in place of kallsyms.
     """

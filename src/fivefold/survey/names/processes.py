@@ -28,7 +28,7 @@ POINTED_SPACES: Final = ("poking_mm", "text_poke_mm")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process, told once whatever its threads. *root* is None where it has no tables of its own, nor borrows any.
+    """A process, listed once whatever its threads. *root* is None where it has no tables of its own, nor borrows any.
 
     *is_kernel*: a kernel thread, which borrows the tables of the process that ran before it: then *borrowed* is set.
     """

@@ -1,6 +1,6 @@
 """Symbols from a file: System.map, a copy of /proc/kallsyms, or vmlinux with its symbol table.
 
-A file that was made at build time tells addresses before the kernel was moved (KASLR): `moved` adds what it was moved
+A file that was made at build time has addresses before the kernel was moved (KASLR): `moved` adds what it was moved
 by. Source for ELF: "ELF-64 Object File Format", sections "Section header" and "Symbol table".
 """
 

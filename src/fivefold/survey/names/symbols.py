@@ -1,6 +1,6 @@
 """Symbols of a kernel and its modules, and what they make of an address: ``name+0x1a``.
 
-Only what is asked for is named: a table tells the name of a number, and decodes it then.
+Only what is asked for is named: a table gives the name of a number, and decodes it then.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class LeafRuns(NamedTuple):
     def of(cls, result: ScanResult) -> LeafRuns:
         """The mapped rows of a scan with `Contiguity.BREAK`; `ValueError` after another."""
         if not bool(result.contiguous[result.kind == RegionKind.MAPPED].all()):
-            raise ValueError("runs of leaves are told after a scan with Contiguity.BREAK")
+            raise ValueError("runs of leaves are known only after a scan with Contiguity.BREAK")
         return cls.of_rows(result.rows)
 
     @classmethod

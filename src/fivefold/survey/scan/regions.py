@@ -43,7 +43,7 @@ class Region(NamedTuple):
     """A run of equal leaves, or of what stands in their place; *end* is exclusive, 2**64 for the last.
 
     *leaf* is what the leaf entry says, *effective* what all entries on the path allow. *flags*: the
-    leaf's bits that were asked for. *phys* is None where physical memory does not follow on. Of what is not
+    leaf's bits that were asked for. *phys* is None where it is not physically contiguous. Of what is not
     mapped, *level* and *phys* are those of `RegionKind`.
 
     *repeats*: how many places in a row a table of `RegionKind.REPEAT` is mapped at, or how many this stands for, itself

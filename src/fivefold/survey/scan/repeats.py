@@ -1,6 +1,6 @@
-"""Regions that say what they map also where shared tables unfold into too many to tell one by one.
+"""Regions that say what they map also where shared tables unfold into too many to list one by one.
 
-What lies behind a table that is mapped again and again is told once for each run of places, with how often
+What lies behind a table that is mapped again and again is listed once for each run of places, with how often
 it is there and how far apart: regions in regions, as deep as tables share tables.
 """
 
@@ -19,7 +19,7 @@ from fivefold.survey.space import REPEAT_ABOVE, Space
 from fivefold.units import MASK64, VirtAddr
 
 MAX_TOLD: Final = 1 << 19
-"""Regions that are told where tables are shared in no order, so that they repeat in short runs only."""
+"""Regions that are listed where tables are shared in no order, so that they repeat in short runs only."""
 
 
 def regions_with_repeats(

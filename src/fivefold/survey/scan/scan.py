@@ -30,7 +30,7 @@ from fivefold.survey.scan.scan_result import COUNT_NAMES, RANGE, Rows, ScanCount
 from fivefold.units import MASK64, PhysAddr
 
 MAX_RANGES: Final = 1 << 24
-"""How many ranges a `ScanResult` holds at most unless told otherwise: 768 MiB of them."""
+"""How many ranges a `ScanResult` holds at most by default: 768 MiB of them."""
 
 FIRST_RANGES: Final = 1 << 20
 """Room to begin with; memory that is not used costs nothing."""

@@ -37,11 +37,11 @@ class RegionKind(IntEnum):
     UNREADABLE = 3
     """The table at `phys` is not in memory; `level` is that table's."""
     REPEAT = 4
-    """The table at `phys`, of this level, was told before and is mapped again, once or several times in a row."""
+    """The table at `phys`, of this level, was listed before and is mapped again, once or several times in a row."""
 
 
 class Contiguity(IntEnum):
-    """What a scan does where virtual addresses follow on and physical ones do not."""
+    """What a scan does where virtual addresses are contiguous and physical ones are not."""
 
     IGNORE = 0
     NOTE = 1
@@ -52,9 +52,9 @@ class Contiguity(IntEnum):
 class ScanSettings:
     """What is told, what tells ranges apart, and which bits are reserved.
 
-    *flags*: bits of a leaf that are told, and break a range where they change (effective rights, page size and
-    kind always do). *first* and *last*, both inclusive: only what touches them is told, large leaves whole.
-    *repeat_above*: a shared table with more ranges than this is told once and then as `RegionKind.REPEAT`; None for
+    *flags*: bits of a leaf that are reported, and break a range where they change (effective rights, page size and
+    kind always do). *first* and *last*, both inclusive: only what touches them is listed, large leaves whole.
+    *repeat_above*: a shared table with more ranges than this is listed once and then as `RegionKind.REPEAT`; None for
     never.
     *reserved*: bits reserved at all levels; *reserved_top*: at PML4 and PML5 as well.
     """
@@ -209,9 +209,9 @@ class ScanResult:
 
     @property
     def contiguous(self) -> Flags:
-        """Whether it is mapped, and physical memory follows on all through it. `ValueError` if that was ignored."""
+        """Whether it is mapped and physically contiguous throughout. `ValueError` if that was ignored."""
         if self.settings.contiguity is Contiguity.IGNORE:
-            raise ValueError("the scan ignored where physical memory follows on; ask with NOTE or BREAK")
+            raise ValueError("the scan ignored physical contiguity; ask with NOTE or BREAK")
         found: Flags = (column(self.rows, "jump") == 0) & (self.kind == RegionKind.MAPPED)
         return found
 
@@ -234,7 +234,7 @@ LEAF: Final = np.dtype([("start", "<u8"), ("phys", "<u8"), ("flags", "<u8"), ("l
 def expand_leaves(result: ScanResult) -> Rows:
     """One row of type `LEAF` for each leaf that is mapped; `ValueError` unless the scan broke at physical jumps."""
     if result.settings.contiguity is not Contiguity.BREAK:
-        raise ValueError("leaves can be told apart only after a scan with Contiguity.BREAK")
+        raise ValueError("leaves can be separated only after a scan with Contiguity.BREAK")
     chosen = result.rows[result.kind == RegionKind.MAPPED]
     level = level_of(column(chosen, "info"))
     span = np.uint64(1) << (np.uint64(3) + np.uint64(9) * level)

@@ -1,4 +1,4 @@
-"""Page tables, read and told apart: the one place in `survey/` that goes from a table to the tables below it.
+"""Page tables, read and distinguished: the one place in `survey/` that goes from a table to the tables below it.
 
 Two orders of descent serve all that is asked of tables here. `in_order` goes through the address space from low to
 high, a table at every place where it is linked. `by_level` goes level by level and reads a table once for each level

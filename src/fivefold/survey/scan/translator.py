@@ -96,7 +96,7 @@ class Translator:
         """Translate all of *addresses*, 64-bit numbers; into the memory of *out*, as long, where that is given.
 
         Its twin for one address, with every step, is `fivefold.arch.translate`. `MemoryReadError` if the root cannot be
-        read. New memory for answers costs as much as the walks: whoever asks often brings it.
+        read. New memory for answers costs as much as the walks: a caller that asks often should pass it.
         """
         asked = np.ascontiguousarray(addresses, "<u8").reshape(-1)
         rows = _room(len(asked)) if out is None else out.rows

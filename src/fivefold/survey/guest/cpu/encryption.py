@@ -1,4 +1,4 @@
-"""Bits of entries that say how memory is encrypted: no part of an address, and told apart from it here.
+"""Bits of entries that say how memory is encrypted: not part of an address, and separated from it here.
 
 AMD's C-bit (SME and SEV) asks for encryption, Intel TDX' shared bit for none. No register of a dump has them; Linux
 writes its C-bit to VMCOREINFO, as ``NUMBER(sme_mask)``. Physical addresses end below the bit. Sources: AMD APM volume

@@ -16,7 +16,7 @@ from fivefold.memory import CpuState
 from fivefold.units import GIB, PhysAddr
 
 CODE_LONG: Final = 1 << 21
-"""The L bit of a code segment, in the hidden flags as QEMU tells them: 64-bit code."""
+"""The L bit of a code segment, in the hidden flags as QEMU prints them: 64-bit code."""
 
 EM_X86_64: Final = 62
 """The ELF machine number of a core whose first CPU is in long mode."""
@@ -60,7 +60,7 @@ def _why_not_long(cpu: CpuState, memory: TableReader | None) -> str | None:
 
 
 def _must_be_long(cpu: CpuState) -> bool:
-    """Whether the registers are such as only a CPU in long mode has, or do not tell code segments at all."""
+    """Whether the registers are such as only a CPU in long mode has, or have no code segments at all."""
     code = cpu.segments.get("cs")
     if code is None or code.flags & CODE_LONG:
         return True
