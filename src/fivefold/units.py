@@ -129,7 +129,7 @@ def parse_range(text: str) -> range:
         first = parse_address(start)
         found = range(first, first + parse_size(size))
     if not found.start < found.stop <= MASK64 + 1:
-        raise ValueError(f"{text!r} is no range of 64-bit addresses; expected the start before the end")
+        raise ValueError(f"{text!r} is not a range of 64-bit addresses; expected the start before the end")
     return found
 
 

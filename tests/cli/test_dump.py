@@ -152,7 +152,7 @@ def test_bits(fivefold: Run, capture: Capture) -> None:
     [
         (["--user", "--kernel"], "--user and --kernel leave nothing; expected one of them"),
         (["--kernel", "--range", "0x1000-0x2000"], "--range has nothing in common with the half that is asked for"),
-        (["--range", "0x2000-0x1000"], "is no range of 64-bit addresses; expected the start before the end"),
+        (["--range", "0x2000-0x1000"], "is not a range of 64-bit addresses; expected the start before the end"),
         (["--range", "0x2000"], "is not a range; expected START-END, START+SIZE or START-, the end exclusive"),
         (["--rights", "q"], "are no rights; expected letters of w, x and u"),
         (

@@ -1,6 +1,6 @@
-"""What the booted kernel tells: TAP 14 on the serial port, and a table at a fixed place in memory.
+"""What the booted kernel reports: TAP 14 on the serial port, and a table at a fixed place in memory.
 
-The text is for machines that nobody can look into: ``fivefold judge`` reads it. The table is the buffer `table` of the
+The text is for machines with memory out of reach: ``fivefold judge`` reads it. The table is the buffer `table` of the
 boot code, so its address is a symbol of the image. It starts with words that are read by number (`WORD_…`), then come
 the areas and the checks as records of four words. A name in them is the address of text in the image, up to a NUL.
 """
@@ -283,7 +283,7 @@ def wait_until_sent() -> None:
 
 @noinline
 def stop(code: u64) -> None:
-    """Give *code* to whoever runs the machine, and halt for ever, once the last word is out."""
+    """Write *code* to the exit port, and halt for ever, once the last word is out."""
     wait_until_sent()
     outb(EXIT_PORT, code)
     while True:
@@ -383,7 +383,7 @@ def panic(text: str) -> None:
 
 @noinline
 def panic_on_exception(vector: u64, error: u64, address: u64, rip: u64) -> None:
-    """Say in one line which exception nobody expected, and stop the machine; *address* is CR2."""
+    """Say in one line which exception was not expected, and stop the machine; *address* is CR2."""
     put("Bail out! panic: unexpected exception ")
     put_decimal(vector)
     put(", error code ")

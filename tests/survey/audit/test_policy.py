@@ -79,7 +79,7 @@ def test_the_exceptions_of_every_linux_stay_unless_they_are_turned_off() -> None
             (HEAD + f"[[except]]\nrule = 'wx-user'\nreason = 'x'\nphys = {text!r}", f"p.toml: {message}")
             for text, message in {
                 "5": "'5' is not a range; expected START-END, START+SIZE or START-, the end exclusive",
-                "5-4": "'5-4' is no range of 64-bit addresses; expected the start before the end",
+                "5-4": "'5-4' is not a range of 64-bit addresses; expected the start before the end",
                 "0-0x10000000000000001": "'0x10000000000000001' does not fit in 64 bits",
                 "-5": "'' is not an address; expected hexadecimal such as",
                 "a-z": "'z' is not an address; expected hexadecimal such as",

@@ -179,7 +179,7 @@ def trap_stub(vector: u64) -> VirtAddr:
 
 
 def image_text_phys() -> PhysAddr:
-    """Where the part of the image that nobody may write starts."""
+    """Where the part of the image that is read-only starts."""
     return kernel_to_phys(VirtAddr(symbol("_text")))
 
 

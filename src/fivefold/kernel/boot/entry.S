@@ -116,7 +116,7 @@ stub_long57:
         .hidden multiboot2_entry
 multiboot2_entry:
         cmpl    $0x36d76289, %eax
-        jne     2f                              # nothing says what EBX is: there is nobody to complain to
+        jne     2f                              # EBX is not known to hold anything: halt without a report
         find_image
         call    check_cpu
         .irp    bound, _end, _text, multiboot2_info
@@ -161,7 +161,7 @@ from_32bit:
         jmp     common_64
 
 # ---- 64-bit entry: long mode with paging on in either depth. RSI: start information. ----
-# The image, the start information and what it points to are mapped at themselves.
+# The image, the start information and what it points to are in an identity map.
         .p2align 4
         .globl  entry_64
         .hidden entry_64
@@ -198,7 +198,7 @@ common_64:
         subq    %rsi, %rcx
         shrq    $3, %rcx
         # The copy takes all but the registers: code, variables, and the stack that this runs on. The tables that
-        # map both places at themselves are walked until the early ones are loaded; choose_place has seen to it
+        # map both places (identity map) are walked until the early ones are loaded; choose_place has seen to it
         # that the copy does not lie on them, on what the loader says, or on an earlier kernel (in_use.py).
         # An NMI in the middle is counted in the old image only: the GDT and IDT in use are still its own.
         rep movsq

@@ -109,7 +109,7 @@ def bars_user_pages() -> bool:
 
 @noinline
 def can_run_at(start: u64, end: u64) -> bool:
-    """Whether the active tables map all of [start, end) at itself, writable and executable, and do not lie in it."""
+    """Whether the active tables identity-map all of [start, end), writable and executable, and do not lie in it."""
     va = start
     while va < end:
         span = span_at(va, start, end)
@@ -120,7 +120,7 @@ def can_run_at(start: u64, end: u64) -> bool:
 
 
 def span_at(va: u64, start: u64, end: u64) -> u64:
-    """Bytes of the page that maps *va* at itself with all rights, 0 if none does or a table of its path is in the way.
+    """Bytes of the page that identity-maps *va* with all rights, 0 if none does or a table of its path is in the way.
 
     Rights are folded over the path: every entry must allow the write, none may forbid execution. A page of ring 3 is
     no place for the kernel where SMEP or SMAP is on. Bit 63 is reserved while NXE is off.

@@ -1,7 +1,7 @@
 """Started by a multiboot2 loader, such as GRUB under BIOS: say in PVH's words what it says in its own.
 
 The loader leaves tags wherever it likes: type, size, content, each at a multiple of 8, up to one of type 0. What is
-needed of them is copied into a buffer of the image, since nothing tells the loader's memory map that they are there.
+needed of them is copied into a buffer of the image, since the loader's memory map does not list them.
 From there on all is as after PVH's entry. Source: Multiboot2 Specification 2.0, "Boot information format".
 
 Nothing is believed that the loader contradicts itself: a tag that is longer than what is left, a map whose entries do

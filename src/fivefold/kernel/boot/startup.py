@@ -172,7 +172,7 @@ def startup_64(info: PhysAddr, load: PhysAddr, image_end: PhysAddr, entered_leve
 
 
 def build_early_tables(load: PhysAddr, image_end: PhysAddr) -> None:
-    """Map the image in the kernel window first, so that its tables lead the pool, then at itself."""
+    """Map the image in the kernel window first, so that its tables lead the pool, then in an identity map."""
     early.begin(PhysAddr(early_top), PhysAddr(early_pool), 0, 0)
     size = image_end - load
     mapped = early.map_image(VirtAddr(LINK_ADDRESS), load, size)

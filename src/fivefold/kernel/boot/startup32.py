@@ -3,7 +3,7 @@
 Compiled for i386 without relocations, so it runs wherever the loader put the image. The
 assembly around it only moves what it returns into CR4, CR3, EFER and CR0.
 
-The tables map the first 4 GiB at themselves with 2 MiB pages::
+The tables are an identity map of the first 4 GiB with 2 MiB pages::
 
     five levels:  top -> level 4 -> level 3 -> 4 x level 2      7 pages
     four levels:  top ------------> level 3 -> 4 x level 2      6 pages

@@ -1,6 +1,6 @@
 """The firmware's runtime services: its space is built, and it is moved there [proposal: parts 3 and 7].
 
-First the firmware is mapped at its physical addresses too (an identity map) and told where it will be; then what it
+First the firmware is mapped at its physical addresses too (an identity map) and gets its new addresses; then what it
 needs no more is taken away: the identity map, and the rights that its table of memory attributes gives up.
 """
 

@@ -1,6 +1,6 @@
 """Calls of the firmware's runtime services, in its address space.
 
-It is told where it will be (`SetVirtualAddressMap`) while it is still mapped at its physical address; from then on it
+It gets its new addresses (`SetVirtualAddressMap`) while it is still mapped at its physical address; from then on it
 is called where the window shows it. Source: UEFI Specification 2.10, "Services - Runtime Services".
 """
 

@@ -113,7 +113,7 @@ def check_map() -> None:
 
 
 def can_be(start: u64, length: u64) -> bool:
-    """Whether whole pages at *start* can be mapped at themselves, in the lower half."""
+    """Whether whole pages at *start* fit into an identity map, in the lower half."""
     return start & (PAGE_SIZE - 1) == 0 and start < 1 << (va_bits() - 1) and start + length <= 1 << (va_bits() - 1)
 
 

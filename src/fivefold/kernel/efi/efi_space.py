@@ -42,7 +42,7 @@ from fivefold.metal.lang import copy64, load64, noinline, read_cr3, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 
 CODE: Final = PRESENT | RW | ACCESSED | DIRTY
-"""A region of code has its data among it, and the firmware writes to both while it is told where it will be; what is
+"""A region of code has its data among it, and the firmware writes to both in `SetVirtualAddressMap`; what is
 not needed afterwards is taken away then (`efi_attributes.py`). In this space only, and not global."""
 DATA: Final = CODE | NX
 
@@ -107,7 +107,7 @@ def copy_outside_window(ours: VirtAddr, theirs: VirtAddr) -> None:
 
 @noinline
 def map_regions() -> u64:
-    """Map every runtime region at itself and in the window, and write that into the map; return how many there are."""
+    """Identity-map every runtime region, map it in the window, and write that into the map; return their number."""
     count = u64(0)
     va = u64(EFI_VA_START)
     for i in range(efi_map.descriptors()):

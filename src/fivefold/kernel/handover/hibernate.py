@@ -108,7 +108,7 @@ def image_sum(at: u64, data: u64, count: u64) -> u64:
 
 
 def kernel_sum() -> u64:
-    """What tells this kernel from another: its code and constants, without the entries, which note where they run."""
+    """A sum that identifies this kernel, of its code and constants, without the entries, which note where they run."""
     return sum_of(symbol("trap_stubs"), symbol("_erodata") - symbol("trap_stubs"))
 
 

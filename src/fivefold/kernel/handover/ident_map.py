@@ -39,7 +39,7 @@ PROTECTION: Final = PRESENT | RW
 
 @noinline
 def ident_map(top: VirtAddr, start: PhysAddr, end: PhysAddr, largest: u64) -> bool:
-    """Map [start, end), whole pages, at itself; False without memory for tables."""
+    """Add [start, end), whole pages, to the identity map; False without memory for tables."""
     return map_range(top, VirtAddr(start), start, end - start, PROTECTION, largest) == 0
 
 

@@ -84,7 +84,7 @@ has_whole_map: bool = True
 
 @extern
 def kexec_jump(root: PhysAddr, entry: PhysAddr, info: PhysAddr) -> None:
-    """Load *root*, which shows memory at itself and this code, and go to *entry* with *info* in RSI."""
+    """Load *root*, which has an identity map and this code, and go to *entry* with *info* in RSI."""
 
 
 @extern
@@ -200,7 +200,7 @@ def make_start_info(old: PhysAddr, cmdline: VirtAddr, load: u64, load_end: u64) 
 
 
 def put_earlier(to: u64, cmdline: VirtAddr) -> u64:
-    """Write what this kernel was told of earlier ones, the latest `MOST_EARLIER` of them; return where that ends."""
+    """Write what this kernel knows of earlier ones, the latest `MOST_EARLIER` of them; return where that ends."""
     start = params.find_option(cmdline, "previous=")
     for _i in range(MOST_EARLIER):
         upto = params.find_option(VirtAddr(start), "previous_end=")

@@ -16,7 +16,7 @@ The law of folding (four levels)::
     pgd_bad(e) is False         p4d_offset(pgd, va) is pgd
     pgd_leaf(e) is False        p4d_index(va) is 0
 
-So whoever walks from the top with these helpers runs the same statements in both modes.
+So a walk from the top with these helpers runs the same statements in both modes.
 """
 
 from __future__ import annotations

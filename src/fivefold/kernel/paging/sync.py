@@ -2,8 +2,8 @@
 
 With five levels a top entry is a PGD entry and leads to a P4D table; with four it is a P4D entry and leads to a PUD
 table. To copy it the difference is a number, the bytes behind it. What hangs below is shared and needs no copy. Linux
-once copied such entries when a fault asked for them; what was missed was fatal years later. Here whoever makes one says
-so (`mapping.top_changed`).
+once copied such entries when a fault asked for them; what was missed was fatal years later. Here the code that makes
+one reports it (`mapping.top_changed`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def remove_space(root: PhysAddr) -> None:
 
 
 def is_private(slot: u64) -> bool:
-    """Whether a kernel slot is not shared: the hole that nobody fills, and the LDT of each process."""
+    """Whether a kernel slot is not shared: the hole that is never filled, and the LDT of each process."""
     if slot >= GUARD_HOLE_FIRST_SLOT and slot < GUARD_HOLE_END_SLOT:
         return True
     ldt = LDT_BASE[layout.column()]

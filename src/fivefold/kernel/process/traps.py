@@ -162,7 +162,7 @@ def trap(frame: VirtAddr) -> None:
 
 
 def leave_user(frame: VirtAddr, result: u64) -> None:
-    """Make *frame* return to whoever called `enter_user`, with *result*, instead of to the program."""
+    """Make *frame* return to the caller of `enter_user`, with *result*, instead of to the program."""
     global left_rcx
     left_rcx = load64(frame + FRAME_RCX)
     store64(frame + FRAME_RAX, result)
@@ -174,7 +174,7 @@ def leave_user(frame: VirtAddr, result: u64) -> None:
 
 
 def end_probe(frame: VirtAddr, vector: u64) -> bool:
-    """Send a probe that faulted to its end; False if the exception is nobody's probe."""
+    """Send a probe that faulted to its end; False if the exception is not a probe's."""
     rip = load64(frame + FRAME_RIP)
     end = 0
     if rip == symbol("probe_read_site") or rip == symbol("probe_write_site") or rip == symbol("probe_execute_site"):
@@ -192,7 +192,7 @@ def end_probe(frame: VirtAddr, vector: u64) -> bool:
 
 @noinline
 def panic_on(frame: VirtAddr, vector: u64) -> None:
-    """Report an exception that nobody expected, and stop."""
+    """Report an unexpected exception, and stop."""
     report.set_word(report.W_PANIC_VECTOR, vector)
     report.set_word(report.W_PANIC_ERROR, load64(frame + FRAME_ERROR))
     report.set_word(report.W_PANIC_RIP, load64(frame + FRAME_RIP))

@@ -1,7 +1,7 @@
 """Address spaces of processes [proposal: part 4, and what Linux made of it].
 
 With five levels a process could have 2^56 bytes. Programs that put tags into the top bits of pointers would break, so
-nobody gets an address above the 47-bit window unless it asks: a hint above the window opens the rest. The stack stays
+no process gets an address above the 47-bit window unasked: a hint above the window opens the rest. The stack stays
 in the window in both modes. The last page below the hole is never mapped: a system call there would return to an
 address that is not canonical.
 """

@@ -2,7 +2,7 @@
 
 A check asks the CPU, by a probe that may fault, and compares the answer with the layout; it
 is named after what it guards. What is found is recorded in the table of `report.py`, where
-whoever runs the machine reads it beside the checks made from outside.
+the host reads it beside the checks made from outside.
 """
 
 from __future__ import annotations

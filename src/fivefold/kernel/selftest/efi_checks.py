@@ -70,7 +70,7 @@ def is_date() -> bool:
 
 @noinline
 def check_variables(top: VirtAddr) -> None:
-    """The first variable that the firmware names can be read, in two steps as for any size; one that nobody has cannot.
+    """The first variable that the firmware names can be read, in two steps as for any size; an unknown one cannot.
 
     Which variables there are is the firmware's affair; that it finds what it named is not.
     """

@@ -37,7 +37,7 @@ def check_handover(largest: u64) -> None:
 
 @noinline
 def check_ident_map(top: VirtAddr) -> None:
-    """The ends of memory are at themselves, and nothing is after them."""
+    """The identity map has both ends of memory, and nothing after them."""
     last = memblock.end_of_memory()
     first = memblock.range_start(memblock.memory, 0)
     low = lookup(top, VirtAddr(first))

@@ -149,7 +149,7 @@ grown: u64 = 0
 
 @noinline
 def check_sync(top: VirtAddr) -> None:
-    """An area grows into a top entry that nobody has yet: every space sees it, without a fault."""
+    """An area grows into a top entry that no space has yet: every space sees it, without a fault."""
     global grown
     before = memblock.table_pages
     made = user.create(top)

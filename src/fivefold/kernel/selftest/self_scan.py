@@ -1,6 +1,6 @@
 """The kernel dumps its own tables with the same scan that reads a guest's from outside.
 
-The ranges stay in memory, and the report says where, so that whoever runs the machine can
+The ranges stay in memory, and the report says where, so that the host can
 hold them against a dump of its own.
 """
 

@@ -87,13 +87,13 @@ def check_isolation() -> None:
     equals("smp_io_map_closed", ports, 0)
     equals("smp_same_protections", protections, 0)
     equals("smp_own_stacks", stacks, 0)
-    # The page is mapped at itself in the trampoline's root only, which all have left.
+    # The page is in the identity map of the trampoline's root only, which all have left.
     equals("smp_low_page_forgotten", how_many_miss(VirtAddr(smp.place)), online())
 
 
 @noinline
 def check_mappings(top: VirtAddr) -> None:
-    """What one CPU maps, each of the others reads, whoever it was."""
+    """What one CPU maps, each of the others reads, whichever CPU it was."""
     first = memblock.allocate_page()
     second = memblock.allocate_page()
     store64(phys_to_virt(first), MARK)
@@ -124,7 +124,7 @@ def all_read(va: VirtAddr, value: u64) -> bool:
 
 @noinline
 def check_shoot_down(top: VirtAddr) -> None:
-    """All have read the pages and may remember them; once they are removed, nobody does."""
+    """All have read the pages and may remember them; once they are removed, no CPU does."""
     first = entry_frame(load64(pte_of(top, test_page(0))))
     equals("smp_shoot_down_acknowledged", shoot_down(top, test_page(0)), online())
     equals("smp_shoot_down_seen", how_many_miss(test_page(0)), online())

@@ -242,7 +242,7 @@ def online() -> u64:
 
 
 def secondary_main(number: u64) -> None:
-    """What another CPU does: take its place, then answer until it is told to stop. Does not return.
+    """What another CPU does: take its place, then answer until it gets the request to stop. Does not return.
 
     It comes on the trampoline's root, with its stack in the direct map: that root has the kernel's whole half.
     """
