@@ -154,7 +154,7 @@ def test_bits(fivefold: Run, capture: Capture) -> None:
         (["--kernel", "--range", "0x1000-0x2000"], "--range has nothing in common with the half that is asked for"),
         (["--range", "0x2000-0x1000"], "is not a range of 64-bit addresses; expected the start before the end"),
         (["--range", "0x2000"], "is not a range; expected START-END, START+SIZE or START-, the end exclusive"),
-        (["--rights", "q"], "are no rights; expected letters of w, x and u"),
+        (["--rights", "q"], "Invalid value for '--rights': 'q' are no rights; expected letters of w, x and u"),
         (
             ["--format", "ptdump", "--user"],
             "prints what another program would; expected it without --range, --user",
@@ -165,6 +165,8 @@ def test_bits(fivefold: Run, capture: Capture) -> None:
         ),
         (["--build", "kasan=yes"], "--build is of --format ptdump; expected both or none of them"),
         (["--format", "xml"], "'xml'"),
+        (["--json", "--format", "csv"], "--json and --format csv are two formats; expected one of them"),
+        (["--format", "text", "--json"], "--json and --format text are two formats; expected one of them"),
     ],
 )
 def test_what_makes_no_sense(fivefold: Run, capture: Capture, words: list[str], message: str) -> None:

@@ -52,7 +52,7 @@ def test_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     ("words", "message"),
     [
         ((), "nothing to find; expected --phys, --bytes or --text"),
-        (("--text", ""), "nothing to search for; expected one byte or more"),
+        (("--text", ""), "Invalid value for '--text': nothing to search for; expected one character or more"),
         (("--bytes", "0x"), "nothing to search for; expected one byte or more"),
         (("--bytes", "abc"), "'abc' is not bytes; expected pairs of hexadecimal digits: 7f454c46"),
         (

@@ -27,6 +27,7 @@ OWN_OPTION: Final = {
     "smp": "--smp",
 }
 """Words that say what the host must do too, and the option that does both."""
+KNOWN: Final = frozenset((*FLAGS, *NUMBERS, *CHOICES, *OWN_OPTION, "fault"))
 _MOST_DIGITS: Final = 20
 """Of a decimal number below 2^64."""
 
@@ -72,8 +73,16 @@ def check_given(text: str) -> None:
 
 def unknown_words(text: str) -> list[str]:
     """The words of *text* that the kernel does not know: it passes them over, since loaders add words of their own."""
-    known = {*FLAGS, *NUMBERS, *CHOICES, *OWN_OPTION, "fault"}
-    return [word for word in text.split() if word.partition("=")[0] not in known]
+    return [word for word in text.split() if word.partition("=")[0] not in KNOWN]
+
+
+def near_word(unknown: str) -> str:
+    """The word that the kernel knows and that *unknown* may be a slip for; "" where none is near."""
+    from difflib import get_close_matches
+
+    name, equals, value = unknown.partition("=")
+    near = get_close_matches(name, sorted(KNOWN), 1, 0.7)
+    return f"{near[0]}{equals}{value}" if near else ""
 
 
 def _problem(name: str, value: str | None) -> str:

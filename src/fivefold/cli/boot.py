@@ -80,11 +80,15 @@ def boot(
             help="Then start a second kernel with this command line, and judge that. Once more: a third, and so on.",
         ),
     ] = None,
-    smp: Annotated[int, typer.Option(metavar="N", help="CPUs of the machine; more than one needs QEMU.")] = 1,
+    smp: Annotated[
+        int, typer.Option(parser=values.count(), metavar="N", help="CPUs of the machine; more than one needs QEMU.")
+    ] = 1,
     hibernate: Annotated[
         bool, typer.Option("--hibernate", help="Save the kernel, restart the machine, resume it, and judge that.")
     ] = False,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Stop a run after this long.")] = 30.0,
+    timeout: Annotated[
+        float, typer.Option(parser=values.seconds, metavar="SECONDS", help="Stop a run after this long.")
+    ] = 30.0,
     qemu: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Run on this QEMU: a program, or a folder of unpacked packages."),
@@ -99,7 +103,7 @@ def boot(
     """Boot one image with five levels of page tables and with four, and check the result from inside and outside."""
     from fivefold.boot import CPUS, MOST_BYTES, BootOptions, parse, read_file
     from fivefold.boot import boot as run_boot
-    from fivefold.boot.command_line import unknown_words
+    from fivefold.boot.command_line import near_word, unknown_words
 
     chosen, program = _engine(engine, qemu, bochs)
     options = BootOptions(
@@ -124,7 +128,8 @@ def boot(
             raise ImageError(f"{image}: {error}") from error
     cpus = CPUS if cpu == "both" else (cpu,)
     for word in unknown_words(" ".join((cmdline, *(kexec or ())))):
-        print(f"fivefold: the kernel does not know {word!r}, and passes over it", file=sys.stderr)
+        near = f"; did you mean {known}?" if (known := near_word(word)) else ""
+        print(f"fivefold: the kernel does not know {word!r}, and passes over it{near}", file=sys.stderr)
     report = run_boot(cpus, options, given, _say, _why)
     if as_json:
         json.dump(report.to_json(), sys.stdout, indent=2)

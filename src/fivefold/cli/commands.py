@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -63,6 +64,20 @@ class _Commands(TyperGroup):
         one.command(cmd_name, cls=HelpfulCommand, context_settings=CONTEXT)(_printing(cmd_name, command))
         return typer.main.get_command(one)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse what goes after the command, and words beside options that end the program."""
+        if args and args[0].startswith("--"):
+            self._check_first(ctx, args)
+        return super().parse_args(ctx, args)  # type: ignore[no-any-return, unused-ignore]
+
+    def _check_first(self, ctx: Any, args: list[str]) -> None:
+        option = args[0].partition("=")[0]
+        own = [parameter for parameter in ctx.command.params if option in parameter.opts]
+        if not own and option in _options_of_commands():
+            ctx.fail(f"{option} goes after the command: fivefold COMMAND {option}")
+        if option in _COMPLETION and args[1:] and all(getattr(parameter, "is_flag", False) for parameter in own):
+            ctx.fail(f"{option} is for the shell that it is called from; expected it alone, without {args[1]!r}")
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Find the command; ``help COMMAND`` is its ``--help``, and a name that is none gets the nearest that are."""
         if args[0] == "help":
@@ -77,6 +92,24 @@ class _Commands(TyperGroup):
     def format_commands(self, ctx: object, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+_COMPLETION: Final = ("--install-completion", "--show-completion")
+_INSTRUCTION: Final = re.compile("(complete|source)_(bash|zsh|fish|powershell|pwsh)")
+
+
+def _options_of_commands() -> set[str]:
+    group = _Commands()
+    return {option for name in COMMANDS for one in group.get_command(None, name).params for option in one.opts}
+
+
+def _check_completion() -> None:
+    """Refuse what a shell's completion does not ask for."""
+    asked = os.environ.get("_FIVEFOLD_COMPLETE")
+    if asked and not _INSTRUCTION.fullmatch(asked):
+        raise FivefoldError(
+            f"_FIVEFOLD_COMPLETE is {asked!r}; expected complete_ or source_ and a shell: complete_bash"
+        )
 
 
 def _no_such(name: str) -> str:
@@ -196,6 +229,7 @@ def run() -> int:
     _open_what_is_closed()
     clean_streams()
     try:
+        _check_completion()
         status = app(standalone_mode=False)
     except BrokenPipeError:
         status = 0  # a reader that went away, such as `head`, is no error
@@ -229,7 +263,20 @@ def _usage(error: Exception) -> int:
     if message.startswith("Usage:"):  # no command was given: this is the whole help
         print(message)
         return COULD_NOT
-    return refuse(message)
+    return refuse(_plainer(" ".join(message.split())))
+
+
+def _plainer(message: str) -> str:
+    """What click says of a value, without the marks of optional arguments, and with the nearest value that there is."""
+    # pydantic, which typer asks about values, puts its own name for the error first.
+    message = message.replace(": Value error, ", ": ", 1)
+    message = re.sub(r"(Invalid value for '|Missing argument ')\[?([A-Z|]+)\]?(?:\.\.\.)?'", r"\1\2'", message, count=1)
+    if choice := re.fullmatch(r"(Invalid value for .*: '(.*)' is not one of (.*?))\.?", message):
+        from difflib import get_close_matches
+
+        near = get_close_matches(choice[2], re.findall("'([^']*)'", choice[3]), 1)
+        return f"{choice[1]}; did you mean {near[0]}?" if near else message
+    return message
 
 
 def _open_what_is_closed() -> None:

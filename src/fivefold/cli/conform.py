@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fivefold.cli import values
 from fivefold.cli.choices import CaseModeChoice
 
 if TYPE_CHECKING:
@@ -38,10 +39,14 @@ def conform(
     ] = None,
     cpu: Annotated[str | None, typer.Option(metavar="MODEL", help="CPU model, as the engine names it.")] = None,
     mode: Annotated[CaseModeChoice, typer.Option(help="Paging modes to run in.")] = CaseModeChoice.both,
-    cases: Annotated[int, typer.Option(metavar="N", min=1, help="Cases in all modes together.")] = 20_000,
-    seed: Annotated[int, typer.Option(metavar="S", help="Seed of the random cases.")] = 1,
+    cases: Annotated[
+        int, typer.Option(parser=values.count(1), metavar="N", help="Cases in all modes together.")
+    ] = 20_000,
+    seed: Annotated[int, typer.Option(parser=values.count(), metavar="S", help="Seed of the random cases.")] = 1,
     case: Annotated[str | None, typer.Option(metavar="ID", help="Run this case alone, and print its listing.")] = None,
-    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes that run parts of the cases.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(parser=values.count(1), metavar="N", help="Processes that run parts of the cases.")
+    ] = 1,
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what is done in FILE, and go on from there.")
     ] = None,

@@ -28,9 +28,14 @@ def diff(
         int | None, typer.Option("--other-cr3", parser=values.address, metavar="VALUE", help="The root in OTHER.")
     ] = None,
     other_cpu: Annotated[
-        int | None, typer.Option("--other-cpu", metavar="N", help="Use the registers of this CPU in OTHER.")
+        int | None,
+        typer.Option(
+            "--other-cpu", parser=values.count(0), metavar="N", help="Use the registers of this CPU in OTHER."
+        ),
     ] = None,
-    other_levels: Annotated[int | None, typer.Option(metavar="4|5", help="Levels of page tables in OTHER.")] = None,
+    other_levels: Annotated[
+        int | None, typer.Option(parser=values.count(4, 5), metavar="4|5", help="Levels of page tables in OTHER.")
+    ] = None,
     window: Annotated[
         range | None,
         typer.Option("--range", parser=values.window, metavar="A-B", help="Only these addresses of SOURCE."),

@@ -113,7 +113,7 @@ def _filter(rights: str | None, leaf: bool) -> RightsFilter | None:
     try:
         return None if rights is None else RightsFilter.parse(rights, of_leaf=leaf)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(str(error), param_hint="'--rights'") from error
 
 
 def _regions(

@@ -39,7 +39,7 @@ def _options() -> Iterator[inspect.Parameter]:
     }
     for name, (least, most) in _RANGES.items():
         options[name] = typer.Option(
-            min=least, max=most, metavar=_METAVARS[name], help=_HELP[name], rich_help_panel=_PANEL
+            parser=values.count(least, most), metavar=_METAVARS[name], help=_HELP[name], rich_help_panel=_PANEL
         )
     for name, option in options.items():
         annotation = Annotated[int | None, option]

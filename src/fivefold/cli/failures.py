@@ -31,8 +31,7 @@ def write_report_to(path: Path | None) -> None:
 
 def refuse(message: str) -> int:
     """Print *message* as one line; return the status."""
-    # pydantic, which typer asks about values, puts its own name for the error first.
-    line = " ".join(message.split()).replace(": Value error, ", ": ", 1)
+    line = " ".join(message.split())
     print(f"fivefold: {printable(line)}", file=sys.stderr)
     return COULD_NOT
 

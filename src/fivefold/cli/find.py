@@ -48,8 +48,12 @@ def find(
     raw: Annotated[
         list[bytes] | None, typer.Option("--bytes", parser=pattern, metavar="HEX", help="Bytes anywhere in memory.")
     ] = None,
-    text: Annotated[list[str] | None, typer.Option("--text", metavar="WORDS", help="Text in UTF-8.")] = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="List at most N places of the same bytes.")] = 20,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", parser=values.words, metavar="WORDS", help="Text in UTF-8.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(parser=values.count(1), metavar="N", help="List at most N places of the same bytes.")
+    ] = 20,
     format: Annotated[TableFormat, typer.Option(help="How to print it.")] = TableFormat.text,
     as_json: JsonOption = False,
 ) -> int:
@@ -62,8 +66,6 @@ def find(
     patterns = [(f"bytes {one.hex()}", one) for one in raw or []] + [
         (f"text {one!r}", one.encode()) for one in text or []
     ]
-    if any(not one for _, one in patterns):
-        raise typer.BadParameter("nothing to search for; expected one byte or more")
     from fivefold.survey.find import find_mappings
     from fivefold.survey.guest.root_spaces import root_spaces
 

@@ -50,7 +50,17 @@ def description(command: Any) -> list[str]:
 
 
 class HelpfulCommand(TyperCommand):
-    """A command whose help is this page."""
+    """A command whose help is this page, and which takes one format at most."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse ``--json`` beside another ``--format`` that was given."""
+        left = super().parse_args(ctx, args)
+        asked = ctx.params.get("format")
+        asked = getattr(asked, "value", asked)
+        given = getattr(ctx.get_parameter_source("format"), "name", "") == "COMMANDLINE"
+        if ctx.params.get("as_json") and given and asked != "json":
+            ctx.fail(f"--json and --format {asked} are two formats; expected one of them")
+        return left  # type: ignore[no-any-return, unused-ignore]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page to *formatter*."""

@@ -72,6 +72,8 @@ class SourceChoice:
 
         space = Space(source, self.check_given())
         space.symbol_file = self.symbols
+        if self.symbols is not None:
+            _ = space.symbols  # a file that is none is refused before anything is printed
         if space.mode.against:
             print(f"fivefold: read with {space.levels} levels by --force, but {space.mode.against}", file=sys.stderr)
         return space
@@ -110,18 +112,34 @@ def choose(
     cr4: Annotated[
         int | None, typer.Option("--cr4", parser=values.address, metavar="VALUE", help="Use this CR4: LA57 is bit 12.")
     ] = None,
-    levels: Annotated[int | None, typer.Option(metavar="4|5", help="Levels of page tables.")] = None,
+    levels: Annotated[
+        int | None, typer.Option(parser=values.count(4, 5), metavar="4|5", help="Levels of page tables.")
+    ] = None,
     cpu: Annotated[
-        int | None, typer.Option("--cpu", metavar="N", help="Use the registers of this CPU; CPU 0 otherwise.")
+        int | None,
+        typer.Option(
+            "--cpu", parser=values.count(0), metavar="N", help="Use the registers of this CPU; CPU 0 otherwise."
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Take --levels or --cr4 even where the tables say otherwise.")
     ] = False,
     phys_bits: Annotated[
-        int | None, typer.Option(metavar="BITS", help="Physical address width (MAXPHYADDR): wider bits are reserved.")
+        int | None,
+        typer.Option(
+            parser=values.count(32, 52),
+            metavar="BITS",
+            help="Physical address width (MAXPHYADDR): wider bits are reserved.",
+        ),
     ] = None,
     c_bit: Annotated[
-        int | None, typer.Option("--c-bit", metavar="N", help="The bit of entries that is about encryption (SEV, TDX).")
+        int | None,
+        typer.Option(
+            "--c-bit",
+            parser=values.count(32, 51),
+            metavar="N",
+            help="The bit of entries that is about encryption (SEV, TDX).",
+        ),
     ] = None,
     as_if: Annotated[
         dict[str, bool] | None,

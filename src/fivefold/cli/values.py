@@ -1,19 +1,21 @@
 """Values that options take: sizes, addresses and counts, refused with what was expected.
 
-Addresses and registers are hexadecimal, sizes have a unit or ``0x`` (see `fivefold.units`); counts are decimal, as
-click reads integers.
+Addresses and registers are hexadecimal, sizes have a unit or ``0x`` (see `fivefold.units`); counts are decimal.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import typer
 
 from fivefold.units import MASK64, parse_address, parse_range, parse_size
 
 T = TypeVar("T")
+_DECIMAL: Final = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)*")
+_MOST_DIGITS: Final = 40
 
 
 def size(text: str) -> int:
@@ -34,15 +36,48 @@ def window(text: str) -> range:
     return _refused(parse_range, text)
 
 
+def count(least: int | None = None, most: int | None = None) -> Callable[[str], int]:
+    """A reader of decimal numbers from *least* to *most*, both included; None is no bound."""
+
+    def read(text: str) -> int:
+        word = str(text).strip()
+        if not _DECIMAL.fullmatch(word):
+            raise typer.BadParameter(f"{text!r} is no count; expected a decimal number{_bounds(least, most)}")
+        # Python refuses to convert thousands of digits.
+        value = int(word) if len(word) <= _MOST_DIGITS else None
+        if value is None or (least is not None and value < least) or (most is not None and value > most):
+            raise typer.BadParameter(
+                f"{text!r} is out of range; expected a number{_bounds(least, most) or ' of 64 bits'}"
+            )
+        return value
+
+    return read
+
+
+def _bounds(least: int | None, most: int | None) -> str:
+    if least is None:
+        return ""
+    if most == least + 1:
+        return f", {least} or {most}"
+    return f" from {least} on" if most is None else f" from {least} to {most}"
+
+
 def seconds(text: str) -> float:
     """A time to wait, up to a day."""
     try:
-        value = float(text)
+        value = float(text) if str(text).isascii() else 0.0
     except ValueError:
         value = 0.0
     if not 0 < value <= 86400:
         raise typer.BadParameter(f"{text!r} is no time to wait; expected seconds, more than 0 and up to 86400")
     return value
+
+
+def words(text: str) -> str:
+    """Text to search for, at least one character."""
+    if not text:
+        raise typer.BadParameter("nothing to search for; expected one character or more")
+    return text
 
 
 def _refused(parse: Callable[[str], T], text: str) -> T:

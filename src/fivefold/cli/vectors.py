@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fivefold.cli import values
 from fivefold.cli.choices import CaseModeChoice
 
 
@@ -16,9 +17,9 @@ def vectors(
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write to this file. [default: stdout]")
     ] = None,
     count: Annotated[
-        int, typer.Option("--count", metavar="N", min=1, max=1_000_000, help="Write this many vectors.")
+        int, typer.Option("--count", parser=values.count(1, 1_000_000), metavar="N", help="Write this many vectors.")
     ] = 1000,
-    seed: Annotated[int, typer.Option(metavar="S", help="Seed of the random half.")] = 1,
+    seed: Annotated[int, typer.Option(parser=values.count(), metavar="S", help="Seed of the random half.")] = 1,
     mode: Annotated[CaseModeChoice, typer.Option(help="Paging modes.")] = CaseModeChoice.both,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the document instead.")] = False,
 ) -> int:
