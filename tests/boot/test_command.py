@@ -61,7 +61,7 @@ REFUSED = [
     (["--load-address", "0x201000"], "load address 0x0000000000201000 is not aligned to 2 MiB"),
     (["--load-address", "0"], "load address 0x0000000000000000 is below the lowest that is possible, 0x200000"),
     (["--load-address", "5G"], "load address 0x0000000140000000 is above 4 GiB, where the 32-bit entry pvh cannot be"),
-    (["--load-address", "here"], "Invalid value for '--load-address': … 'here' is not an address; expected hexadecimal"),
+    (["--load-address", "here"], "Invalid value for '--load-address': … 'here' is not an address; expected hex"),
     (["--load-address", "3G"], "the image needs 0x00000000c0000000 to "),
     (["--engine", "qemu", "--load-address", "0xff000000", "--memory", "8G"], "the image needs 0x00000000ff000000 to "),
     (["--memory", "16M"], "too little memory: the image ends at 0x"),
