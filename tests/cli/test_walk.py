@@ -103,6 +103,6 @@ def test_addresses_that_are_none(fivefold: Run, capture: Capture) -> None:
     done = fivefold("walk", capture("plain-la48-kaslr"), "0x10000000000000000")
     assert (done.status, done.err) == (
         2,
-        "fivefold: Invalid value for 'ADDRESS...': '0x10000000000000000' does not fit in 64 bits\n",
+        "fivefold: Invalid value for 'ADDRESS': '0x10000000000000000' does not fit in 64 bits\n",
     )
     assert fivefold("walk", capture("plain-la48-kaslr")).status == 2
