@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable
+from typing import Protocol
 
 from fivefold.units import MASK64
+
+
+class Closable(Protocol):
+    """What can be closed, and says so."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was."""
+        ...
 
 
 def integer(name: str, value: object) -> int:
@@ -24,6 +34,13 @@ def word(name: str, value: object) -> int:
     if not 0 <= number <= MASK64:
         raise ValueError(f"{name} is {number:#x}; expected a number from 0 to 2**64-1")
     return number
+
+
+def opened(name: str, value: Closable, *types: type) -> None:
+    """Raise `TypeError` unless *value* is one of *types*, `ValueError` where it was closed, as Python's files do."""
+    instance(name, value, *types)
+    if value.closed:
+        raise ValueError(f"{name} is closed: {getattr(value, 'name', value)}; expected it open")
 
 
 def instance(name: str, value: object, *types: type, expected: str = "") -> None:

@@ -63,6 +63,7 @@ def access(space: Space | AddressSpace, *asked: Any, **given: Any) -> Verdict:
     if isinstance(space, AddressSpace):
         return _access_to_tables(space, *asked, **given)
     _arguments.instance("space", space, Space, AddressSpace)
+    _arguments.opened("space", space, Space)
     if asked and isinstance(asked[0], Access):
         return _access_to_guest(space, None, *asked, **given)
     return _access_to_guest(space, *asked, **given)
@@ -157,11 +158,14 @@ def audit(space: Space, policy: Policy | None = None, *, pat: int | None = None)
 
     *pat* is the PAT MSR, where it is known. `TooManyRuns` where the tables unfold into more than can be held.
     """
-    _arguments.instance("space", space, Space)
+    _arguments.opened("space", space, Space)
     _arguments.instance("policy", policy, Policy, type(None), expected="a Policy, as of load_policy(), or None")
     return audit_of(space, policy, pat=None if pat is None else _arguments.word("pat", pat))
 
 
 def _tables(space: Space | AddressSpace) -> AddressSpace:
     _arguments.instance("space", space, Space, AddressSpace)
-    return space.tables if isinstance(space, Space) else space
+    if isinstance(space, AddressSpace):
+        return space
+    _arguments.opened("space", space, Space)
+    return space.tables

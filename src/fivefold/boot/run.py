@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from fivefold import _arguments
 from fivefold.arch import AddressSpace, ControlState, Mapped, translate
 from fivefold.boot.guests import make_guest
 from fivefold.boot.image.build import build_image
@@ -57,6 +58,10 @@ def boot(
 
     Raises `MachineError` if nothing is left to run, or an engine cannot do what was asked.
     """
+    if isinstance(cpus, str) or not isinstance(cpus, Sequence) or not all(isinstance(cpu, str) for cpu in cpus):
+        raise TypeError(f"cpus is {cpus!r}; expected names of CPUs, such as ('la57', 'la48')")
+    _arguments.instance("options", options, BootOptions, type(None))
+    _arguments.instance("image", image, Image, type(None))
     options = options or BootOptions()
     if options.engine_reason and (missing := available(options.runs_on, options.program)) is not None:
         raise MachineError(f"{options.engine_reason}, and {missing}")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, cast
 
+from fivefold import _arguments
 from fivefold.errors import LayoutError
 from fivefold.layout.areas import Area, AreaKind
 from fivefold.layout.versions import (
@@ -197,6 +198,8 @@ def linux_areas(version: str, levels: int, *, image_limit: int = 512 * MIB) -> t
 
     Raises `LayoutError` for an unknown release, another number of levels or another limit.
     """
+    _arguments.instance("version", version, str, expected="the release as text, such as '6.1'")
+    _arguments.integer("levels", levels)
     parsed = parse_version(version)
     check_levels(levels)
     if image_limit not in (512 * MIB, 1024 * MIB):

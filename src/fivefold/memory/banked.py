@@ -80,6 +80,7 @@ class _Closing:
     """Runs what was registered when closed, last first, once."""
 
     def __init__(self, on_close: Callable[[], None] | None) -> None:
+        self.closed = False
         self._on_close = ExitStack()
         if on_close is not None:
             self._on_close.callback(on_close)
@@ -90,6 +91,7 @@ class _Closing:
 
     def close(self) -> None:
         """Let go of buffers, copies, files and sockets; closing twice does nothing."""
+        self.closed = True
         self._forget()
         self._on_close.close()  # all of it, also where a part fails
 

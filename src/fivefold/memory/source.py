@@ -48,6 +48,11 @@ class Source:
         """Pages that were damaged when all of memory was copied, and are holes in the copy."""
         return list(self.memory.left_out) if isinstance(self.memory, PagedMemory) else []
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed: then nothing can be read."""
+        return bool(getattr(self.memory, "closed", False))
+
     def check(self) -> None:
         """Raise `FormatError` or `MachineError` where a part of it went away while it was read in place."""
         if isinstance(self.memory, BankedMemory):

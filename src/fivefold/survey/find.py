@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from fivefold import _arguments
 from fivefold.arch import ENTRIES, Level, Rights, TooManyRuns
 from fivefold.memory import Extent, SourceMemory
 from fivefold.survey.scan.frame_sets import LeafRuns
@@ -93,8 +94,13 @@ def find_mappings(spaces: Iterable[Space], targets: Sequence[range]) -> list[Ans
 
     Each space is scanned once. `TooManyRuns` where one unfolds beyond bounds.
     """
+    _arguments.instance("spaces", spaces, Iterable, expected="several Spaces")
+    _arguments.instance("targets", targets, Sequence, expected="several ranges")
+    for target in targets:
+        _arguments.instance("one of targets", target, range)
     answers = [Answer(target) for target in targets]
     for space in spaces:
+        _arguments.opened("one of spaces", space, Space)
         finder = _Finder(space)
         levels = [(one.level, one.tables) for one in census(space)]
         for answer in answers:
@@ -208,6 +214,12 @@ def search_memory(memory: SourceMemory, pattern: bytes, limit: int) -> list[Phys
 
     Where a file is sparse nothing but zeros is looked for.
     """
+    if not hasattr(memory, "extents"):
+        raise TypeError(f"memory is {memory!r}; expected memory, such as Space.source.memory")
+    if getattr(memory, "closed", False):
+        raise ValueError(f"memory is closed: {memory.name}; expected it open")
+    _arguments.instance("pattern", pattern, bytes)
+    _arguments.integer("limit", limit)
     if not pattern:
         raise ValueError("nothing to search for; expected one byte or more")
     found: list[PhysAddr] = []

@@ -71,6 +71,7 @@ class Space:
         mode: Found[PagingMode] | None = None,
     ) -> None:
         """Decide root and mode where they are not given, or raise `NotKnownError`; *source* is closed with this."""
+        _arguments.opened("source", source, Source)
         self.source = source
         self.symbol_file: str | None = None
         self.given = given or GivenPaging()
@@ -87,6 +88,11 @@ class Space:
     def cpu(self) -> Cpu:
         """The CPU by whose rules the tables are read: the widest there is, narrowed by what is known."""
         return cpu_with(self.c_bit.value, self.phys_bits.value)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it, or another space of its source, was closed."""
+        return self.source.closed
 
     @property
     def nxe(self) -> Found[bool | None]:
@@ -108,6 +114,7 @@ class Space:
 
     def with_root(self, root: PhysAddr, how: str) -> Space:
         """The same source and mode under another root; closing either closes both. `MemoryReadError` if unreadable."""
+        _arguments.opened("space", self, Space)
         self.source.memory.read(root, TABLE_SIZE)
         other = Space(self.source, self.given, root=Found(root, how), mode=self.mode)
         other.symbol_file = self.symbol_file
@@ -122,10 +129,12 @@ class Space:
 
     def translate(self, va: int) -> Translation:
         """Where *va* leads, or what stops it; rights are the entries'. `MemoryReadError` without a table."""
+        _arguments.opened("space", self, Space)
         return translate(self.tables, VirtAddr(_arguments.word("va", va)))
 
     def path(self, va: int) -> Path:
         """Every entry read for *va*, with what came of it; a missing table is an answer, too."""
+        _arguments.opened("space", self, Space)
         return path_of(self.tables, VirtAddr(_arguments.word("va", va)), self.areas.name_at(va), self.controls)
 
     @cached_property
@@ -169,6 +178,7 @@ class Space:
 
     def run(self, settings: ScanSettings, max_ranges: int) -> ScanResult:
         """One scan as *settings* say, with rights as the CPU grants them. `TooManyRuns` above *max_ranges*."""
+        _arguments.opened("space", self, Space)
         result = self.scanner.scan(self.root.value, self.levels, settings, max_ranges=max_ranges)
         self.source.check()
         if self.controls.ignores_read_only:

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from fivefold import _arguments
 from fivefold.arch import ENTRIES, Level, Rights
 from fivefold.survey.scan.frame_sets import LeafRuns
 from fivefold.survey.scan.regions import PAGE_NAMES, spell
@@ -82,6 +83,7 @@ class Stats:
 
 def stats(space: Space) -> Stats:
     """Count everything under the root of *space*. `TooManyRuns` where it unfolds beyond bounds."""
+    _arguments.opened("space", space, Space)
     settings = ScanSettings.for_cpu(space.cpu, space.tables.nxe, contiguity=Contiguity.BREAK, repeat_above=SHARED_ABOVE)
     apart = space.run(settings, MAX_RANGES)
     leaves = LeafRuns.of(apart)

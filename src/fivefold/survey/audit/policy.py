@@ -22,12 +22,14 @@ A finding is excepted when an exception covers all of it; it is still told, with
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from fivefold import _arguments
 from fivefold.errors import FormatError
 from fivefold.survey.audit.rules import BY_NAME, RULE_NAMES, Severity
 from fivefold.units import MIB, parse_range
@@ -139,9 +141,10 @@ class Policy:
         return cls(reader.severities(table), own + (LINUX_EXCEPTIONS if defaults else ()), name)
 
 
-def load_policy(path: Path) -> Policy:
+def load_policy(path: str | os.PathLike[str]) -> Policy:
     """Read a policy file; `FormatError` where it is none, `OSError` where it cannot be read."""
-    with path.open("rb") as file:
+    _arguments.instance("path", path, str, os.PathLike, expected="the name of a file")
+    with Path(path).open("rb") as file:
         data = file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
         raise FormatError(f"{path} is larger than {MAX_FILE} bytes; expected a policy in TOML")

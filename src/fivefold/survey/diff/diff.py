@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from fivefold import _arguments
 from fivefold.arch import ENTRIES, FRAME_BITS, TooManyRuns
 from fivefold.layout import Area
 from fivefold.survey.diff.diff_windows import NOTHING, Pair, Walker
@@ -114,6 +115,9 @@ Teller = Callable[[str], None]
 
 def diff(before: Space, after: Space, settings: DiffSettings | None = None, tell: Teller | None = None) -> Diff:
     """Compare two spaces; they may have different numbers of levels. `TooManyRuns` where they unfold beyond bounds."""
+    _arguments.opened("before", before, Space)
+    _arguments.opened("after", after, Space)
+    _arguments.instance("settings", settings, DiffSettings, type(None))
     job = _Job(before, after, settings or DiffSettings(), tell or (lambda _: None))
     found = [change for piece in job.pieces() for change in job.compare(piece)]
     changes = tuple(joined(sorted(found, key=lambda change: change.start)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fivefold import _arguments
 from fivefold.memory import Source
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import MODES, GivenPaging
@@ -39,6 +40,8 @@ class RootSpaces:
 
 def root_spaces(source: Source, given: GivenPaging, symbol_file: str | None = None) -> RootSpaces:
     """All roots of at least medium confidence; only the one that *given* names by CR3 or CPU."""
+    _arguments.opened("source", source, Source)
+    _arguments.instance("given", given, GivenPaging)
     if given.cr3 is not None or given.cpu is not None:
         space = Space(source, given)
         why = (space.root.how, space.mode.evidence) if space.mode.against else (space.root.how,)

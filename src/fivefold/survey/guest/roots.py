@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from fivefold import _arguments
 from fivefold.arch import FRAME_BITS, AddressSpace, Cr4, Flag, Level, Mapped, TableReader, translate
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import Source
@@ -100,6 +101,10 @@ def find_roots(
     that pages is outside long mode, unless *levels* are given: what looks like a root would be chance. *c_bit* as in
     `GivenPaging`.
     """
+    _arguments.opened("source", source, Source)
+    for name, value in (("levels", levels), ("phys_bits", phys_bits), ("c_bit", c_bit)):
+        if value is not None:
+            _arguments.integer(name, value)
     if levels is None and (other := other_paging(source)) is not None:
         raise NotKnownError(
             f"{source.name}: {other}; expected 4- or 5-level paging: give --levels to look for such roots all the same"

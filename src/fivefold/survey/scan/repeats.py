@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from fivefold import _arguments
 from fivefold.arch import TooManyRuns
 from fivefold.survey.scan.regions import Region, Stride, regions_of
 from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, RegionKind, ScanResult
@@ -35,6 +36,8 @@ def regions_with_repeats(
     The sizes of regions, each times its repeats, add up to all that is mapped. *repeat_above* as in `Space.scan`.
     `TooManyRuns`, before the first region, where that takes more than `MAX_TOLD`.
     """
+    _arguments.opened("space", space, Space)
+    _arguments.instance("window", window, range, type(None))
     unfolding = _Unfolding(space, all_bits, contiguous, REPEAT_ABOVE if repeat_above is None else repeat_above)
     result = unfolding.scan(window, repeat_above)
     if not np.any(result.kind == RegionKind.REPEAT):

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from fivefold import _arguments
 from fivefold.arch import Cpu, Entry, Level
 from fivefold.errors import MemoryReadError
 from fivefold.kernel.modes import mode_bindings
@@ -127,6 +128,7 @@ def _room(count: int) -> Rows:
 
 def translator_of(space: Space) -> Translator:
     """The translator of an opened space; of its whole memory, which is copied where it is not in buffers."""
+    _arguments.opened("space", space, Space)
     return Translator(
         space.source.memory.banks(), space.root.value, space.levels, space.cpu, space.nxe.value is not False
     )
