@@ -19,7 +19,7 @@ PAGES = (
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 
-_PLACEHOLDER = re.compile(r"\b(SOURCE|FILE|LOG|ADDRESS|PYTHON|FOLDER|NAME)\b|\[-|…")
+_PLACEHOLDER = re.compile(r"\b(SOURCE|FILE|LOG|ADDRESS|PYTHON|FOLDER|NAME|COMMAND|PATH|ID)\b|\[-|…|--engine (?:bochscpu|kvm)\b")
 _PROGRAMS = r"(?:fivefold|qemu-system-x86_64|mkdir)"
 
 

@@ -42,6 +42,7 @@ STAND_FOR = {
     "boot1.elf": "plain-la57-kaslr",
     "boot2.elf": "plain-la57-kaslr-smp2",
     "vmcore": "plain-la57-kaslr",
+    "memory.img": "plain-la57-kaslr",
 }
 """Names that the pages use for a reader's own captures."""
 NEEDS = {
@@ -63,6 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (here / path.name).symlink_to(path)
     for name, guest in STAND_FOR.items():
         (here / name).symlink_to(GUESTS / f"{guest}.elf.xz")
+    (here / "System.map").write_text("ffffffff81000000 T _text\nffffffff81000020 T start\n")
     (here / "qemu.log").symlink_to(ROOT / "tests/data/faults/rsvd_pte.log")
     audit = (ROOT / "docs/audit.md").read_text()
     (here / "policy.toml").write_text(audit.partition("```toml\n")[2].partition("```")[0])
@@ -96,7 +98,7 @@ def run(text: str, place: Path) -> subprocess.CompletedProcess[str]:
     child = subprocess.Popen(
         ["bash", "-c", text],
         cwd=place,
-        env={**os.environ, "PATH": path, "COLUMNS": "160"},
+        env={**os.environ, "PATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
