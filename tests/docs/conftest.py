@@ -19,7 +19,10 @@ PAGES = (
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 
-_PLACEHOLDER = re.compile(r"\b(SOURCE|FILE|LOG|ADDRESS|PYTHON|FOLDER|NAME|COMMAND|PATH|ID)\b|\[-|…|--engine (?:bochscpu|kvm)\b")
+_PLACEHOLDER = re.compile(
+    r"\b(SOURCE|FILE|LOG|ADDRESS|PYTHON|FOLDER|NAME|COMMAND|PATH|ID)\b|\[-|…"
+    r"|--engine (?:bochscpu|kvm)\b"  # no package of Debian's
+)
 _PROGRAMS = r"(?:fivefold|qemu-system-x86_64|mkdir)"
 
 

@@ -65,11 +65,17 @@ class _Signals:
         """From now on guests have to be let go on, files removed, and processes ended."""
         for number in self._before:
             signal.signal(number, self._raise)
+        sys.unraisablehook = self._unraisable
 
     def give_back(self) -> None:
         """Let Python have the signals again."""
         for number, old in self._before.items():
             signal.signal(number, old)
+
+    def _unraisable(self, lost: sys.UnraisableHookArgs, /) -> None:
+        """Keep quiet where Python could not raise our interrupt, as in a finalizer: the status says it all the same."""
+        if self.happened is None or not isinstance(lost.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(lost)
 
     def _raise(self, number: int, _: FrameType | None) -> None:
         if self.happened is not None:

@@ -132,6 +132,9 @@ def test_rs_43_machine_check_enable_is_kept(boot: Boot, wrong_image: Callable[..
 
     assert is_kept()
     wrong = wrong_image(
-        "cpu.py", ("CR4_KEPT: Final = CR4_LA57 | CR4_MCE", "CR4_KEPT: Final = CR4_LA57"), parts=("la57",)
+        "cpu.py",
+        ("CR4_KEPT: Final = CR4_LA57 | CR4_MCE", "CR4_KEPT: Final = CR4_LA57"),
+        ("        value |= CR4_MCE\n", "        value |= 0\n"),
+        parts=("la57",),
     )
     assert not is_kept(wrong)

@@ -53,7 +53,7 @@ def test_rs_29_a_trampoline_root_without_all_kernel_entries(boot: Boot, wrong_im
     """The last entry alone maps the image, and the first access to the direct map resets the machine."""
     all_entries = "copy64(root + 8 * 256, top + 8 * 256, 256)"
     wrong = wrong_image("smp.py", (all_entries, "copy64(root + 8 * 511, top + 8 * 511, 1)"), parts=("la57",))
-    assert boot("la57", engine="qemu", smp=2, given=wrong).event.startswith("triple fault: #PF")
+    assert boot("la57", engine="qemu", smp=2, given=wrong).event.startswith("triple fault on CPU 1: #PF")
 
 
 @pytest.mark.qemu
