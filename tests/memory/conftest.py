@@ -77,8 +77,9 @@ def kdump(
     vmcoreinfo: bytes = b"OSRELEASE=6.1.0\n",
     notes: bytes = b"",
     split: int = 0,
+    share: bool = False,
 ) -> bytes:
-    """A kdump file of whole *pages* by page number; *flags* say what *pack* did."""
+    """A kdump file of whole *pages* by page number; *flags* say what *pack* did; equal ones may *share* bytes."""
     count = max(pages) + 1
     bits = bytearray(-(-count // 8))
     for number in pages:
@@ -124,10 +125,12 @@ def kdump(
     sub_block = sub + bytes(256 - len(sub)) + vmcoreinfo + notes
     descriptors, body = b"", b""
     data_at = 2 * PAGE + 2 * len(half) + 24 * len(pages)
+    places: dict[bytes, int] = {}
     for number in sorted(pages):
         packed = pack(pages[number])
-        descriptors += struct.pack("<QIIQ", data_at + len(body), len(packed), flags, 0)
-        body += packed
+        at = places.setdefault(packed, data_at + len(body)) if share else data_at + len(body)
+        descriptors += struct.pack("<QIIQ", at, len(packed), flags, 0)
+        body += packed if at == data_at + len(body) else b""
     return header.ljust(PAGE, b"\0") + sub_block.ljust(PAGE, b"\0") + half + half + descriptors + body
 
 

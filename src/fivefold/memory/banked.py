@@ -203,11 +203,12 @@ class PagedMemory(_Closing):
         max_copy: int = MAX_COPY,
         max_written: int | None = None,
         written: Callable[[], list[Extent]] | None = None,
+        heads: Callable[[bytes], Iterator[int]] | None = None,
         searchable: bool = True,
     ) -> None:
         """*extents* ascending and apart; `banks` copies at most *max_copy* bytes, *max_written* of them not zeros.
 
-        *written* as for `BankedMemory`.
+        *written* as for `BankedMemory`; *heads* finds pages by how they begin, where that takes less than reading all.
         """
         super().__init__(on_close)
         self.name = name
@@ -217,6 +218,7 @@ class PagedMemory(_Closing):
         self._starts = [extent.start for extent in self._extents]
         self._fetch = fetch
         self._written = written
+        self._heads = heads
         self.searchable = searchable
         self._copies: list[Bank] | None = None
         self.left_out: dict[int, None] = {}
@@ -233,7 +235,7 @@ class PagedMemory(_Closing):
 
     def pages_that_begin(self, head: bytes, /) -> Iterator[int]:
         """The addresses of pages that begin with *head*, ascending; pages that cannot be read do not."""
-        return page_heads.by_fetching(self.written(), self._fetched, head)
+        return page_heads.by_fetching(self.written(), self._fetched, head) if self._heads is None else self._heads(head)
 
     def _fetched(self, pa: int, size: int) -> bytes:
         """These bytes, zeros in place of pages that cannot be read."""
@@ -285,7 +287,7 @@ class PagedMemory(_Closing):
                 if isinstance(part, int):
                     used += part
                     continue
-                if part.count(0) != len(part):
+                if part != bytes(len(part)):
                     written += len(part)
                     if self._max_written is not None and written > self._max_written:
                         raise MachineError(f"{self.name} unpacks to more than {self._max_written} bytes")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import io
 import lzma
 import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fivefold.errors import FormatError, MachineError
 from fivefold.memory import open_source
@@ -44,6 +48,28 @@ def test_several_streams_are_one_file(saved, kind: str) -> None:
     pack = PACKERS[kind]
     with open_source(saved(pack(IMAGE[:5000]) + pack(IMAGE[5000:]))) as source:
         assert source.memory.read(PhysAddr(0), len(IMAGE)) == IMAGE
+
+
+@given(
+    st.lists(st.binary(max_size=40) | st.just(bytes(5000)), min_size=1, max_size=4),
+    st.sampled_from([b"", bytes(9), bytes(70_000), b"x", b"\x1f\x8b"]),
+    st.integers(0, 60),
+    st.sampled_from([7, 4096]),
+)
+def test_gzip_is_read_like_the_standard_library_does(parts: list[bytes], after: bytes, cut: int, step: int) -> None:
+    """Streams in a row, zeros and other things behind them, cut short; either bytes or a refusal."""
+    packed = (bytes(9) if len(after) > 9 else b"").join(map(gzip.compress, parts)) + after
+    packed = packed[: len(packed) - cut] if cut < len(packed) - 18 and len(after) < 3 else packed
+    try:
+        want: bytes | None = gzip.decompress(packed)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        want = None
+    stream = compressed._Gzip(io.BufferedReader(io.BytesIO(packed)))
+    try:
+        got: bytes | None = b"".join(iter(lambda: stream.read(step), b""))
+    except (EOFError, zlib.error):
+        got = None
+    assert got == want
 
 
 def test_a_ram_map_counts_unpacked_bytes(saved) -> None:

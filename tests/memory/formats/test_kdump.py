@@ -8,12 +8,13 @@ import struct
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fivefold.errors import FormatError, MachineError, MemoryReadError
 from fivefold.memory import open_source
-from fivefold.memory.formats.kdump import _runs
+from fivefold.memory.formats import kdump_pages
+from fivefold.memory.formats.kdump_pages import _runs
 from fivefold.units import PhysAddr
 
 PAGES = {number: bytes([number % 251 + 1]) * 2000 + bytes(2096) for number in (3, 4, 5, 40, 70000)}
@@ -222,3 +223,74 @@ def test_truncated(make, saved) -> None:
     for keep in (30, 464, 5000, 9000):
         with pytest.raises(FormatError, match=r"truncated or forged; copy or take it again$"):
             open_source(saved(plain[:keep]))
+
+
+KINDS = (bytes(4096), b"OSRELEASE=a" + bytes(4085), b"OSRELEASE=b" * 300 + bytes(796), b"\x67" * 4096)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(
+    st.dictionaries(st.integers(1, 400) | st.integers(65_500, 65_600), st.integers(0, 3), min_size=1),
+    st.booleans(),
+    st.sampled_from([0, 1]),
+)
+def test_pages_are_found_by_how_they_begin(make, saved, chosen: dict[int, int], share: bool, flags: int) -> None:
+    """By one look at each descriptor, also where equal pages share their bytes; and what is empty is told then."""
+    pack = zlib.compress if flags else bytes
+    kinds = {number: KINDS[kind] for number, kind in chosen.items()}
+    with open_source(saved(make.kdump(kinds, pack=pack, flags=flags, share=share))) as source:
+        memory = source.memory
+        for head in (b"OSRELEASE=", b"OSRELEASE=a", b"\x67" * 8, bytes(8), b"nowhere!"):
+            want = [number * 4096 for number in sorted(kinds) if kinds[number].startswith(head)]
+            assert list(memory.pages_that_begin(head)) == want
+        filled = {at for run in memory.written() for at in range(run.start, run.end, 4096)}
+        empty = [number for number, page in kinds.items() if not any(page)]
+        assert filled == {number * 4096 for number in kinds} - {n * 4096 for n in empty if share and len(empty) > 1}
+
+
+def test_pages_that_share_their_bytes_are_unpacked_once(make, saved, monkeypatch) -> None:
+    unpacked: list[bytes] = []
+    inflate = kdump_pages._inflate
+    monkeypatch.setattr(kdump_pages, "_inflate", lambda *words: unpacked.append(words[0]) or inflate(*words))
+    with open_source(saved(make.kdump(dict.fromkeys(range(5000), KINDS[3]), share=True))) as source:
+        assert list(source.memory.pages_that_begin(b"OSRELEASE=")) == []
+        assert len(unpacked) == 1
+        assert source.memory.read(PhysAddr(0), 5000 * 4096) == KINDS[3] * 5000
+        assert len(unpacked) == 2
+
+
+def test_a_head_is_looked_for_past_damage(make, saved) -> None:
+    """Of pages and of descriptors; a page that is broken behind its head is found, and read says so."""
+    data = bytearray(make.kdump(dict.fromkeys(range(3, 8), KINDS[1])))
+    at = DESCRIPTOR
+    struct.pack_into("<I", data, at + 8, 5000)
+    struct.pack_into("<Q", data, at + 24, 1 << 62)
+    struct.pack_into("<I", data, at + 48 + 12, 3)
+    fourth, size = struct.unpack_from("<QI", data, at + 72)
+    data[fourth + size - 4 : fourth + size] = b"\xff" * 4  # its check sum
+    with open_source(saved(bytes(data))) as source:
+        assert list(source.memory.pages_that_begin(b"OSRELEASE=")) == [0x6000, 0x7000]
+        with pytest.raises(FormatError, match=r"page 0x6 has broken zlib data"):
+            source.memory.read(PhysAddr(0x6000), 8)
+
+
+def test_a_shared_page_that_cannot_be_unpacked_is_not_taken_for_empty(make, saved) -> None:
+    forged = make.kdump(dict.fromkeys(range(3, 9), bytes(4096)), pack=lambda _: b"\xff" * 30, share=True)
+    with open_source(saved(forged)) as source:
+        assert source.memory.written() == [(0x3000, 0x9000)]
+
+
+def test_packed_otherwise_at_one_place_is_another_page(make, saved) -> None:
+    """All have one offset; what is empty if it is whole is not if a length differs."""
+    data = bytearray(make.kdump(dict.fromkeys(range(3, 9), bytes(4096)), pack=bytes, flags=0, share=True))
+    struct.pack_into("<I", data, DESCRIPTOR + 2 * 24 + 8, 100)
+    with open_source(saved(bytes(data))) as source:
+        assert source.memory.written() == [(0x5000, 0x6000)]
+
+
+def test_too_many_runs_are_told_whole(make, saved, monkeypatch) -> None:
+    pages = {n: KINDS[n % 2 * 3] for n in range(3, 60)}
+    with open_source(saved(make.kdump(pages, share=True))) as source:
+        assert len(source.memory.written()) == 29
+        monkeypatch.setattr(kdump_pages, "MAX_RUNS", 20)
+        assert source.memory.written() == [(0x3000, 60 * 4096)]

@@ -7,18 +7,11 @@ exists, then pages that were written. What was left out of the dump is a hole.
 
 from __future__ import annotations
 
-import importlib
-import re
 import struct
-import zlib
-from collections.abc import Callable, Iterator
-from functools import lru_cache
-from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
-from fivefold.errors import FormatError, MachineError, MemoryReadError
+from fivefold.errors import FormatError
 from fivefold.memory.banked import MAX_COPY, PagedMemory
-from fivefold.memory.base import Extent
 from fivefold.memory.files import ByteSource, FileBytes
 from fivefold.memory.formats import kdump_flat
 from fivefold.memory.formats.notes import MAX_NOTE_BYTES, cpus_of, parse_vmcoreinfo, split_notes, vmcoreinfo_of
@@ -27,24 +20,13 @@ from fivefold.units import GIB, PAGE
 
 SIGNATURES: Final = (b"KDUMP   ", b"DISKDUMP", kdump_flat.SIGNATURE)
 
-MAX_RUNS: Final = 1 << 20
 MAX_BITMAP: Final = 4 * GIB // 8
 """Bytes of one bitmap that are taken: 16 TiB of memory."""
 
 _HEADER: Final = struct.Struct("<8si390s6x16sIiiIIIIIIi")
 _SUB: Final = struct.Struct("<QiiQQQQQQQQQQQ")
-_DESCRIPTOR: Final = struct.Struct("<QIIQ")
 _BLOCK_SIZE_32: Final = 416
 """Where the block size stands in a 32-bit kernel's header, whose time stamp is two words of 32 bits."""
-_RANK_STEP: Final = 512  # bytes of bitmap behind one entry of the rank index
-
-_DESCRIPTORS: Final = 1 << 16
-"""Page descriptors that are read together."""
-_SHARED: Final = 4
-"""Pages in the file that several page numbers share, and that are looked at to see whether they are empty."""
-
-_ZLIB, _LZO, _SNAPPY, _ZSTD = 1, 2, 4, 0x20
-_SNAPPY_PAGE: Final = b"\x80\x20"  # 4096 as snappy spells lengths
 
 
 class _Geometry(NamedTuple):
@@ -68,12 +50,15 @@ def read_kdump(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
     `FormatError` for forged and truncated files. Pages are unpacked when they are read; their
     damage shows then, as `FormatError` too, and a missing unpacker as `MachineError`.
     """
+    from fivefold.memory.formats.kdump_pages import KdumpPages  # a log is explained without numpy
+
     flat = file.read_at(0, min(file.size, 16)).startswith(kdump_flat.SIGNATURE)
     data: ByteSource = kdump_flat.FlatBytes(file) if flat else file
     header = _HEADER.unpack(data.read_at(0, _HEADER.size))
     sub = _SUB.unpack(data.read_at(PAGE, _SUB.size)) if header[1] >= 1 else (0,) * 14
     geometry = _geometry(data, header, sub)
-    pages = _Pages(data, geometry)
+    written = geometry.bitmap + geometry.bitmap_size
+    pages = KdumpPages(data, written, geometry.descriptors, geometry.pages)
     notes = _notes(data, header[1], sub)
     return Source(
         memory=PagedMemory(
@@ -84,6 +69,7 @@ def read_kdump(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
             max_copy=max_copy,
             max_written=max(LEAST_UNPACKED, MAX_RATIO * file.size),
             written=pages.written,
+            heads=pages.that_begin,
         ),
         format="kdump, flattened" if flat else "kdump",
         cpus=cpus_of(notes, data.name),
@@ -137,160 +123,3 @@ def _vmcoreinfo(data: ByteSource, version: int, sub: tuple[int, ...]) -> dict[st
     if version < 3:
         return {}
     return parse_vmcoreinfo(_part(data, "VMCOREINFO", sub[5], sub[6]))
-
-
-class _Pages:
-    """The pages that were written: which there are, and the bytes of each."""
-
-    def __init__(self, data: ByteSource, geometry: _Geometry) -> None:
-        self._data = data
-        self._descriptors = geometry.descriptors
-        bitmap = bytearray(data.read_at(geometry.bitmap + geometry.bitmap_size, (geometry.pages + 7) // 8))
-        if geometry.pages % 8:
-            bitmap[-1] &= (1 << geometry.pages % 8) - 1
-        self._bitmap = bytes(bitmap)
-        counts = (
-            int.from_bytes(self._bitmap[at : at + _RANK_STEP], "little").bit_count()
-            for at in range(0, len(self._bitmap), _RANK_STEP)
-        )
-        self._ranks = list(accumulate(counts, initial=0))
-        need = geometry.descriptors + self._ranks[-1] * _DESCRIPTOR.size
-        if need > data.size:
-            raise FormatError(
-                f"{data.name}: {self._ranks[-1]} page descriptors need bytes up to {need:#x}, "
-                f"the file ends at {data.size:#x}: truncated or forged; copy or take it again"
-            )
-        self._page = lru_cache(maxsize=64)(self._unpack_page)
-
-    def extents(self) -> list[Extent]:
-        """Runs of pages that were written, in bytes."""
-        runs: list[Extent] = []
-        for first, end in _runs(self._bitmap):
-            if runs and runs[-1].end == first * PAGE:
-                runs[-1] = Extent(runs[-1].start, end * PAGE)
-                continue
-            if len(runs) == MAX_RUNS:
-                raise FormatError(f"{self._data.name}: more than {MAX_RUNS} separate runs of pages")
-            runs.append(Extent(first * PAGE, end * PAGE))
-        return runs
-
-    def written(self) -> list[Extent]:
-        """The pages that may be anything but zeros: QEMU keeps one page of zeros, and all that are empty share it."""
-        import numpy as np  # a log is explained without it
-
-        numbers = np.flatnonzero(np.unpackbits(np.frombuffer(self._bitmap, np.uint8), bitorder="little"))
-        offsets = np.empty(len(numbers), np.uint64)
-        for at in range(0, len(numbers), _DESCRIPTORS):
-            count = min(_DESCRIPTORS, len(numbers) - at)
-            raw = self._data.read_at(self._descriptors + at * _DESCRIPTOR.size, count * _DESCRIPTOR.size)
-            offsets[at : at + count] = np.frombuffer(raw, "<u8").reshape(count, _DESCRIPTOR.size // 8)[:, 0]
-        shared, times = np.unique(offsets, return_counts=True)
-        for offset in shared[times > 1][:_SHARED].tolist():
-            first = int(numbers[offsets == offset][0])
-            if not any(self._page(first)):
-                numbers, offsets = numbers[offsets != offset], offsets[offsets != offset]
-        breaks = np.flatnonzero(np.diff(numbers) != 1)
-        firsts, lasts = np.r_[0, breaks + 1], np.r_[breaks, len(numbers) - 1]
-        if not len(numbers):
-            return []
-        return [
-            Extent(low * PAGE, (high + 1) * PAGE)
-            for low, high in zip(numbers[firsts].tolist(), numbers[lasts].tolist(), strict=True)
-        ]
-
-    def fetch(self, pa: int, size: int) -> bytes:
-        """*size* bytes from *pa*, all inside one extent."""
-        first, skip = divmod(pa, PAGE)
-        last = (pa + size - 1) // PAGE
-        if first == last:
-            return self._page(first)[skip : skip + size]
-        joined = b"".join(self._page(number) for number in range(first, last + 1))
-        return joined[skip : skip + size]
-
-    def _unpack_page(self, number: int) -> bytes:
-        at = self._descriptors + self._rank(number) * _DESCRIPTOR.size
-        offset, size, flags, _ = _DESCRIPTOR.unpack(self._data.read_at(at, _DESCRIPTOR.size))
-        where = f"{self._data.name}: page {number:#x}"
-        if not 0 < size <= PAGE:
-            raise FormatError(f"{where} has {size} bytes in the file, expected 1 to {PAGE}")
-        page = _unpacked(self._data.read_at(offset, size), flags, where)
-        if len(page) != PAGE:
-            raise FormatError(f"{where} unpacks to {len(page)} bytes, expected {PAGE}")
-        return page
-
-    def _rank(self, number: int) -> int:
-        """How many pages with a smaller number were written."""
-        byte, bit = divmod(number, 8)
-        if byte >= len(self._bitmap) or not self._bitmap[byte] >> bit & 1:
-            raise MemoryReadError(number * PAGE, PAGE, self._data.name)
-        block = byte // _RANK_STEP
-        before = int.from_bytes(self._bitmap[block * _RANK_STEP : byte], "little").bit_count()
-        return self._ranks[block] + before + (self._bitmap[byte] & (1 << bit) - 1).bit_count()
-
-
-_RUNS_OF_BYTES: Final = re.compile(rb"\xff+|[^\x00\xff]", re.DOTALL)
-
-
-def _runs(bitmap: bytes) -> Iterator[tuple[int, int]]:
-    """Set bits as (first, end) pairs, ascending; neighbours are not always joined."""
-    for match in _RUNS_OF_BYTES.finditer(bitmap):
-        byte = match[0][0]
-        if byte == 0xFF:
-            yield match.start() * 8, match.end() * 8
-            continue
-        for bit in range(8):
-            if byte >> bit & 1:
-                yield match.start() * 8 + bit, match.start() * 8 + bit + 1
-
-
-def _unpacked(packed: bytes, flags: int, where: str) -> bytes:
-    kind = flags & (_ZLIB | _LZO | _SNAPPY | _ZSTD)
-    if kind == 0:
-        return packed
-    if kind == _ZLIB:
-        return _inflate(packed, where)
-    if kind not in _OPTIONAL:
-        raise FormatError(f"{where} has flags {flags:#x}, expected one way of compression at most")
-    package, unpack = _OPTIONAL[kind]
-    try:
-        return unpack(packed)
-    except ImportError as error:
-        raise MachineError(f"{where} is packed with {package}: pip install {package}") from error
-    except Exception as error:  # each package has an error class of its own; readers see one
-        raise FormatError(f"{where} has broken {package} data: {error}") from error
-
-
-def _inflate(packed: bytes, where: str) -> bytes:
-    try:
-        return zlib.decompressobj().decompress(packed, PAGE + 1)
-    except zlib.error as error:
-        raise FormatError(f"{where} has broken zlib data: {error}") from error
-
-
-def _unlzo(packed: bytes) -> bytes:
-    lzo = importlib.import_module("lzallright")
-    return bytes(lzo.LZOCompressor.decompress(packed, PAGE))
-
-
-def _unsnappy(packed: bytes) -> bytes:
-    snappy = importlib.import_module("snappy")
-    # The unpacker believes the length in front and allocates it: look before it does.
-    if not packed.startswith(_SNAPPY_PAGE):
-        raise ValueError("length in front is not that of a page")
-    return bytes(snappy.uncompress(packed))
-
-
-def _unzstd(packed: bytes) -> bytes:
-    zstandard = importlib.import_module("zstandard")
-    # The size in front is allocated as well, whatever the limit says; not every frame has one.
-    claimed = zstandard.frame_content_size(packed)
-    if claimed > PAGE:
-        raise ValueError(f"claims {claimed} bytes, expected {PAGE}")
-    return bytes(zstandard.ZstdDecompressor().decompress(packed, max_output_size=PAGE))
-
-
-_OPTIONAL: Final[dict[int, tuple[str, Callable[[bytes], bytes]]]] = {
-    _LZO: ("lzallright", _unlzo),
-    _SNAPPY: ("python-snappy", _unsnappy),
-    _ZSTD: ("zstandard", _unzstd),
-}

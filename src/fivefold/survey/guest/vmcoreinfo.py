@@ -14,7 +14,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from fivefold.arch import FRAME_BITS, LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, translate
-from fivefold.errors import MemoryReadError
+from fivefold.errors import FormatError, MemoryReadError
 from fivefold.memory import Source, SourceMemory, parse_vmcoreinfo
 from fivefold.units import GIB, MASK64, PAGE, PhysAddr, VirtAddr, hex64
 
@@ -120,7 +120,7 @@ def texts(memory: SourceMemory) -> Iterator[tuple[int, dict[str, str]]]:
     for number, at in enumerate(memory.pages_that_begin(FIRST_LINE)):
         if number == MOST_TEXTS:
             return
-        with suppress(MemoryReadError):
+        with suppress(MemoryReadError, FormatError):
             text, _, _ = memory.read(PhysAddr(at), PAGE).partition(b"\0")
             yield at, parse_vmcoreinfo(text)
 
