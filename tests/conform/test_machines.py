@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from importlib.util import find_spec
 
@@ -14,7 +15,10 @@ from fivefold.conform.judging.report import ConformReport
 from fivefold.conform.run import run_one
 
 NO_QEMU = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed")
-NO_BOCHSCPU = pytest.mark.skipif(find_spec("bochscpu") is None, reason="bochscpu-python is not installed")
+NO_BOCHSCPU = pytest.mark.skipif(
+    find_spec("bochscpu") is None and not os.environ.get("FIVEFOLD_REQUIRE_BOCHSCPU"),
+    reason="bochscpu-python is not installed",
+)
 BOTH = ("la48", "la57")
 
 

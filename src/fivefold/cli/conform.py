@@ -31,7 +31,8 @@ class EngineName(StrEnum):
 def conform(
     engine: Annotated[EngineName, typer.Option(help="What runs the cases.")] = EngineName.unicorn,
     qemu: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A QEMU program; chooses the engine qemu unless kvm is given.")
+        str | None,
+        typer.Option(metavar="PATH", help="A QEMU, or the folder it is unpacked in; chooses qemu unless kvm is given."),
     ] = None,
     bochs: Annotated[
         str | None,

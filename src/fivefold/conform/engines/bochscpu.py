@@ -52,4 +52,4 @@ class BochscpuEngine(MachineEngine):
         ram.write(IMAGE, made.data)
         ram.write(CASES, written)
         arguments = [self.model, str(ram.fd), str(made.entry), str(IMAGE + made.size), str(CASES + len(written))]
-        return Child([sys.executable, "-m", "fivefold.conform.engines.bochscpu_child", *arguments], [ram.fd])
+        return Child([sys.executable, "-P", "-m", "fivefold.conform.engines.bochscpu_child", *arguments], [ram.fd])

@@ -21,9 +21,9 @@ def open_engine(name: str, program: str | None = None, model: str | None = None)
 
             return BochscpuEngine(model)
         case "qemu" | "kvm":
-            from fivefold.conform.engines.qemu import PROGRAM, QemuEngine
+            from fivefold.conform.engines.qemu import QemuEngine
 
-            return QemuEngine(program or PROGRAM, model, "tcg" if name == "qemu" else "kvm")
+            return QemuEngine(program, model, "tcg" if name == "qemu" else "kvm")
         case "bochs":
             from fivefold.conform.engines.bochs import BochsEngine
 

@@ -97,7 +97,8 @@ class RuleRow:
             self.smallest = other.smallest
         self.unknown += other.unknown
         self.known = tuple(sorted({*self.known, *other.known}))
-        self.not_shown = None if self.cases else self.not_shown or other.not_shown
+        reasons = [reason for reason in (self.not_shown, other.not_shown) if reason]
+        self.not_shown = min(reasons) if reasons and not self.cases else None
 
 
 @dataclass
@@ -134,7 +135,7 @@ class ConformReport:
             row.not_shown = reason
 
     def merge(self, other: ConformReport) -> None:
-        """Take in another part of the same run."""
+        """Take in another part of the same run; the order of the parts changes nothing but that of the problems."""
         self.cases += other.cases
         self.problems += other.problems
         for key, row in other.rows.items():

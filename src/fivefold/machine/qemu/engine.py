@@ -116,7 +116,7 @@ class QemuMachine:
         self._exit_port, exit_port = self._socket_pair()
         self._log_pipe, log = self._pipe()
         command = [
-            *_program_arguments(self._program),
+            *program_arguments(self._program),
             *_command(guest, self._accelerator, size, ram, image),
             *_channels(monitor.fileno(), serial, exit_port.fileno()),
             # KVM's exceptions are the CPU's own affair: nothing to log.
@@ -132,7 +132,7 @@ class QemuMachine:
             command += firmware_arguments(firmware(self._program.root), fds[-1])
         passed = [monitor.fileno(), exit_port.fileno(), *fds]
         try:
-            self._child = Child(command, passed, _environment(self._program))
+            self._child = Child(command, passed, program_environment(self._program))
         except OSError as error:
             raise MachineError(f"{self._program.path} cannot be started: {error.strerror}; {INSTALL}") from error
         self._cleanup.callback(self._child.end)
@@ -357,13 +357,14 @@ class _FeatureWords:
         return word.get("EAX", 0), word.get("EBX", 0), word.get("ECX", 0), word.get("EDX", 0)
 
 
-def _program_arguments(program: HostProgram) -> list[str]:
+def program_arguments(program: HostProgram) -> list[str]:
     """*program*, and where its data is if that is not where it was built to be."""
     places = [program.data(f"usr/share/{name}") for name in ("qemu", "seabios")] if program.is_unpacked else []
     return [*program.command, *(word for place in places if place for word in ("-L", str(place)))]
 
 
-def _environment(program: HostProgram) -> dict[str, str]:
+def program_environment(program: HostProgram) -> dict[str, str]:
+    """What tells an unpacked QEMU where its modules are."""
     modules = program.data("usr/lib/x86_64-linux-gnu/qemu") if program.is_unpacked else None
     return {"QEMU_MODULE_DIR": str(modules)} if modules else {}
 
