@@ -74,7 +74,7 @@ def test_one_case_by_its_id(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("--engine", "qemu", "--qemu", "/nowhere/qemu"), "cannot be started"),
+        (("--engine", "qemu", "--qemu", "/nowhere/qemu"), "is not a program"),
         (("--case", "la48:read8"), "is no case"),
         (("--cpu", "Z80"), "no CPU"),
         (("--qemu", "/bin/true"), "which version"),
