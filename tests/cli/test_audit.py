@@ -39,6 +39,41 @@ def test_a_policy_without_exceptions(
     assert (told["policy"], told["ok"], told["totals"]["error"]) == (str(policy), False, 1)
 
 
+@pytest.mark.parametrize(
+    ("words", "policy", "status"),
+    [
+        ((), "", 1),
+        (("--fail-on", "error"), "", 0),
+        ((), "fail-on = 'error'\n", 0),
+        (("--fail-on", "warning"), "fail-on = 'error'\n", 1),
+        ((), "[rules]\nsmep-off = 'note'\nsmap-off = 'note'\n", 0),
+        (("--fail-on", "note"), "[rules]\nsmep-off = 'note'\nsmap-off = 'note'\n", 1),
+        ((), "[[except]]\nrule = 'smep-off'\nreason = 'x'\n[[except]]\nrule = 'smap-off'\nreason = 'x'\n", 0),
+        (("--fail-on", "error", "--strict"), "", 1),  # nx-off cannot be asked of a dump
+    ],
+)
+def test_what_fails(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    words: tuple[str, ...],
+    policy: str,
+    status: int,
+) -> None:
+    """A guest without SMEP and SMAP has two warnings; they are told whatever fails."""
+    path = tmp_path / "policy.toml"
+    path.write_text(f'schema = "fivefold.policy/1"\n{policy}')
+    common = ("audit", GUEST, "--policy", str(path), *words)
+    assert run(monkeypatch, *common, "--json") == status
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] is (status == 0 or "--strict" in words)
+    assert {"smep-off", "smap-off"} <= {one["rule"] for one in told["findings"]}
+    run(monkeypatch, *common, "--format", "junit")
+    junit = capsys.readouterr().out
+    assert ('failures="0"' in junit) is told["ok"]
+    assert told["fail_on"] in ("error", "warning", "note")
+
+
 @pytest.mark.parametrize("form", ["csv", "sarif", "junit"])
 def test_formats(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str) -> None:
     assert run(monkeypatch, "audit", GUEST, "--format", form, "--as-if", "smep=1,smap=1") == 0
@@ -74,6 +109,7 @@ def test_a_baseline_and_strictness(
     assert run(monkeypatch, "audit", GUEST, "--all-roots", "--policy", str(baseline)) == 0
     # EFER is in no dump, so one rule was not asked.
     assert run(monkeypatch, "audit", GUEST, "--policy", str(baseline), "--strict") == 1
+    assert 'fail-on = "warning"' in baseline.read_text()
     assert run(monkeypatch, "audit", GUEST, "--policy", str(baseline), "--strict", "--as-if", "nxe=1") == 0
     capsys.readouterr()
     assert run(monkeypatch, "audit", GUEST, "--format", "sarif", "--sarif-uri", "guest/memory.elf") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,14 @@ from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 
 if TYPE_CHECKING:
     from fivefold.survey.audit.audit import Audit
+
+
+class FailOn(StrEnum):
+    """The least severity that fails."""
+
+    error = "error"
+    warning = "warning"
+    note = "note"
 
 
 class AuditFormat(StrEnum):
@@ -55,6 +64,10 @@ def audit(
     all_roots: Annotated[
         bool, typer.Option("--all-roots", help="Look at every root in memory: the kernel half once, each user half.")
     ] = False,
+    fail_on: Annotated[
+        FailOn | None,
+        typer.Option("--fail-on", help="The least severity that makes the status 1; the policy's, or warning."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Status 1 where a rule could not be asked, too.")] = False,
     sarif_uri: Annotated[
         str | None, typer.Option("--sarif-uri", metavar="PATH", help="What SARIF calls the source.")
@@ -69,9 +82,12 @@ def audit(
     from fivefold.survey.audit.all_roots import audit_all_roots, with_count
     from fivefold.survey.audit.audit import audit as run_audit
     from fivefold.survey.audit.baseline import policy_for
-    from fivefold.survey.audit.policy import load_policy
+    from fivefold.survey.audit.policy import Policy, load_policy
+    from fivefold.survey.audit.rules import Severity
 
-    rules = None if policy is None else load_policy(policy)
+    rules = Policy() if policy is None else load_policy(policy)
+    if fail_on is not None:
+        rules = replace(rules, fail_on=Severity(fail_on))
     with chosen.open_space() as space:
         if all_roots:
             found = audit_all_roots(space, rules, pat=pat)

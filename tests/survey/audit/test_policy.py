@@ -61,8 +61,13 @@ def test_the_exceptions_of_every_linux_stay_unless_they_are_turned_off() -> None
     [
         ("rules", "p.toml is not TOML: "),
         ("", "p.toml has schema None; expected 'fivefold.policy/1'"),
-        (HEAD + "default = true", "p.toml: the policy has no 'default'; expected defaults, except, rules, schema"),
+        (
+            HEAD + "default = true",
+            "p.toml: the policy has no 'default'; expected defaults, except, fail-on, rules, schema",
+        ),
         (HEAD + "defaults = 1", "p.toml: defaults is 1; expected true or false"),
+        (HEAD + "fail-on = 'off'", "p.toml: fail-on is 'off'; expected error, warning, note"),
+        (HEAD + "fail-on = [1]", "p.toml: fail-on is [1]; expected error, warning, note"),
         (HEAD + "rules = 3", "p.toml: rules is 3; expected a table of severities"),
         (HEAD + "[rules]\nwx = 'off'", "p.toml: there is no rule 'wx'; expected one of wx-kernel, wx-user, "),
         (HEAD + "[rules]\nwx-user = 'no'", "p.toml: wx-user is 'no'; expected error, warning, note, off"),

@@ -115,6 +115,7 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         "of": audit.of.value,
         "of_known_from": audit.of.how,
         "policy": audit.policy.name,
+        "fail_on": audit.policy.fail_on.value,
         "totals": {name: totals[name] for name in ("error", "warning", "note", "excepted")},
         "rules": [_rule_json(result) for result in audit.results],
         "findings": [finding_json(found, space.symbols) for found in audit.findings],

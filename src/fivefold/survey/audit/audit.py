@@ -63,7 +63,7 @@ class Finding:
     *window* is None for what is about a register. *phys* is the memory it is about, where that is one run.
     *aliases* are other addresses of that memory. *excepted* is the reason why the policy tolerates it; None where it
     does not. *root* is the one under which it was found; *area_start* where its area begins, of the kernel
-    image and of modules where they do.
+    image and of modules where they do. *fail_on* is the least severity that fails the audit.
     """
 
     rule: AuditRule
@@ -77,6 +77,7 @@ class Finding:
     excepted: str | None
     root: PhysAddr | None = None
     area_start: int | None = None
+    fail_on: Severity = Severity.WARNING
 
     @property
     def place(self) -> str:
@@ -91,7 +92,7 @@ class Finding:
     @property
     def fails(self) -> bool:
         """Whether it fails the audit."""
-        return self.excepted is None and self.severity.fails
+        return self.excepted is None and self.severity.is_as_bad_as(self.fail_on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,7 @@ class _Job:
                 or (TRAMPOLINE_REASON if trampoline and _in_user_half(hit) else None),
                 space.root.value,
                 start,
+                self.policy.fail_on,
             )
 
 

@@ -15,7 +15,7 @@ def policy_for(found: Audit) -> str:
 
     Places are offsets from the starts of areas where there are areas, so that they hold for the next boot with KASLR.
     """
-    lines = [f'schema = "{SCHEMA}"', "defaults = true", "", "[rules]"]
+    lines = [f'schema = "{SCHEMA}"', "defaults = true", f'fail-on = "{found.policy.fail_on}"', "", "[rules]"]
     lines += [f'{rule} = "{severity}"' for rule, severity in found.policy.severities.items()]
     kept = [one for one in found.policy.exceptions if one not in Policy().exceptions]
     for one in kept:

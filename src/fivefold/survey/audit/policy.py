@@ -4,6 +4,7 @@ A policy file is TOML::
 
     schema = "fivefold.policy/1"
     defaults = true                    # keep the exceptions that every Linux needs
+    fail-on = "warning"                # the least severity that fails: error, warning or note
 
     [rules]
     wx-user = "off"                    # error, warning, note or off
@@ -36,7 +37,7 @@ from fivefold.units import MIB, parse_range
 
 SCHEMA: Final = "fivefold.policy/1"
 MAX_FILE: Final = MIB
-_EVERYTHING: Final = range(1 << 64)
+FAIL_ON: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +105,12 @@ LINUX_EXCEPTIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Severities that differ from the rules' own, by name, and exceptions."""
+    """Severities that differ from the rules' own, by name, exceptions, and the least severity that fails."""
 
     severities: Mapping[str, Severity] = field(default_factory=dict)
     exceptions: tuple[Allowance, ...] = LINUX_EXCEPTIONS
     name: str = "the built-in policy"
+    fail_on: Severity = Severity.WARNING
 
     def severity(self, rule: str) -> Severity:
         """How bad a finding of *rule* is."""
@@ -131,14 +133,15 @@ class Policy:
         except RecursionError as error:
             raise FormatError(f"{name} nests values too deeply; expected a policy in TOML") from error
         reader = _Reader(name)
-        reader.check_keys(table, {"schema", "defaults", "rules", "except"}, "the policy")
+        reader.check_keys(table, {"schema", "defaults", "fail-on", "rules", "except"}, "the policy")
         if table.get("schema") != SCHEMA:
             raise FormatError(f"{name} has schema {table.get('schema')!r}; expected {SCHEMA!r}")
         defaults = table.get("defaults", True)
         if not isinstance(defaults, bool):
             raise FormatError(f"{name}: defaults is {defaults!r}; expected true or false")
         own = tuple(reader.exception(row) for row in reader.rows(table))
-        return cls(reader.severities(table), own + (LINUX_EXCEPTIONS if defaults else ()), name)
+        exceptions = own + (LINUX_EXCEPTIONS if defaults else ())
+        return cls(reader.severities(table), exceptions, name, reader.fail_on(table))
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
@@ -175,6 +178,12 @@ class _Reader:
             return Severity(word)  # type: ignore[arg-type]
         except ValueError as error:
             raise FormatError(f"{self.name}: {rule} is {word!r}; expected {', '.join(Severity)}") from error
+
+    def fail_on(self, table: Mapping[str, Any]) -> Severity:
+        word = table.get("fail-on", Severity.WARNING)
+        if word not in FAIL_ON:
+            raise FormatError(f"{self.name}: fail-on is {word!r}; expected {', '.join(FAIL_ON)}")
+        return Severity(word)
 
     def rule(self, name: object) -> str:
         if name not in RULE_NAMES:

@@ -11,17 +11,17 @@ from typing import Final, NamedTuple
 
 
 class Severity(StrEnum):
-    """How bad it is. ``off``: not looked for. A ``note`` alone does not fail an audit."""
+    """How bad it is, the worst first. ``off``: not looked for."""
 
     ERROR = "error"
     WARNING = "warning"
     NOTE = "note"
     OFF = "off"
 
-    @property
-    def fails(self) -> bool:
-        """Whether a finding of this severity fails the audit."""
-        return self in (Severity.ERROR, Severity.WARNING)
+    def is_as_bad_as(self, other: Severity) -> bool:
+        """Whether it is *other*, or worse."""
+        worst_first = list(Severity)
+        return worst_first.index(self) <= worst_first.index(other)
 
 
 class AuditRule(NamedTuple):
