@@ -72,7 +72,6 @@ class SourceKeywords(TypedDict, total=False):
 _UNSUPPORTED: Final = {
     b"PAGEDUMP": "a 32-bit Windows crash dump",
     b"LiMS": "a savevm image",
-    b"QFI\xfb": "a qcow2 disk image",
 }
 
 
@@ -139,10 +138,12 @@ def _recognise(file: FileBytes, options: SourceOptions) -> Source:
         return reader(file)
     if head.startswith(avml.MAGIC):
         return avml.read_avml(file, max_copy=options.max_copy)
-    if head.startswith((b"QEVM", b"LibvirtQemudSave", b"LibvirtQemudPart")):
+    if head.startswith((b"QEVM", b"LibvirtQemudSave", b"LibvirtQemudPart", b"QFI\xfb")):
         from fivefold.memory.formats import qemu_stream  # a log is explained without numpy
 
-        return qemu_stream.read_qemu_stream(file, max_copy=options.max_copy)
+        return qemu_stream.read_qemu_stream(
+            file, max_copy=options.max_copy, max_unpacked=options.max_unpacked, progress=options.progress
+        )
     if (snapshot := vmware.beside(file)) is not None:
         return vmware.read_vmem(file, snapshot)
     if head.startswith(kdump.SIGNATURES):

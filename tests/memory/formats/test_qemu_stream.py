@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import json
+import lzma
 import random
 import struct
+import subprocess
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lzallright
 import pytest
+import zstandard
 
 from fivefold.errors import FormatError
 from fivefold.machine import available
 from fivefold.machine.child import Child
 from fivefold.memory import open_source
 from fivefold.memory.live.qmp_client import QmpClient
+from fivefold.memory.registers import parse_info_registers
 from fivefold.units import MIB, PhysAddr
 
 PAGE = 4096
@@ -72,13 +83,48 @@ def test_libvirt(tmp_path: Path) -> None:
     path.write_bytes(libvirt(stream(entries=ENTRIES)))
     check(path)
     for data, says in (
-        (libvirt(b"", 1), "packed by libvirt with gzip"),
+        (libvirt(b"", 9), "saved by libvirt in way 9|no QEMU stream behind"),
+        (libvirt(b"x", 9), "saved by libvirt in way 9"),
+        (libvirt(b"not gzip", 1), "broken gzip data"),
+        (libvirt(gzip.compress(b"no stream at all"), 1), "no QEMU stream behind"),
         (libvirt(b"", mark=b"LibvirtQemudPart"), "stopped while it saved"),
         (libvirt(b"\0" * 16), "no QEMU stream behind"),
     ):
         path.write_bytes(data)
         with pytest.raises(FormatError, match=says):
             open_source(path)
+
+
+@pytest.mark.parametrize("way", [1, 2, 3, 4, 5])
+def test_packed_by_libvirt(tmp_path: Path, way: int) -> None:
+    """Each of its ways; cut or damaged anywhere it is refused."""
+    pack: dict[int, Callable[[bytes], bytes]] = {
+        1: gzip.compress,
+        2: bz2.compress,
+        3: lzma.compress,
+        4: lzop,
+        5: lambda data: bytes(zstandard.ZstdCompressor().compress(data)),
+    }
+    whole = libvirt(pack[way](stream(entries=ENTRIES)), way)
+    path = tmp_path / "save"
+    path.write_bytes(whole)
+    check(path)
+    for size in range(100, len(whole) - 8, 7):
+        path.write_bytes(whole[:size])
+        with pytest.raises(FormatError):
+            open_source(path)
+
+
+def lzop(data: bytes, block: int = 1 << 14) -> bytes:
+    """As lzop writes it: its header, blocks with the sum of what they hold, those that do not shrink as they are."""
+    out = b"\x89LZO\x00\r\n\x1a\n" + struct.pack(">HHHBBIIIIB", 0x1030, 0x2080, 0x0940, 1, 5, 1, 0, 0, 0, 3) + b"abc"
+    out += bytes(4)
+    for at in range(0, len(data), block):
+        piece = data[at : at + block]
+        packed = bytes(lzallright.LZOCompressor().compress(piece))
+        packed = packed if len(packed) < len(piece) else piece
+        out += struct.pack(">III", len(piece), len(packed), zlib.adler32(piece)) + packed
+    return out + bytes(4)
 
 
 def test_cut(tmp_path: Path) -> None:
@@ -108,6 +154,131 @@ def test_forged(tmp_path: Path, data: bytes, says: str) -> None:
         open_source(tmp_path / "state")
 
 
+def described(devices: list[dict[str, Any]]) -> bytes:
+    """The end of a stream: what its devices look like."""
+    text = json.dumps({"page_size": PAGE, "devices": devices}).encode()
+    return b"\0\x06" + struct.pack(">I", len(text)) + text
+
+
+def cpu(number: int, cr3: int) -> tuple[bytes, dict[str, Any]]:
+    """The section of one CPU, and the description of it."""
+    fields: list[tuple[str, int, int, bytes]] = [
+        ("env.regs", 8, 16, struct.pack(">16Q", *range(100, 116))),
+        ("env.eip", 8, 1, struct.pack(">Q", 0xFFFFFFFF81000000 + number)),
+        ("env.eflags", 8, 1, struct.pack(">Q", 0x46)),
+        ("odd", 3, 1, b"\x7e\x7e\x7e"),
+        ("env.segs", 20, 6, b"".join(struct.pack(">IQII", 8 * n, n, 0xFFFFF, 0xA09B00) for n in range(6))),
+        ("env.gdt", 20, 1, struct.pack(">IQII", 0, 0xFFFFFE0000001000, 0x7F, 0)),
+        *((f"env.cr[{n}]", 8, 1, struct.pack(">Q", one)) for n, one in ((0, 0x80050033), (3, cr3), (4, 0x1020))),
+        ("env.efer", 8, 1, struct.pack(">Q", 0xD01)),
+    ]
+    told = [{"name": name, "size": size} | ({"array_len": n} if n > 1 else {}) for name, size, n, _ in fields]
+    inner = {"vmsd_name": "cpu/more", "version": 1, "fields": [{"name": "x", "size": 8}]}
+    device = {"name": "cpu", "instance_id": number, "vmsd_name": "cpu", "version": 12, "fields": told}
+    device["subsections"] = [inner]
+    body = b"".join(raw for *_, raw in fields) + b"\x05" + name(b"cpu/more") + struct.pack(">IQ", 1, 7)
+    head = b"\x04" + struct.pack(">I", 40 + number) + name(b"cpu") + struct.pack(">II", number, 12)
+    return head + body + b"\x7e" + struct.pack(">I", 40 + number), device
+
+
+def with_cpus() -> tuple[bytes, list[dict[str, Any]]]:
+    cpus = [cpu(0, 0x5000), cpu(1, 0x6000)]
+    return stream(entries=ENTRIES) + b"".join(section for section, _ in cpus), [device for _, device in cpus]
+
+
+def test_cpus(tmp_path: Path) -> None:
+    sections, devices = with_cpus()
+    (tmp_path / "state").write_bytes(sections + described([{"name": "timer", "fields": 3}, *devices]))
+    with open_source(tmp_path / "state") as source:
+        assert [(one.cr0, one.cr3, one.cr4, one.efer, one.rip) for one in source.cpus] == [
+            (0x80050033, 0x5000, 0x1020, 0xD01, 0xFFFFFFFF81000000),
+            (0x80050033, 0x6000, 0x1020, 0xD01, 0xFFFFFFFF81000001),
+        ]
+        one = source.cpus[0]
+        assert (one.general["rax"], one.general["rcx"], one.general["rsp"], one.general["r15"]) == (100, 101, 104, 115)
+        assert one.segments["cs"].selector == 8 and one.segments["ds"].base == 3 and one.gdt is not None
+        assert (one.gdt.base, one.gdt.limit) == (0xFFFFFE0000001000, 0x7F)
+    (tmp_path / "state").write_bytes(sections)
+    with open_source(tmp_path / "state") as source:
+        assert source.cpus == () and "does not describe its CPUs" in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("version", 11),
+        ("instance_id", -1),
+        ("name", "x" * 300),
+        ("fields", [{"name": "a", "size": 1 << 70}]),
+        ("fields", [{"size": 8, "array_len": -1}]),
+        ("fields", [7]),
+        ("subsections", [3]),
+        ("subsections", 3),
+    ],
+)
+def test_cpus_that_do_not_fit(tmp_path: Path, key: str, value: object) -> None:
+    sections, devices = with_cpus()
+    (tmp_path / "state").write_bytes(sections + described([devices[0] | {key: value}, devices[1]]))
+    with pytest.raises(FormatError, match="CPU 0 is not where the stream's description of it says"):
+        open_source(tmp_path / "state")
+
+
+def qcow2(states: list[tuple[str, bytes]], disk: int = 1 << 20, bits: int = 12) -> bytes:
+    """A disk image with snapshots; the state of each lies behind the disk's bytes, every third cluster packed."""
+    size, per = 1 << bits, 1 << bits - 3
+    out = bytearray(size)
+    first = -(-disk // (size * per))
+    rows = b""
+    for label, state in states:
+        pieces = [state[at : at + size].ljust(size, b"\0") for at in range(0, len(state), size)]
+        entries = []
+        for number, piece in enumerate(pieces):
+            if number % 3 == 2:
+                packer = zlib.compressobj(wbits=-12)
+                raw = packer.compress(piece) + packer.flush()
+                entries.append(1 << 62 | (len(raw) - 1 >> 9) << 62 - (bits - 8) | len(out))
+                out += raw.ljust(-(-len(raw) // size) * size, b"\0")
+            else:
+                entries.append(1 << 63 | len(out) if any(piece) else 0)
+                out += piece if any(piece) else b""
+        tables = []
+        for at in range(0, len(entries), per):
+            tables.append(1 << 63 | len(out))
+            out += struct.pack(f">{per}Q", *entries[at : at + per], *[0] * (per - len(entries[at : at + per])))
+        l1 = len(out)
+        out += struct.pack(f">{first + len(tables)}Q", *[0] * first, *tables).ljust(size, b"\0")
+        row = struct.pack(">QIHHIIQII", l1, first + len(tables), 1, len(label), 0, 0, 0, 0, 16)
+        row += struct.pack(">QQ", len(state), disk) + b"1" + label.encode()
+        rows += row + bytes(-len(row) % 8)
+    head = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", 3, 0, 0, bits, disk, 0, 0, 0, 0, 0, len(states), len(out))
+    out[:104] = head + struct.pack(">QQQII", 0, 0, 0, 4, 104)
+    return bytes(out) + rows
+
+
+def test_savevm_in_a_disk_image(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    path.write_bytes(qcow2([("empty", b""), ("old", b"QEVM...."), ("new", stream(entries=ENTRIES))]))
+    check(path)
+    whole = path.read_bytes()
+    with open_source(path) as source:
+        assert source.format == "QEMU migration stream, snapshot 'new' in a qcow2 image"
+        assert source.notes[0] == "the state of snapshot 'new', the last of 2"
+    for size in range(4, len(whole), 997):
+        path.write_bytes(whole[:size])
+        with pytest.raises(FormatError):
+            open_source(path)
+    for data, says in (
+        (qcow2([]), "without the state of a machine"),
+        (qcow2([("one", b"rubbish")]), "no QEMU stream in snapshot 'one'"),
+        (whole[:60] + b"\xff" * 4 + whole[64:], "4294967295 snapshots"),
+        (whole[:20] + b"\xff" * 4 + whole[24:], "clusters of"),
+        (whole[:35] + b"\1" + whole[36:], "encrypted"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(FormatError, match=says):
+            open_source(path)
+
+
 @pytest.mark.qemu
 @pytest.mark.parametrize("machine", ["q35", "pc"])
 def test_what_qemu_writes(tmp_path: Path, machine: str) -> None:
@@ -116,6 +287,7 @@ def test_what_qemu_writes(tmp_path: Path, machine: str) -> None:
         pytest.skip(reason)
     data = random.Random(7).randbytes(MIB)
     (tmp_path / "data").write_bytes(data)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "disk", "64M"], check=True)
     command = [
         "qemu-system-x86_64",
         "-accel",
@@ -132,21 +304,35 @@ def test_what_qemu_writes(tmp_path: Path, machine: str) -> None:
     places = (0x100000, 0x7FF00000, 0x100000000)
     for at in places:
         command += ["-device", f"loader,file={tmp_path / 'data'},addr={at:#x},force-raw=on"]
+    command += [
+        "-smp",
+        "2",
+        "-drive",
+        f"file={tmp_path / 'disk'},if=none,id=disk",
+        "-device",
+        "virtio-blk-pci,drive=disk",
+    ]
     child = Child([*command, "-qmp", f"unix:{tmp_path / 'qmp'},server=on,wait=off"], ())
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "qmp").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         monitor = QmpClient(str(tmp_path / "qmp"), timeout=60)
+        assert not monitor.monitor("savevm one").strip()
         monitor.ask("migrate", uri=f"exec:cat > {tmp_path / 'state'}")
         while (state := monitor.ask("query-migrate")["status"]) not in ("completed", "failed"):
             assert time.monotonic() < deadline, state
             time.sleep(0.1)
+        registers = parse_info_registers(monitor.monitor("info registers -a"))
         monitor.close()
         assert state == "completed"
     finally:
         child.end()
-    with open_source(tmp_path / "state") as source:
-        for at in places:
-            assert source.memory.read(PhysAddr(at), MIB) == data, hex(at)
-        assert source.extents[-1].end == (6 << 30 if machine == "q35" else 5 << 30)
+    for kept in ("state", "disk"):
+        with open_source(tmp_path / kept) as source:
+            for at in places:
+                assert source.memory.read(PhysAddr(at), MIB) == data, hex(at)
+            assert source.extents[-1].end == (6 << 30 if machine == "q35" else 5 << 30)
+            assert [one.rip for one in source.cpus] == [one.rip for one in registers]
+            assert [one.cr0 for one in source.cpus] == [one.cr0 for one in registers] == [0x60000010] * 2
+            assert source.cpus[1].segments["cs"] == registers[1].segments["cs"]

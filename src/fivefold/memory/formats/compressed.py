@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import importlib
 import io
 import lzma
@@ -17,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from fivefold.errors import FormatError, MachineError
 from fivefold.memory.files import FileBytes
+from fivefold.memory.formats.lzop import LzopError, LzopFile
 from fivefold.memory.source import Progress
 from fivefold.units import GIB, MIB
 
@@ -51,25 +53,38 @@ def compression_of(head: bytes) -> str | None:
     return next((name for magic, name in _MAGICS.items() if head.startswith(magic)), None)
 
 
-def unpack(file: FileBytes, *, max_bytes: int | None = None, progress: Progress | None = None) -> FileBytes:
-    """The unpacked bytes of *file*, which is closed; small ones in memory, others in a nameless file.
+def unpack(
+    file: FileBytes,
+    *,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+    at: int = 0,
+    kind: str | None = None,
+) -> FileBytes:
+    """The unpacked bytes of *file* from *at* on; *file* is closed. Small ones in memory, others in a nameless file.
 
+    *kind* is what they are packed with where that is known: bzip2 and lzop, too.
     The name stays. *progress* counts compressed bytes. `FormatError` for broken, truncated or
     doubly packed data and for more than *max_bytes*, by default more than such a file has cause to; `MachineError` when
     zstd is not installed or the disk is full, or would be.
     """
-    kind = compression_of(file.read_at(0, min(file.size, 8)))
+    kind = kind or compression_of(file.read_at(at, min(file.size - at, 8)))
     if kind is None:
         raise FormatError(f"{file.name} is not compressed with xz, gzip or zstd")
-    limits = _Limits.of(file.size) if max_bytes is None else _Limits(max_bytes, max_bytes)
-    try:
-        unpacked = _spill(_chunks(file, kind, progress), file.name, limits)
-    finally:
-        file.close()
+    unpacked = spilled(_chunks(file, kind, progress, at), file, max_bytes)
     if twice := compression_of(unpacked.read_at(0, min(unpacked.size, 8))):
         unpacked.close()
         raise FormatError(f"{file.name} is compressed twice ({twice} inside {kind}); unpack it once first")
     return unpacked
+
+
+def spilled(chunks: Iterator[bytes], file: FileBytes, max_bytes: int | None = None) -> FileBytes:
+    """The *chunks* that were made of *file*, which is closed, as `unpack` keeps them and within the same bounds."""
+    limits = _Limits.of(file.size) if max_bytes is None else _Limits(max_bytes, max_bytes)
+    try:
+        return _spill(chunks, file.name, limits)
+    finally:
+        file.close()
 
 
 def read_stream(fd: int, name: str, *, max_bytes: int | None = None) -> FileBytes:
@@ -157,9 +172,9 @@ def _end_at(spool: Any, size: int) -> None:
         spool.write(b"\0")
 
 
-def _chunks(file: FileBytes, kind: str, progress: Progress | None) -> Iterator[bytes]:
+def _chunks(file: FileBytes, kind: str, progress: Progress | None, at: int) -> Iterator[bytes]:
     """Unpacked pieces of at most `STEP` bytes; several streams in a row are one file."""
-    packed = _Reader(file)
+    packed = _Reader(file, at)
     opened, errors = _opened(io.BufferedReader(packed), kind)
     with opened as stream:
         while True:
@@ -185,6 +200,10 @@ def _opened(packed: io.BufferedReader, kind: str) -> tuple[Any, tuple[type[Excep
         return lzma.LZMAFile(packed), (lzma.LZMAError, MemoryError)
     if kind == "gzip":
         return closing(_Gzip(packed)), (zlib.error,)
+    if kind == "bzip2":
+        return bz2.BZ2File(packed), (OSError,)
+    if kind == "lzop":
+        return LzopFile(packed), (LzopError,)
     try:
         zstandard: Any = importlib.import_module("zstandard")
     except ImportError as error:
@@ -232,8 +251,8 @@ class _Gzip:
 class _Reader(io.RawIOBase):
     """A file object over `FileBytes`, for the unpackers of the standard library."""
 
-    def __init__(self, file: FileBytes) -> None:
-        self.at = 0
+    def __init__(self, file: FileBytes, at: int) -> None:
+        self.at = at
         self._file = file
 
     def readable(self) -> bool:

@@ -1,8 +1,8 @@
 """QEMU's migration stream, as ``savevm`` to a file, ``migrate "exec:cat > F"`` and libvirt's ``save`` write it.
 
 The stream gives each page of RAM by block and offset, several times where the guest ran on; the last counts. What comes
-behind RAM (devices, CPUs) has no lengths of its own and is not read. Sources: QEMU, "Migration framework", section
-"Stream structure"; libvirt, ``virQEMUSaveHeader``.
+behind RAM (devices, CPUs) is described at the end of the stream, see `qemu_devices`. Sources: QEMU, "Migration
+framework", section "Stream structure"; libvirt, ``virQEMUSaveHeader``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from fivefold.errors import FormatError
 from fivefold.memory.banked import MAX_COPY, PagedMemory
 from fivefold.memory.base import Extent
 from fivefold.memory.files import FileBytes
-from fivefold.memory.source import Source
+from fivefold.memory.formats.compressed import spilled, unpack
+from fivefold.memory.formats.snapshots import qcow2, qemu_devices
+from fivefold.memory.source import Progress, Source
 from fivefold.memory.spans import extents_of
 from fivefold.units import GIB, PAGE
 
@@ -38,6 +40,9 @@ _HEAD: Final = 1 << 16
 
 _RAM_STARTS: Final = re.compile(rb"\x01....\x03ram\0\0\0\0\0\0\0\x04", re.DOTALL)
 _LIBVIRT_HEADER: Final = struct.Struct("<16s19I")
+_PACKED: Final = {1: "gzip", 2: "bzip2", 3: "xz", 4: "lzop", 5: "zstd"}
+"""libvirt, ``virQEMUSaveFormat``."""
+
 _ABSENT, _ZEROS = 0, 1
 """Places of pages that the stream does not contain, and of those that are zeros; all others are offsets in the file."""
 
@@ -51,39 +56,81 @@ _LOW_MEMORY: Final = {
 PagePlaces = npt.NDArray[np.uint64]
 
 
-def read_qemu_stream(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
-    """RAM of a migration stream, or of a libvirt image that holds one; takes over *file*."""
-    begin, wrapper = _begin(file)
+def read_qemu_stream(
+    file: FileBytes, *, max_copy: int = MAX_COPY, max_unpacked: int | None = None, progress: Progress | None = None
+) -> Source:
+    """RAM and CPUs of a migration stream, or of a libvirt or qcow2 image that holds one; takes over *file*.
+
+    What libvirt packed, and the state within a qcow2 image, is unpacked as a compressed file is.
+    """
+    notes: tuple[str, ...] = ()
+    if file.read_at(0, 4) == qcow2.MAGIC:
+        file, wrapper, notes = _from_disk(file, max_unpacked)
+        begin = 0
+    else:
+        file, begin, wrapper = _begin(file, max_unpacked, progress)
+    try:
+        return _read(file, begin, wrapper, notes, max_copy)
+    except BaseException:  # whatever is raised, an unpacked copy must not stay open
+        file.close()
+        raise
+
+
+def _read(file: FileBytes, begin: int, wrapper: str, notes: tuple[str, ...], max_copy: int) -> Source:
     stream = _Stream(file, begin)
     ram = stream.read()
     spans, note = _placed(ram, stream.machine)
     pages = _Pages(file, spans)
+    cpus = qemu_devices.cpus_of(file, stream.at)
+    untold = () if cpus else ("the stream does not describe its CPUs: the root is looked for in memory",)
     return Source(
         memory=PagedMemory(
             pages.extents(), pages.fetch, file.name, on_close=file.close, max_copy=max_copy, written=pages.written
         ),
         format=f"QEMU migration stream{wrapper}",
-        notes=("the stream's CPUs are not read: the root is looked for in memory", note),
+        cpus=cpus,
+        notes=(*notes, *untold, note),
     )
 
 
-def _begin(file: FileBytes) -> tuple[int, str]:
+def _from_disk(file: FileBytes, max_unpacked: int | None) -> tuple[FileBytes, str, tuple[str, ...]]:
+    """The state of the last snapshot in a qcow2 image that has one."""
+    states = qcow2.saved_states(file)
+    if not states:
+        raise FormatError(
+            f"{file.name} is a qcow2 disk image without the state of a machine; expected one with `savevm` in it, "
+            "a raw image, an ELF core or another format of docs/memory.md"
+        )
+    last = states[-1]
+    note = f"the state of snapshot {last.name!r}, the last of {len(states)}" if len(states) > 1 else ""
+    unpacked = spilled(qcow2.state_bytes(file, last), file, max_unpacked)
+    if unpacked.read_at(0, min(4, unpacked.size)) != MAGIC:
+        unpacked.close()
+        raise FormatError(f"{file.name}: no QEMU stream in snapshot {last.name!r}")
+    return unpacked, f", snapshot {last.name!r} in a qcow2 image", (note,) if note else ()
+
+
+def _begin(file: FileBytes, max_unpacked: int | None, progress: Progress | None) -> tuple[FileBytes, int, str]:
+    """The file with the stream, where it begins, and what is said of what lies around it."""
     head = file.read_at(0, min(file.size, _LIBVIRT_HEADER.size))
     if head.startswith(LIBVIRT_PART):
         raise FormatError(f"{file.name}: libvirt was stopped while it saved; expected a complete image")
     if not head.startswith(LIBVIRT):
-        return 0, ""
+        return file, 0, ""
     if len(head) < _LIBVIRT_HEADER.size:
         raise FormatError(f"{file.name} ends in libvirt's header")
     _, version, size, _, packed, *_ = _LIBVIRT_HEADER.unpack(head)
-    if packed:
-        names = {1: "gzip", 2: "bzip2", 3: "xz", 4: "lzop", 5: "zstd"}
-        how = names.get(packed, f"way {packed}")
-        raise FormatError(f'{file.name} is packed by libvirt with {how}; expected save_image_format = "raw"')
-    begin = _LIBVIRT_HEADER.size + size
+    begin, how = _LIBVIRT_HEADER.size + size, ""
+    if version in (1, 2) and packed and begin < file.size:
+        if packed not in _PACKED:
+            raise FormatError(f"{file.name} is saved by libvirt in way {packed}; expected raw, gzip, bzip2, xz or lzop")
+        how = f", packed with {_PACKED[packed]}"
+        file = unpack(file, max_bytes=max_unpacked, progress=progress, at=begin, kind=_PACKED[packed])
+        begin = 0
     if version not in (1, 2) or begin + 8 > file.size or file.read_at(begin, 4) != MAGIC:
+        file.close()
         raise FormatError(f"{file.name}: no QEMU stream behind libvirt's {size} bytes of configuration")
-    return begin, " in a libvirt image"
+    return file, begin, f" in a libvirt image{how}"
 
 
 @dataclass
