@@ -15,7 +15,7 @@ from fivefold.arch import TableReader
 from fivefold.errors import FivefoldError, FormatError
 from fivefold.explain.address_area import describe
 from fivefold.explain.area_names import AreaNames
-from fivefold.explain.cause import find_cause, guilty_of
+from fivefold.explain.cause import blamed, find_cause
 from fivefold.explain.faults.suspicious_state import suspicious_state
 from fivefold.explain.headline import headline
 from fivefold.explain.logs.event_line import pair_up
@@ -285,9 +285,9 @@ def _explain(
     names = AreaNames(release_known(trace), trace.placement, trace.dialect, rsp, areas)
     story = Story(trace, memory, given, final, names, levels)
     explained = story.explain_all()
-    guilty = guilty_of(explained)
+    guilty = blamed(explained, trace)
     here = guilty.finding.here if guilty else situation(trace.cpu or final, None, memory, given, levels)
-    cause = find_cause(explained, trace, None if explained else suspicious_state(here, trace))
+    cause = find_cause(explained, trace, suspicious_state(here, trace) if guilty is None else None)
     if guilty is not None:
         cause = replace(cause, legal=_legal(guilty))
     return Explanation(

@@ -36,7 +36,8 @@ _RANDOM_MODULES: Final = KERNEL_IMAGE + GIB
 """Where the modules begin in a kernel that may move its image; without that they begin 512 MiB lower."""
 _PLAIN_MODULES: Final = KERNEL_IMAGE + 512 * MIB
 _NOT_LINUX: Final = ("UEFI report", "Xen report", "FreeBSD report", "NetBSD report", "OpenBSD report", "illumos report",
-                     "Windows bug check")  # fmt: skip
+                     "Windows bug check", "Darwin panic", "coreboot report", "kernel's own report", "VirtualBox log",
+                     "VMware log")  # fmt: skip
 
 
 class NamedArea(NamedTuple):

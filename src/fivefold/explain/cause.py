@@ -29,17 +29,28 @@ def guilty_of(explained: Sequence[ExplainedException]) -> ExplainedException | N
     return next(stopped, first)
 
 
+def blamed(explained: Sequence[ExplainedException], trace: Trace) -> ExplainedException | None:
+    """The exception of `guilty_of`, but None where nothing is known of it and the source says more by itself."""
+    guilty = guilty_of(explained)
+    if guilty is None or trace.says is None:
+        return guilty
+    finding = guilty.finding
+    return None if finding.rule == "unknown" and finding.confidence == "guess" else guilty
+
+
 def find_cause(
     explained: tuple[ExplainedException, ...], trace: Trace, suspicion: FaultFinding | None = None
 ) -> FaultCause:
     """The first thing that went wrong: the exception of `guilty_of`, or else *suspicion*, what registers look like."""
-    guilty = guilty_of(explained)
+    guilty = blamed(explained, trace)
     if guilty is not None:
         return _cause_of(guilty, trace)
-    if explained:
-        sentence = f"{explained[-1].finding.sentence}; nothing shows that its handler did not run"
+    if explained and trace.says is None:
+        sentence = explained[-1].finding.sentence
+        if trace.outcome == "unknown":
+            sentence += "; nothing shows that its handler did not run"
         return FaultCause("unknown", None, None, None, sentence, "guess")
-    sentence = "no exception in the source, and nothing in registers or memory that would raise one"
+    sentence = trace.says or "no exception in the source, and nothing in registers or memory that would raise one"
     if suspicion is not None:
         return FaultCause(suspicion.rule, suspicion.level, None, None, suspicion.sentence, "guess", suspicion.remarks)
     return FaultCause("unknown", None, None, None, sentence, "guess")

@@ -114,6 +114,8 @@ class Story:
             return _double_fault(here, raised)
         if raised.vector == Vector.CP:
             return control_protection(here, raised)
+        if raised.says is not None:
+            return _legitimate(here, raised, self.trace)
         sentence = f"{vector_name(raised.vector)}: no rule of paging raises it"
         return FaultFinding("unknown", sentence, "certain", here, legitimate=True)
 
@@ -163,6 +165,8 @@ def _no_gate(explained: ExplainedException, after: ExplainedException | None, tr
 def _legitimate(here: Situation, raised: RaisedException, trace: Trace) -> FaultFinding:
     instruction = instruction_at(here, raised, trace.code)
     name = raised.name
+    if raised.says is not None:
+        return FaultFinding("unknown", raised.says, "certain", here, legitimate=True)
     if raised.external:
         low = _LOW_INTERRUPT if raised.vector < 32 else ""
         return FaultFinding("unknown", f"{name}, from outside{low}", "certain", here, legitimate=True)

@@ -127,7 +127,7 @@ def told_in_short(told: Explanation) -> list[object]:
         (EARLY, ["Linux oops", None, "oops", "not-present", None, "ffffffff9cb15000", "likely"]),
         (SEGFAULT, ["Linux oops", None, "handled", "not-present", None, "8", "likely"]),
         (KVM, ["KVM error", "la48", "emulation-failure", "non-canonical", None, "800000000000", "likely"]),
-        (DELIVERY, ["KVM error", "la48", "emulation-failure", "unknown", None, "0", "guess"]),
+        (DELIVERY, ["KVM error", "la48", "emulation-failure", "unknown", None, None, "guess"]),
         (BOCHS, ["Bochs log", "la57", "triple-fault", "not-present", None, "ffffffff7ffffff8", "likely"]),
         (EVENT, ["engine's events", None, "triple-fault", "not-present", None, "ffffffff7ffffff8", "likely"]),
         (REGISTERS, ["registers", "la57", "unknown", "unknown", None, None, "guess"]),

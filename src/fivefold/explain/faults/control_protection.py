@@ -22,6 +22,8 @@ _ENCLAVE: Final = 1 << 15
 def control_protection(here: Situation, raised: RaisedException) -> FaultFinding:
     """What the error code of a #CP says."""
     code = raised.error_code
+    if raised.says is not None:
+        return FaultFinding("control-protection", f"#CP: {raised.says}", "likely", here)
     if code is None:
         return FaultFinding("control-protection", "#CP, without its error code", "likely", here)
     known = _CODES.get(code & ~_ENCLAVE)

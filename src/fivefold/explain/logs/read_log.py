@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import BinaryIO, Final, cast
 from fivefold.errors import FormatError, MachineError, cannot
 from fivefold.explain.logs.bochs_log import read_bochs
 from fivefold.explain.logs.event_line import read_events
-from fivefold.explain.logs.foreign.bugcheck import read_bugcheck
+from fivefold.explain.logs.foreign.bugcheck import other_bugcheck, read_bugcheck
 from fivefold.explain.logs.foreign.crash_utility import read_crash
 from fivefold.explain.logs.foreign.debugger import read_debugger
 from fivefold.explain.logs.foreign.firmware import read_firmware
+from fivefold.explain.logs.foreign.hypervisor_log import read_hypervisor
+from fivefold.explain.logs.foreign.kvm_events import read_kvm_events
 from fivefold.explain.logs.foreign.other_machines import other_machine
+from fivefold.explain.logs.foreign.plain_report import read_plain
 from fivefold.explain.logs.foreign.traps import read_trap
 from fivefold.explain.logs.foreign.xen import read_xen
 from fivefold.explain.logs.linux.linux_log import read_linux
@@ -26,6 +30,7 @@ from fivefold.explain.logs.text.excerpts import Progress, excerpts
 from fivefold.explain.logs.text.lines import GAP, Line, lines_of
 from fivefold.explain.logs.trace import Trace
 
+_MACHINE_CHECK: Final = re.compile(r"Machine Check Exception|mce: \[Hardware Error\]|MACHINE_CHECK_EXCEPTION", re.I)
 PEEK: Final = 4096
 EXPECTED: Final = (
     "expected a report of an x86-64 exception by Linux, QEMU (-d int, `info registers`), KVM, Bochs, Xen, FreeBSD, "
@@ -41,6 +46,8 @@ _READERS: Final[tuple[Callable[[Sequence[Line], str], Trace | None], ...]] = (
     read_firmware,
     read_trap,
     read_bugcheck,
+    read_hypervisor,
+    read_kvm_events,
     read_debugger,
 )
 """In the order of what counts where a log has several: what the machine did goes before what its guest says of it."""
@@ -69,12 +76,18 @@ def choose(lines: Sequence[Line], name: str) -> Trace:
     """What *lines* are about: exceptions that ended something, else others, else bare registers."""
     traces = [trace for read in _READERS if (trace := read(lines, name)) is not None]
     for trace in traces:
-        if trace.outcome not in ("handled", "unknown") and trace.exceptions:
+        if trace.outcome not in ("handled", "unknown") and (trace.exceptions or trace.says):
             return trace
     if traces:
         return max(traces, key=lambda trace: len(trace.exceptions))
     if (what := other_machine(lines)) is not None:
         raise FormatError(f"{name} is {what}; {EXPECTED}")
+    if (plain := read_plain(lines, name)) is not None:
+        return plain
+    if (code := other_bugcheck(lines)) is not None:
+        raise FormatError(f"{name} has bug check {code:#x} of Windows, which is about no exception; {EXPECTED}")
+    if any(_MACHINE_CHECK.search(line.text) for line in lines):
+        raise FormatError(f"{name} reports a machine check, an error of the hardware; {EXPECTED}")
     if any("RAX" in line.text or "RIP:" in line.text for line in lines):
         raise FormatError(f"{name} has registers, but no report of an exception that they belong to; {EXPECTED}")
     raise FormatError(f"{name} holds no exception and no registers; {EXPECTED}")

@@ -135,6 +135,8 @@ class RaisedException:
     """What an emulator says of it."""
     by_tcg: bool = False
     """Raised by QEMU's TCG, which encodes some error codes in its own way."""
+    says: str | None = None
+    """What happened in the source's own words, where no rule of paging can say it."""
     dropped: tuple[str, ...] = ()
     """What the source says and what cannot be believed, with the reason."""
 
@@ -176,5 +178,7 @@ class Trace:
     """What the source leaves open, in sentences."""
     bits: int = 64
     """32 where the source is of a CPU outside of long mode."""
+    says: str | None = None
+    """What the source itself says happened, for where no exception explains it."""
     inferred: bool = False
     """The exceptions follow from registers and memory; no source reported them."""

@@ -23,6 +23,8 @@ _NETBSD: Final = re.compile(
     re.I,
 )
 _OPENBSD: Final = re.compile(r"kernel: (page fault|protection fault|double fault|[a-z ]+) trap, code=([0-9a-f]+)", re.I)
+_DDB: Final = re.compile(r"^\s*(r[a-d]x|r[sd]i|r[bs]p|r\d{1,2}|rip)\s+0x([0-9a-f]{1,16})(?:\s|$)", re.I | re.M)
+_STOPPED: Final = re.compile(r"Stopped at\s+(\S+\+0x[0-9a-f]+):", re.I)
 _UVM: Final = re.compile(r"uvm_fault\(0x[0-9a-f]+, 0x([0-9a-f]+), \d+, (\d)\)", re.I)
 _ILLUMOS: Final = re.compile(
     r"BAD TRAP: type=([0-9a-f]+) \(#(\w+)[^)]*\)(?: rp=[0-9a-f]+)?(?: addr=([0-9a-f]+))?", re.I
@@ -73,7 +75,7 @@ def read_trap(lines: Sequence[Line], source: str) -> Trace | None:
         if match := _NETBSD.search(text):
             return _netbsd(match, source, line.number)
         if match := _OPENBSD.search(text):
-            return _openbsd(match, text_of(lines, max(0, index - 3), 8), source, line.number)
+            return _openbsd(match, text_of(lines, max(0, index - 3), _LINES), source, line.number)
         if match := _ILLUMOS.search(text):
             return _illumos(match, text_of(lines, index, _LINES), source, line.number)
     return None
@@ -141,12 +143,28 @@ def _openbsd(match: re.Match[str], text: str, source: str, number: int) -> Trace
     vector = _NAMES.get(match[1].strip().lower())
     if vector is None:
         return None
+    numbers = {name.lower(): int(value, 16) for name, value in reversed(_DDB.findall(text))}
     fault = _UVM.search(text)
+    address, dropped = _of_uvm(fault)
+    at = _STOPPED.search(text)
     raised = RaisedException(
         int(vector), error_code=int(match[2], 16) if vector in HAS_ERROR_CODE else None, line=number, cpl=0,
-        dropped=(f"uvm_fault names the page {int(fault[1], 16):#x}, not the address in it",) if fault else (),
+        cr2=address if vector == Vector.PF else None, rip=numbers.get("rip"), rsp=numbers.get("rsp"),
+        cpu=cpu_of("OpenBSD's debugger", numbers), symbol=at[1] if at else None, dropped=dropped,
     )  # fmt: skip
-    return Trace(source, "OpenBSD report", (raised,), "oops", total=1)
+    return Trace(source, "OpenBSD report", (raised,), "oops", raised.cpu, total=1)
+
+
+def _of_uvm(fault: re.Match[str] | None) -> tuple[int | None, tuple[str, ...]]:
+    """The address that ``uvm_fault`` was called with; what is a whole page may be the page only, as releases to 6.6
+    print it.
+    """
+    if fault is None:
+        return None, ()
+    address = int(fault[1], 16)
+    if address & 0xFFF:
+        return address, ()
+    return None, (f"uvm_fault names {address:#x}, which may be the page of the address only",)
 
 
 def _illumos(match: re.Match[str], text: str, source: str, number: int) -> Trace | None:

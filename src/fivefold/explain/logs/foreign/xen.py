@@ -18,6 +18,7 @@ from fivefold.explain.logs.trace import Code, Levels, PrintedEntry, RaisedExcept
 _XEN: Final = re.compile(r"\(XEN\)")
 _BEGINS: Final = re.compile(
     r"----\[ Xen-|Pagetable walk from|FATAL (?:PAGE FAULT|TRAP)|Early fatal page fault|DOUBLE FAULT"
+    r"|Unhandled .*\[#\d+|Triple fault - "
 )
 _WALK: Final = re.compile(r"Pagetable walk from ([0-9a-f]{16})(?![0-9a-z])", re.I)
 _ENTRY: Final = re.compile(r"\bL([1-4])\[0x([0-9a-f]{3})\] = ([0-9a-f]{16})(?![0-9a-z])", re.I)
@@ -31,6 +32,7 @@ _BYTES: Final = re.compile(r"code around <[0-9a-f]+>[^\n]*\n[^\n]*?((?:<?[0-9a-f
 _BYTE: Final = re.compile(r"(<?)([0-9a-f]{2})", re.I)
 _NAMES: Final = {4: "P4D", 3: "PUD", 2: "PMD", 1: "PTE"}
 _LINES: Final = 120
+TRIPLE: Final = "the guest had a triple fault; which exceptions led to it is not in the source"
 
 
 def read_xen(lines: Sequence[Line], source: str) -> Trace | None:
@@ -45,10 +47,12 @@ def read_xen(lines: Sequence[Line], source: str) -> Trace | None:
         return None
     text = text_of(own, start, _LINES)
     vector = _vector(text)
-    if vector is None:
-        return None
     numbers = {name.lower(): int(value, 16) for name, value in _NUMBER.findall(text)}
     rip = _RIP.search(text)
+    if vector is None and "Triple fault - " in text:
+        return _triple_fault(numbers, rip, source)
+    if vector is None:
+        return None
     if "rflags" not in numbers and rip is None and vector != Vector.PF:
         return None
     if rip:
@@ -73,6 +77,14 @@ def read_xen(lines: Sequence[Line], source: str) -> Trace | None:
     )
     levels = Levels(4, ("the report is Xen's, which has four levels only",))
     return Trace(source, "Xen report", (raised,), "oops", raised.cpu, raised.code, 1, levels=levels)
+
+
+def _triple_fault(numbers: dict[str, int], rip: re.Match[str] | None, source: str) -> Trace:
+    """A guest that Xen ended: its registers are all that is known."""
+    if rip:
+        numbers["rip"], numbers["cpl"] = int(rip[2], 16), int(rip[1], 16) & 3
+    cpu = cpu_of("Xen's dump of the guest", numbers)
+    return Trace(source, "Xen report", (), "triple-fault", cpu, says=TRIPLE)
 
 
 def _vector(text: str) -> int | None:

@@ -36,6 +36,9 @@ _RANGE: Final = re.compile(
 )
 _ENTRIES: Final = re.compile(r"\bPGD ([0-9a-f]{1,16})(?![0-9a-z])((?: +(?:P4D|PUD|PMD|PTE) [0-9a-z]+)*)", re.I)
 _ENTRY: Final = re.compile(r"(P4D|PUD|PMD|PTE) ([0-9a-z]+)", re.I)
+_NO_ENDBR: Final = re.compile(r"Missing ENDBR: (\S+)", re.I)
+_BRANCH: Final = 3
+"""The error code of #CP for an indirect branch to what is no ENDBR."""
 _RELEASE: Final = re.compile(r"(?:Not tainted|Tainted: [A-Z\[\]=, ]+?) +\(?(\d+\.\d+[\w.+~-]*)", re.I)
 _BOOTED: Final = re.compile(r"Linux version (\d+\.\d+[\w.+~-]*)", re.I)
 _NAMES: Final = (
@@ -56,6 +59,7 @@ _NAMES: Final = (
     ("coprocessor", Vector.MF),
     ("bounds", Vector.BR),
     ("kernel BUG at", Vector.UD),
+    ("Missing ENDBR", Vector.CP),
 )
 _PAGE_FAULT: Final = re.compile(
     r"unable to handle|NULL pointer dereference|Corrupted page table|Bad pagetable|stack guard page"
@@ -63,6 +67,8 @@ _PAGE_FAULT: Final = re.compile(
     re.I,
 )
 _DIGITS: Final = 16
+_IN_OOPS: Final = 0xFFFF
+"""The bits of an error code that ``Oops:`` prints; ``error_code(…)`` has all, RMP (bit 31) among them."""
 _BELOW_TABLES: Final = 0x1000
 
 
@@ -71,7 +77,8 @@ class Facts:
     """What a report says of its exception. None, or an empty tuple, where it does not say.
 
     *named* is an address that the kernel itself calls *named_as*: ``non-canonical``, ``lass`` or ``maybe``.
-    *shadowed* is the address that KASAN computes from its shadow. *hashed*: the address printed is a hash.
+    *shadowed* is the address that KASAN computes from its shadow. *hashed*: the address printed is a hash. *says* is
+    what happened, where the kernel's own words are all that there is.
     """
 
     vector: int
@@ -90,6 +97,7 @@ class Facts:
     nx: bool = False
     smep: bool = False
     on_purpose: bool = False
+    says: str | None = None
     dropped: tuple[str, ...] = ()
 
     @property
@@ -109,7 +117,9 @@ def facts_of(report: Report) -> Facts | None:
     dropped: list[str] = []
     guard = _GUARD.search(head)
     address, says_null = _address(head, dropped)
-    code = _error_code(head, vector, dropped)
+    endbr = _NO_ENDBR.search(head)
+    # The BUG() that follows is an invalid opcode of its own.
+    code = _BRANCH if endbr else _error_code(head, vector, dropped)
     kind, by_user = _access(head)
     if kind is None and "kernel tried to execute" in head:
         kind = Kind.FETCH
@@ -135,7 +145,8 @@ def facts_of(report: Report) -> Facts | None:
         entries=_entries(head, dropped) if vector == Vector.PF else (),
         nx="NX-protected page" in head,
         smep="userspace code" in head,
-        on_purpose="kernel BUG at" in head,
+        on_purpose="kernel BUG at" in head and endbr is None,
+        says=f"an indirect call or jump to {endbr[1]}, which does not begin with ENDBR" if endbr else None,
         dropped=tuple(dropped),
     )
 
@@ -194,8 +205,9 @@ def _error_code(head: str, vector: int, dropped: list[str]) -> int | None:
     if vector != Vector.PF:
         found |= {int(match[1], 16) for match in _ERROR_CODE.finditer(head)}
     words = _ERROR.search(head)
-    if len(found) == 1:
-        code = found.pop()
+    whole = max(found, default=0)
+    if {code & _IN_OOPS for code in found} == {whole & _IN_OOPS} and found <= {whole, whole & _IN_OOPS}:
+        code = whole
         kind, by_user = _access(head)
         wrong = words is not None and words[2] is not None and not _fits(code, words[2].lower())
         if vector == Vector.PF and (wrong or not _fits_access(code, kind, by_user)):

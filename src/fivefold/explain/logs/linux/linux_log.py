@@ -19,7 +19,7 @@ from fivefold.explain.logs.trace import Outcome, Placement, RaisedException, Tra
 from fivefold.memory import CpuState
 
 _TRAPS: Final = re.compile(
-    r"traps: .*\[\d+\] (?:trap )?([a-z0-9 ]+?) ip:([0-9a-f]{1,16}) sp:([0-9a-f]{1,16}) "
+    r"traps: .*\[\d+\] (?:trap )?([a-z0-9 ]+?) ip:([0-9a-f]{1,16}) sp:([0-9a-f]{1,16}) (?:ssp:[0-9a-f]{1,16} )?"
     r"error:([0-9a-f]{1,8})(?![0-9a-z])",
     re.I,
 )
@@ -101,6 +101,8 @@ def _of_kernel(facts: Facts, frame: Frame, report: Report) -> RaisedException:
     if report.mixed:
         dropped.append("lines of two CPUs are mixed: registers and entries cannot be assigned, and are left out")
         frame, facts = Frame(), replace(facts, entries=())
+    elif facts.says is not None:
+        frame = Frame()  # that of the BUG() which reports it
     elif address is not None and cr2 is not None and cr2 != address and not facts.guard:
         dropped.append(f"CR2 of the registers ({cr2:#x}) is not the address: they are of another exception or damaged")
         frame = Frame(symbol=frame.symbol)
@@ -134,6 +136,7 @@ def _of_kernel(facts: Facts, frame: Frame, report: Report) -> RaisedException:
         says_no_execute=facts.nx,
         says_smep=facts.smep,
         on_purpose=facts.on_purpose,
+        says=facts.says,
         dropped=tuple(dropped),
     )
 

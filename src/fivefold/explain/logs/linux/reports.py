@@ -27,7 +27,7 @@ _OPENS: Final = re.compile(
     r"(?P<process>segfault at (?:0x)?[0-9a-f]|traps: \S.*\[\d+\] (?:trap |general|.* ip:))"
     r"|(?P<first>unable to handle (?:kernel )?(?:page fault|paging request|NULL pointer)"
     r"|(?:BUG: )?kernel NULL pointer dereference|BUG: \S+ stack guard page was hit|Corrupted page table at"
-    r"|PANIC: (?:early exception|double fault)|kernel BUG at |kernel stack overflow|\*\*\* DOUBLE FAULT"
+    r"|PANIC: (?:early exception|double fault)|kernel BUG at |Missing ENDBR: |kernel stack overflow|\*\*\* DOUBLE FAULT"
     r"|kernel tried to execute NX-protected page|unable to execute userspace code)"
     r"|(?P<die>\bOops: |\bOops\[#|: [0-9a-f]{4}(?:/\d+)? \[#?\d+\]|(?:^|[\] ])general protection fault"
     r"|(?:^|[\] ])(?:double fault|invalid opcode|divide error|stack segment|int3|alignment check|invalid TSS"
@@ -109,7 +109,7 @@ def _opened(line: Line, report: Report | None) -> Report | None:
 
 def _is_prelude(text: str) -> bool:
     """A line that goes before the one with the address."""
-    return "kernel tried to execute" in text or "unable to execute" in text
+    return any(words in text for words in ("kernel tried to execute", "unable to execute", "Missing ENDBR"))
 
 
 def _is_unfinished(report: Report) -> bool:

@@ -20,7 +20,7 @@ MARK: Final = re.compile(
     r"|(?P<events>triple fault: #)"
     r"|(?P<reset>CPU Reset \(CPU)"
     r"|(?P<smm>SMM: (?:enter|after))"
-    r"|(?P<kvm>KVM internal error|KVM: entry failed|kvm run failed|KVM_EXIT_)"
+    r"|(?P<kvm>KVM internal error|KVM: (?:entry failed|unknown exit)|kvm run failed|KVM_EXIT_)"
     r"|(?P<registers>(?:^|[^A-Za-z0-9])[RE]AX ?= ?[0-9a-f]{8})"
     r"|(?P<cpu>^CPU#\d+)",
     re.I,
