@@ -201,7 +201,7 @@ def _cut_off(here: Situation, raised: RaisedException) -> FaultFinding:
     before = RaisedException(raised.during or 0, rip=raised.rip, rsp=raised.rsp, cpl=raised.cpl, cpu=raised.cpu)
     finding = explain_delivery(here, before, raised)
     remark = f"the source begins while {vector_name(before.vector)} is being delivered: what raised that is not known"
-    return replace(finding, remarks=(*finding.remarks, remark))
+    return replace(finding, confidence="guess", remarks=(*finding.remarks, remark))
 
 
 def _in_handler(finding: FaultFinding, name: str, remark: str, confidence: Certainty | None = None) -> FaultFinding:

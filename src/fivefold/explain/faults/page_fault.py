@@ -63,10 +63,18 @@ def explain_page_fault(here: Situation, raised: RaisedException, trace: Trace) -
         return without_address(here, raised)
     instruction = instruction_at(here, raised, trace.code)
     question = _question(with_printed_entries(here, raised, va), raised, va, instruction)
-    here, remarks = with_reserved(question.here, va, question.how, question.code, trace.dialect)
-    question = replace(question, here=here)
+    remarks: tuple[str, ...] = ()
+    if not _is_path_cut(question):
+        here, remarks = with_reserved(question.here, va, question.how, question.code, trace.dialect)
+        question = replace(question, here=here)
     finding = _decide(question, raised, trace, remarks)
     return with_pointer(finding, raised)
+
+
+def _is_path_cut(question: _Question) -> bool:
+    """Whether entries were printed, but not all: one with a reserved bit may be among the others."""
+    ruling = rule_on(question.here, question.va, question.how)
+    return isinstance(ruling, Outside) and isinstance(question.here.memory, PrintedMemory)
 
 
 def _decide(question: _Question, raised: RaisedException, trace: Trace, remarks: tuple[str, ...]) -> FaultFinding:

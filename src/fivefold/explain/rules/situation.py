@@ -206,7 +206,8 @@ def _efer(registers: CpuState, cr0: int, cr4: int, assumed: dict[str, str]) -> i
         return registers.efer
     cs = registers.segments.get("cs")
     wide = any(value >> 32 for name, value in registers.general.items() if name in ("rip", "rsp"))
-    is_long = cs is None or bool(cs.flags & L_BIT) or wide
+    # 32-bit code with PAE may be that of compatibility mode; its root above 4 GiB, or five levels, show long mode.
+    is_long = cs is None or bool(cs.flags & L_BIT) or wide or bool(cr4 & Cr4.LA57)
     if not (cr0 & Cr0.PG and cr4 & Cr4.PAE and is_long):
         return 0
     assumed["efer"] = "EFER is not known: long mode follows from 64-bit code with paging, EFER.NXE=1 is assumed"

@@ -14,13 +14,15 @@ from fivefold.explain.logs.register_file import cpu_of, text_of
 from fivefold.explain.logs.text.lines import Line
 from fivefold.explain.logs.trace import PrintedEntry, RaisedException, Trace
 
+_VALUE: Final = r"(?:0x([0-9a-f]{16}|[0-9a-f]{8}`[0-9a-f]{8})|([0-9a-f`]{1,17}))"
+"""With ``0x`` it is padded."""
 _STOP: Final = re.compile(
     r"(?:STOP: |bugcheck was: |BugCheck )(?:0x)?([0-9a-f]{1,8})[, ]+[({]"
-    r"(?:0x)?([0-9a-f]+), *(?:0x)?([0-9a-f]+), *(?:0x)?([0-9a-f]+), *(?:0x)?([0-9a-f]+)[)}]",
+    rf"{_VALUE}, *{_VALUE}, *{_VALUE}, *{_VALUE}[)}}]",
     re.I,
 )
 _NAME: Final = re.compile(r"^[A-Z_0-9]+ \(([0-9a-f]{1,8})\)\s*$", re.M)
-_ARGUMENT: Final = re.compile(r"^Arg([1-4]): ([0-9a-f`]{8,17})", re.M | re.I)
+_ARGUMENT: Final = re.compile(r"^\W*Arg([1-4]): ([0-9a-f]{8}`?[0-9a-f]{8})(?![0-9a-z`])", re.M | re.I)
 _REGISTER: Final = re.compile(r"\b(r[a-d]x|r[sd]i|r[bs]p|r\d{1,2}|rip)=([0-9a-f]{16})(?![0-9a-z])", re.I)
 _ATTEMPT: Final = re.compile(
     r"Attempt to (read|write|execute)(?: from| to| non-executable)? address ([0-9a-f`]{8,17})", re.I
@@ -65,10 +67,10 @@ def _bugcheck_at(lines: Sequence[Line], index: int) -> tuple[int, list[int]] | N
     """The code and the parameters that begin at a line."""
     text = lines[index].text
     if match := _STOP.search(text):
-        numbers = [_number(value) for value in match.groups()]
-        return numbers[0], numbers[1:]
+        return int(match[1], 16), [_number(value) for value in match.groups()[1:] if value is not None]
     if match := _NAME.match(text):
-        said = {int(n): _number(value) for n, value in _ARGUMENT.findall(text_of(lines, index, _HEAD_LINES))}
+        found = _ARGUMENT.findall(text_of(lines, index, _HEAD_LINES))[:4]
+        said = {int(n): _number(value) for n, value in found}
         if len(said) == 4:
             return int(match[1], 16), [said[n] for n in sorted(said)]
     return None

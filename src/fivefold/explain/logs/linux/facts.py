@@ -37,6 +37,8 @@ _RANGE: Final = re.compile(
 _ENTRIES: Final = re.compile(r"\bPGD ([0-9a-f]{1,16})(?![0-9a-z])((?: +(?:P4D|PUD|PMD|PTE) [0-9a-z]+)*)", re.I)
 _ENTRY: Final = re.compile(r"(P4D|PUD|PMD|PTE) ([0-9a-z]+)", re.I)
 _NO_ENDBR: Final = re.compile(r"Missing ENDBR: (\S+)", re.I)
+_OVERFLOW: Final = re.compile(r"stack guard page|kernel stack overflow", re.I)
+_RMP: Final = re.compile(r"RMP violation|SEV-SNP: PFN", re.I)
 _BRANCH: Final = 3
 """The error code of #CP for an indirect branch to what is no ENDBR."""
 _RELEASE: Final = re.compile(r"(?:Not tainted|Tainted: [A-Z\[\]=, ]+?) +\(?(\d+\.\d+[\w.+~-]*)", re.I)
@@ -137,7 +139,7 @@ def facts_of(report: Report) -> Facts | None:
         by_user=by_user,
         absent=bool(error and error[2] and error[2].lower().startswith("not-present")),
         says_null=says_null,
-        guard=guard[1].removeprefix("BUG:").strip() if guard else "kernel" if "kernel stack overflow" in head else None,
+        guard=guard[1].removeprefix("BUG:").strip() if guard else "kernel" if _OVERFLOW.search(head) else None,
         hashed=hashed,
         named=int(named[2], 16) if named else None,
         named_as=_as(named[1]) if named else None,
@@ -199,15 +201,15 @@ def _is_hash(digits: str) -> bool:
 
 def _error_code(head: str, vector: int, dropped: list[str]) -> int | None:
     found = {int(match[1], 16) for match in _ERROR.finditer(head)} if vector == Vector.PF else set()
-    if "stack guard page" in head or "kernel stack overflow" in head:
+    if _OVERFLOW.search(head):
         return None  # what is printed is the code of the double fault
     found |= {int(match[1], 16) for match in _OOPS.finditer(head)}
     if vector != Vector.PF:
         found |= {int(match[1], 16) for match in _ERROR_CODE.finditer(head)}
     words = _ERROR.search(head)
     whole = max(found, default=0)
-    if {code & _IN_OOPS for code in found} == {whole & _IN_OOPS} and found <= {whole, whole & _IN_OOPS}:
-        code = whole
+    if found and {code & _IN_OOPS for code in found} == {whole & _IN_OOPS} and found <= {whole, whole & _IN_OOPS}:
+        code = whole | (int(PageFault.RMP) if found and _RMP.search(head) else 0)
         kind, by_user = _access(head)
         wrong = words is not None and words[2] is not None and not _fits(code, words[2].lower())
         if vector == Vector.PF and (wrong or not _fits_access(code, kind, by_user)):

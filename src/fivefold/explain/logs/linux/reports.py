@@ -43,6 +43,21 @@ _END: Final = re.compile(r"-\[? ?end trace|end Kernel panic", re.I)
 _RULE: Final = re.compile(r"={30,}")
 
 
+_ORDER: Final = (
+    re.compile(r"unable to handle|NULL pointer dereference|Corrupted page table at", re.I),
+    re.compile(r"\bPF: (?:supervisor|user|error_code)", re.I),
+    re.compile(r"\bPGD [0-9a-f]", re.I),
+    re.compile(r"\[#?\d+\]"),
+)
+"""What a report of a page fault prints, in this order."""
+_OTHER_DIE: Final = re.compile(
+    r"general.protection|divide.error|invalid.opcode|int3|stack segment|alignment check|invalid TSS|segment not present"
+    r"|simd exception|control protection|VMM communication|bounds|coprocessor",
+    re.I,
+)
+"""Names in the line with the error code that are not of a page fault."""
+
+
 @dataclass(slots=True)
 class Report:
     """The lines of one report, in order. *mixed*: another one of the same caller began before it had its registers."""
@@ -52,6 +67,10 @@ class Report:
     has_die_line: bool = False
     ended: bool = False
     mixed: bool = False
+    stage: int = -1
+    """How far it is in `_ORDER`."""
+    is_over: bool = False
+    """What follows is not its own, though no other one begins."""
 
     @property
     def number(self) -> int:
@@ -78,7 +97,7 @@ def find_reports(lines: Iterable[Line]) -> list[Report]:
                 report.mixed = opened.mixed = True
             found.append(opened)
             current[line.caller] = report = opened
-        if report is None or len(report.lines) >= MOST_LINES:
+        if report is None or len(report.lines) >= MOST_LINES or _is_of_another(report, line.text):
             continue
         report.lines.append(line)
         if _END.search(line.text) or (report.kind == "other" and _RULE.search(line.text) and len(report.lines) > 3):
@@ -99,12 +118,26 @@ def _opened(line: Line, report: Report | None) -> Report | None:
         is_inside = report is not None and report.kind == "fault" and not report.ended and "cut here" not in line.text
         return None if is_inside and "panic" in line.text.lower() else Report("other")
     if report is not None and report.kind == "fault" and not report.ended:
-        if kind == "die" and not report.has_die_line:
+        if kind == "die" and not report.has_die_line and not (report.stage >= 0 and _OTHER_DIE.search(line.text)):
             report.has_die_line = True
             return None
         if kind == "first" and not report.has_die_line and len(report.lines) == 1 and _is_prelude(report.lines[0].text):
             return None
     return Report("fault", has_die_line=kind == "die")
+
+
+def _is_of_another(report: Report, text: str) -> bool:
+    """Whether a line goes back in the order of `_ORDER`: then it, and what follows it, is of a report whose first
+    lines are lost.
+    """
+    if report.kind != "fault" or report.ended:
+        return report.is_over
+    stage = next((stage for stage, pattern in enumerate(_ORDER) if pattern.search(text)), None)
+    if stage is None:
+        return report.is_over
+    report.is_over |= stage < report.stage
+    report.stage = max(report.stage, stage)
+    return report.is_over
 
 
 def _is_prelude(text: str) -> bool:

@@ -1,0 +1,189 @@
+"""Damage logs with known causes at random, and see whether anything wrong is said of them with certainty or likelihood.
+
+    python bench/damaged_logs.py --seed 1 --rounds 200
+
+The logs are the vectors of tests/explain: each is cut, broken, shuffled, mixed with another CPU's lines, joined to
+another log, given other line ends. What is then said with `certain` or `likely` must be what is said of the whole log,
+or less. Each failure is printed with its log; the exit status is 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.explain.logs import test_damage, test_vectors
+
+from fivefold.errors import FormatError
+from fivefold.explain import Explanation, explain
+
+Lines = list[str]
+NOISE: Final = """\
+[   99.100000] usb 1-1: new high-speed USB device number 4 using xhci_hcd
+[   99.100001] audit: type=1400 audit(1700000000.123:45): apparmor="DENIED" operation="open" pid=812
+[   99.100002] systemd[1]: Started Session 3 of user root.
+[   99.100003] e1000 0000:00:03.0 ens3: Reset adapter
+[   99.100004] Modules linked in: demo(O) virtio_net net_failover
+[   99.100005] EXT4-fs (vda1): mounted filesystem with ordered data mode. Quota mode: none.
+[   99.100006] PGD
+[   99.100007] x86/PAT: demo:812 map pfn expected mapping type uncached-minus for [mem 0xfd000000-0xfd0fffff]
+[   99.100008] Call Trace:
+[   99.100009]  ? asm_sysvec_apic_timer_interrupt+0x1a/0x20
+""".splitlines()
+"""Lines that mean nothing, and such as are cut."""
+PADDED: Final = ("Linux oops", "QEMU log", "KVM error", "UEFI report", "Xen report")
+"""Formats that pad their numbers, so that a lost digit can be seen."""
+
+
+ALSO_TRUE: Final[dict[tuple[str, str], tuple[str, ...]]] = {
+    ("Bochs log", "not-present"): ("idt-limit",),
+    ("QEMU log", "not-present"): ("stack",),
+    ("Linux oops", "not-present"): ("stack",),
+    ("Linux oops", "address-tag"): ("non-canonical",),
+}
+"""What a log in which the first exception, the error code or CR4 is lost still says."""
+UNFIT: Final = ("two CPUs mixed without a prefix", "two tasks by their caller prefix")
+"""Vectors with two causes."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is said of a whole log."""
+
+    name: str
+    text: str
+    dialect: str
+    mode: str | None
+    rule: str
+    level: str | None
+    address: int | None
+    confidence: str
+
+
+def truth_of(name: str, text: str) -> Truth | None:
+    """What is true of a vector, None where it is refused."""
+    try:
+        found = explain(io.BytesIO(text.encode()))
+    except FormatError:
+        return None
+    cause = found.cause
+    level = cause.level.name if cause.level else None
+    return Truth(name, text, found.dialect, found.mode, cause.rule, level, cause.address, cause.confidence)
+
+
+def wrong(found: Explanation, truth: Truth) -> str | None:
+    """What is wrong with *found*, None if it is the truth or less."""
+    cause = found.cause
+    if cause.confidence == "guess":
+        return None
+    if found.mode not in (truth.mode, None):
+        return f"mode {found.mode}, not {truth.mode}"
+    if cause.rule not in (truth.rule, "unknown", *ALSO_TRUE.get((truth.dialect, truth.rule), ())):
+        return f"rule {cause.rule}, not {truth.rule}"
+    if cause.level is not None and cause.level.name != truth.level:
+        return f"level {cause.level.name}, not {truth.level}"
+    if cause.address not in (truth.address, None):
+        return f"address {cause.address:#x}, not {truth.address or 0:#x}"
+    if cause.confidence == "certain" and truth.confidence != "certain" and cause.rule != "unknown":
+        return "certain, and the whole log is not"
+    return None
+
+
+# -- damage that test_damage.py does not do -------------------------------------------------------------
+
+
+def duplicate(chance: random.Random, lines: Lines) -> Lines:
+    return [line for one in lines for line in [one] * (1 + (chance.random() < 0.1))]
+
+
+def swap(chance: random.Random, lines: Lines) -> Lines:
+    """Neighbours change places, as a network log may have them."""
+    lines = list(lines)
+    for _ in range(3):
+        if len(lines) > 1:
+            at = chance.randrange(len(lines) - 1)
+            lines[at], lines[at + 1] = lines[at + 1], lines[at]
+    return lines
+
+
+def insert(chance: random.Random, lines: Lines) -> Lines:
+    lines = list(lines)
+    for _ in range(4):
+        lines.insert(chance.randrange(len(lines) + 1), chance.choice(NOISE))
+    return lines
+
+
+def line_ends(chance: random.Random, lines: Lines) -> Lines:
+    end = chance.choice(("\r\n", "\r", "\n\n", "   \n", "\0\n", "\x1b[0m\n"))
+    return end.join(lines).split("\n")
+
+
+def quote(chance: random.Random, lines: Lines) -> Lines:
+    prefix = chance.choice(("> ", "    ", "\t", "| ", "Nov 29 12:00:01 host kernel: ", "[console] "))
+    return [prefix + line for line in lines]
+
+
+OWN: Final[tuple[Callable[[random.Random, Lines], Lines], ...]] = (duplicate, swap, insert, line_ends, quote)
+
+
+def damaged(chance: random.Random, truth: Truth) -> tuple[str, str]:
+    """A damaged text, and how it was damaged."""
+    kinds = [kind for kind in (*test_damage.DAMAGES, *OWN) if kind is not test_damage.mix_cpus]
+    if truth.dialect not in PADDED or any(word in truth.text for word in ("segfault", "traps:", "Corrupted", "(null)")):
+        kinds.remove(test_damage.drop_characters)
+    lines = truth.text.splitlines()
+    used = chance.sample(kinds, chance.choice((1, 1, 2, 3)))
+    for kind in used:
+        lines = kind(chance, lines) or [""]
+    return "\n".join(lines), ", ".join(kind.__name__ for kind in used)
+
+
+def check(text: str, truths: tuple[Truth, ...]) -> str | None:
+    """What is wrong with what is said of *text*, None if it is true of one of its logs."""
+    try:
+        found = explain(io.BytesIO(text.encode()))
+    except FormatError:
+        return None
+    said = [wrong(found, truth) for truth in truths]
+    return None if None in said else said[0]
+
+
+def main() -> int:
+    """Run, print failures and a summary; 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20, help="damages of each log")
+    parser.add_argument("--show", type=int, default=5, help="failures that are printed whole")
+    args = parser.parse_args()
+    chance = random.Random(args.seed)
+    fit = [one for one in test_vectors.vectors() if not one.name.startswith(UNFIT)]
+    truths = [truth for one in fit if (truth := truth_of(one.name, one.text)) is not None]
+    cases = failures = 0
+    for truth in truths:
+        for number in range(args.rounds):
+            text, how = damaged(chance, truth)
+            both: tuple[Truth, ...] = (truth,)
+            if number % 4 == 3:
+                other = chance.choice(truths)
+                rest, also = damaged(chance, other)
+                text, how, both = f"{text}\n{rest}", f"{how}; joined to: {other.name} ({also})", (truth, other)
+            cases += 1
+            if (why := check(text, both)) is not None:
+                failures += 1
+                print(f"FAIL {truth.name}: {why} [{how}]", flush=True)
+                if failures <= args.show:
+                    print(text, flush=True)
+    print(f"seed {args.seed}: {len(truths)} logs, {cases} damaged ones, {failures} told wrongly")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
