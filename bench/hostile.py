@@ -34,6 +34,8 @@ MOST_SECONDS: Final = 30.0
 GIVEN_UP: Final = 240.0
 """Seconds by the clock after which a command is ended; processor time cannot tell one that waits for ever."""
 CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xaa-\xae]")
+PROGRESS: Final = re.compile(rb"fivefold: (read |\d+ ranges read|comparing from )")
+"""What long work says of itself where stderr is not a terminal."""
 LINES: Final = 4
 
 COMMANDS: Final = {
@@ -74,7 +76,7 @@ class Ending:
             yield f"{self.seconds:.0f} s"
         if self.memory > MOST_MEMORY:
             yield f"{self.memory >> 20} MiB"
-        said = [line for line in self.err.splitlines() if not line.startswith(b"fivefold: read ")]
+        said = [line for line in self.err.splitlines() if not PROGRESS.match(line)]
         if b"Traceback" in self.err or len(said) > LINES:
             yield "many lines on stderr"
         if self.status == 2 and not self.err.startswith(b"fivefold: "):

@@ -95,6 +95,8 @@ def test_sarif(found: Audit) -> None:
     (artifact,) = run["artifacts"]
     assert artifact["location"] == {"uri": quote(os.path.relpath(GUEST))}
     assert sarif(found, "memory/guest.elf")["runs"][0]["artifacts"][0]["location"] == {"uri": "memory/guest.elf"}
+    odd = sarif(found, "kernel/con fig 5% ü %41#x")["runs"][0]["artifacts"][0]["location"]
+    assert odd == {"uri": "kernel/con%20fig%205%25%20%C3%BC%20%41#x"}
     assert all(rule["help"]["text"] and rule["helpUri"] for rule in run["tool"]["driver"]["rules"])
     skipped = [one["associatedRule"]["id"] for one in run["invocations"][0]["toolExecutionNotifications"][:2]]
     assert skipped == ["null-page", "nx-off"]

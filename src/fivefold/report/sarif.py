@@ -6,6 +6,7 @@ of JSON.
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,7 @@ def sarif(audit: Audit, uri: str | None = None) -> dict[str, Any]:
     *uri* is what the source is called, by default its path relative to the working directory. Rules that were not
     asked, and what was not looked at, are notifications.
     """
-    place = uri or _uri(audit)
+    place = _as_uri(uri) if uri else _uri(audit)
     return {
         "$schema": SCHEMA,
         "version": "2.1.0",
@@ -127,6 +128,11 @@ def fingerprint(found: Finding) -> str:
     part = relative(found.window, found.area_start)
     offset = found.window.start if part is None else part.start
     return f"{found.rule.name}:{found.area or 'unnamed'}{'-' if offset < 0 else '+'}{abs(offset):#x}:{found.size}"
+
+
+def _as_uri(text: str) -> str:
+    """*text*, a path or a URI, with what no URI can hold written as its bytes."""
+    return quote(re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text), safe="%:/?#@!$&'()*+,;=~")
 
 
 def _uri(audit: Audit) -> str:
