@@ -101,6 +101,8 @@ def hand_over(top: VirtAddr) -> None:
         report.put("# kexec: the loader gave no module to start\n")
     elif outcome == kexec.MAP_TOO_LONG:
         report.put("# kexec: the memory map has too many rows to hand on\n")
+    elif outcome == kexec.NOT_IN_MEMORY:
+        report.put("# kexec: the module lies where the map has no memory\n")
     elif outcome == kexec.NO_MEMORY:
         report.put("# kexec: no memory for the next kernel\n")
     else:

@@ -89,6 +89,8 @@ class World:
         self.table = self.mapped[0]
         self.code.call("report.begin", self.table)
         self.code.call("memblock.add", 0x20_0000, 0x10_0000)
+        self.code.call("memblock.add", HANDOFF, 0xC000)
+        self.code.call("memblock.reserve", HANDOFF, 0xC000)
         self.top = self.code.table()
         # Beside the window: the last table's entries below it, with five levels also those of the table above.
         first = 0xFFFF_0000_0000_0000 if mode is LA57 else 0xFFFF_FE00_0000_0000
@@ -305,6 +307,14 @@ def test_tables_are_accounted_for(world: Make) -> None:
     own = {frame for level in distinct_tables(made.own()).values() for frame in level}
     kernels = {frame for level in distinct_tables(made.code.space(made.top)).values() for frame in level}
     assert made.word("efi_tables") == len(own - kernels)
+
+
+@pytest.mark.parametrize("place", [0x7000_0000, HANDOFF + 0xC000 - 8, (1 << 64) - 8], ids=hex)
+def test_a_module_that_is_no_memory_is_passed_over(one: Make, place: int) -> None:
+    """A loader may have it in a ROM, or end it within a word: nothing maps that in the final tables."""
+    made = one()
+    made.ram.write(INFO + 64, struct.pack("<QQQQ", place, 0xC000, 0, 0))
+    assert made.run() == {}
 
 
 def test_no_firmware(one: Make) -> None:

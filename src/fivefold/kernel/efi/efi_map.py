@@ -17,6 +17,7 @@ from fivefold.kernel.efi.efi_stub import (
     HANDOFF_MAP,
     is_map_sound,
 )
+from fivefold.kernel.paging import memblock
 from fivefold.kernel.paging.layout import EFI_VA_END
 from fivefold.kernel.paging.pgtable import va_bits
 from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
@@ -45,9 +46,11 @@ def find_handoff(info: PhysAddr) -> bool:
     global handoff
     for i in range(min(start_info.field32(info, start_info.OFFSET_MODULES), start_info.MAX_MODULES)):
         module = start_info.field64(info, start_info.OFFSET_MODULE_LIST) + start_info.MODULE_ENTRY_SIZE * i
-        content = phys_to_virt(PhysAddr(start_info.field64(PhysAddr(module), 0)))
-        if load64(content) == EFI_MAGIC:
-            handoff = content
+        at = PhysAddr(start_info.field64(PhysAddr(module), 0))
+        size = start_info.field64(PhysAddr(module), 8)
+        # A loader's module may lie in a ROM, or end within a word: the direct map has memory only.
+        if size >= MAP_OFFSET and memblock.is_memory(at, size) and load64(phys_to_virt(at)) == EFI_MAGIC:
+            handoff = phys_to_virt(at)
     return handoff != 0
 
 

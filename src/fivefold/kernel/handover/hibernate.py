@@ -72,6 +72,7 @@ CORRUPT: Final = 6
 IN_THE_WAY: Final = 7
 NO_MEMORY: Final = 8
 OTHER_MEMORY: Final = 9
+NOT_IN_MEMORY: Final = 10
 
 STIR: Final = 0x9E37_79B9_7F4A_7C15
 """Odd, so multiplying by it loses nothing; without it words that lie 64 apart could change places unseen."""
@@ -120,20 +121,12 @@ def used_pages(region: u64, region_end: u64, to: u64) -> u64:
         pa = max(memblock.range_start(memblock.reserved, i), memblock.LOW_MEMORY)
         end = min(memblock.range_end(memblock.reserved, i), memblock.end_of_memory())
         while pa < end:
-            if (pa < region or pa >= region_end) and is_memory(pa):
+            if (pa < region or pa >= region_end) and memblock.is_memory(PhysAddr(pa), PAGE_SIZE):
                 if to != 0:
                     store64(to + 8 * count, pa)
                 count += 1
             pa += PAGE_SIZE
     return count
-
-
-def is_memory(pa: u64) -> bool:
-    """Whether a page is RAM: reserved ranges cover holes too."""
-    for i in range(memblock.memory_count):
-        if memblock.range_start(memblock.memory, i) <= pa and pa < memblock.range_end(memblock.memory, i):
-            return True
-    return False
 
 
 def pages_for(size: u64) -> u64:
@@ -209,6 +202,8 @@ def resume(info: PhysAddr, largest: u64) -> u64:
         return NOT_AN_IMAGE
     module = PhysAddr(start_info.field64(info, start_info.OFFSET_MODULE_LIST))
     image = start_info.field64(module, 0)
+    if not memblock.is_memory(PhysAddr(image), start_info.field64(module, 8)):
+        return NOT_IN_MEMORY
     at = phys_to_virt(PhysAddr(image))
     outcome = check_image(at, start_info.field64(module, 8))
     if outcome != OK:
@@ -217,7 +212,7 @@ def resume(info: PhysAddr, largest: u64) -> u64:
     highest = u64(0)
     for i in range(count):
         page = load64(at + PAGE_SIZE + 8 * i)
-        if not is_memory(page):
+        if not memblock.is_memory(PhysAddr(page), PAGE_SIZE):
             return OTHER_MEMORY
         highest = max(highest, page + PAGE_SIZE)
     if highest > image:
@@ -274,6 +269,8 @@ def explain(outcome: u64) -> None:
         report.put("the image has pages where this machine has no memory\n")
     elif outcome == IN_THE_WAY:
         report.put("the loader put the image where its pages go\n")
+    elif outcome == NOT_IN_MEMORY:
+        report.put("the loader put the image where the map has no memory\n")
     elif outcome == NO_MEMORY:
         report.put("no memory\n")
     else:

@@ -72,6 +72,7 @@ CUT_SHORT: Final = 3
 CANNOT_FIVE_LEVELS: Final = 4
 NO_MEMORY: Final = 5
 MAP_TOO_LONG: Final = 6
+NOT_IN_MEMORY: Final = 7
 
 first: u64 = 0
 end: u64 = 0
@@ -239,6 +240,8 @@ def start(old: PhysAddr, top: VirtAddr, cmdline: VirtAddr, largest: u64) -> u64:
     if not has_whole_map:
         return MAP_TOO_LONG
     module = PhysAddr(start_info.field64(old, start_info.OFFSET_MODULE_LIST))
+    if not memblock.is_memory(PhysAddr(start_info.field64(module, 0)), start_info.field64(module, 8)):
+        return NOT_IN_MEMORY
     image = phys_to_virt(PhysAddr(start_info.field64(module, 0)))
     outcome = check_image(image, start_info.field64(module, 8))
     down = outcome == CANNOT_FIVE_LEVELS and params.has_word(cmdline, "kexec_down")

@@ -198,6 +198,15 @@ def total() -> u64:
 
 
 @noinline
+def is_memory(start: PhysAddr, size: u64) -> bool:
+    """Whether all *size* bytes at *start* are memory, which the direct map has; reserved ranges cover holes too."""
+    for i in range(memory_count):
+        if range_start(memory, i) <= start and start < range_end(memory, i):
+            return size <= range_end(memory, i) - start
+    return False
+
+
+@noinline
 def end_of_memory() -> PhysAddr:
     """Exclusive end of the highest range; 0 without memory."""
     if memory_count == 0:
