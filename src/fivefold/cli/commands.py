@@ -44,6 +44,7 @@ COMMANDS: Final = {
     "layout": "What a kernel puts where, and what an address is",
     "view": "An address space as one page of HTML",
     "conform": "Which rules of paging an emulator or hypervisor breaks",
+    "matrix": "Whether a kernel boots with four and five levels, everywhere",
     "vectors": "Write test vectors for page-table walkers",
     "explain": "Why a fault happened, and how it became a triple fault",
 }
@@ -141,7 +142,7 @@ MemoryOption = Annotated[
         rich_help_panel=GENERAL,
     ),
 ]
-UNBOUNDED: Final = frozenset({"boot", "image"})
+UNBOUNDED: Final = frozenset({"boot", "image", "matrix"})
 """Commands whose memory is a machine's, which is given by its own option."""
 
 

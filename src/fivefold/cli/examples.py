@@ -21,6 +21,15 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("fivefold conform --payload cases.elf --cases 5000", "to run where no memory can be read"),
         ("fivefold conform --judge serial.txt --cases 5000", "what that machine printed"),
     ),
+    "matrix": (
+        ("fivefold matrix bzImage", "a dozen machines, each mode as promised or why not"),
+        (
+            "fivefold matrix --preset quick linux-image-*.deb --keep failures",
+            "four machines; what is left of failures",
+        ),
+        ("fivefold matrix bzImage --repeat 50 --state runs.json", "how often it fails, and whether that is chance"),
+        ("git bisect run fivefold matrix --bisect --preset quick bzImage", "which commit lost it (build in a script)"),
+    ),
     "vectors": (
         ("fivefold vectors -o vectors.json", "a thousand cases for a walker's tests"),
         ("fivefold vectors --schema", "what such a file looks like"),

@@ -1,0 +1,1 @@
+"""Does this kernel keep the promise of one image for both modes? Cells, their runs, and the verdict."""

@@ -1,0 +1,220 @@
+"""Run a cell once: start, watch, judge. This runs in the supervisor's process, for one machine at a time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final
+
+from fivefold.errors import FivefoldError, MachineError
+from fivefold.matrix.cells import HIBERNATE, KEXEC, Cell, Mode
+from fivefold.matrix.result import CellCheck, CellRun, Outcome, RunCause
+from fivefold.matrix.run.causes import cause_of_console, cause_of_log, hang_cause, symbol_lookup
+from fivefold.matrix.run.console import Reports, oops_of, panic_of
+from fivefold.matrix.run.keep import Kept
+from fivefold.matrix.run.looks import View, looks
+from fivefold.matrix.run.told import told_checks
+from fivefold.matrix.run.watch import Patience, Stopped, SymbolAt, watch
+from fivefold.matrix.vmm.base import Driver, Files, RunningMachine
+from fivefold.memory import Source
+
+BASE_WORDS: Final = "console=ttyS0 earlyprintk=serial,ttyS0,115200"
+"""What every kernel is told: to talk on the serial port, from the beginning."""
+DISK_BYTES: Final = 1 << 30
+_OFF_SECONDS: Final = 120.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell with all that its run needs."""
+
+    cell: Cell
+    kind: str
+    files: Files
+    patience: Patience
+    keep: str | None = None
+
+    @property
+    def promised(self) -> tuple[Mode, ...]:
+        """The mode of each kernel."""
+        return self.cell.promised(self.kind)
+
+
+def command_line(cell: Cell, again: bool = False) -> str:
+    """The kernel's whole command line; *again* for the kernel that resumes a saved machine."""
+    extra = cell.cmdline if not again or cell.resume_cmdline is None else cell.resume_cmdline
+    words = [BASE_WORDS, extra]
+    if cell.kexec:
+        words.append(f"{KEXEC}={'/'.join(','.join(each.split()) or '-' for each in cell.kexec)}")
+    if cell.hibernate:
+        words.append(HIBERNATE)
+    return " ".join(word for word in words if word)
+
+
+def run_cell(task: Task, driver: Driver) -> CellRun:
+    """Boot the cell once, and say what came of it. `MachineError` where no machine could be started."""
+    began = time.monotonic()
+    if task.cell.hibernate:
+        disk = os.memfd_create("disk")
+        try:
+            os.ftruncate(disk, DISK_BYTES)
+            task = replace(task, files=replace(task.files, disk=disk))
+            run = _saved_and_resumed(task, driver)
+        finally:
+            os.close(disk)
+    else:
+        run = _once(task, driver, command_line(task.cell), 1 + len(task.cell.kexec))
+    return replace(run, seconds=round(time.monotonic() - began, 2))
+
+
+def _saved_and_resumed(task: Task, driver: Driver) -> CellRun:
+    """Save the machine to its disk, then start one that resumes it: what waits then is the first kernel."""
+    machine = driver.start(task.cell, command_line(task.cell), task.files)
+    try:
+        stopped = watch(machine, 2, task.patience, lambda: symbol_lookup(_source(machine)))
+        if machine.ended != "off":
+            return _failed(task, driver, machine, stopped)
+    finally:
+        machine.close()
+    first = stopped.reports
+    cell = task.cell if task.cell.resume_cmdline is None else replace(task.cell, cmdline=task.cell.resume_cmdline)
+    run = _once(replace(task, cell=cell), driver, command_line(task.cell, again=True), 1, resumes=True)
+    mode = first.reports[0].mode if first.reports else None
+    saved = CellCheck("saved", True, f"in mode {mode}, then turned off")
+    return replace(run, checks=(saved, *run.checks))
+
+
+def _once(task: Task, driver: Driver, cmdline: str, reports: int, resumes: bool = False) -> CellRun:
+    machine = driver.start(task.cell, cmdline, task.files)
+    try:
+        stopped = watch(machine, reports, task.patience, lambda: symbol_lookup(_source(machine)))
+        if stopped.kind != "ready":
+            return _failed(task, driver, machine, stopped)
+        machine.stop()
+        return _ready(task, driver, machine, stopped, cmdline)
+    finally:
+        machine.close()
+
+
+def _source(machine: RunningMachine) -> Source | None:
+    with suppress(FivefoldError, OSError):
+        return machine.source()
+    return None
+
+
+def _ready(task: Task, driver: Driver, machine: RunningMachine, stopped: Stopped, cmdline: str) -> CellRun:
+    """All checks of a machine that waits, and the verdict on its mode."""
+    reports, promised = stopped.reports, task.promised
+    last = reports.reports[-1]
+    checks = list(_log_checks(bytes(machine.console), reports))
+    checks += _earlier(reports, promised)
+    words = cmdline if not task.cell.kexec else task.cell.kexec[-1].strip("-")
+    checks += told_checks(last, task.cell, promised[-1], words)
+    source = machine.source()
+    if source is not None:
+        with source:
+            view = View(task.cell, last, promised[-1], machine, source)
+            checks += looks(view)
+            mode = _mode_of(view.source, last)
+            run = CellRun("ready", mode, tuple(checks), release=last.release)
+            if mode != promised[-1] or not run.ok:
+                return _not_as_promised(task, driver, machine, run, promised[-1], source)
+            return run
+    run = CellRun("ready", last.mode, tuple(checks), release=last.release)
+    return (
+        run
+        if run.ok and last.mode == promised[-1]
+        else _not_as_promised(task, driver, machine, run, promised[-1], None)
+    )
+
+
+def _mode_of(source: Source, report: object) -> str | None:
+    cr4 = source.cpus[0].cr4 if source.cpus else None
+    return None if cr4 is None else "la57" if cr4 >> 12 & 1 else "la48"
+
+
+def _not_as_promised(
+    task: Task, driver: Driver, machine: RunningMachine, run: CellRun, promised: str, source: Source | None
+) -> CellRun:
+    name = symbol_lookup(source)
+    cause = cause_of_console(bytes(machine.console), source, name)
+    outcome: Outcome = "ready"
+    if run.mode != promised:
+        outcome = "wrong-mode"
+        cause = cause or RunCause("wrong-mode", f"it runs in mode {run.mode or 'unknown'}, and {promised} was promised")
+    elif cause is None:
+        first = next(check for check in run.checks if not check.ok)
+        cause = RunCause(first.name, f"check {first.name} failed: {first.detail}")
+    found = replace(run, outcome=outcome, cause=cause)
+    return _keep(task, driver, machine, found, source)
+
+
+def _log_checks(console: bytes, reports: Reports) -> Iterator[CellCheck]:
+    oops = oops_of(console)
+    yield CellCheck("log", oops is None, oops or "no oops, no BUG, no fault of the kernel")
+    failed = [f"{what} (error {(1 << 64) - error if error >> 63 else error})" for what, error in reports.failures]
+    if failed:
+        yield CellCheck("restart", False, f"the init could not {', '.join(failed)}")
+
+
+def _earlier(reports: Reports, promised: tuple[Mode, ...]) -> list[CellCheck]:
+    """The modes of the kernels before the last, which handed over to it."""
+    rows = zip(reports.reports[:-1], promised[:-1], strict=False)
+    return [
+        CellCheck(f"kernel-{number}-mode", report.mode == mode, f"{report.mode or 'unknown'}, promised {mode}")
+        for number, (report, mode) in enumerate(rows, 1)
+    ]
+
+
+def _failed(task: Task, driver: Driver, machine: RunningMachine, stopped: Stopped) -> CellRun:
+    """What came of a machine that never got to wait."""
+    source = _source(machine) if machine.ended != "gone" else None
+    try:
+        name = symbol_lookup(source)
+        outcome, cause = _verdict(task, machine, stopped, source, name)
+        release = next((report.release for report in stopped.reports.reports if report.release), None)
+        return _keep(task, driver, machine, CellRun(outcome, _known_mode(source), cause=cause, release=release), source)
+    finally:
+        if source is not None:
+            source.close()
+
+
+def _known_mode(source: Source | None) -> str | None:
+    """The mode of a machine that failed: by CR4, once paging in long mode is on."""
+    cpu = source.cpus[0] if source is not None and source.cpus else None
+    if cpu is None or cpu.cr4 is None or not (cpu.cr0 or 0) >> 31 & 1 or not (cpu.efer or 0) >> 10 & 1:
+        return None
+    return "la57" if cpu.cr4 >> 12 & 1 else "la48"
+
+
+def _verdict(
+    task: Task, machine: RunningMachine, stopped: Stopped, source: Source | None, name: SymbolAt
+) -> tuple[Outcome, RunCause]:
+    console = bytes(machine.console)
+    told = cause_of_console(console, source, name)
+    if stopped.kind == "panic" or panic_of(console) is not None:
+        return "panic", told or RunCause("panic", panic_of(console) or "a panic without words")
+    if stopped.kind in ("hang", "timeout"):
+        silent = task.patience.silent
+        return "hang", told or hang_cause(stopped.places, stopped.halted, name, silent, stopped.kind == "timeout")
+    if stopped.kind == "flood":
+        return "hang", told or RunCause("flood", "it floods the console, and never comes to its init")
+    if machine.ended == "triple-fault":
+        return "triple-fault", cause_of_log(machine.log, source, name) or RunCause(
+            "triple-fault", "the CPU shut down; the log of exceptions does not say why"
+        )
+    if machine.ended == "gone":
+        words = machine.last_words.splitlines()
+        raise MachineError(f"the machine's process ended: {words[-1] if words else 'without a word'}")
+    how = "turned itself off" if machine.ended == "off" else "reset itself"
+    return "reset", told or RunCause("reset", f"the machine {how} before its init was ready")
+
+
+def _keep(task: Task, driver: Driver, machine: RunningMachine, run: CellRun, source: Source | None) -> CellRun:
+    if task.keep is None:
+        return run
+    kept = Kept(task.keep, task.cell, command_line(task.cell), task.files, driver)
+    return kept.of(machine, run, source)

@@ -1,0 +1,141 @@
+"""Watch a machine until it is ready, ends, gives up, or stands still."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from fivefold.matrix.run.console import PANIC, PANIC_END, Reports, read_reports
+from fivefold.matrix.vmm.base import RunningMachine
+
+SILENT_SECONDS: Final = 30.0
+"""A console that has been silent for so long, with the CPU in one place, is a hang."""
+PANIC_SECONDS: Final = 5.0
+"""How long a kernel that panicked may go on printing its trace."""
+_STEP: Final = 0.25
+_SAMPLES: Final = 10
+_SAMPLE_SECONDS: Final = 0.1
+_NEAR: Final = 0x1000
+"""Where no symbols are known, instructions closer than this are taken for one function."""
+_RIP: Final = re.compile(r"\b[RE]IP=([0-9a-f]{8,16})")
+_HLT: Final = re.compile(r"\bHLT=([01])")
+
+StopKind = Literal["ready", "ended", "panic", "hang", "timeout", "flood"]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Why watching ended, and what the init had said. *places*: instruction pointers of a hang, newest last."""
+
+    kind: StopKind
+    reports: Reports
+    places: tuple[int, ...] = ()
+    halted: bool = False
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds: in all, and of silence before a look at whether the machine still moves."""
+
+    whole: float
+    silent: float = SILENT_SECONDS
+    panic: float = PANIC_SECONDS
+
+
+SymbolAt = Callable[[int], str | None]
+AskSymbols = Callable[[], SymbolAt]
+
+
+def watch(
+    machine: RunningMachine, reports: int, patience: Patience, symbols: Callable[[], SymbolAt] | None = None
+) -> Stopped:
+    """Watch until *reports* reports are whole, or the machine is seen to come to nothing.
+
+    *symbols* is asked for names only when the machine has been silent, and it stands still then.
+    """
+    end = time.monotonic() + patience.whole
+    heard = time.monotonic()
+    asked_again = heard
+    size = looked = 0
+    found = Reports()
+    panicked: float | None = None
+    while True:
+        machine.wait(_STEP)
+        now = time.monotonic()
+        if len(machine.console) != size:
+            size, heard = len(machine.console), now
+        if size != looked and (b"f5 " in machine.console[max(0, looked - 64) :] or found.reports):
+            found = read_reports(bytes(machine.console))
+        if panicked is None and PANIC.search(machine.console, max(0, looked - 256)):
+            panicked = now
+        looked = size
+        if found.complete >= reports or (found.complete and found.failures):
+            return Stopped("ready", found)
+        if machine.ended is not None:
+            return Stopped("ended", found)
+        if machine.flooded:
+            return Stopped("flood", found)
+        if panicked is not None and (PANIC_END in machine.console or now - panicked > patience.panic):
+            return Stopped("panic", found)
+        if now > end:
+            return Stopped("timeout", found, *_where(machine))
+        if now - max(heard, asked_again) > patience.silent:
+            asked_again = now
+            if (still := _stands_still(machine, symbols)) is not None:
+                return Stopped("hang", found, *still)
+
+
+def _where(machine: RunningMachine) -> tuple[tuple[int, ...], bool]:
+    machine.stop()
+    text = machine.registers()
+    return _places(text), _all_halted(text)
+
+
+def _places(text: str) -> tuple[int, ...]:
+    return tuple(int(rip, 16) for rip in _RIP.findall(text))
+
+
+def _all_halted(text: str) -> bool:
+    states = _HLT.findall(text)
+    return bool(states) and all(state == "1" for state in states)
+
+
+def _stands_still(
+    machine: RunningMachine, symbols: Callable[[], SymbolAt] | None
+) -> tuple[tuple[int, ...], bool] | None:
+    """Where it is, if all CPUs are halted or stay in one function over some looks; None if it moves."""
+    texts = []
+    for _ in range(_SAMPLES):
+        before = len(machine.console)
+        texts.append(machine.registers())
+        machine.wait(_SAMPLE_SECONDS)
+        if len(machine.console) != before or machine.ended is not None:
+            return None
+    places = [_places(text) for text in texts]
+    machine.stop()
+    if all(_all_halted(text) for text in texts):
+        return places[-1], True
+    name = symbols() if symbols else None
+    if places[-1] and all(_one_place(at, name) for at in _by_cpu(places, texts)):
+        return places[-1], False
+    machine.go_on()
+    return None
+
+
+def _by_cpu(places: list[tuple[int, ...]], texts: list[str]) -> Iterable[list[int]]:
+    """Instruction pointers over time, of each CPU that is not halted in the last look."""
+    halted = _HLT.findall(texts[-1])
+    for number in range(len(places[-1])):
+        if number < len(halted) and halted[number] == "1":
+            continue
+        yield [row[number] for row in places if number < len(row)]
+
+
+def _one_place(at: list[int], name: SymbolAt | None) -> bool:
+    names = {name(rip) if name else None for rip in at}
+    if None not in names:
+        return len(names) == 1
+    return max(at) - min(at) < _NEAR
