@@ -176,7 +176,7 @@ class Attachment:
     instance: Instance
     addresses: tuple[int, ...]
 
-    def detach(self) -> None:
+    def close(self) -> None:
         """Give the buffers back; the program then sees no physical memory."""
         attach(self.instance, [])
         for address in self.addresses:

@@ -19,18 +19,17 @@ from fivefold.arch import (
     PagingMode,
     TooManyRuns,
     Translation,
-    distinct_tables,
     translate,
 )
 from fivefold.errors import MemoryReadError, both_told
 from fivefold.kernel.scan.scan_ranges import RIGHTS_SHIFT, WRITE
 from fivefold.layout import Area
-from fivefold.memory import Bank, Source, SourceOptions, open_source
+from fivefold.memory import Source, SourceOptions, open_source
 from fivefold.memory.open_source import SourceKeywords
 from fivefold.notebook import html_table
 from fivefold.survey.guest.areas import AreaMap, detect_areas
 from fivefold.survey.guest.bases import KernelBases, find_bases
-from fivefold.survey.guest.cpu.encryption import WithoutBits, choose_c_bit, cleared, cpu_with
+from fivefold.survey.guest.cpu.encryption import WithoutBits, choose_c_bit, cpu_with
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import GivenPaging, choose_mode, choose_phys_bits, choose_root, controls_of
 from fivefold.survey.guest.system import GuestSystem, guest_system, release_told
@@ -41,6 +40,7 @@ from fivefold.survey.paths import Path, path_of
 from fivefold.survey.scan.regions import Regions, regions_of
 from fivefold.survey.scan.scan import TableScanner
 from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, RegionKind, ScanResult, ScanSettings
+from fivefold.survey.scan.table_store import bring_from
 from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
 
 MAX_UNFOLDED: Final = 1 << 22
@@ -118,14 +118,8 @@ class Space:
         self.source.memory.read(root, TABLE_SIZE)
         other = Space(self.source, self.given, root=Found(root, how), mode=self.mode)
         other.symbol_file = self.symbol_file
-        if self.scans_all_memory:
-            other.scanner = self.scanner
+        other.scanner = self.scanner
         return other
-
-    @property
-    def scans_all_memory(self) -> bool:
-        """Whether `scanner` serves other roots, too: it works on all of memory, not on copies of tables."""
-        return self.source.memory.zero_copy and not self.cpu.encryption_bits
 
     def translate(self, va: int) -> Translation:
         """Where *va* leads, or what stops it; rights are the entries'. `MemoryReadError` without a table."""
@@ -139,11 +133,16 @@ class Space:
 
     @cached_property
     def scanner(self) -> TableScanner:
-        """The native scan over this source's memory, or over copies of its tables where reading all would be costly."""
+        """The native scan over this source's memory in place, or over tables that are read as it comes to them.
+
+        It serves all roots of the source.
+        """
         memory = self.source.memory
         encrypted = self.cpu.encryption_bits
-        banks = memory.banks() if memory.zero_copy and not encrypted else _table_banks(self.tables, encrypted)
-        scanner = TableScanner(banks)
+        if memory.zero_copy and not encrypted:
+            scanner = TableScanner(memory.banks())
+        else:
+            scanner = TableScanner(bring=bring_from(memory, encrypted))
         memory.when_closed(scanner.close)
         return scanner
 
@@ -366,9 +365,3 @@ def open_space(
     except BaseException:  # whatever is raised, the source must not stay open
         source.close()
         raise
-
-
-def _table_banks(tables: AddressSpace, mask: int) -> list[Bank]:
-    """Copies of all tables under a root without the bits in *mask*, each read once: fewer bytes than all of memory."""
-    frames = sorted({table for found in distinct_tables(tables).values() for table in found})
-    return [Bank(frame, memoryview(cleared(tables.memory.read(frame, TABLE_SIZE), mask))) for frame in frames]

@@ -20,6 +20,7 @@ from fivefold.metal.program import Program
 from fivefold.metal.run import host, interpreter
 from fivefold.metal.run.instance import Instance
 from fivefold.survey.scan import scan as host_scan
+from fivefold.survey.scan import scan_buffers
 from fivefold.survey.scan.scan_result import Contiguity, ScanSettings
 from fivefold.units import MASK64, PhysAddr
 
@@ -303,7 +304,7 @@ def on_host(space: AddressSpace, ram: Ram, asked: Asked, monkeypatch: pytest.Mon
     )
     monkeypatch.setattr(host_scan, "FIRST_RANGES", asked.capacity)
     if not asked.memo:
-        monkeypatch.setattr(host_scan, "MAX_REMEMBERED", 1)
+        monkeypatch.setattr(scan_buffers, "MAX_REMEMBERED", 1)
     with host_scan.TableScanner(ram.banks(), load=loaded) as scanner:
         whole = scanner.scan(space.root, space.mode.top, settings).rows
         chunks = list(scanner.stream(space.root, space.mode.top, settings, chunk=asked.capacity))

@@ -11,6 +11,7 @@ import pytest
 from fivefold.arch import LA48, LA57, AddressSpace, Level, PagingMode, distinct_tables
 from fivefold.memory import Ram
 from fivefold.survey.scan import scan as host_scan
+from fivefold.survey.scan import scan_buffers
 from fivefold.survey.scan.scan_result import Contiguity, RegionKind, ScanResult, ScanSettings
 from fivefold.units import PhysAddr
 
@@ -98,7 +99,7 @@ def scans(seed: int, settings: ScanSettings) -> Iterator[tuple[AddressSpace, Sca
         with_memory = host_scan.TableScanner(ram.banks()).scan(root, mode.top, settings, max_ranges=1 << 15)
         forgetful = host_scan.TableScanner(ram.banks())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(host_scan, "MAX_REMEMBERED", 1)
+            patch.setattr(scan_buffers, "MAX_REMEMBERED", 1)
             patch.setattr(host_scan, "MAX_WALKS", 1 << 13)
             yield AddressSpace(ram, root, mode), with_memory, forgetful.scan(root, mode.top, settings)
     except host_scan.TooManyRuns:

@@ -347,7 +347,7 @@ def test_extents_show_whole_pages_and_nothing_else(load):
     assert stray == instance.address("extents.STRAY") + 8
     with pytest.raises(MemoryReadError, match=r"the attached memory has no memory at 0x0000000000004008"):
         extents.check_misses(instance)
-    attached.detach()
+    attached.close()
     assert instance.call("extents.phys_to_page", 0x8000) == instance.call("extents.any_page", 0x8000) == 0
     banks[0][1].append(0)
 
@@ -371,7 +371,7 @@ def test_any_number_of_extents_anywhere(load, width):
             found = instance.call(f"extents.{lookup}", pa)
             assert (found != 0) == inside
             assert not inside or instance.read(found, 1)[0] == marked
-    attached.detach()
+    attached.close()
 
 
 def test_extents_may_not_overlap():

@@ -19,6 +19,7 @@ from fivefold.errors import MemoryReadError
 from fivefold.memory import open_source
 from fivefold.metal.run import interpreter
 from fivefold.survey.scan import scan as module
+from fivefold.survey.scan import scan_buffers
 from fivefold.survey.scan.scan import TableScanner, leaves_of, scan_space
 from fivefold.survey.scan.scan_result import ALL_FLAGS, Contiguity, RegionKind, ScanResult, ScanSettings, expand_leaves
 from fivefold.units import PhysAddr
@@ -189,7 +190,7 @@ def test_hostile_tables_end_and_stay_inside(found: list[tuple[int, int, int]], l
     assert np.all(result.start <= result.last)
     mode = LA57 if levels == 5 else LA48
     assert all(mode.is_canonical(int(end)) for end in (*result.start, *result.last))
-    assert result.counts.tables_walked <= 4 * levels * module.RIGHTS + 1
+    assert result.counts.tables_walked <= 4 * levels * scan_buffers.RIGHTS + 1
 
 
 @pytest.mark.parametrize("levels", [4, 5])

@@ -12,6 +12,7 @@ maps is unknown, not absent.
     status = scan(root)         FULL: take ranges out (drain) or bring a larger buffer (grow),
     while status == FULL: ...         then scan_resume()
                                 LIMIT: raise walk_limit and scan_resume(), or stop
+                                AWAITED: bring the tables that scan_awaited.py lists, then scan_resume()
                                 DONE
 
 The walk is a loop over a small stack with a frame for each level, so that it can stop at
@@ -71,7 +72,7 @@ from fivefold.kernel.scan.scan_stack import (
     leave,
     narrow_to_canonical,
 )
-from fivefold.kernel.scan.tables import frame_index, phys_table
+from fivefold.kernel.scan.tables import frame_index, is_awaited, phys_table
 from fivefold.metal.lang import export, inline, load64, noinline, store64, u64
 from fivefold.units import PhysAddr, VirtAddr
 
@@ -82,6 +83,8 @@ LIMIT: Final = 3
 """`walk_limit` tables were walked."""
 NOT_READABLE: Final = 4
 """The root itself cannot be read."""
+AWAITED: Final = 7
+"""A table has to be brought first; only where tables are brought one by one."""
 
 WALKED: Final = 0
 DESCENDED: Final = 5
@@ -114,7 +117,7 @@ def scan_init(records: u64, capacity: u64, index: u64, index_size: u64, walks: u
 
 @export
 def scan(root: PhysAddr) -> u64:
-    """Walk the tables under *root* in the mode that is set; return `DONE`, `FULL`, `LIMIT` or `NOT_READABLE`."""
+    """Walk the tables under *root* in the mode that is set; return a status: see above."""
     narrow_to_canonical()
     scan_stack.depth = levels() + 1
     table = PhysAddr(root & FRAME_MASK)
@@ -282,13 +285,15 @@ def record_malformed(frame: u64, level: u64, i: u64, end: u64, entry: u64) -> No
 
 @inline
 def descend(frame: u64, level: u64, i: u64, entry: u64) -> u64:
-    """Replay the table behind entry *i*, or walk it; return `NEXT`, `DESCENDED`, `FULL` or `LIMIT`."""
+    """Replay the table behind entry *i*, or walk it; return `NEXT`, `DESCENDED`, `FULL`, `LIMIT` or `AWAITED`."""
     pa = entry_frame(entry)
     page = page_of(pa)
     rights = narrowed(load64(frame + RIGHTS), entry)
     va = entry_address(frame, level, i)
     last_va = VirtAddr(va + (1 << level_shift(level)) - 1)
     if page == 0:
+        if is_awaited(pa):
+            return AWAITED
         record_unreadable(frame, i, va, last_va, pa, info_of(UNREADABLE, level - 1, rights))
         return NEXT
     number = frame_index(pa)

@@ -1,8 +1,8 @@
-"""How the scan reaches a page table: the two functions that are not the same everywhere.
+"""How the scan reaches a page table: the functions that are not the same everywhere.
 
 In the booted kernel a table is read through the direct map, and only where the memory map
-says that there is memory. On the host both functions are replaced by a lookup in the
-extents of a memory image. Nothing else of the scan knows where it runs.
+says that there is memory. On the host they are replaced by a lookup in the extents of a memory
+image, or among the tables that were brought so far. Nothing else of the scan knows where it runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from fivefold.kernel.paging import memblock
 from fivefold.kernel.paging.memblock import memory, range_end, range_start
 from fivefold.kernel.paging.phys import PAGE_SHIFT, PAGE_SIZE, phys_to_virt
-from fivefold.metal.lang import u64
+from fivefold.metal.lang import inline, u64
 from fivefold.units import PhysAddr
 
 
@@ -31,3 +31,9 @@ def frame_index(pa: PhysAddr) -> u64:
             return before + (pa - start >> PAGE_SHIFT)
         before += range_end(memory, i) - start >> PAGE_SHIFT
     return before
+
+
+@inline
+def is_awaited(pa: PhysAddr) -> bool:
+    """Whether the table in the frame of *pa*, which cannot be read, may be there once it is asked for: never here."""
+    return False

@@ -48,8 +48,7 @@ def _sure(roots: Iterable[Root]) -> list[Root]:
 def _space_of(space: Space, root: Root) -> Space:
     how, mode = Found(root.root, root.label or ""), Found(MODES[root.levels], "the root's own")
     other = Space(space.source, space.given, root=how, mode=mode)
-    if space.scans_all_memory:
-        other.scanner = space.scanner
+    other.scanner = space.scanner
     return other
 
 

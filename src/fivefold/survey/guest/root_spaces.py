@@ -32,9 +32,8 @@ class RootSpaces:
                 self.source, self.given, root=Found(root.root, how), mode=Found(MODES[root.levels], "the root's own")
             )
             space.symbol_file = self.symbol_file
-            if space.scans_all_memory:
-                shared = shared or space
-                space.scanner = shared.scanner
+            shared = shared or space
+            space.scanner = shared.scanner
             yield space
 
 
