@@ -78,6 +78,17 @@ class FormatError(FivefoldError):
     """A file, dump or log is not what it claims to be."""
 
 
+class DamagedPageError(MemoryReadError, FormatError):
+    """A page of a dump is there and cannot be unpacked, a hole to readers of memory; the message says what is wrong.
+
+    *pa* is where the page begins, or the part of it that was asked for.
+    """
+
+    def __init__(self, pa: int, size: int, source: str, why: FormatError) -> None:
+        super().__init__(pa, size, source)
+        self.args = (str(why),)
+
+
 @contextmanager
 def both_told(first: BaseException | None) -> Iterator[None]:
     """Put things back inside the ``with`` block, after *first*; where that fails too, the error names both.

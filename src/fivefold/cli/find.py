@@ -10,7 +10,7 @@ import typer
 
 from fivefold.cli import values
 from fivefold.cli.choices import TableFormat
-from fivefold.cli.source_options import JsonOption, SourceChoice, on_source, tell_left_out
+from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 
 if TYPE_CHECKING:
     from fivefold.memory import Source
@@ -72,7 +72,6 @@ def find(
     with chosen.open_source() as source:
         asked = [*_of_memory(phys or []), *_of_bytes(source, patterns, limit)]
         roots = root_spaces(source, chosen.check_given(), chosen.symbols)
-        tell_left_out(source)
         answers = iter(find_mappings(roots.spaces(), [target for _, targets, _ in asked for target in targets]))
         from fivefold.report.text import find as find_text
 

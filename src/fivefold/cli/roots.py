@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fivefold.cli.source_options import JsonOption, SourceChoice, on_source_without, tell_left_out
+from fivefold.cli.source_options import JsonOption, SourceChoice, on_source_without
 
 
 @on_source_without("cr3", "cr4", "cpu", "force")
@@ -23,7 +23,6 @@ def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
     given = chosen.check_given()
     with chosen.open_source() as source:
         found = find_roots(source, given.levels, given.phys_bits, given.c_bit)
-        tell_left_out(source)
         owners = root_owners(source, found, chosen.symbols)
         if as_json:
             write_document(roots_json(source, found, owners), sys.stdout)

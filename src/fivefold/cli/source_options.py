@@ -89,7 +89,8 @@ class SourceChoice:
 
 
 def _told(source: Source) -> Source:
-    """*source*, after saying on stderr how a raw image is read, where that is not as it lies."""
+    """*source*, after saying on stderr how a raw image is read; what cannot be read of it is said when it is closed."""
+    source.memory.when_closed(lambda: tell_left_out(source))
     for note in source.notes:
         if "--ram-map" in note:
             print(f"fivefold: {source.name}: {note}", file=sys.stderr)
@@ -225,7 +226,7 @@ def tell_left_out(source: Source) -> None:
     """Say on stderr that damaged pages were passed over, if any were."""
     if pages := source.left_out:
         print(
-            f"fivefold: damaged pages of {source.name} were left out: {len(pages)}, the first at {hex64(pages[0])}",
+            f"fivefold: damaged pages of {source.name} were left out: {len(pages)}, the first at {hex64(min(pages))}",
             file=sys.stderr,
         )
 

@@ -11,9 +11,10 @@ from operator import attrgetter
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
 
-from fivefold.errors import FormatError, MachineError, MemoryReadError, both_told
-from fivefold.memory import page_heads
+from fivefold.errors import DamagedPageError, FormatError, MachineError, MemoryReadError, both_told
+from fivefold.memory import page_batches, page_heads
 from fivefold.memory.base import Extent, PhysReader
+from fivefold.memory.page_batches import PageBatch
 from fivefold.memory.spans import extents_of
 from fivefold.units import GIB, PAGE, PhysAddr
 
@@ -65,6 +66,14 @@ class SourceMemory(PhysReader, Protocol):
 
     def pages_that_begin(self, head: bytes, /) -> Iterator[int]:
         """The addresses of pages that begin with *head*, of 8 bytes or more, ascending; all of memory is looked at."""
+        ...
+
+    def page_batches(self) -> Iterator[PageBatch]:
+        """All whole pages that may be anything but zeros, ascending; pages that cannot be read are left out."""
+        ...
+
+    def readable(self, pa: PhysAddr, size: int, /) -> Iterator[tuple[int, bytes]]:
+        """What can be read of *size* bytes inside one extent, as pieces with their addresses, ascending."""
         ...
 
     def when_closed(self, action: Callable[[], None], /) -> None:
@@ -163,6 +172,16 @@ class BankedMemory(_Closing):
         for bank in self.banks():
             yield from page_heads.in_buffer(bank.start, bank.data, written, head)
 
+    def page_batches(self) -> Iterator[PageBatch]:
+        """The pages in place, without a copy where many follow each other."""
+        for batch in page_batches.in_buffers(self.banks(), self.written()):
+            yield batch
+            self.check()
+
+    def readable(self, pa: PhysAddr, size: int, /) -> Iterator[tuple[int, bytes]]:
+        """All of it, in one piece."""
+        yield pa, self.read(pa, size)
+
     def read(self, pa: PhysAddr, size: int, /) -> bytes:
         """Exactly *size* bytes, which may lie in several banks that touch."""
         self.check()
@@ -204,11 +223,13 @@ class PagedMemory(_Closing):
         max_written: int | None = None,
         written: Callable[[], list[Extent]] | None = None,
         heads: Callable[[bytes], Iterator[int]] | None = None,
+        batches: Callable[[Callable[[int], None]], Iterator[PageBatch]] | None = None,
         searchable: bool = True,
     ) -> None:
         """*extents* ascending and apart; `banks` copies at most *max_copy* bytes, *max_written* of them not zeros.
 
-        *written* as for `BankedMemory`; *heads* finds pages by how they begin, where that takes less than reading all.
+        *written* as for `BankedMemory`; *heads* finds pages by how they begin, and *batches* gives all
+        that are written, where that takes less than reading all; the latter is given what to tell of damaged pages.
         """
         super().__init__(on_close)
         self.name = name
@@ -219,6 +240,7 @@ class PagedMemory(_Closing):
         self._fetch = fetch
         self._written = written
         self._heads = heads
+        self._batches = batches
         self.searchable = searchable
         self._copies: list[Bank] | None = None
         self.left_out: dict[int, None] = {}
@@ -237,20 +259,44 @@ class PagedMemory(_Closing):
         """The addresses of pages that begin with *head*, ascending; pages that cannot be read do not."""
         return page_heads.by_fetching(self.written(), self._fetched, head) if self._heads is None else self._heads(head)
 
+    def page_batches(self) -> Iterator[PageBatch]:
+        """The pages, read some at a time; damaged ones are left out and noted in `left_out`."""
+        if self._batches is not None:
+            return self._batches(self._leave_out)
+        return page_batches.by_fetching(self._extents, self.written(), self._read_parts)
+
+    def readable(self, pa: PhysAddr, size: int, /) -> Iterator[tuple[int, bytes]]:
+        """What is not damaged of it; what is, is noted in `left_out`."""
+        self._check_inside(pa, size)
+        for at, part in self._read_parts(pa, pa + size):
+            if part is not None:
+                yield at, part
+
+    def _leave_out(self, pa: int) -> None:
+        self.left_out[pa] = None
+
     def _fetched(self, pa: int, size: int) -> bytes:
         """These bytes, zeros in place of pages that cannot be read."""
         try:
             return self._fetch(pa, size)
         except FormatError:
-            steps = [(at, min(PAGE, pa + size - at)) for at in range(pa, pa + size, PAGE)]
-            return b"".join(self._page(at, step) or bytes(step) for at, step in steps)
+            return b"".join(self._page(at, step) or bytes(step) for at, step in _pages(pa, pa + size))
 
     def read(self, pa: PhysAddr, size: int, /) -> bytes:
-        """Exactly *size* bytes inside one extent, or `MemoryReadError`."""
+        """Exactly *size* bytes inside one extent, or `MemoryReadError`; a page that is damaged is a hole."""
+        self._check_inside(pa, size)
+        try:
+            return self._fetch(pa, size)
+        except FormatError as error:
+            for at, part in self._read_parts(pa, pa + size):
+                if part is None:
+                    raise DamagedPageError(at, PAGE, self.name, error) from error
+            raise
+
+    def _check_inside(self, pa: int, size: int) -> None:
         index = bisect_right(self._starts, pa) - 1
         if size <= 0 or index < 0 or pa + size > self._extents[index].end:
             raise MemoryReadError(pa, size, self.name)
-        return self._fetch(pa, size)
 
     def banks(self) -> list[Bank]:
         """Copy all memory once and return the copies; `MachineError` above *max_copy* bytes that may not be zeros.
@@ -316,15 +362,23 @@ class PagedMemory(_Closing):
             try:
                 yield at, self._fetch(at, size)
             except FormatError:
-                for page in range(at, at + size, PAGE):
-                    yield page, self._page(page, min(PAGE, at + size - page))
+                for page, length in _pages(at, at + size):
+                    yield page, self._page(page, length)
 
     def _page(self, at: int, size: int) -> bytes | None:
         try:
             return self._fetch(at, size)
         except FormatError:
-            self.left_out[at] = None
+            self.left_out[at & ~(PAGE - 1)] = None
             return None
 
     def _forget(self) -> None:
         self._extents, self._starts, self._copies = [], [], None
+
+
+def _pages(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of pages from *start* to *end*: where each begins, and its size."""
+    while start < end:
+        size = min(PAGE - start % PAGE, end - start)
+        yield start, size
+        start += size

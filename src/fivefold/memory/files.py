@@ -8,11 +8,17 @@ import os
 import stat
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from fivefold.errors import FormatError, cannot
 from fivefold.memory.bus_error import BusGuard
 from fivefold.units import MIB
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Numbers = npt.NDArray[np.int64]
 
 SMALL: Final = 16 * MIB
 """Files up to this size are read: they cannot be cut under us, and reading is faster than mapping."""
@@ -31,6 +37,10 @@ class ByteSource(Protocol):
 
     def read_at(self, offset: int, size: int, /) -> bytes:
         """Exactly *size* bytes from *offset*, or `FormatError` when the source ends before."""
+        ...
+
+    def places(self, offsets: Numbers, sizes: Numbers, /) -> tuple[memoryview, Numbers]:
+        """One view, and where in it the *sizes* bytes from *offsets* begin; -1 where they are not in one piece."""
         ...
 
 
@@ -110,6 +120,13 @@ class FileBytes:
             )
         self.check_alive()
         return self._view[offset : offset + size]
+
+    def places(self, offsets: Numbers, sizes: Numbers, /) -> tuple[memoryview, Numbers]:
+        """All bytes, and *offsets* themselves, -1 where the file ends before; to be let go of before `close`."""
+        import numpy as np  # a log is explained without it
+
+        inside = (offsets >= 0) & (offsets <= self.size - sizes)
+        return self.view(0, self.size), np.where(inside, offsets, -1)
 
     def written(self, start: int, end: int, most: int = MAX_RUNS) -> Iterator[tuple[int, int]]:
         """Runs of the bytes *start* to *end* that are on disk, ascending; a sparse file's holes read as zeros.

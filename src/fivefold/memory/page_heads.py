@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter
 from typing import Final
 
 from fivefold.memory.base import Extent
+from fivefold.memory.page_batches import parts_of
 from fivefold.units import MIB, PAGE
 
 _WORD: Final = 8
@@ -30,24 +29,12 @@ def in_buffer(start: int, data: memoryview, written: Sequence[Extent], head: byt
 
     words = np.frombuffer(data, "<u8", count * (PAGE // _WORD), skip)[:: PAGE // _WORD]
     wanted = np.uint64(int.from_bytes(head[:_WORD], "little"))
-    for low, high in _parts(start + skip, count, written):
+    for low, high in parts_of(start + skip, count, written):
         for at in range(low, high, _PAGES):
             for number in np.flatnonzero(words[at : min(at + _PAGES, high)] == wanted).tolist():
                 offset = skip + (at + number) * PAGE
                 if data[offset : offset + len(head)] == head:
                     yield start + offset
-
-
-def _parts(start: int, count: int, written: Sequence[Extent]) -> Iterator[tuple[int, int]]:
-    """The pages from *start* on that may hold something: numbers, the end exclusive; a page comes once."""
-    done = 0
-    for index in range(bisect_right(written, start, key=attrgetter("end")), len(written)):
-        first = max((written[index].start - start) // PAGE, done)
-        done = min(-(-(written[index].end - start) // PAGE), count)
-        if first >= count:
-            return
-        if first < done:
-            yield first, done
 
 
 def by_fetching(written: Sequence[Extent], fetch: Callable[[int, int], bytes], head: bytes) -> Iterator[int]:

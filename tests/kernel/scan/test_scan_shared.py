@@ -121,7 +121,7 @@ def test_memory_changes_nothing_but_the_work(contiguity: Contiguity) -> None:
             assert one.counts.wx_bytes == other.counts.wx_bytes == int(one.size[wx].sum())
             tables = frozenset().union(*distinct_tables(space).values())
             assert one.counts.tables_met == len(tables)
-            assert one.counts.tables_walked <= len(tables) * space.mode.top * host_scan.RIGHTS
+            assert one.counts.tables_walked <= len(tables) * space.mode.top * scan_buffers.RIGHTS
             compared += 1
             replays += one.counts.replays
     assert compared > 10

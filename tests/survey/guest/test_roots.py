@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from fivefold.arch import LA48, LA57, Level, PagingMode
-from fivefold.memory import Bank, CpuState, Extent, Ram, Source
+from fivefold.memory import Bank, BankedMemory, CpuState, Extent, PagedMemory, Ram, Source
 from fivefold.survey.guest import roots
 from fivefold.survey.guest.info import About
 from fivefold.survey.guest.roots import Confidence, find_roots
@@ -78,8 +78,8 @@ def test_one_root_in_memory(built: Callable[..., Ram], sourced: Callable[..., So
 def test_what_hangs_below_a_root_is_none(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
     """A P4D table has the shape of a four-level root."""
     ram = built(LA57, [IMAGE, USER])
-    pages = TablePages(sourced(ram).memory.banks())
-    assert int(pages.of_level[Level.PML4].sum()) > 1
+    pages = TablePages(sourced(ram).memory)
+    assert len(pages.of_level[Level.PML4]) > 1
     assert [root.root for root in find_roots(sourced(ram))] == [ROOT]
     ram.write(PhysAddr(ROOT), bytes(8))
     stray = [root for root in find_roots(sourced(ram)) if root.levels == 4]
@@ -194,7 +194,7 @@ def test_a_user_half_that_leads_nowhere_is_known_by_its_company(low: int, kept: 
     root(0x5000, low, kept, last)
     found = {one.root: one for one in known}
     roots._pair_up(found)
-    roots._add_user_halves(TablePages([Bank(start, memoryview(data)) for start, data in ram.banks()]), found)
+    roots._add_user_halves(TablePages(in_banks(ram.banks())), found)
     assert (PhysAddr(0x5000) in found, found[PhysAddr(0x4000)].pair == 0x5000) == (joined, joined)
     assert all(one.is_user_half == bool(one.root & 0x1000) for one in found.values())
 
@@ -225,29 +225,53 @@ def test_data_is_no_root(sourced: Callable[..., Source]) -> None:
     assert find_roots(sourced(ram)) == []
 
 
+def in_banks(banks: list[tuple[int, Any]], written: list[Extent] | None = None) -> BankedMemory:
+    found = [Bank(start, memoryview(data)) for start, data in banks]
+    return BankedMemory(found, "banks", written=None if written is None else lambda: written)
+
+
 def test_memory_without_whole_pages(sourced: Callable[..., Source]) -> None:
     ram = Ram.of_size(0x1800, start=0x800)
-    assert TablePages(sourced(ram).memory.banks()).count == 1
+    ram.write(PhysAddr(0x800), b"x" * 0x1800)
+    assert TablePages(sourced(ram).memory).count == 1
     assert find_roots(sourced(Ram.of_size(100, start=0x10))) == []
 
 
-def test_pages_are_numbered_over_banks() -> None:
-    pages = TablePages([Bank(0x1000, memoryview(bytes(0x2000))), Bank(0x8000, memoryview(bytes(0x1000)))])
+def test_which_pages_there_are_and_which_are_empty() -> None:
+    filled = b"x".ljust(0x1000, b"\0")
+    pages = TablePages(in_banks([(0x1000, bytes(0x1000) + filled), (0x8000, filled + bytes(0x800))]))
     frames = np.array([0x1000, 0x2000, 0x3000, 0x8000, 0x9000, 0], np.uint64)
-    assert pages.numbers(frames).tolist() == [0, 1, -1, 2, -1, -1]
-    assert pages.frames(np.array([0, 1, 2])).tolist() == [0x1000, 0x2000, 0x8000]
+    assert pages.has(frames).tolist() == [True, True, False, True, False, False]
+    assert pages.is_filled(frames).tolist() == [False, True, False, True, False, False]
+    assert pages.count == 2
+
+
+def used_pages(banks: list[tuple[int, Any]]) -> list[int]:
+    """Where pages are that are not empty."""
+    return [start + at for start, data in banks for at in range(0, len(data), 4096) if any(bytes(data[at : at + 4096]))]
 
 
 @pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
 def test_what_was_never_written_is_empty_unread(built: Callable[..., Ram], mode: PagingMode) -> None:
     """Parts of pages, of several banks and of none; what a PT leads to may lie in what was never written."""
-    ram = built(mode, [IMAGE, USER])
-    banks = [Bank(start, memoryview(data)) for start, data in ram.banks()]
-    whole = TablePages(banks)
-    used = [int(frame) for frame in whole.frames(np.flatnonzero(whole._filled))]
+    banks = built(mode, [IMAGE, USER]).banks()
+    whole, used = TablePages(in_banks(banks)), used_pages(banks)
+    assert whole.count == len(used)
     written = [Extent(PhysAddr(0), PhysAddr(16)), *(Extent(PhysAddr(at + 8), PhysAddr(at + 4096)) for at in used)]
-    beyond = banks[-1].start + len(banks[-1].data)
-    sparse = TablePages(banks, written=[*written, Extent(PhysAddr(beyond), PhysAddr(beyond + 4096))])
-    assert all((sparse.of_level[level] == whole.of_level[level]).all() for level in whole.of_level)
-    unread = TablePages(banks, written=written[:-1])
-    assert int(unread._filled.sum()) == len(used) - 1
+    beyond = banks[-1][0] + len(banks[-1][1])
+    sparse = TablePages(in_banks(banks, [*written, Extent(PhysAddr(beyond), PhysAddr(beyond + 4096))]))
+    assert all(np.array_equal(sparse.of_level[level], whole.of_level[level]) for level in whole.of_level)
+    unread = TablePages(in_banks(banks, written[:-1]))
+    assert unread.count == len(used) - 1
+
+
+@pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
+def test_memory_that_is_fetched_has_the_same_tables(built: Callable[..., Ram], mode: PagingMode) -> None:
+    ram = built(mode, [IMAGE, USER])
+    extents = [Extent(start, start + len(data)) for start, data in ram.banks()]
+    fetched = PagedMemory(extents, lambda pa, size: ram.read(PhysAddr(pa), size), "fetched")
+    told: list[tuple[int, int | None]] = []
+    found = TablePages(fetched, progress=lambda done, total: told.append((done, total)))
+    whole = TablePages(in_banks(ram.banks()))
+    assert all(np.array_equal(found.of_level[level], whole.of_level[level]) for level in whole.of_level)
+    assert told[-1][0] == told[-1][1] == sum(extent.end - extent.start for extent in extents)

@@ -70,6 +70,7 @@ def read_kdump(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
             max_written=max(LEAST_UNPACKED, MAX_RATIO * file.size),
             written=pages.written,
             heads=pages.that_begin,
+            batches=pages.batches,
         ),
         format="kdump, flattened" if flat else "kdump",
         cpus=cpus_of(notes, data.name),

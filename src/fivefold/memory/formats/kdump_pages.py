@@ -23,6 +23,7 @@ import numpy as np
 from fivefold.errors import FormatError, MachineError, MemoryReadError
 from fivefold.memory.base import Extent
 from fivefold.memory.files import ByteSource
+from fivefold.memory.page_batches import BATCH, PageBatch
 from fivefold.units import PAGE
 
 if TYPE_CHECKING:
@@ -102,10 +103,7 @@ class KdumpPages:
         empty = self._empty()
         runs: list[Extent] = []
         for numbers, rows in self._chunks():
-            holds = np.ones(len(numbers), bool)
-            for offset, packing in empty:
-                holds &= (rows[:, 0] != offset) | (rows[:, 1] != packing)
-            kept = numbers[holds]
+            kept = numbers[_not_empty(rows, empty)]
             if not len(kept):
                 continue
             breaks = np.flatnonzero(np.diff(kept) != 1)
@@ -123,13 +121,27 @@ class KdumpPages:
         """
         for numbers, rows in self._chunks():
             order, starts = _groups(rows)
-            found = [
-                number
-                for part in np.split(order, starts[1:])
-                if self._begins(_descriptor(rows[part[0]].tolist()), head)
-                for number in numbers[part].tolist()
-            ]
+            ends = np.r_[starts[1:], len(order)]
+            begin = self._that_begin(rows[order[starts]], head)
+            found = [number for one in begin for number in numbers[order[starts[one] : ends[one]]].tolist()]
             yield from (number * PAGE for number in sorted(found))
+
+    def _that_begin(self, rows: _Rows, head: bytes) -> list[int]:
+        """Which of the pages that *rows* describe begin with *head*."""
+        offsets, sizes, flags = _columns(rows)
+        view, places = self._data.places(offsets, sizes)
+        found = []
+        for number, (at, size, flag) in enumerate(zip(places.tolist(), sizes.tolist(), flags.tolist(), strict=True)):
+            if at >= 0 and flag == _ZLIB and 0 < size <= PAGE:
+                with suppress(zlib.error):
+                    if zlib.decompressobj().decompress(view[at : at + size], len(head)) == head:
+                        found.append(number)
+            elif at >= 0 and flag == 0 and size == PAGE:
+                if view[at : at + len(head)] == head:
+                    found.append(number)
+            elif self._begins(_descriptor(rows[number].tolist()), head):
+                found.append(number)
+        return found
 
     def _chunks(self) -> Iterator[tuple[_Numbers, _Rows]]:
         """Page numbers with the words of their descriptors, for each part of the bitmap with pages."""
@@ -174,8 +186,66 @@ class KdumpPages:
         last = (pa + size - 1) // PAGE
         if first == last:
             return self._page(first)[skip : skip + size]
-        joined = b"".join(self._page(number) for number in range(first, last + 1))
-        return joined[skip : skip + size]
+        rank, count = self._rank(first), last - first + 1
+        raw = self._data.read_at(self._descriptors + rank * _DESCRIPTOR.size, count * _DESCRIPTOR.size)
+        rows = np.frombuffer(raw, "<u8").reshape(-1, _DESCRIPTOR.size // 8)
+        return b"".join(self._all(range(first, last + 1), rows))[skip : skip + size]
+
+    def batches(self, damaged: Callable[[int], None]) -> Iterator[PageBatch]:
+        """All pages that may be anything but zeros; *damaged* is told where those are that cannot be unpacked."""
+        empty = self._empty()
+        for numbers, rows in self._chunks():
+            holds = _not_empty(rows, empty)
+            numbers, rows = numbers[holds], rows[holds]
+            for at in range(0, len(numbers), BATCH):
+                part = slice(at, at + BATCH)
+                yield from self._batch(numbers[part], rows[part], damaged)
+
+    def _batch(self, numbers: _Numbers, rows: _Rows, damaged: Callable[[int], None]) -> Iterator[PageBatch]:
+        kept: list[int] = []
+        pages = bytearray()
+        for number, page in self._each(numbers.tolist(), rows):
+            if isinstance(page, FormatError):
+                damaged(number * PAGE)
+            else:
+                kept.append(number)
+                pages += page
+        if kept:
+            addresses = np.array(kept, np.uint64) * np.uint64(PAGE)
+            yield PageBatch(addresses, np.frombuffer(pages, "<u8").reshape(-1, 512))
+
+    def _all(self, numbers: Sequence[int], rows: _Rows) -> Iterator[bytes]:
+        for _, page in self._each(numbers, rows):
+            if isinstance(page, FormatError):
+                raise page
+            yield page
+
+    def _each(self, numbers: Sequence[int], rows: _Rows) -> Iterator[tuple[int, bytes | FormatError]]:
+        """The pages that *rows* describe, or what is wrong with them; the same bytes in a row are unpacked once."""
+        offsets, sizes, flags = _columns(rows)
+        view, places = self._data.places(offsets, sizes)
+        last, page = None, b""
+        for number, at, size, flag, row in zip(
+            numbers, places.tolist(), sizes.tolist(), flags.tolist(), range(len(rows)), strict=True
+        ):
+            if (at, size, flag) == last:
+                yield number, page
+                continue
+            last = None
+            if at >= 0 and flag == _ZLIB and 0 < size <= PAGE:
+                with suppress(zlib.error):
+                    page = zlib.decompressobj().decompress(view[at : at + size], PAGE + 1)
+                    last = (at, size, flag)
+            elif at >= 0 and flag == 0 and size == PAGE:
+                page, last = bytes(view[at : at + size]), (at, size, flag)
+            if last is None or len(page) != PAGE:
+                last = None
+                try:
+                    page = self._unpacked(_descriptor(rows[row].tolist()), f"{self._data.name}: page {number:#x}")
+                except FormatError as error:
+                    yield number, error
+                    continue
+            yield number, page
 
     def _page(self, number: int) -> bytes:
         descriptor = self._descriptor(number)
@@ -208,6 +278,22 @@ class KdumpPages:
         block = byte // _RANK_STEP
         before = int.from_bytes(self._bitmap[block * _RANK_STEP : byte], "little").bit_count()
         return self._ranks[block] + before + (self._bitmap[byte] & (1 << bit) - 1).bit_count()
+
+
+def _columns(rows: _Rows) -> tuple[_Numbers, _Numbers, _Numbers]:
+    """Where the bytes are, how many, and the flags that say how they are packed."""
+    packing = np.uint64(_ZLIB | _LZO | _SNAPPY | _ZSTD)
+    columns = (rows[:, 0], rows[:, 1] & np.uint64(0xFFFFFFFF), rows[:, 1] >> np.uint64(32) & packing)
+    offsets, sizes, flags = (column.astype(np.int64) for column in columns)
+    return offsets, sizes, flags
+
+
+def _not_empty(rows: _Rows, empty: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+    """Which *rows* do not describe one of the *empty* pages."""
+    holds = np.ones(len(rows), np.bool_)
+    for offset, packing in empty:
+        holds &= (rows[:, 0] != offset) | (rows[:, 1] != packing)
+    return holds
 
 
 def _descriptor(words: Sequence[int]) -> _Descriptor:

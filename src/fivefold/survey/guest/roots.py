@@ -18,6 +18,7 @@ from fivefold import _arguments
 from fivefold.arch import FRAME_BITS, AddressSpace, Cr4, Flag, Level, Mapped, TableReader, translate
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import Source
+from fivefold.memory.source import Progress
 from fivefold.survey.guest.cpu.encryption import cpu_with
 from fivefold.survey.guest.identify import (
     MODES,
@@ -28,7 +29,7 @@ from fivefold.survey.guest.identify import (
     table_reader,
 )
 from fivefold.survey.guest.level_evidence import level_evidence
-from fivefold.survey.guest.table_pages import Indices, TablePages
+from fivefold.survey.guest.table_pages import TablePages
 from fivefold.survey.guest.vmcoreinfo import KERNEL_WINDOW
 from fivefold.survey.space import PTI_USER_BIT
 from fivefold.units import MIB, PhysAddr, VirtAddr, hex64
@@ -93,13 +94,18 @@ class _Candidate:
 
 
 def find_roots(
-    source: Source, levels: int | None = None, phys_bits: int | None = None, c_bit: int | None = None
+    source: Source,
+    levels: int | None = None,
+    phys_bits: int | None = None,
+    c_bit: int | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> list[Root]:
-    """The roots in *source*'s memory, labelled, those of most use first. All of memory is read once.
+    """The roots in *source*'s memory, labelled, those of most use first. All that may be written of it is read once.
 
     *levels* keeps roots of 4 or 5 levels. *phys_bits* is MAXPHYADDR where it is known. `NotKnownError` where every CPU
     that pages is outside long mode, unless *levels* are given: what looks like a root would be chance. *c_bit* as in
-    `GivenPaging`.
+    `GivenPaging`. *progress* is called with bytes read and bytes in all.
     """
     _arguments.opened("source", source, Source)
     for name, value in (("levels", levels), ("phys_bits", phys_bits), ("c_bit", c_bit)):
@@ -111,9 +117,8 @@ def find_roots(
         )
     given = GivenPaging(c_bit=c_bit)
     in_registers, memory = roots_in_registers(source, given), table_reader(source, given)
-    pages = TablePages(
-        source.memory.banks(), phys_bits or 48, source.memory.written(), not_address=encryption_mask(source, given)
-    )
+    mask = encryption_mask(source, given)
+    pages = TablePages(source.memory, phys_bits or 48, not_address=mask, progress=progress)
     found = _candidates(memory, pages, _may_have_five(source, in_registers) or levels == 5)
     _add_registers(source, pages, found, in_registers)
     _pair_up(found)
@@ -137,39 +142,35 @@ def _may_have_five(source: Source, in_registers: Mapping[PhysAddr, tuple[int, ..
 
 def _candidates(memory: TableReader, pages: TablePages, may_have_five: bool) -> dict[PhysAddr, _Candidate]:
     """Tables that could be roots and that no other root has below it."""
-    fit = np.flatnonzero(pages.of_level[Level.PML5]) if may_have_five else np.empty(0, np.intp)
+    fit = pages.of_level[Level.PML5] if may_have_five else np.empty(0, np.uint64)
     five = _really_five(memory, pages, fit)
     five = np.setdiff1d(five, _below(pages, five, Level.PML5))
-    four = np.setdiff1d(np.flatnonzero(pages.of_level[Level.PML4]), five)
+    four = np.setdiff1d(pages.of_level[Level.PML4], five)
     four = np.setdiff1d(four, _below(pages, five, Level.PML5))
     four = np.setdiff1d(four, _below(pages, four, Level.PML4))
     found = {}
-    for numbers, levels in ((five, 5), (four, 4)):
-        for (_, frame), entries in zip(_with_frames(pages, numbers), pages.entries(numbers), strict=True):
+    for frames, levels in ((five, 5), (four, 4)):
+        for frame, entries in zip(map(PhysAddr, frames.tolist()), pages.entries(frames), strict=True):
             found[frame] = _Candidate(frame, levels, entries)
     return found
 
 
-def _really_five(memory: TableReader, pages: TablePages, numbers: Indices) -> Indices:
+def _really_five(memory: TableReader, pages: TablePages, frames: Words) -> Words:
     """Those of the pages whose tables do not speak for four levels: one for all that share a kernel is asked."""
     answers: dict[int, bool] = {}
     kept = []
-    for (number, frame), entries in zip(_with_frames(pages, numbers), pages.entries(numbers), strict=True):
+    for frame, entries in zip(map(PhysAddr, frames.tolist()), pages.entries(frames), strict=True):
         key = int(entries[_LAST]) or -frame
         if key not in answers:
             answers[key] = len(answers) >= MAX_ASKED or level_evidence(memory, frame).levels != 4
         if answers[key]:
-            kept.append(number)
-    return np.array(kept, np.intp)
+            kept.append(frame)
+    return np.array(kept, np.uint64)
 
 
-def _with_frames(pages: TablePages, numbers: Indices) -> list[tuple[int, PhysAddr]]:
-    return [(n, PhysAddr(frame)) for n, frame in zip(numbers.tolist(), pages.frames(numbers).tolist(), strict=True)]
-
-
-def _below(pages: TablePages, roots: Indices, top: Level) -> Indices:
+def _below(pages: TablePages, roots: Words, top: Level) -> Words:
     """All tables that hang below *roots*."""
-    found: list[Indices] = []
+    found: list[Words] = []
     tables = roots
     for number in range(top, Level.PT, -1):
         tables = pages.children(tables, Level(number))

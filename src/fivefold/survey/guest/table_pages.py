@@ -8,21 +8,21 @@ data looks like one by chance ends after a step or two.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from operator import attrgetter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from fivefold.arch import FRAME_BITS, Flag, Level
-from fivefold.memory import Bank, Extent
+from fivefold.errors import MemoryReadError
+from fivefold.memory import Extent, SourceMemory
+from fivefold.memory.source import Progress
 from fivefold.units import MASK64, PAGE, PhysAddr
 
 Words = npt.NDArray[np.uint64]
 Marks = npt.NDArray[np.bool_]
-Indices = npt.NDArray[np.intp]
 
 CHUNK: Final = 2048
 """Pages that are looked at together."""
@@ -39,122 +39,130 @@ What looks so is a PT of the direct map over memory that was never written, amon
 _P: Final = np.uint64(int(Flag.P))
 _PS: Final = np.uint64(int(Flag.BIT7))
 _FRAME: Final = np.uint64(FRAME_BITS)
+_SHIFT: Final = np.uint64(12)
+_NONE: Final = np.zeros(0, np.uint64)
 
 
 class TablePages:
-    """The pages of some memory, numbered in ascending order, and what each of them could be.
+    """The pages of some memory that are not empty, by their addresses, and what each of them could be.
 
-    *phys_bits*: addresses this wide or wider are out of the question in a table. *written*: the parts, ascending,
-    that may hold anything but zeros, where not all of *banks* may; the rest is not even read. *not_address*: bits of
-    entries that are about encryption; they are taken as clear.
+    Memory is read once, some pages at a time; what is kept are a bit for each page that may be written, and the
+    addresses of those that could be tables. *phys_bits*: addresses this wide or wider are out of the question in a
+    table. *not_address*: bits of entries that are about encryption; they are taken as clear. *progress* is told bytes.
     """
 
     def __init__(
-        self,
-        banks: Sequence[Bank],
-        phys_bits: int = 48,
-        written: Sequence[Extent] | None = None,
-        *,
-        not_address: int = 0,
+        self, memory: SourceMemory, phys_bits: int = 48, *, not_address: int = 0, progress: Progress | None = None
     ) -> None:
+        self._memory = memory
         self._kept = np.uint64(~not_address & MASK64)
-        self._views, self._starts = _pages_of(banks)
-        sizes = [len(view) for view in self._views]
-        self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.intp)
-        self.count = int(self._first[-1])
         self._unlikely = np.uint64(FRAME_BITS & ~((1 << phys_bits) - 1))
-        # Memory that is not written to costs nothing: a sparse file has more pages than there is room for.
-        self._filled = np.zeros(self.count, np.bool_)
-        self._clean = np.zeros(self.count, np.bool_)
-        self._classify(written)
-        self.of_level: dict[Level, Marks] = {}
+        written = memory.written()
+        self._extents = _columns_of(_whole_pages(memory.extents))
+        self._written = _columns_of(_joined(_touched_pages(written)))
+        self._first = np.concatenate([[0], np.cumsum(self._written[1] - self._written[0])]).astype(np.uint64)
+        self._filled = np.zeros(int(self._first[-1]) // 8 + 1, np.uint8)
+        self.of_level: dict[Level, Words] = {Level.PT: self._classify(progress)}
         self._judge()
 
-    def frames(self, numbers: Indices) -> Words:
-        """The physical addresses of pages."""
-        bank = np.searchsorted(self._first, numbers, side="right") - 1
-        return self._starts[bank] + (numbers - self._first[bank]).astype(np.uint64) * np.uint64(PAGE)
+    @property
+    def count(self) -> int:
+        """How many pages are not empty."""
+        return int(np.unpackbits(self._filled).sum(dtype=np.int64))
 
-    def numbers(self, frames: Words) -> Indices:
-        """The pages at *frames*, -1 for those that are not in memory."""
-        if not len(self._starts):
-            return np.full(frames.shape, -1, np.intp)
-        bank = np.searchsorted(self._starts, frames, side="right") - 1
-        offset = (frames - self._starts[bank]) // np.uint64(PAGE)
-        inside = (bank >= 0) & (offset < (self._first[bank + 1] - self._first[bank]).astype(np.uint64))
-        return np.where(inside, self._first[bank] + offset.astype(np.intp), -1)
+    def has(self, frames: Words) -> Marks:
+        """Which of *frames* are whole pages of memory."""
+        starts, ends = self._extents
+        if not len(starts):
+            return np.zeros(frames.shape, np.bool_)
+        pages = frames >> _SHIFT
+        run = np.searchsorted(starts, pages, side="right").astype(np.intp) - 1
+        inside: Marks = (run >= 0) & (pages < ends[run])
+        return inside
 
-    def entries(self, numbers: Indices) -> Words:
-        """The entries of pages: a row of 512 for each."""
-        rows = np.empty((len(numbers), 512), np.uint64)
-        bank = np.searchsorted(self._first, numbers, side="right") - 1
-        for which in np.unique(bank).tolist():
-            mine = bank == which
-            rows[mine] = self._views[which][numbers[mine] - self._first[which]] & self._kept
-        return rows
+    def is_filled(self, frames: Words) -> Marks:
+        """Which of *frames*, pages of memory, are not empty."""
+        inside, bits = self._bits(frames)
+        found: Marks = inside & (self._filled[bits >> np.uint64(3)] & _bit(bits) != 0)
+        return found
+
+    def _bits(self, frames: Words) -> tuple[Marks, Words]:
+        """Which of *frames* may be written, and the numbers of their bits."""
+        starts, ends = self._written
+        if not len(starts):
+            return np.zeros(frames.shape, np.bool_), np.zeros(frames.shape, np.uint64)
+        pages = frames >> _SHIFT
+        run = np.searchsorted(starts, pages, side="right").astype(np.intp) - 1
+        inside = (run >= 0) & (pages < ends[run])
+        return inside, np.where(inside, self._first[run] + pages - starts[run], np.uint64(0))
+
+    def entries(self, frames: Words) -> Words:
+        """The entries of pages: a row of 512 for each; zeros where one can no longer be read."""
+        rows = np.zeros((len(frames), 512), np.uint64)
+        for number, frame in enumerate(frames.tolist()):
+            with suppress(MemoryReadError):
+                rows[number] = np.frombuffer(self._memory.read(PhysAddr(frame), PAGE), "<u8")
+        return rows & self._kept
 
     def entries_at(self, frame: PhysAddr) -> Words | None:
         """The 512 entries of the page at *frame*, None where it is not in memory."""
-        number = self.numbers(np.array([frame], np.uint64))
-        return None if number[0] < 0 else self.entries(number)[0]
+        asked = np.array([frame], np.uint64)
+        return self.entries(asked)[0] if self.has(asked)[0] else None
 
-    def children(self, numbers: Indices, level: Level) -> Indices:
+    def children(self, frames: Words, level: Level) -> Words:
         """The pages that tables of *level* point to, each once, but for tables that point to themselves."""
-        found: list[Indices] = []
-        for at in range(0, len(numbers), CHUNK):
-            part = numbers[at : at + CHUNK]
+        found: list[Words] = [_NONE]
+        for at in range(0, len(frames), CHUNK):
+            part = frames[at : at + CHUNK]
             entries = self.entries(part)
             pointing = (entries & _P != 0) & ((entries & _PS == 0) | (level > Level.PDPT))
-            below = self.numbers(entries & _FRAME)
-            found.append(np.unique(below[pointing & (below >= 0) & (below != part[:, None])]))
-        return np.unique(np.concatenate(found)) if found else np.empty(0, np.intp)
+            below = entries & _FRAME
+            found.append(np.unique(below[pointing & (below != part[:, None])]))
+        every = np.unique(np.concatenate(found))
+        return every[self.has(every)]
 
-    def _classify(self, written: Sequence[Extent] | None) -> None:
-        """Find the pages that are not empty, and those whose present entries hold likely addresses."""
-        for number, view in enumerate(self._views):
-            for at, end in self._parts(number, written):
-                for first in range(at, end, CHUNK):
-                    entries = view[first : min(first + CHUNK, end)] & self._kept
-                    here = slice(int(self._first[number]) + first, int(self._first[number]) + first + len(entries))
-                    self._filled[here] = np.bitwise_or.reduce(entries, axis=1) != 0
-                    present = np.bitwise_or.reduce(entries * (entries & _P), axis=1)
-                    self._clean[here] = (present != 0) & (present & self._unlikely == 0)
+    def _classify(self, progress: Progress | None) -> Words:
+        """Note the pages that are not empty; return those whose present entries hold likely addresses."""
+        clean: list[Words] = [_NONE]
+        done, total = 0, int(self._first[-1]) * PAGE
+        for addresses, rows in self._memory.page_batches():
+            entries = rows & self._kept
+            self._note(addresses[np.bitwise_or.reduce(entries, axis=1) != 0])
+            present = np.bitwise_or.reduce(entries * (entries & _P), axis=1)
+            clean.append(addresses[(present != 0) & (present & self._unlikely == 0)])
+            done += PAGE * len(addresses)
+            if progress is not None:
+                progress(min(done, total), total)
+        return np.concatenate(clean)
 
-    def _parts(self, number: int, written: Sequence[Extent] | None) -> Iterator[tuple[int, int]]:
-        """The pages of a bank that may hold something: from and to, within the bank."""
-        start, count = int(self._starts[number]), len(self._views[number])
-        if written is None:
-            yield 0, count
-            return
-        for index in range(bisect_right(written, start, key=attrgetter("end")), len(written)):
-            first = max((written[index].start - start) // PAGE, 0)
-            if first >= count:
-                break
-            yield first, min(-(-(written[index].end - start) // PAGE), count)
+    def _note(self, frames: Words) -> None:
+        inside, bits = self._bits(frames)  # a live guest may have written to more of them meanwhile
+        bits = bits[inside]
+        np.bitwise_or.at(self._filled, bits >> np.uint64(3), _bit(bits))
 
     def _judge(self) -> None:
-        """Decide level by level, from the PT up."""
-        self.of_level[Level.PT] = self._clean
-        candidates = np.flatnonzero(self._clean)
+        """Decide level by level, from the PT up: a page that could not be a table of one could be of none above it."""
+        candidates = self.of_level[Level.PT]
         for level in (Level.PD, Level.PDPT, Level.PML4, Level.PML5):
             below = self.of_level[Level(level - 1)]
-            marks = np.zeros(self.count, np.bool_)
+            marks = [np.zeros(0, np.bool_)]
             for at in range(0, len(candidates), CHUNK):
-                part = candidates[at : at + CHUNK]
-                marks[part] = self._could_be(self.entries(part), level, below)
-            self.of_level[level] = marks
+                marks.append(self._could_be(self.entries(candidates[at : at + CHUNK]), level, below))
+            candidates = candidates[np.concatenate(marks)]
+            self.of_level[level] = candidates
 
-    def _could_be(self, entries: Words, level: Level, below: Marks) -> Marks:
+    def _could_be(self, entries: Words, level: Level, below: Words) -> Marks:
         """Which rows of *entries* could be tables of *level*, if *below* could be of the next."""
         present = entries & _P != 0
         large = present & (entries & _PS != 0)
         fits = large & (entries & np.uint64((level.span - 1) & ~0x1FFF) & _FRAME == 0)
         if level > Level.PDPT:
             fits &= False
-        child = self.numbers(entries & _FRAME)
-        known = present & ~large & (child >= 0)
-        table = known & below[child]
-        empty = known & ~self._filled[child]
+        table, empty = np.zeros_like(present), np.zeros_like(present)
+        link = present & ~large
+        child = entries[link] & _FRAME
+        table[link] = is_among(child, below)
+        empty[link] = ~table[link] & self.has(child) & ~self.is_filled(child)
         good = (fits | table | empty).sum(axis=1)
         bad = ((entries != 0) & ~(fits | table | empty)).sum(axis=1)
         used, unused = (fits | table).sum(axis=1), empty.sum(axis=1)
@@ -163,13 +171,46 @@ class TablePages:
         return fine
 
 
-def _pages_of(banks: Sequence[Bank]) -> tuple[list[Words], Words]:
-    """Whole pages of each bank as rows of entries, and where each bank's first page lies."""
-    views, starts = [], []
-    for start, data in banks:
-        skip = -start % PAGE
-        pages = (len(data) - skip) // PAGE if len(data) > skip else 0
-        if pages > 0:
-            views.append(np.frombuffer(data, "<u8", pages * 512, skip).reshape(pages, 512))
-            starts.append(start + skip)
-    return views, np.array(starts, np.uint64)
+def _bit(numbers: Words) -> npt.NDArray[np.uint8]:
+    """The bit of each in its byte."""
+    bit: npt.NDArray[np.uint8] = np.uint8(1) << (numbers & np.uint64(7)).astype(np.uint8)
+    return bit
+
+
+def is_among(frames: Words, ascending: Words) -> Marks:
+    """Which of *frames* are in *ascending*."""
+    if not len(ascending):
+        return np.zeros(frames.shape, np.bool_)
+    at = np.minimum(np.searchsorted(ascending, frames), len(ascending) - 1)
+    found: Marks = ascending[at] == frames
+    return found
+
+
+def _whole_pages(extents: Iterable[Extent]) -> Iterator[tuple[int, int]]:
+    """The numbers of the pages that lie in *extents*, ends exclusive."""
+    for start, end in extents:
+        if -(-start // PAGE) < end // PAGE:
+            yield -(-start // PAGE), end // PAGE
+
+
+def _touched_pages(extents: Iterable[Extent]) -> Iterator[tuple[int, int]]:
+    return ((start // PAGE, -(-end // PAGE)) for start, end in extents)
+
+
+def _joined(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Ascending *runs*, those that touch or overlap as one."""
+    last: tuple[int, int] | None = None
+    for start, end in runs:
+        if last is not None and start <= last[1]:
+            last = (last[0], max(last[1], end))
+            continue
+        if last is not None:
+            yield last
+        last = (start, end)
+    if last is not None:
+        yield last
+
+
+def _columns_of(runs: Iterable[tuple[int, int]]) -> tuple[Words, Words]:
+    pairs = np.fromiter((number for run in runs for number in run), np.uint64).reshape(-1, 2)
+    return pairs[:, 0].copy(), pairs[:, 1].copy()
