@@ -3,9 +3,13 @@
     python bench/mutants.py src/fivefold/survey --seed 1 --count 100
 
 Each mutant is put into a copy of the project (the tree itself is never touched), where the tests of the folder run, and
-then tests/cli and tests/report, until one fails; `--tests` names others in place of the folder's. Tests that were seen
-to call the changed function come first, quick ones before slow ones. Too much time counts as noticed, and so does a
-module that cannot be imported.
+then tests/cli and tests/report, until one fails; `--tests` names others in place of the folder's. Too much time counts
+as noticed, and so does a module that cannot be imported.
+
+Which test executes which line is learnt first, and kept in the user's cache (mutation_coverage.py). Tests that do not
+execute what is changed cannot notice it and are left out, quick ones come before slow ones, and processes that have
+collected all tests wait for mutants (mutation_runs.py). What a module or a class executes when it is imported is held
+by all tests: first those that use the name or the file, then the others.
 
 The same seed draws the same mutants as long as their lines stay as they are. What no test can notice because it changes
 nothing stands in mutants_equivalent.toml with the reason, and is neither drawn nor counted; `--equivalent` runs exactly
@@ -16,249 +20,191 @@ tests fail without any change.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
-import os
-import resource
-import shutil
+import re
 import signal
 import sys
 import tempfile
 import time
 import tomllib
-import traceback
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from mutation_coverage import COLLECTING, SOURCES, Kept, Learnt, Watch
+from mutation_runs import CANNOT, PASSED, Copy, Deadline, Only, Ready, changes, end_group, ended
 from mutation_sites import Mutant, mutants_of
 
 PROJECT: Final = Path(__file__).parents[1]
 EQUIVALENT: Final = Path(__file__).with_name("mutants_equivalent.toml")
 AFTERWARDS: Final = ("tests/cli", "tests/report")
-LEFT_OUT: Final = (".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__")
-PYTEST: Final = [
-    "-x",
-    "-q",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "no:xdist",
-    "-W",
-    "ignore::pytest.PytestAssertRewriteWarning",
-]
-LEAST_SECONDS: Final = 60.0
-SLOWER: Final = 4
-"""A mutant may take so many times as long as the tests do without it."""
-PR_SET_PDEATHSIG: Final = 1
-MEMORY: Final = 8 << 30
-"""Address space of one run: a mutant that asks for all there is fails, and takes nothing down with it."""
+FOREVER: Final = Deadline({}, seconds=float("inf"))
+ROUNDS: Final = 0.05
+"""Tests that take less seconds than this, or than twice as much, and so on, are as quick as each other."""
 
 
-class Learnt:
-    """What the run without a mutant showed: which tests call what, and how long each takes."""
+class Plan:
+    """Which tests run against a mutant, and in which order."""
 
-    def __init__(self) -> None:
-        self.callers: dict[str, set[str]] = defaultdict(set)
-        self.seconds: dict[str, float] = {}
+    def __init__(self, project: Path, files: list[str], learnt: Learnt) -> None:
+        self.project, self.files, self.learnt = project, files, learnt
+        self.texts = {
+            str(file.relative_to(project)): file.read_text()
+            for place in (SOURCES, "tests")
+            for file in (project / place).rglob("*.py")
+        }
 
-    def likely(self, mutant: Mutant) -> set[str]:
-        """The tests that call the function that *mutant* is in; those of the file where it is in none."""
-        scope = mutant.scope
-        while scope and f"{mutant.file}:{scope}" not in self.callers:
-            scope = scope.rpartition(".")[0]
-        if scope:
-            return self.callers[f"{mutant.file}:{scope}"]
-        return set().union(*(tests for key, tests in self.callers.items() if key.startswith(f"{mutant.file}:")))
+    def is_quick(self, mutant: Mutant) -> bool:
+        """Whether only bodies of functions change, and none that runs when tests are collected."""
+        before = self.texts[mutant.file]
+        only_functions = changes(before, mutant.of(before.encode()).decode(), mutant.file) is not None
+        return only_functions and COLLECTING not in self.learnt.executing(mutant.file, mutant.lines)
 
+    def executing(self, mutant: Mutant) -> list[str]:
+        """The tests that execute what is changed."""
+        return self._sorted(self.learnt.executing(mutant.file, mutant.lines))
 
-class Watch:
-    """Part of pytest while nothing is changed: notes for each test what it calls of *folder*."""
+    def likely(self, mutant: Mutant) -> list[str]:
+        """The tests that execute what is changed, its file, or one that uses a name that the statement gives."""
+        used = [
+            file for file, text in self.texts.items() if any(re.search(rf"\b{name}\b", text) for name in mutant.names)
+        ]
+        found = self.learnt.executing(mutant.file, mutant.lines) | self.learnt.touching([mutant.file, *used])
+        found |= {test for test in self.learnt.seconds if test.partition("::")[0] in used}
+        return self._sorted(found)
 
-    def __init__(self, folder: Path, into: Path) -> None:
-        self.folder, self.into = f"{folder}{os.sep}", into
-        self.seen: dict[str, set[str]] = {}
-        self.seconds: Counter[str] = Counter()
-        self.names: dict[Any, str] = {}
+    def _sorted(self, tests: Iterable[str]) -> list[str]:
+        """Quick ones first; those of one file together where that costs nothing, since they may share a fixture."""
 
-    def pytest_runtest_protocol(self, item: Any) -> None:
-        called = self.seen.setdefault(item.nodeid, set())
-        names, folder = self.names, self.folder
+        def key(test: str) -> tuple[int, str]:
+            return int(self.learnt.seconds[test] / ROUNDS).bit_length(), test
 
-        def note(frame: Any, event: str, _: object) -> None:
-            if event == "call":
-                code = frame.f_code
-                if code not in names:
-                    inside = code.co_filename.startswith(folder)
-                    names[code] = f"{code.co_filename}:{code.co_qualname}" if inside else ""
-                if names[code]:
-                    called.add(names[code])
-
-        sys.setprofile(note)
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        self.seconds[report.nodeid] += report.duration
-        if report.when == "teardown":
-            sys.setprofile(None)
-
-    def pytest_sessionfinish(self) -> None:
-        lines = ["\t".join([test, f"{self.seconds[test]:.4f}", *sorted(called)]) for test, called in self.seen.items()]
-        self.into.write_text("\n".join(lines))
+        return sorted((test for test in tests if test in self.learnt.seconds), key=key)
 
 
-class Only:
-    """Part of pytest with a mutant: the likely tests, quick ones before slow ones, or all the others."""
-
-    def __init__(self, learnt: Learnt, likely: set[str], wanted: bool) -> None:
-        self.seconds, self.likely, self.wanted = learnt.seconds, likely, wanted
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items[:] = [item for item in items if (item.nodeid in self.likely) == self.wanted]
-        if self.wanted:
-            items.sort(key=lambda item: self.seconds.get(item.nodeid, 0))
-
-
-class Copy:
-    """A copy of the project in which tests run in children of this process."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        shutil.copytree(PROJECT, place, ignore=shutil.ignore_patterns(*LEFT_OUT))
-
-    def start(self, tests: list[str], plugin: object, write_bytecode: bool) -> int:
-        """Run *tests* in a child and return its process id; it ends with pytest's status."""
-        pid = os.fork()
-        if pid:
-            return pid
-        status = 70
-        try:
-            os.setsid()
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            self._enter(write_bytecode)
-            import pytest
-
-            status = int(pytest.main([*PYTEST, *tests], [plugin]))
-        except BaseException:
-            traceback.print_exc()
-            raise
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-
-    def _enter(self, write_bytecode: bool) -> None:
-        os.chdir(self.place)
-        source = str(self.place / "src")
-        sys.path.insert(0, source)
-        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-        os.environ["FIVEFOLD_CACHE"] = str(self.place.parent / "cache")
-        if not write_bytecode:
-            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        sys.dont_write_bytecode = not write_bytecode
-        log = os.open(self.place / "pytest.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-
-    @contextlib.contextmanager
-    def changed(self, mutant: Mutant) -> Iterator[None]:
-        """The copy with *mutant* in it."""
-        file = self.place / mutant.file
-        before = file.read_bytes()
-        for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
-            compiled.unlink()  # a change of the same length in the same second would not be seen
-        file.write_bytes(before[: mutant.start] + mutant.new.encode() + before[mutant.end :])
-        yield
-        file.write_bytes(before)
-
-
-def _ended(pid: int, until: float) -> int | None:
-    """The status of child *pid*, None while it runs; what takes longer than *until* is ended, and has failed."""
-    done, status = os.waitpid(pid, os.WNOHANG)
-    if done:
-        with contextlib.suppress(ProcessLookupError):  # what it started leads no further than its group
-            os.killpg(pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(status)
-    if time.monotonic() > until:
-        os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        return -signal.SIGKILL
-    return None
-
-
-def learn(copies: list[Copy], folder: Path, tests: list[str]) -> Learnt:
-    """Run *tests* without a mutant. Ends the program where they fail."""
+def learn(copies: list[Copy], kept: Kept, files: list[str]) -> Learnt:
+    """Run the tests of *files* without a mutant, but for what is known. Ends the program where they fail."""
     learnt = Learnt()
-    waiting, running = list(tests), {}
-    free = list(copies)
-    while waiting or running:
-        while waiting and free:
-            copy, each = free.pop(), waiting.pop(0)
-            into = copy.place / "learnt"
-            pid = copy.start([each], Watch(copy.place / folder, into), write_bytecode=True)
-            running[pid] = (copy, each, into)
-        for pid, (copy, each, into) in list(running.items()):
-            status = _ended(pid, float("inf"))
-            if status is None:
-                continue
-            if status not in (0, 5):
-                print((copy.place / "pytest.log").read_text()[-3000:], file=sys.stderr)
-                print(f"mutants: {each} fails without any change", file=sys.stderr)
-                sys.exit(2)
-            _take(learnt, into.read_text(), copy.place)
-            free.append(copy)
-            del running[pid]
-        time.sleep(0.02)
+    unknown = []
+    for file in files:
+        entry = kept.get(file)
+        if entry is None:
+            unknown.append((file, True))
+        else:
+            _take(learnt, file, entry)
+    running: dict[int, tuple[Copy, str, bool]] = {}
+    try:
+        while unknown or running:
+            while unknown and len(running) < len(copies):
+                copy = next(each for each in copies if all(each is not busy for busy, _, _ in running.values()))
+                file, traced = unknown.pop(0)
+                pid = copy.run([file], *([Traced(copy)] if traced else []), write_bytecode=True)
+                running[pid] = (copy, file, traced)
+            for pid in list(running):
+                status = ended(pid, FOREVER)
+                if status is not None:
+                    unknown += _learnt(learnt, kept, *running.pop(pid), status)
+            time.sleep(0.02)
+    finally:
+        for pid in running:
+            end_group(pid)
     return learnt
 
 
-def _take(learnt: Learnt, text: str, place: Path) -> None:
-    for line in filter(None, text.split("\n")):
-        test, seconds, *called = line.split("\t")
-        learnt.seconds[test] = float(seconds)
-        for name in called:
-            file, _, scope = name.rpartition(":")
-            key = f"{Path(file).relative_to(place)}:{scope.replace('<locals>.', '')}"
-            learnt.callers[key].add(test)
+def _learnt(learnt: Learnt, kept: Kept, copy: Copy, file: str, traced: bool, status: int) -> list[tuple[str, bool]]:
+    """Take what a run of *file* in *copy* showed; return what is to run once more."""
+    copy.tidy()
+    if status not in PASSED:
+        if traced:
+            return [(file, False)]  # being watched may be too much for it
+        print(copy.log()[-3000:], file=sys.stderr)
+        print(f"mutants: {file} fails without any change", file=sys.stderr)
+        sys.exit(2)
+    entry = kept.entry(copy.place.parent / "learnt") if traced else {"tests": {}, "loaded": []}
+    kept.put(file, entry)
+    _take(learnt, file, entry)
+    return []
+
+
+class Traced:
+    """Part of pytest that begins to watch in the child, and not before."""
+
+    def __init__(self, copy: Copy) -> None:
+        self.copy = copy
+
+    def pytest_configure(self, config: object) -> None:
+        watch = Watch(self.copy.place, self.copy.place.parent / "learnt")
+        config.pluginmanager.register(watch)  # type: ignore[attr-defined]
+
+
+def _take(learnt: Learnt, file: str, entry: dict[str, object]) -> None:
+    learnt.add(entry)
+    if not entry["tests"]:
+        learnt.blind.add(file)
 
 
 class Job:
     """Runs one mutant after the other in one copy."""
 
-    def __init__(self, copy: Copy, tests: list[str], learnt: Learnt) -> None:
-        self.copy, self.tests, self.learnt = copy, tests, learnt
-        self.limit = max(LEAST_SECONDS, SLOWER * sum(learnt.seconds.values()))
+    def __init__(self, copy: Copy, plan: Plan) -> None:
+        self.copy, self.plan = copy, plan
+        self.ready = Ready(copy, plan.files, plan.learnt.seconds)
         self.mutant: Mutant | None = None
+        self.pid = 0
 
     def begin(self, mutant: Mutant) -> None:
-        """Put *mutant* in and start its likely tests, or all where none is known."""
+        """Put *mutant* in and start the first of its tests."""
         self.mutant, self.changed = mutant, self.copy.changed(mutant)
         self.changed.__enter__()
-        self.likely = self.learnt.likely(mutant)
-        self.others_to_come = bool(self.likely)
-        self._start(sorted({test.partition("::")[0] for test in self.likely}) if self.likely else self.tests)
+        executing, likely = self.plan.executing(mutant), self.plan.likely(mutant)
+        if self.plan.is_quick(mutant):
+            self.runs = [(True, executing)]
+        else:
+            others = self.plan.learnt.seconds.keys() - set(likely)
+            self.runs = [(False, likely), (False, sorted(others))]
+        self.runs.append((False, sorted(self.plan.learnt.blind)))
+        self.now: tuple[bool, list[str]] | None = None
 
-    def _start(self, tests: list[str]) -> None:
-        only = Only(self.learnt, self.likely, wanted=self.others_to_come)
-        self.pid = self.copy.start(tests, only, write_bytecode=False)
-        self.until = time.monotonic() + self.limit
+    def _start(self, quick: bool, tests: list[str]) -> None:
+        self.now = quick, tests
+        assert self.mutant
+        if quick:
+            self.ready.run(tests, self.mutant)
+        else:
+            self.deadline = Deadline(self.plan.learnt.seconds)
+            files = sorted({test.partition("::")[0] for test in tests})
+            only = [Only(tests)] if files != tests else []
+            self.pid = self.copy.run(files, self.deadline, *only)
 
     def is_alive(self) -> bool | None:
         """Whether no test noticed; None while some have not run."""
-        status = _ended(self.pid, self.until)
-        if status is None:
-            return None
-        passed = status in (0, 5)
-        if passed and self.others_to_come:
-            self.others_to_come = False
-            self._start(self.tests)
-            return None
+        status: int | None = 0
+        if self.now:
+            quick, tests = self.now
+            status = self.ready.status() if quick else ended(self.pid, self.deadline)
+            if status is None:
+                return None
+            self.now, self.pid = None, 0
+            if status == CANNOT and quick:
+                self.runs.insert(0, (False, tests))
+                status = 0
+        while self.runs and status in PASSED:
+            quick, tests = self.runs.pop(0)
+            if tests:
+                self._start(quick, tests)
+                return None
         self.changed.__exit__(None, None, None)
         self.mutant = None
-        return passed
+        self.copy.tidy()
+        return status in PASSED
+
+    def end(self) -> None:
+        """End all processes."""
+        if self.pid:
+            end_group(self.pid)
+        self.ready.end()
 
 
 def run_all(jobs: list[Job], drawn: list[Mutant]) -> Iterator[tuple[Mutant, bool]]:
@@ -289,16 +235,27 @@ class Equivalents:
         return (Path(mutant.file).name, mutant.text, mutant.change) in self.keys
 
 
-def drawn_from(folder: Path, seed: int) -> list[Mutant]:
-    """All mutants of *folder*, in the order of *seed*."""
+def drawn_from(project: Path, folder: Path, seed: int) -> list[Mutant]:
+    """All mutants of *folder* of *project*, in the order of *seed*."""
     found: list[tuple[bytes, Mutant]] = []
-    for file in sorted((PROJECT / folder).rglob("*.py")):
+    for file in sorted((project / folder).rglob("*.py")):
         times: Counter[tuple[str, str, str]] = Counter()
-        for mutant in mutants_of(str(file.relative_to(PROJECT)), file.read_text()):
+        for mutant in mutants_of(str(file.relative_to(project)), file.read_text()):
             key = (mutant.scope, mutant.text, mutant.change)
             found.append((mutant.rank(seed, times[key]), mutant))
             times[key] += 1
     return [mutant for _, mutant in sorted(found, key=lambda pair: pair[0])]
+
+
+def draw(project: Path, asked: argparse.Namespace) -> list[Mutant]:
+    """The mutants that are asked for."""
+    equivalents = Equivalents()
+    every = drawn_from(project, asked.folder, asked.seed)
+    if asked.equivalent:
+        return [mutant for mutant in every if mutant in equivalents]
+    if asked.line:
+        return [mutant for mutant in every if f"{mutant.file}:{mutant.line}".endswith(asked.line)]
+    return [mutant for mutant in every if mutant not in equivalents][: asked.count]
 
 
 def tests_of(folder: Path) -> list[str]:
@@ -339,6 +296,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=100, metavar="N", help="how many (default %(default)s)")
     parser.add_argument("--tests", nargs="+", metavar="DIR", help="in place of the folder's tests")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at a time")
+    parser.add_argument("--line", metavar="FILE:LINE", help="every mutant of that line, and nothing else")
     parser.add_argument("--equivalent", action="store_true", help="run what is said to be equivalent, and nothing else")
     return parser.parse_args()
 
@@ -347,27 +305,26 @@ def main() -> int:
     """Run what was asked for; return the exit status."""
     asked = options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    equivalents = Equivalents()
-    every = [mutant for mutant in drawn_from(asked.folder, asked.seed) if (mutant in equivalents) == asked.equivalent]
-    drawn = every if asked.equivalent else every[: asked.count]
     tests = split_up([*(asked.tests or tests_of(asked.folder)), *AFTERWARDS])
     with tempfile.TemporaryDirectory(prefix="fivefold-mutants-") as place:
-        copies = [Copy(Path(place) / f"copy{number}" / "project") for number in range(max(asked.jobs, 1))]
+        project = Copy(PROJECT, Path(place) / "before").place  # which nobody edits meanwhile
+        drawn = draw(project, asked)
+        copies = [Copy(project, Path(place) / f"copy{number}" / "project") for number in range(max(asked.jobs, 1))]
         for module in ("pytest", "hypothesis", "numpy", "typer", "rich.console", "llvmlite.binding"):
             __import__(module)  # once, and not in every child
-        learnt = learn(copies, asked.folder, tests)
+        learnt = learn(copies, Kept(project), tests)
         alive = 0
-        jobs = [Job(copy, tests, learnt) for copy in copies]
+        jobs = [Job(copy, Plan(project, tests, learnt)) for copy in copies]
         try:
+            for job in jobs:
+                job.ready.wait()
             for mutant, lives in run_all(jobs, drawn):
                 alive += lives
                 if lives:
                     print(f"{mutant.file}:{mutant.line} {mutant.change}", flush=True)
         finally:
             for job in jobs:
-                if job.mutant is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(job.pid, signal.SIGKILL)
+                job.end()
     print(f"{len(drawn)} mutants, {alive} alive")
     return 1 if alive * 10 > len(drawn) and not asked.equivalent else 0
 

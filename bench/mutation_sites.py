@@ -46,7 +46,10 @@ SHOWN: Final = 90
 
 @dataclass(frozen=True)
 class Mutant:
-    """*file*'s bytes *start* to *end* replaced by *new*; *shown* and *becomes* are the smallest whole expression."""
+    """*file*'s bytes *start* to *end* replaced by *new*; *shown* and *becomes* are the smallest whole expression.
+
+    Who executes one of *lines* executes the place. *names* are what its statement gives a value to.
+    """
 
     file: str
     line: int
@@ -57,6 +60,12 @@ class Mutant:
     new: str
     shown: str
     becomes: str
+    lines: range
+    names: tuple[str, ...]
+
+    def of(self, source: bytes) -> bytes:
+        """*source*, that of the file, with the change in it."""
+        return source[: self.start] + self.new.encode() + source[self.end :]
 
     @property
     def change(self) -> str:
@@ -81,17 +90,22 @@ class _Finder:
         self.file = file
         self.lines = source.splitlines(keepends=True)
         self.bytes = source.encode()
+        self.statement: ast.AST = ast.Pass()
         self.starts = [0]
         for line in self.lines:
             self.starts.append(self.starts[-1] + len(line.encode()))
 
     def below(self, node: ast.AST, scope: str) -> Iterator[Mutant]:
         """The mutants of *node* and of everything in it that may be changed."""
+        around = self.statement
+        if isinstance(node, ast.stmt):
+            self.statement = node
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             scope = f"{scope}.{node.name}".lstrip(".")
         yield from self._here(node, scope)
         for child in _children(node):
             yield from self.below(child, scope)
+        self.statement = around
 
     def _here(self, node: ast.AST, scope: str) -> Iterator[Mutant]:
         match node:
@@ -145,7 +159,9 @@ class _Finder:
         becomes = (self.bytes[low:start].decode() + new) + self.bytes[end:high].decode()
         line = self.bytes[:start].count(b"\n") + 1
         text = self.lines[line - 1].strip()
-        return Mutant(self.file, line, scope, text, start, end, new, *_shortened(shown, becomes))
+        shortened = _shortened(shown, becomes)
+        lines, names = _executed(self.statement, node), _given(self.statement)
+        return Mutant(self.file, line, scope, text, start, end, new, *shortened, lines, names)
 
     def _span(self, node: ast.AST) -> tuple[int, int]:
         assert isinstance(node, ast.expr | ast.stmt), node
@@ -189,6 +205,22 @@ def _can_go(node: ast.stmt) -> bool:
     if isinstance(node, ast.AnnAssign):
         return False
     return isinstance(node, ast.Assign | ast.AugAssign | ast.Return | ast.Raise | ast.Continue | ast.Break | ast.Delete)
+
+
+def _executed(statement: ast.AST, node: ast.AST) -> range:
+    """The lines of *node*, which is in *statement*: all of that where it is in no block."""
+    place = node if hasattr(statement, "body") or hasattr(statement, "cases") else statement
+    assert isinstance(place, ast.expr | ast.stmt) and place.end_lineno is not None, place
+    return range(place.lineno, place.end_lineno + 1)
+
+
+def _given(statement: ast.AST) -> tuple[str, ...]:
+    """The names that *statement* gives a value to."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return (statement.name,)
+    targets = getattr(statement, "targets", None) or [getattr(statement, "target", ast.Pass())]
+    below = [each for target in targets for each in ast.walk(target)]
+    return tuple(each.id for each in below if isinstance(each, ast.Name))
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +73,97 @@ def test_a_folder_that_is_not_there() -> None:
     asked = subprocess.run([sys.executable, BENCH / "mutants.py", "nowhere"], capture_output=True, text=True)
     assert asked.returncode != 0
     assert "no folder of src/fivefold" in asked.stderr
+
+
+SOURCE = """\
+import functools
+from fivefold.toy.table import LIMIT
+
+def called(a):
+    if a > LIMIT:
+        return a * 2
+    return unseen(a)
+
+def unseen(a):
+    return a + 5
+
+def elsewhere(a):
+    return a + 1
+
+def wraps(function):
+    def inner(a):
+        return function(a) - 1
+    return inner
+
+@wraps
+def wrapped(a):
+    return a + 10
+
+@functools.cache
+def kept(a):
+    return a - 7
+"""
+HELD = """\
+import subprocess, sys
+import pytest
+from fivefold.toy.code import called, kept, wrapped
+
+@pytest.fixture(scope="module")
+def ready():
+    return wrapped(1)
+
+def test_called():
+    assert called(5) == 10
+    assert called(4) == 8
+    assert called(3) != 6
+
+def test_first(ready):
+    kept(8)
+
+def test_second(ready):
+    assert ready == 10
+    assert kept(8) == 1
+
+def test_in_a_process():
+    program = "from fivefold.toy.code import elsewhere; assert elsewhere(2) == 3"
+    subprocess.run([sys.executable, "-c", program], check=True)
+"""
+ALIVE = [
+    "src/fivefold/toy/code.py:10 5 -> 4",
+    "src/fivefold/toy/code.py:10 5 -> 6",
+    "src/fivefold/toy/code.py:10 a + 5 -> a - 5",
+    "src/fivefold/toy/code.py:10 return a + 5 -> pass",
+    "src/fivefold/toy/code.py:7 return unseen(a) -> pass",
+]
+"""What the tests leave open. They hold a constant of another file, what a process does, and what others make ready."""
+
+
+def test_a_run(tmp_path: Path) -> None:
+    files = {
+        "pyproject.toml": "[tool.pytest.ini_options]\naddopts = '--import-mode=importlib'\n",
+        "src/fivefold/__init__.py": "",
+        "src/fivefold/toy/__init__.py": "",
+        "src/fivefold/toy/table.py": "LIMIT = 3\n",
+        "src/fivefold/toy/code.py": SOURCE,
+        "tests/toy/test_code.py": HELD,
+        "tests/cli/test_none.py": "",
+        "tests/report/test_none.py": "",
+    }
+    project, cache = tmp_path / "project", tmp_path / "cache"
+    for name, text in files.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    (project / "bench").mkdir()
+    for file in BENCH.glob("mut*"):
+        shutil.copy(file, project / "bench")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TMPDIR": str(cache)}
+    cache.mkdir()
+    command = [sys.executable, project / "bench" / "mutants.py", "toy"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.stderr == ""
+    *alive, summary = done.stdout.splitlines()
+    assert sorted(alive) == ALIVE
+    assert summary == "32 mutants, 5 alive"
+    assert done.returncode == 1
+    assert {name: (project / name).read_text() for name in files} == files
+    assert [file.name for file in cache.iterdir()] == ["fivefold-mutants"]
