@@ -9,7 +9,7 @@ as noticed, and so does a module that cannot be imported.
 Which test executes which line is learnt first, and kept in the user's cache (mutation_coverage.py). Tests that do not
 execute what is changed cannot notice it and are left out, quick ones come before slow ones, and processes that have
 collected all tests wait for mutants (mutation_runs.py). What a module or a class executes when it is imported is held
-by all tests: first those that use the name or the file, then the others.
+by all tests: first those that use the name or the file, then the others, unless the sources show all uses of the name.
 
 The same seed draws the same mutants as long as their lines stay as they are. What no test can notice because it changes
 nothing stands in mutants_equivalent.toml with the reason, and is neither drawn nor counted; `--equivalent` runs exactly
@@ -20,6 +20,7 @@ tests fail without any change.
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import signal
 import sys
@@ -66,14 +67,22 @@ class Plan:
         """The tests that execute what is changed."""
         return self._sorted(self.learnt.executing(mutant.file, mutant.lines))
 
-    def likely(self, mutant: Mutant) -> list[str]:
-        """The tests that execute what is changed, its file, or one that uses a name that the statement gives."""
-        used = [
-            file for file, text in self.texts.items() if any(re.search(rf"\b{name}\b", text) for name in mutant.names)
-        ]
-        found = self.learnt.executing(mutant.file, mutant.lines) | self.learnt.touching([mutant.file, *used])
+    def likely(self, mutant: Mutant) -> tuple[list[str], list[str]]:
+        """The tests that use what an import gives, and those that may in ways that cannot be seen in the sources."""
+        used = [file for file, text in self.texts.items() if _mentions(mutant.names, text)]
+        found = self.learnt.executing(mutant.file, mutant.lines)
         found |= {test for test in self.learnt.seconds if test.partition("::")[0] in used}
-        return self._sorted(found)
+        at_import = not mutant.names or bool(mutant.scope)
+        for file in used:
+            if file.startswith(SOURCES):
+                for lines in uses(mutant.names, self.texts[file]):
+                    tests = self.learnt.executing(file, lines)
+                    at_import |= COLLECTING in tests and not (file == mutant.file and mutant.line in lines)
+                    found |= tests
+        if not at_import:
+            return self._sorted(found), []
+        found |= self.learnt.touching([mutant.file, *used])
+        return self._sorted(found), self._sorted(self.learnt.seconds.keys() - found)
 
     def _sorted(self, tests: Iterable[str]) -> list[str]:
         """Quick ones first; those of one file together where that costs nothing, since they may share a fixture."""
@@ -82,6 +91,22 @@ class Plan:
             return int(self.learnt.seconds[test] / ROUNDS).bit_length(), test
 
         return sorted((test for test in tests if test in self.learnt.seconds), key=key)
+
+
+def _mentions(names: tuple[str, ...], text: str) -> bool:
+    return any(re.search(rf"\b{name}\b", text) for name in names)
+
+
+def uses(names: tuple[str, ...], text: str) -> Iterator[range]:
+    """The lines of the statements of *text* that mention one of *names*, but for imports."""
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.stmt) and not isinstance(node, ast.Import | ast.ImportFrom):
+            body = getattr(node, "body", None) or getattr(node, "cases", None)
+            first = body[0].pattern if body and isinstance(body[0], ast.match_case) else body and body[0]
+            end = max(node.lineno, first.lineno - 1) if first else node.end_lineno or node.lineno
+            if _mentions(names, "\n".join(lines[node.lineno - 1 : end])):
+                yield range(node.lineno, end + 1)
 
 
 def learn(copies: list[Copy], kept: Kept, files: list[str]) -> Learnt:
@@ -158,12 +183,10 @@ class Job:
         """Put *mutant* in and start the first of its tests."""
         self.mutant, self.changed = mutant, self.copy.changed(mutant)
         self.changed.__enter__()
-        executing, likely = self.plan.executing(mutant), self.plan.likely(mutant)
         if self.plan.is_quick(mutant):
-            self.runs = [(True, executing)]
+            self.runs = [(True, self.plan.executing(mutant))]
         else:
-            others = self.plan.learnt.seconds.keys() - set(likely)
-            self.runs = [(False, likely), (False, sorted(others))]
+            self.runs = [(False, tests) for tests in self.plan.likely(mutant)]
         self.runs.append((False, sorted(self.plan.learnt.blind)))
         self.now: tuple[bool, list[str]] | None = None
 
@@ -297,6 +320,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tests", nargs="+", metavar="DIR", help="in place of the folder's tests")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at a time")
     parser.add_argument("--line", metavar="FILE:LINE", help="every mutant of that line, and nothing else")
+    parser.add_argument("--verbose", action="store_true", help="tell of each mutant on standard error as it ends")
     parser.add_argument("--equivalent", action="store_true", help="run what is said to be equivalent, and nothing else")
     return parser.parse_args()
 
@@ -320,6 +344,11 @@ def main() -> int:
                 job.ready.wait()
             for mutant, lives in run_all(jobs, drawn):
                 alive += lives
+                if asked.verbose:
+                    print(
+                        f"{mutant.file}:{mutant.line} {mutant.change}: {'alive' if lives else 'noticed'}",
+                        file=sys.stderr,
+                    )
                 if lives:
                     print(f"{mutant.file}:{mutant.line} {mutant.change}", flush=True)
         finally:
