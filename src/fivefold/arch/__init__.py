@@ -53,6 +53,7 @@ from fivefold.arch.registers.control import (
     efer_bits,
     flush_of,
 )
+from fivefold.arch.registers.invpcid import invpcid_refusal
 from fivefold.arch.registers.names import MSRS, Register
 from fivefold.arch.state import (
     CR3_KEEP,
@@ -172,6 +173,7 @@ __all__ = [
     "flush_of",
     "history",
     "history_of",
+    "invpcid_refusal",
     "is_shadow_stack",
     "is_user",
     "map_page",

@@ -48,6 +48,7 @@ class Cpu:
     pks: bool = True
     pge: bool = True
     pcid: bool = True
+    invpcid: bool = True
     umip: bool = True
     lam: bool = False
     lass: bool = False
@@ -187,6 +188,7 @@ def cpu_from_cpuid(cpuid: CpuidReader, encrypts: bool = True) -> Cpu:
         pks=bool(c7 >> 31 & 1),
         pge=bool(d1 >> 13 & 1),
         pcid=bool(c1 >> 17 & 1),
+        invpcid=bool(b7 >> 10 & 1),
         umip=bool(c7 >> 2 & 1),
         lam=bool(a71 >> 26 & 1),
         lass=bool(a71 >> 6 & 1),

@@ -72,8 +72,8 @@ def run_cases(engine: Engine, cases: Iterable[Case], seed: int = 0) -> ConformRe
         trials = []
         for case in chunk:
             expected = expect(case, engine.cpu)
-            if expected.hidden:
-                report.hide(case, expected.hidden)
+            if reason := engine.cannot.get(case.action) or expected.hidden:
+                report.hide(case, reason)
             else:
                 trials.append(Trial(case, expected))
         for trial, outcome in engine.run(trials):
@@ -85,9 +85,9 @@ def run_one(engine: Engine, case: Case) -> tuple[ConformReport, list[str]]:
     """Run *case* alone: its report, and what must happen, what did and which rules it shows, in words."""
     report = ConformReport(engine.name, engine.version, 0)
     expected = expect(case, engine.cpu)
-    if expected.hidden:
-        report.hide(case, expected.hidden)
-        return report, [f"not shown {expected.hidden}"]
+    if reason := engine.cannot.get(case.action) or expected.hidden:
+        report.hide(case, reason)
+        return report, [f"not shown {reason}"]
     lines = [f"must      {expected_text(expected)}"]
     for _, outcome in engine.run([Trial(case, expected)]):
         report.add(case, expected, outcome)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from fivefold.arch import MSRS, Access, Kind, Register
+from fivefold.arch import MSRS, WRUSS, Access, Kind, Register
 from fivefold.conform.places import CODE, USER_CODE
 
 SLOT: Final = 32
@@ -38,6 +38,12 @@ class Action:
     fetches: bool = False
     implicit: bool = False
     supervisor_only: bool = False
+    scratch: bool = False
+    """It uses the stack for itself: RSP is the driver's."""
+    needs: str | None = None
+    """The feature without which it is no instruction, as `Cpu` names it."""
+    invpcid: int | None = None
+    """The type, for an INVPCID; the case's address is then part of its descriptor."""
     register: Register | None = None
     """What is written, for an instruction that writes a register; the case's address is then the value."""
     msr: int | None = None
@@ -60,8 +66,11 @@ def _a(name: str, label: str, code: str, access: Access | None, text: str, **mor
 _READ, _WRITE = Kind.READ, Kind.WRITE
 RMW: Final = "read-modify-write"
 IMPLICIT: Final = "implicit supervisor access"
+IMPLICIT_WRITE: Final = "implicit supervisor write"
 
 REGISTER: Final = "register write"
+INVPCID: Final = "INVPCID"
+_INVPCID: Final = {"supervisor_only": True, "scratch": True, "needs": "invpcid"}
 _WRITTEN_MSRS: Final = {
     index: register
     for index, register in MSRS.items()
@@ -89,6 +98,16 @@ def _registers() -> Iterator[Action]:
         )
 
 
+def _bases() -> Iterator[Action]:
+    """The instructions that load a segment's base, from RDI or from a descriptor whose upper half is RDI's."""
+    for name, opcode, register in (("fs", "f3480faed7", Register.FS_BASE), ("gs", "f3480faedf", Register.GS_BASE)):
+        text = f"wr{name}base, rdi"
+        yield Action(f"wr{name}base", REGISTER, bytes.fromhex(opcode), None, text, register=register, needs="fsgsbase")
+    # sgdt [rsp-16]; mov rax, [rsp-14]; shr rdi, 32; mov [rax+LDT+8], edi; mov eax, LDT; lldt ax
+    code = bytes.fromhex("0f014424f0488b4424f248c1ef20897840b8380000000f00d0")
+    yield Action("lldt", REGISTER, code, None, "lldt, base rdi", register=Register.LDTR)
+
+
 ACTIONS: Final = {
     action.name: action
     for action in (
@@ -114,6 +133,25 @@ ACTIONS: Final = {
         _a("prefetch", "PREFETCH", "0f180f", None, "prefetcht0 [rdi]"),
         _a("invlpg", "INVLPG", "0f013f", None, "invlpg [rdi]", supervisor_only=True),
         *_registers(),
+        *_bases(),
+        _a("ret", "fetch", "57c3", Access(Kind.FETCH, 1), "ret to an int3", fetches=True, scratch=True),
+        # push ss, rsp, rflags, cs, rdi; iretq
+        _a(
+            "iretq", "fetch", "8cd050549c8cc8505748cf", Access(Kind.FETCH, 1), "iretq to an int3",
+            fetches=True, scratch=True,
+        ),
+        _a(
+            "accessed", IMPLICIT_WRITE, "8ee0", Access(_WRITE, 8, implicit=True),
+            "mov fs, ax, from an LDT at the address, whose descriptor gets its accessed bit", implicit=True,
+        ),
+        _a(
+            "wruss8", "shadow-stack write", "66480f38f51f", WRUSS, "wrussq [rdi], rbx",
+            supervisor_only=True, needs="cet",
+        ),
+        # push the descriptor, its first word last; mov al, type; invpcid rax, [rsp]
+        _a("invpcid0", INVPCID, "576a0031c0660f38820424", None, "invpcid, type 0, address rdi", invpcid=0, **_INVPCID),
+        _a("invpcid1", INVPCID, "6a0057b001660f38820424", None, "invpcid, type 1, PCID rdi", invpcid=1, **_INVPCID),
+        _a("invpcid4", INVPCID, "576a00b004660f38820424", None, "invpcid, type 4", invpcid=4, **_INVPCID),
     )
 }  # fmt: skip
 """By name. The order is that of the code pages, so new ones go last."""

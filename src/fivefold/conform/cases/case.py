@@ -20,21 +20,22 @@ from fivefold.errors import FivefoldError
 from fivefold.units import MASK64, VirtAddr, hex64
 
 MODES: Final = {"la48": LA48, "la57": LA57}
-FLAGS: Final = ("wp", "nxe", "smep", "smap", "ac", "pke", "pks", "pge", "lass", "pcide")
+FLAGS: Final = ("wp", "nxe", "smep", "smap", "ac", "pke", "pks", "pge", "lass", "pcide", "fsgsbase", "cet", "pwt")
 """What may be set, in the order of the id; what is not named is clear."""
 USUAL: Final = 0x7
 """P, RW, US: A and D are clear, so that it is seen who sets them."""
 LEVELS: Final = ("pt", "pd", "pdpt", "pml4", "pml5")
 _CR4: Final = {
     "smep": Cr4.SMEP, "smap": Cr4.SMAP, "pke": Cr4.PKE, "pks": Cr4.PKS, "pge": Cr4.PGE, "lass": Cr4.LASS,
-    "pcide": Cr4.PCIDE,
+    "pcide": Cr4.PCIDE, "fsgsbase": Cr4.FSGSBASE, "cet": Cr4.CET,
 }  # fmt: skip
 _FEATURE: Final = {
     "nxe": "nx", "smep": "smep", "smap": "smap", "ac": "smap", "pke": "pku", "pks": "pks", "pge": "pge",
-    "lass": "lass", "pcide": "pcid",
+    "lass": "lass", "pcide": "pcid", "fsgsbase": "fsgsbase", "cet": "cet",
 }  # fmt: skip
 """What a CPU must have for a flag to be set, as `Cpu` names it."""
 _PAGE: Final = 0xFFF
+_PWT: Final = 1 << 3
 
 
 class CaseError(FivefoldError):
@@ -99,6 +100,7 @@ class Case:
         rflags = 2 | (RFLAGS_AC if has("ac") else 0)
         return replace(
             base,
+            cr3=base.cr3 | (_PWT if has("pwt") else 0),
             cr0=cr0,
             cr4=cr4,
             efer=efer,
@@ -111,6 +113,8 @@ class Case:
         """The feature that *cpu* lacks to run this case, if it lacks one."""
         if self.mode == "la57" and not cpu.la57:
             return "LA57"
+        if self.what.needs is not None and not getattr(cpu, self.what.needs):
+            return self.what.needs.upper()
         return next(
             (flag.upper() for flag in self.flags if flag in _FEATURE and not getattr(cpu, _FEATURE[flag])), None
         )
@@ -137,7 +141,7 @@ class Case:
     @property
     def path(self) -> tuple[Slot, ...]:
         """Every entry of the case, from the root down, the first page's first."""
-        if self.what.register is not None:
+        if self.what.register is not None or self.what.invpcid is not None:
             return ()
         return path_of(self.mode, self.va, self.crosses)
 
@@ -233,10 +237,22 @@ def make_case(
 def impossible(case: Case) -> str | None:
     """Why no engine can run *case*, or None."""
     top = case.paging.top
+    if "cet" in case.flags and "wp" not in case.flags:
+        return "CET needs WP"
+    if {"pwt", "pcide"} <= set(case.flags):
+        return "the driver cannot set PCIDE over a PCID"
+    if case.what.needs in ("cet", "fsgsbase") and case.what.needs not in case.flags:
+        return f"{case.what.name} needs {case.what.needs}"
     if case.what.register is not None:
         return "a register write is for privilege level 0 here" if case.cpl == 3 else None
+    if case.what.access is not None and case.what.access.shadow and case.va & 7:
+        return "a shadow stack's address is a multiple of 8"
+    if case.action == "accessed" and case.crosses:
+        return "which of the two pages is written is the CPU's affair"
     if case.what.fetches and case.va & 7 != (6 if case.action == "fetch10" else 0):
         return "no instruction of the data starts there"
+    if case.what.invpcid is not None:
+        return None if case.cpl == 0 else f"{case.what.name} is for privilege level 0"
     if top.index(case.va) == 0 and case.paging.is_canonical(case.va):
         return "its address is behind slot 0 of the root, which is the driver's"
     if case.what.supervisor_only and case.cpl == 3:

@@ -13,7 +13,7 @@ from itertools import product as cross
 from random import Random
 from typing import Final
 
-from fivefold.arch import Level, PagingMode
+from fivefold.arch import Cr0, Cr4, Level, PagingMode
 from fivefold.conform.cases.actions import ACTIONS
 from fivefold.conform.cases.case import (
     LEVELS,
@@ -31,12 +31,13 @@ from fivefold.units import MASK64
 Stratum = tuple[object, ...]
 CaseStream = Iterator[tuple[Stratum, Case]]
 
-CORE: Final = ("read8", "write8", "rmw8", "push8", "fetch", "descriptor")
+CORE: Final = ("read8", "write8", "rmw8", "push8", "fetch", "descriptor", "accessed")
 WIDE: Final = ("read8", "write8", "rmw8", "lock8", "xchg8", "cmpxchg8", "push8", "pop8", "descriptor", "fetch10")
-ACCESSES: Final = tuple(name for name, action in ACTIONS.items() if action.register is None)
+ACCESSES: Final = tuple(name for name, action in ACTIONS.items() if action.register is None and action.invpcid is None)
 PLAIN: Final = ("wp", "nxe")
 GUARDED: Final = ("wp", "nxe", "smep", "smap")
 RW, US, NX, PS, A, D = 1 << 1, 1 << 2, 1 << 63, 1 << 7, 1 << 5, 1 << 6
+_SHADOWED: Final = ("wruss8", "read8", "write8", "fetch")
 _UPPER, _LOWER = 0x1F0, 0x0F5
 _PAGE: Final = 0x33
 _PAGE_LEVELS: Final = (Level.PT, Level.PD, Level.PDPT)
@@ -47,7 +48,8 @@ def systematic() -> tuple[Case, ...]:
     """Every case of the product, each once, strata interleaved. The order is the same in every process."""
     strata: dict[Stratum, list[Case]] = {}
     seen: set[Case] = set()
-    for stratum, case in chain(bits(), rights(), keys(), edges(), straddles(), history(), registers(), separation()):
+    themes = (bits, rights, keys, edges, straddles, history, registers, separation, shadow_stacks, invalidations)
+    for stratum, case in chain.from_iterable(theme() for theme in themes):
         if case not in seen and impossible(case) is None:
             seen.add(case)
             strata.setdefault(stratum, []).append(case)
@@ -251,12 +253,50 @@ def registers() -> CaseStream:
         for name, action in ACTIONS.items():
             if action.register is None:
                 continue
+            more = ("fsgsbase",) if action.needs == "fsgsbase" else ()
             for value in values.get(name) or list(_addresses(paging, action.msr)):
-                for flags in (PLAIN, ("wp", "nxe", "pcide")) if name == "movcr3" else (PLAIN,):
+                for flags in (PLAIN, ("wp", "nxe", "pcide")) if name == "movcr3" else ((*PLAIN, *more),):
                     yield from (
                         (("registers", mode, name, value.bit_length()), case)
                         for case in _case(mode, name, 0, flags, value)
                     )
+        yield from _register_pairs(mode, la57)
+
+
+def _register_pairs(mode: str, la57: int) -> CaseStream:
+    """Writes that another register forbids."""
+    for name, value, flags in (
+        ("movcr4", _CR4 | la57 | int(Cr4.PCIDE), ("nxe", "pwt")),
+        ("movcr4", _CR4 | la57 | int(Cr4.CET), ("nxe",)),
+        ("movcr0", _CR0 & ~int(Cr0.WP), ("wp", "nxe", "cet")),
+    ):
+        yield from ((("registers", name, flags), case) for case in _case(mode, name, 0, flags, value))
+
+
+def invalidations() -> CaseStream:
+    """INVPCID: every type, addresses and PCIDs at the edges, with and without PCIDs."""
+    for (mode, paging), action, flags in cross(MODES.items(), ACTIONS.values(), (PLAIN, (*PLAIN, "pcide"))):
+        if action.invpcid is None:
+            continue
+        values = [value for _, value in edge_addresses(paging)] if action.invpcid == 0 else []
+        for value in (*values, 0, 1, 0xFFF, 0x1000, 1 << 63):
+            for case in _case(mode, action.name, 0, flags, value):
+                yield ("invpcid", mode, action.name, flags, value.bit_length()), case
+
+
+def shadow_stacks() -> CaseStream:
+    """WRUSS, and ordinary accesses with CET on, to pages of every kind: R/W, U/S, D and P, of the leaf and above."""
+    for (mode, paging), page, action, cpl in cross(MODES.items(), (Level.PT, Level.PD), _SHADOWED, (0, 3)):
+        va, path = _va(paging, action), _path(mode, page)
+        leaf, above = LEVELS[page - 1], LEVELS[page]
+        for clear, flags_set, upper in cross((0, RW, US, RW | US, 1), (0, D, A | D), (0, RW, US)):
+            entries = path | {
+                leaf: _usual(path, mode, va, leaf) & ~clear | flags_set,
+                above: _usual({}, mode, va, above) & ~upper,
+            }
+            for flags in (("wp", "nxe", "cet"), ("wp", "nxe", "smap", "cet")):
+                for case in _case(mode, action, cpl, flags, va, entries):
+                    yield ("shadow stack", mode, action, clear, upper), case
 
 
 def _addresses(paging: PagingMode, msr: int | None) -> Iterator[int]:
@@ -268,7 +308,8 @@ def _addresses(paging: PagingMode, msr: int | None) -> Iterator[int]:
         yield from (0, 1 << 32, 1 << 63)
         return
     for bit in range(46, 64):
-        yield 1 << bit
+        # Bit 3: an LDT's base is not 0 in its lower half.
+        yield 1 << bit | 8
         yield MASK64 ^ 1 << bit & ~7
     yield from (
         0x7FFF_FFFF_F000,

@@ -44,6 +44,8 @@ def _draw(random: Random, mode: str) -> Case:
     action = random.choice(ACCESSES)
     va = _address(random, paging, action)
     flags = tuple(flag for flag in FLAGS if random.random() < _ODDS.get(flag, 0))
+    if action == "wruss8":
+        va, flags = va & ~7, (*flags, "wp", "cet")
     bare = make_case(mode, action, random.choice((0, 3)), flags, va)
     entries = dict(_entries(random, bare, "pt", ""))
     if any(place.endswith("2") for place, _, _ in bare.path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from fivefold.arch import Cpu
@@ -19,11 +19,13 @@ class Engine(Protocol):
     """Something that runs cases.
 
     *name* and *version* go into the results; *cpu* is what it emulates, by which the outcomes are expected.
+    *cannot* has the actions that cannot be made in it, and why.
     """
 
     name: str
     version: str
     cpu: Cpu
+    cannot: Mapping[str, str]
 
     def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, CaseOutcome]]:
         """Yield an outcome for each trial, in any order."""

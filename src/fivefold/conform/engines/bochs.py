@@ -6,14 +6,13 @@ Its memory cannot be read from outside, so this is what a real machine is too: j
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from fivefold.arch import Cpu
 from fivefold.boot.image.iso import iso_file
 from fivefold.conform.engines.base import EngineError
-from fivefold.conform.judging.outcome import CaseOutcome
-from fivefold.conform.judging.rules import rule_of
+from fivefold.conform.judging.outcome import CaseOutcome, cause_of
 from fivefold.conform.payload import layout
 from fivefold.conform.payload.build import elf_file
 from fivefold.conform.payload.read_text import SerialText, outcome_of_line, read_text
@@ -37,6 +36,7 @@ class BochsEngine:
     """Bochs 3.0 or later for five levels; *program* is a Bochs or a folder that its packages were unpacked into."""
 
     name = "bochs"
+    cannot: Mapping[str, str] = {}
 
     def __init__(self, program: str | None = None, model: str | None = None) -> None:
         """Run the payload once with no case, for the CPU. `EngineError` or `MachineError` if that cannot be."""
@@ -63,10 +63,10 @@ class BochsEngine:
                 yield from ((trial, CaseOutcome(0, problem="the machine has no such mode")) for trial in left)
                 return
             yield left[0], CaseOutcome(0, problem=reason, stopped=True)
-            rule = rule_of(*left[0])
+            rule = cause_of(*left[0])
             skipped = CaseOutcome(0, problem="the machine stopped at another case of the same rule")
-            yield from ((trial, skipped) for trial in left[1:] if rule_of(*trial) == rule)
-            left = [trial for trial in left[1:] if rule_of(*trial) != rule]
+            yield from ((trial, skipped) for trial in left[1:] if cause_of(*trial) == rule)
+            left = [trial for trial in left[1:] if cause_of(*trial) != rule]
 
     def _machine(self, trials: Sequence[Trial]) -> tuple[SerialText, str]:
         """Run *trials*, which are sorted by mode, in one machine; its text, and why it stopped where it did not end."""

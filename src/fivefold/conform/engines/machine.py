@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -62,6 +62,7 @@ class MachineEngine:
     """An engine that boots the payload in a child process. `_start` is what an engine of this kind adds."""
 
     name = "machine"
+    cannot: Mapping[str, str] = {}
     version = "unknown"
     cpu: Cpu
 

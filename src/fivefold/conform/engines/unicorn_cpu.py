@@ -6,7 +6,7 @@ Its saved state holds the error code at a place that no register names; three fa
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from fivefold.conform.engines.base import EngineError
 from fivefold.conform.judging.expect import BREAKPOINT, expect
 from fivefold.conform.judging.memory_words import words_before
 from fivefold.conform.judging.outcome import CaseOutcome
-from fivefold.conform.payload.records import Trial
+from fivefold.conform.payload.records import Trial, stack_pointer
 from fivefold.conform.places import (
     ARENA,
     ARENA_PT,
@@ -39,12 +39,14 @@ _WRPKRU: Final = bytes.fromhex("0f01ef")
 _WRPKRU_AT, _SYSRET_AT = 0xE00, 0xE40
 _MSR_EFER, _MSR_STAR = 0xC000_0080, 0xC000_0081
 _LDT_FLAGS: Final = 0x8200
+_NO_GDT: Final = dict.fromkeys(("iretq", "lldt"), "no descriptor table is set up in this engine")
 
 
 class UnicornEngine:
     """One Unicorn CPU with LA57."""
 
     name = "unicorn"
+    cannot: Mapping[str, str] = _NO_GDT
 
     def __init__(self, model: str | None = None) -> None:
         """Make the CPU. Raises `EngineError` where the package is missing or has no such model."""
@@ -61,7 +63,7 @@ class UnicornEngine:
         if number is None:
             raise EngineError(f"unicorn has no CPU {model!r}; its models are those of UC_CPU_X86_…")
         # As its CPU does, whatever its CPUID says.
-        self.cpu = Cpu(phys_bits=40, pks=False, pcid=False)
+        self.cpu = Cpu(phys_bits=40, pks=False, pcid=False, invpcid=False)
         self._memory = (ctypes.c_uint8 * SIZE)()
         self._view = memoryview(self._memory).cast("B")
         self._uc: Any = binding.Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_64)
@@ -146,7 +148,7 @@ class UnicornEngine:
         self._outcome = CaseOutcome(0, problem="no exception came")
         start = address_of(case.what, case.cpl)
         # A jump is one more block; a fetch is just as well a start at the address.
-        jumps = case.what.fetches and not MODES[case.mode].is_canonical(case.va)
+        jumps = not case.action.startswith("fetch") or not MODES[case.mode].is_canonical(case.va)
         at = case.va if case.what.fetches and not jumps else start
         try:
             self._uc.emu_start(at, MASK64)
@@ -160,10 +162,7 @@ class UnicornEngine:
         self._registers(RAX=LDT_SELECTOR | case.cpl if what.implicit else 0, RBX=VALUE, RCX=0, RDX=0, RDI=case.va)
         if what.msr is not None:
             self._registers(RAX=case.va & 0xFFFF_FFFF, RDX=case.va >> 32, RCX=what.msr)
-        if what.register is not None:
-            self._registers(RSP=CODE + 0xF00)
-        elif what.access is not None and what.access.stack:
-            self._registers(RSP=case.va + what.stack & MASK64)
+        self._registers(RSP=stack_pointer(case))
         if what.implicit:
             self._uc.reg_write(self._x86.UC_X86_REG_LDTR, (0x38, case.va, 0xFFFF, _LDT_FLAGS))
 

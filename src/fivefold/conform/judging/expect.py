@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from fivefold.arch import (
+    Access,
     AddressSpace,
     Allowed,
+    ControlState,
     Cpu,
     Fault,
     History,
+    Kind,
     Legal,
+    Mapped,
     Refused,
+    Register,
     Rule,
     Vector,
     Verdict,
     access,
     check_write,
     history_of,
+    invpcid_refusal,
+    translate,
 )
 from fivefold.conform.cases.case import Case, in_data
 from fivefold.conform.places import ARENA, CODE, ROOT, driver_entry, pattern
 from fivefold.units import PhysAddr, VirtAddr
 
 _FOREIGN = "the walk leads through memory that is not the case's"
+LDT = 0x38
+"""The selector of the driver's LDT."""
 BREAKPOINT = int(Vector.BP)
 """The exception by which a case ends whose access went ahead."""
 
@@ -60,6 +70,7 @@ class Expected:
     written: Legal | Refused | None = None
     """The verdict on a register write."""
     space: AddressSpace | None = field(default=None, compare=False)
+    cpu: Cpu = field(default=Cpu(), compare=False)
 
 
 def expect(case: Case, cpu: Cpu) -> Expected:
@@ -69,12 +80,14 @@ def expect(case: Case, cpu: Cpu) -> Expected:
     if case.what.register is not None:
         return _register_write(case, cpu)
     how = case.what.access
+    state = case.state()
+    if case.what.invpcid is not None:
+        return Expected(None, int(Vector.GP) if refused_invpcid(case, cpu) else BREAKPOINT, 0, None, (), (), cpu=cpu)
     if how is None:
         return Expected(None, BREAKPOINT, 0, None, (), ())
-    state = case.state()
     stores = case.stores()
     space = AddressSpace(CaseTables(stores, int(case.paging.top)), PhysAddr(ROOT), case.paging, cpu, state.nxe)
-    verdict = access(space, state, VirtAddr(case.va), how)
+    how, verdict = decide(space, state, case)
     histories = history_of(space, state, how, verdict, VirtAddr(case.va))
     if isinstance(verdict, Fault):
         hidden = None if all(_is_ours(step.at) for step in verdict.steps) else _FOREIGN
@@ -82,6 +95,8 @@ def expect(case: Case, cpu: Cpu) -> Expected:
             leaf = verdict.steps[-1].entry
             page = cpu.frame(leaf) | verdict.va & (leaf.level.span - 1)
             hidden = hidden if in_data(page, 1) else "an engine that errs would reach memory that is not the case's"
+        if case.crosses and not all(in_data(pa, 1) for pa in _mapped(case, space)):
+            hidden = hidden or "an engine that errs would reach memory that is not the case's"
         return Expected(
             verdict, int(verdict.vector), verdict.error_code, verdict.cr2, (), histories, hidden, space=space
         )
@@ -96,6 +111,34 @@ def expect(case: Case, cpu: Cpu) -> Expected:
     return Expected(verdict, BREAKPOINT, 0, None, pieces, histories, hidden, space=space)
 
 
+def decide(space: AddressSpace, state: ControlState, case: Case) -> tuple[Access, Verdict]:
+    """The access that decides, and `arch`'s verdict on it: a descriptor is read before it is written."""
+    how = case.what.access
+    assert how is not None
+    if case.action == "accessed":
+        read = replace(how, kind=Kind.READ)
+        first = access(space, state, VirtAddr(case.va), read)
+        if isinstance(first, Fault):
+            return read, first
+    return how, access(space, state, VirtAddr(case.va), how)
+
+
+def _mapped(case: Case, space: AddressSpace) -> Iterator[int]:
+    """Where the first bytes in each page lie, of those that are mapped."""
+    for va in (case.va, case.second_page):
+        found = translate(space, VirtAddr(va)) if space.mode.is_canonical(va) else None
+        if isinstance(found, Mapped):
+            yield found.pa
+
+
+def refused_invpcid(case: Case, cpu: Cpu) -> str | None:
+    """Why the INVPCID of *case* raises #GP(0), or None."""
+    kind = case.what.invpcid
+    assert kind is not None
+    first, va = (case.va, 0) if kind == 1 else (0, case.va)
+    return invpcid_refusal(case.state(), kind, first, va, cpu)
+
+
 def _is_ours(at: int) -> bool:
     return ARENA <= at < CODE
 
@@ -103,7 +146,8 @@ def _is_ours(at: int) -> bool:
 def _register_write(case: Case, cpu: Cpu) -> Expected:
     register = case.what.register
     assert register is not None
-    found = check_write(case.state(), register, case.va, cpu)
+    selector = LDT if register is Register.LDTR else 0
+    found = check_write(case.state(), register, case.va, cpu, selector)
     if isinstance(found, Refused):
         return Expected(None, int(found.vector), found.error_code, None, (), (), written=found)
     return Expected(None, BREAKPOINT, 0, None, (), (), written=found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from fivefold.arch import Allowed, Mapped, translate
 from fivefold.conform.cases.actions import MOV_IMM64, VALUE
@@ -10,6 +11,9 @@ from fivefold.conform.cases.case import Case, in_data
 from fivefold.conform.judging.expect import Expected
 from fivefold.conform.places import PATTERN, pattern
 from fivefold.units import VirtAddr
+
+_ACCESSED: Final = 1 << 40
+"""The accessed bit of a segment descriptor."""
 
 
 def bytes_met(case: Case, expected: Expected) -> Iterator[tuple[int, int]]:
@@ -35,12 +39,18 @@ def words_before(case: Case, expected: Expected) -> dict[int, int]:
     if not (case.what.writes or case.what.implicit or case.action == "fetch10"):
         return {}
     words: dict[int, int] = {}
-    wanted = MOV_IMM64 if case.action == "fetch10" else PATTERN.to_bytes(8, "little") if case.what.implicit else b""
+    wanted = MOV_IMM64 if case.action == "fetch10" else _descriptor(case) if case.what.implicit else b""
     for number, pa in bytes_met(case, expected):
         word = words.setdefault(pa & ~7, pattern(pa & ~7))
         if number < len(wanted):
             words[pa & ~7] = put_byte(word, pa, wanted[number])
     return words
+
+
+def _descriptor(case: Case) -> bytes:
+    """The data segment that is loaded; its accessed bit is clear where the CPU is to set it."""
+    word = PATTERN & ~_ACCESSED if case.action == "accessed" else PATTERN
+    return word.to_bytes(8, "little")
 
 
 def put_byte(word: int, pa: int, byte: int) -> int:
@@ -56,14 +66,15 @@ def words_after(case: Case, expected: Expected, before: dict[int, int]) -> dict[
     words = dict(before)
     for number, pa in bytes_met(case, expected):
         old = words[pa & ~7] >> 8 * (pa & 7) & 0xFF
-        words[pa & ~7] = put_byte(words[pa & ~7], pa, _written(case.action, old, VALUE >> 8 * number & 0xFF))
+        value = _ACCESSED if case.action == "accessed" else VALUE
+        words[pa & ~7] = put_byte(words[pa & ~7], pa, _written(case.action, old, value >> 8 * number & 0xFF))
     return words
 
 
 def _written(action: str, old: int, value: int) -> int:
     if action == "cmpxchg8":
         return old
-    return old | value if action in ("rmw1", "rmw8", "lock8") else value
+    return old | value if action in ("rmw1", "rmw8", "lock8", "accessed") else value
 
 
 def value_read(case: Case, expected: Expected) -> int | None:

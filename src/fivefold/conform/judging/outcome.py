@@ -8,17 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from fivefold.arch import Access, Allowed, Cr4, Fault, Flag, Kind, PageFault, Rule, Vector, access
+from fivefold.arch import (
+    Access,
+    Allowed,
+    ControlState,
+    Cr4,
+    Fault,
+    Flag,
+    Kind,
+    Mapped,
+    PageFault,
+    Rule,
+    Vector,
+    access,
+    translate,
+)
 from fivefold.conform.cases.actions import RMW, address_of
 from fivefold.conform.cases.case import Case
-from fivefold.conform.judging.expect import BREAKPOINT, Expected
+from fivefold.conform.judging.expect import BREAKPOINT, Expected, decide
 from fivefold.conform.judging.memory_words import value_read, words_after, words_before
 from fivefold.conform.judging.rules import ERROR_BITS, Rules, rule_of
+from fivefold.conform.places import CODE, DATA
 from fivefold.units import VirtAddr, hex64
 
 _A, _D = int(Flag.A), int(Flag.D)
+_WRITE_DISABLE: Final = 0xAAAA_AAAA
+"""WD of every key in PKRU and PKRS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +85,15 @@ def checks(case: Case, expected: Expected, outcome: CaseOutcome) -> Iterator[Out
     if _keys_by_privilege(case, expected, outcome):
         yield OutcomeCheck(*Rules.KEYS, False, expected_text(expected), str(outcome))
         return
+    if case.what.scratch and outcome.vector == Vector.PF and CODE <= outcome.cr2 < DATA:
+        yield OutcomeCheck(*Rules.OWN_STACK, False, expected_text(expected), str(outcome))
+        return
+    if case.what.implicit and _explicit(case, expected, outcome):
+        yield OutcomeCheck(*Rules.SMAP_IMPLICIT, False, expected_text(expected), str(outcome))
+        return
+    if outcome.stopped and _read_only_without_wp(case, expected):
+        yield OutcomeCheck(*Rules.WITHOUT_WP, False, expected_text(expected), str(outcome))
+        return
     if not _same_decision(expected, outcome):
         yield OutcomeCheck(*rules, False, expected_text(expected), str(outcome))
         return
@@ -77,7 +103,9 @@ def checks(case: Case, expected: Expected, outcome: CaseOutcome) -> Iterator[Out
     if case.what.label == RMW and outcome.vector == Vector.PF:
         yield OutcomeCheck(*Rules.RMW, True)
     if outcome.vector == Vector.PF and expected.cr2 is not None:
-        yield _same(Rules.CR2, hex64(expected.cr2), hex64(outcome.cr2), "CR2=")
+        # Which bytes of a descriptor are written back is the CPU's affair.
+        inside = case.action == "accessed" and expected.error_code & PageFault.W and outcome.cr2 - case.va in range(8)
+        yield _same(Rules.CR2, hex64(expected.cr2), hex64(expected.cr2 if inside else outcome.cr2), "CR2=")
         yield from _error_bits(expected, outcome)
     elif outcome.vector in (Vector.GP, Vector.SS):
         yield _same(Rules.ZERO_CODE, f"{expected.error_code:#x}", f"{outcome.error_code:#x}", "error code ")
@@ -104,28 +132,61 @@ def _same_decision(expected: Expected, outcome: CaseOutcome) -> bool:
     return not (outcome.error_code ^ expected.error_code) & PageFault.RSVD and expected.cr2 >> 12 == outcome.cr2 >> 12
 
 
+def cause_of(case: Case, expected: Expected) -> tuple[str, str]:
+    """The rule by which *case* would end a machine that others of the same rule end, too."""
+    return Rules.WITHOUT_WP if _read_only_without_wp(case, expected) else rule_of(case, expected)
+
+
+def _as_state(case: Case, expected: Expected, state: ControlState) -> tuple[int, int, int]:
+    """Vector, error code and CR2 of the case's access in another *state*."""
+    assert expected.space is not None
+    _, found = decide(expected.space, state, case)
+    return (int(found.vector), found.error_code, found.cr2 or 0) if isinstance(found, Fault) else (BREAKPOINT, 0, 0)
+
+
+def _differs_as(expected: Expected, outcome: CaseOutcome, other: tuple[int, int, int]) -> bool:
+    """Whether *outcome* is *other*, and that is not what the CPU must do. CR2 is compared by its page."""
+    must = (expected.vector, expected.error_code, (expected.cr2 or 0) >> 12)
+    did = (outcome.vector, outcome.error_code, outcome.cr2 >> 12 if outcome.vector == Vector.PF else 0)
+    return did == (*other[:2], other[2] >> 12) != must
+
+
 def _keys_by_privilege(case: Case, expected: Expected, outcome: CaseOutcome) -> bool:
-    """Whether the engine errs as a CPU would whose key register follows the privilege of the access."""
-    if (
-        expected.space is None
-        or case.what.access is None
-        or case.action == "clflush"
-        or not {"pke", "pks"} & set(case.flags)
-    ):
+    """Whether the engine errs as a CPU would whose key register follows the privilege of the access.
+
+    Or as one whose PKRU, beside that, keeps the supervisor from writing.
+    """
+    if expected.space is None or case.what.access is None or not {"pke", "pks"} & set(case.flags):
         return False
+    if case.action == "clflush" and outcome.vector == BREAKPOINT:
+        return False  # an engine that checks nothing
     state = case.state()
     supervisor = case.cpl == 0 or case.what.implicit
-    register, enabled = (state.pkrs, state.cr4_has(Cr4.PKS)) if supervisor else (state.pkru, state.cr4_has(Cr4.PKE))
-    both = int(Cr4.PKE | Cr4.PKS)
-    wrong = replace(state, cr4=state.cr4 | both if enabled else state.cr4 & ~both, pkru=register, pkrs=register)
-    found = access(expected.space, wrong, VirtAddr(case.va), case.what.access)
-    if isinstance(found, Fault):
-        other = (int(found.vector), found.error_code, found.cr2 or 0)
-    else:
-        other = (BREAKPOINT, 0, 0)
-    must = (expected.vector, expected.error_code, expected.cr2 or 0)
-    did = (outcome.vector, outcome.error_code, outcome.cr2 if outcome.vector == Vector.PF else 0)
-    return did == other != must
+    user_keys = state.pkru if state.cr4_has(Cr4.PKE) else 0
+    own = (state.pkrs if state.cr4_has(Cr4.PKS) else 0) if supervisor else user_keys
+    both = state.cr4 | int(Cr4.PKE | Cr4.PKS)
+    for keys in {own, own | user_keys & _WRITE_DISABLE if supervisor else own}:
+        wrong = replace(state, cr4=both, pkru=keys, pkrs=keys)
+        if _differs_as(expected, outcome, _as_state(case, expected, wrong)):
+            return True
+    return False
+
+
+def _explicit(case: Case, expected: Expected, outcome: CaseOutcome) -> bool:
+    """Whether the engine lets RFLAGS.AC exempt the CPU's own access from SMAP."""
+    state = case.state()
+    if expected.space is None or not state.cr4_has(Cr4.SMAP) or not state.ac:
+        return False
+    without = replace(state, cr4=state.cr4 & ~int(Cr4.SMAP))
+    return _differs_as(expected, outcome, _as_state(case, expected, without))
+
+
+def _read_only_without_wp(case: Case, expected: Expected) -> bool:
+    """Whether a supervisor writes with WP=0, and a page of the access is read-only."""
+    if expected.space is None or not case.what.writes or case.state().wp:
+        return False
+    pages = (translate(expected.space, VirtAddr(va)) for va in {case.va, case.second_page if case.crosses else case.va})
+    return any(isinstance(page, Mapped) and not page.rights.write for page in pages)
 
 
 def _read_first(case: Case, expected: Expected, outcome: CaseOutcome) -> bool:
@@ -150,7 +211,10 @@ def expected_text(expected: Expected) -> str:
 def _at_fault(case: Case, rip: int) -> OutcomeCheck:
     """Whether the saved RIP is that of the instruction that faulted."""
     start = address_of(case.what, case.cpl)
-    right = start <= rip < start + len(case.what.code) or (case.what.fetches and rip == case.va)
+    at_branch = start <= rip < start + len(case.what.code)
+    if case.what.fetches and not case.paging.is_canonical(case.va):
+        return OutcomeCheck(*Rules.BRANCH, at_branch, f"RIP={hex64(start)}", f"RIP={hex64(rip)}")
+    right = at_branch or (case.what.fetches and rip == case.va)
     wanted = case.va if case.what.fetches else start
     return OutcomeCheck(*Rules.RIP, right, f"RIP={hex64(wanted)}", f"RIP={hex64(rip)}")
 

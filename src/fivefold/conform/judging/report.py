@@ -15,7 +15,7 @@ from fivefold.conform.judging.outcome import CaseOutcome, OutcomeCheck, checks
 from fivefold.conform.judging.rules import rule_of
 
 SCHEMA: Final = "fivefold.conform/1"
-EVERYTHING: Final = Cpu(phys_bits=40, lass=True, vendor=Vendor.INTEL)
+EVERYTHING: Final = Cpu(phys_bits=40, lass=True, cet=True, vendor=Vendor.INTEL)
 """A CPU that can run every case: it names the rules that an engine cannot show."""
 
 

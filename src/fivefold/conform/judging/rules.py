@@ -10,7 +10,7 @@ from typing import Final
 
 from fivefold.arch import Allowed, Cpu, Entry, Fault, Flag, Legal, Level, PageFault, Refused, Register, Rule
 from fivefold.conform.cases.case import Case
-from fivefold.conform.judging.expect import Expected
+from fivefold.conform.judging.expect import Expected, refused_invpcid
 from fivefold.units import MASK64
 
 SDM: Final = "Intel SDM volume 3, "
@@ -21,6 +21,7 @@ PAGE_FAULT: Final = SDM + "Page-Fault Exceptions"
 FLAGS: Final = SDM + "Accessed and Dirty Flags"
 FORMATS: Final = SDM + "4-Level Paging and 5-Level Paging"
 CONTROL: Final = SDM + "Control Registers"
+SHADOW: Final = SDM + "Determination of Access Rights, Shadow-Stack Accesses"
 LASS: Final = SDM + "Linear-Address Space Separation"
 CLASSES: Final = SDM + "Exception Classifications"
 STACK_FAULT: Final = SDM + "Interrupt 12, Stack Fault Exception"
@@ -35,7 +36,14 @@ class Rules:
     CR2: Final = ("CR2 holds the linear address of the first byte that faulted", PAGE_FAULT)
     RMW: Final = ("a read-modify-write faults as a write (W/R=1), not as a read that comes first", PAGE_FAULT)
     KEYS: Final = ("protection keys: PKRU is for user pages, PKRS for supervisor pages, at every CPL", KEYS)
+    SMAP_IMPLICIT: Final = ("SMAP: implicit supervisor access to a user page faults whatever RFLAGS.AC is", RIGHTS)
+    WITHOUT_WP: Final = ("a supervisor's write to a read-only page goes ahead with WP=0", RIGHTS)
     STACK: Final = ("a non-canonical access through the stack raises #SS(0), not #GP(0)", STACK_FAULT)
+    OWN_STACK: Final = ("RET and IRET at privilege level 3 read their stack as a user", RIGHTS)
+    BRANCH: Final = (
+        "a jump or return to a non-canonical address faults at the branch: the saved RIP is its own",
+        "Intel SDM volume 2, JMP, RET, IRET",
+    )
     RIP: Final = ("the saved RIP is that of the instruction that faulted", CLASSES)
     ZERO_CODE: Final = ("the error code of #GP and #SS is 0", GENERAL)
     OTHER_BITS: Final = ("reserved bits of the page fault's error code are 0", PAGE_FAULT)
@@ -82,6 +90,7 @@ ERROR_BITS: Final[tuple[tuple[int, Callable[[Fault], Named]], ...]] = (
     (int(PageFault.RSVD), _always("error code bit 3 (RSVD): 1 for a reserved bit only")),
     (int(PageFault.I), _always("error code bit 4 (I/D): 1 for a fetch with NXE=1 or SMEP=1")),
     (int(PageFault.PK), _key),
+    (int(PageFault.SS), _always("error code bit 6 (SS): 1 for a shadow-stack access")),
 )
 """Bits of the error code, and the rule of each."""
 
@@ -91,6 +100,8 @@ TITLES: Final = {
     Rule.EXECUTE: ("fetch from an execute-disable page (XD=1) faults", RIGHTS),
     Rule.SMEP: ("SMEP: supervisor fetch from a user page faults", RIGHTS),
     Rule.SMAP: ("SMAP: supervisor access to a user page faults", RIGHTS),
+    Rule.SHADOW: ("shadow-stack access to a page that is no shadow stack faults", SHADOW),
+    Rule.SHADOW_SIDE: ("supervisor shadow-stack access to a user page faults", SHADOW),
     Rule.PKU: ("PKU: the protection key of a user page forbids the access", KEYS),
     Rule.PKS: ("PKS: the protection key of a supervisor page forbids the access", KEYS),
 }
@@ -102,9 +113,11 @@ def rule_of(case: Case, expected: Expected) -> Named:
     if expected.written is not None:
         return _written(expected.written, case)
     if verdict is None:
-        return _no_access(case)
+        return _no_access(case, expected)
     if case.action == "clflush":
         return Rules.CLFLUSH
+    if case.action == "accessed" and isinstance(verdict, Fault) and verdict.error_code & PageFault.W:
+        return "an implicit supervisor write to a read-only page faults with WP=1", RIGHTS
     if isinstance(verdict, Allowed):
         return _allowed(case, verdict)
     if verdict.rule is Rule.CANONICAL:
@@ -116,7 +129,7 @@ def rule_of(case: Case, expected: Expected) -> Named:
     if verdict.rule is Rule.RESERVED:
         return _reserved(case, verdict, expected)
     if verdict.rule is Rule.SMAP and case.what.implicit:
-        return "SMAP: implicit supervisor access to a user page faults whatever RFLAGS.AC is", RIGHTS
+        return Rules.SMAP_IMPLICIT
     if verdict.rule is Rule.WRITE and case.cpl == 0:
         return "write to a read-only page (R/W=0) by a supervisor faults with WP=1", RIGHTS
     return TITLES[verdict.rule]
@@ -146,8 +159,14 @@ def _level(level: Level | None) -> str:
     return level.name if level else "?"
 
 
-def _no_access(case: Case) -> Named:
+def _no_access(case: Case, expected: Expected) -> Named:
     name = case.what.label
+    if case.what.invpcid is not None:
+        reason = refused_invpcid(case, expected.cpu)
+        return (
+            f"INVPCID: {reason} raises #GP(0)" if reason else "INVPCID: a legal descriptor is taken",
+            "Intel SDM volume 2, INVPCID",
+        )
     if case.action == "invlpg":
         return (
             f"{name}: never faults, and an address that is not canonical is no operation",
@@ -195,8 +214,10 @@ def _allowed(case: Case, verdict: Allowed) -> Named:
         return "an access past 2^64 goes on at address 0", CANONICAL
     page = verdict.pages[0]
     size = {1: "4 KiB", 2: "2 MiB", 3: "1 GiB"}[int(page.page)]
+    if case.what.access is not None and case.what.access.shadow:
+        return "shadow-stack access to a shadow-stack page goes ahead", SHADOW
     if case.what.writes and not all(found.rights.write for found in verdict.pages):
-        return "a supervisor's write to a read-only page goes ahead with WP=0", RIGHTS
+        return Rules.WITHOUT_WP
     leaf = page.leaf.raw
     if page.page > Level.PT and leaf & Flag.BIT12:
         return f"bit 12 (PAT) of a {size} page is no reserved bit", FORMATS

@@ -14,11 +14,11 @@ from fivefold.conform.judging.expect import BREAKPOINT, Expected
 from fivefold.conform.judging.memory_words import value_read, words_after, words_before
 from fivefold.conform.judging.outcome import CaseOutcome
 from fivefold.conform.payload import layout as at
-from fivefold.conform.places import ARENA, CASES, CODE, IMAGE
+from fivefold.conform.places import ARENA, CASES, CODE, IMAGE, USER_CODE
 from fivefold.units import MASK64
 
-_SCRATCH: Final = CODE + 0xF00
-"""A stack for the instructions that need one, in the code page of privilege level 0."""
+_SCRATCH: Final = 0xF00
+"""Where in the code page the stack begins of instructions that need one."""
 _CS: Final = {0: 0x08, 3: 0x1B}
 
 
@@ -42,9 +42,7 @@ def words_of(trial: Trial) -> list[int]:
     head[at.C_FLAGS] |= at.F_WRITES if what.writes else 0
     head[at.C_RIP_IN] = address_of(what, case.cpl)
     head[at.C_CS] = _CS[case.cpl]
-    head[at.C_RSP] = (
-        _SCRATCH if what.register else case.va + what.stack & MASK64 if what.access and what.access.stack else 0
-    )
+    head[at.C_RSP] = stack_pointer(case)
     head[at.C_RFLAGS] = state.rflags
     head[at.C_RAX] = LDT_SELECTOR | case.cpl if what.implicit else 0
     head[at.C_RBX] = VALUE
@@ -53,12 +51,22 @@ def words_of(trial: Trial) -> list[int]:
     head[at.C_RDI] = case.va
     head[at.C_CR0], head[at.C_CR3], head[at.C_CR4], head[at.C_EFER] = state.cr0, state.cr3, state.cr4, state.efer
     head[at.C_PKRU], head[at.C_PKRS] = case.pkru, case.pkrs
-    head[at.C_LDT] = case.va if what.implicit else 0
+    # The instruction writes the upper half of the base itself.
+    head[at.C_LDT] = case.va if what.implicit else case.va & 0xFFFF_FFFF if what.register is Register.LDTR else 0
     head[at.C_WANT_VECTOR] = expected.vector | expected.error_code << 32
     value = value_read(case, expected)
     head[at.C_WANT_CR2], head[at.C_WANT_VALUE] = expected.cr2 or 0, value or 0
-    head[at.C_COMPARE] = (expected.cr2 is not None) | (value is not None) << 1
+    # Which byte of a descriptor is written is the CPU's affair, so CR2 is not compared there.
+    head[at.C_COMPARE] = (expected.cr2 is not None and case.action != "accessed") | (value is not None) << 1
     return head + [word for store in stores for word in store]
+
+
+def stack_pointer(case: Case) -> int:
+    """RSP at the instruction."""
+    what = case.what
+    if what.register or what.scratch:
+        return (USER_CODE if case.cpl == 3 else CODE) + _SCRATCH
+    return case.va + what.stack & MASK64 if what.access and what.access.stack else 0
 
 
 def _stores(trial: Trial) -> Iterator[tuple[int, int, int, int, int]]:
