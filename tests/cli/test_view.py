@@ -23,21 +23,14 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 
 class Reader(HTMLParser):
-    """The words of each row, and what a page would load."""
+    """What a page would load."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows: list[list[str]] = []
         self.loads: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag == "tr":
-            self.rows.append([])
-
-    def handle_data(self, data: str) -> None:
-        if self.rows:
-            self.rows[-1].append(data)
 
 
 def test_a_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -50,9 +43,7 @@ def test_a_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     reader = Reader()
     reader.feed(text)
     assert reader.loads == [] and "<script>alert" not in text
-    trampoline = ["0xff453d0a8009a000", "0xff453d0a8009b000", "4K", "4K", "r-x-", "0x000000000009a000", "direct_map"]
-    assert trampoline in reader.rows
-    assert any(row[:2] == ["0xff453d0a80000000", "direct_map"] for row in reader.rows)
+    assert all(word in text for word in ("direct_map", "0xff453d0a80000000", "executable-direct-map"))
 
 
 def test_a_place_that_cannot_be_written(

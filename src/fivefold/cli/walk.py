@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ from fivefold.cli.source_options import JsonOption, SourceChoice, on_source
 from fivefold.units import VirtAddr
 
 if TYPE_CHECKING:
-    from fivefold.survey.paths import Path
+    from fivefold.survey.paths import Path as Walked
     from fivefold.survey.space import Space
 
 
@@ -23,11 +24,18 @@ def walk(
         list[int], typer.Argument(parser=values.address, metavar="ADDRESS...", help="Virtual addresses.")
     ],
     as_json: JsonOption = False,
+    as_html: Annotated[bool, typer.Option("--html", help="Write a page to look at, with every bit explained.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.html", help="Where --html writes; - is stdout."),
+    ] = None,
 ) -> int:
     """Show every entry that the CPU reads for an address, the rights so far, and the answer or the refusal.
 
     Status 1 when a walk meets something wrong: a malformed entry, or a table that is not in memory.
     """
+    if as_html != (output is not None) or (as_html and as_json):
+        raise typer.BadParameter("a page needs both --html and -o FILE.html, without --json", param_hint="--html")
     from fivefold.arch import Mapped
     from fivefold.report.json_text import write_document
     from fivefold.report.sheet import sheet
@@ -35,7 +43,9 @@ def walk(
 
     with chosen.open_space() as space:
         paths = [space.path(address) for address in addresses]
-        if as_json:
+        if output is not None:
+            _write_page(space, paths, output)
+        elif as_json:
             write_document(walk_json(space, paths), sys.stdout)
         else:
             out = sheet()
@@ -50,7 +60,15 @@ def walk(
     return int(any(path.is_finding for path in paths))
 
 
-def _what_lies_there(space: Space, refused: list[Path]) -> dict[int, str]:
+def _write_page(space: Space, paths: list[Walked], output: Path) -> None:
+    from fivefold.cli.printing import write_output
+    from fivefold.report.page.walk_page import walk_page
+
+    data = walk_page(space, paths).encode()
+    write_output(output, data, f"{len(data)} bytes")
+
+
+def _what_lies_there(space: Space, refused: list[Walked]) -> dict[int, str]:
     """What `explain` says of addresses that were refused, where its map and the guest's own areas agree."""
     from fivefold.explain import explain
 

@@ -27,7 +27,7 @@ def write_path(path: Path, space: Space, out: Writable) -> None:
         out.write(f"  {_step(step, space.tables, out)}\n")
     found = path.end if isinstance(path.end, Mapped) else None
     both = found is not None and found.rights.write and found.rights.execute
-    answer, *more = _answer(path, space.controls).split("\n")
+    answer, *more = answer_of(path, space.controls).split("\n")
     out.write(f"  {paint(out, answer, 'good' if found and not both else 'bad')}\n")
     for line in more:
         out.write(line + "\n")
@@ -37,15 +37,26 @@ def _step(step: Step, tables: AddressSpace, out: Writable) -> str:
     entry = step.entry
     text = f"{entry.level.name:4} entry {entry_index(step):3} at {hex64(step.at)} is {hex64(entry.raw)}"
     if not entry.is_present:
-        return f"{text}  {'empty' if entry.is_zero else 'not present'}"
-    target = f"{PAGE_NAMES[entry.level]} page" if entry.is_leaf else "table"
+        return f"{text}  {flags_of(step, tables)}"
     wrong = tables.reserved(entry)
     # Two lines where one is not enough: the entry, and what it says.
     gap = "  " if (width_of(out) or FULL) >= FULL else "\n       "
     return (
-        f"{text}{gap}{target} {hex64(tables.cpu.frame(entry))}  {' '.join(_flag_names(step, tables))}"
+        f"{text}{gap}{target_of(step)} {hex64(tables.cpu.frame(entry))}  {flags_of(step, tables)}"
         f"  so far {spell(step.rights)}{paint(out, f'  reserved bits {wrong:#x}' if wrong else '', 'bad')}"
     )
+
+
+def target_of(step: Step) -> str:
+    """What a present entry points to: ``table``, or ``2M page``."""
+    return f"{PAGE_NAMES[step.entry.level]} page" if step.entry.is_leaf else "table"
+
+
+def flags_of(step: Step, tables: AddressSpace) -> str:
+    """The names of an entry's flags; of one that is not present, whether it is zero."""
+    if not step.entry.is_present:
+        return "empty" if step.entry.is_zero else "not present"
+    return " ".join(_flag_names(step, tables))
 
 
 def _flag_names(step: Step, tables: AddressSpace) -> list[str]:
@@ -65,7 +76,7 @@ def _flags(step: Step) -> int:
     return step.entry.raw & ~(0x000F_FFFF_FFFF_E000 | (0 if large else 0x1000))
 
 
-def _answer(path: Path, controls: Controls) -> str:
+def answer_of(path: Path, controls: Controls) -> str:
     match path.end:
         case Mapped() as found:
             answer = f"-> {hex64(found.pa)}  {PAGE_NAMES[found.page]} page, effective {spell(found.rights)}"

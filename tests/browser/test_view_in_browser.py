@@ -1,0 +1,102 @@
+"""The page of `fivefold view` in Chromium: what its scripts draw is what the instruments say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.browser.conftest import GUESTS
+
+import fivefold as ff
+from fivefold.report.page.view_page import view_page
+from fivefold.report.text.walk import entry_index
+from fivefold.survey.scan.regions import RegionKind, spell
+from fivefold.units import MASK64, hex64
+
+pytestmark = pytest.mark.browser
+NAMES = ("plain-la57-kaslr", "kasan-la48-kaslr")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def space(request: pytest.FixtureRequest) -> Any:
+    with ff.open(GUESTS / f"{request.param}.elf.xz") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def drawn(space: Any, tab: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("view") / "view.html"
+    path.write_text(view_page(space))
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("body[data-ready]")
+    return tab
+
+
+def test_rows_are_those_of_dump(space: Any, drawn: Any) -> None:
+    regions = list(space.regions(all_bits=False, repeat_above=16))
+    rows = drawn.evaluate("Array.from({length: state.columns.start.rows}, (_, i) => cells(region(i)))")
+    assert len(rows) == len(regions)
+    for region, row in zip(regions, rows, strict=True):
+        assert (row[0], row[1]) == (hex64(region.start), hex64(region.end - 1))
+        assert row[-2] == (region.area or "")
+        if region.kind is RegionKind.MAPPED:
+            assert row[3:5] == [region.page, spell(region.effective)]
+            assert row[5] == ("scattered" if region.phys is None else hex64(region.phys))
+        else:
+            assert f"{region.repeats} times" in row[3]
+
+
+def test_walks_are_those_of_the_instruments(space: Any, drawn: Any) -> None:
+    regions = list(space.regions(all_bits=False, repeat_above=16))
+    edges = [va for one in regions[::3] for va in (one.start, one.end - 1, one.end & MASK64)]
+    addresses = [va for va in edges if space.path(va).steps]
+    script = """(addresses) => addresses.map((va) => {
+        const walk = state.tables.walk(root().root, root().levels, BigInt(va));
+        const steps = walk.steps.map((s) => [s.index, hex(s.at), hex(s.raw), spell(s.rights)]);
+        return [steps, walk.phys === undefined ? null : hex(walk.phys)];
+    })"""
+    for va, (steps, phys) in zip(addresses, drawn.evaluate(script, [hex64(va) for va in addresses]), strict=True):
+        path = space.path(va)
+        ours = [[entry_index(step), hex64(step.at), hex64(step.entry.raw), spell(step.rights)] for step in path.steps]
+        last = ours.pop() if not path.steps[-1].entry.is_present else None
+        assert steps[: len(ours)] == ours and (last is None or steps[-1][:3] == last[:3])
+        assert phys == (hex64(path.end.pa) if isinstance(path.end, ff.arch.Mapped) else None)
+
+
+def test_an_address_is_found_and_walked_by_keyboard_alone(space: Any, drawn: Any) -> None:
+    region = next(one for one in space.regions(all_bits=False, repeat_above=16) if one.area == "kernel_image")
+    drawn.keyboard.press("Tab")
+    drawn.keyboard.press("Tab")
+    assert drawn.evaluate("document.activeElement.id") == "q"
+    drawn.keyboard.type(f"{region.start + 0x123:#x}")
+    drawn.keyboard.press("Enter")
+    assert f"{hex64(region.start + 0x123)} is in" in drawn.inner_text("#answer")
+    assert hex64((region.phys or 0) + 0x123) in drawn.inner_text("#walk .end")
+    drawn.focus("#grid [tabindex='0']")
+    before = drawn.inner_text("#square")
+    drawn.keyboard.press("End")
+    assert drawn.inner_text("#square") != before
+    drawn.keyboard.press("Enter")
+    assert "entry 511" in drawn.inner_text("#crumbs")
+
+
+def test_odd_searches_are_answered(drawn: Any) -> None:
+    for text in ("0x8000000000000000", "nothing has this", "0xffffffffffffffff", "<b>", "0x0"):
+        drawn.fill("#q", text)
+        drawn.press("#q", "Enter")
+        assert drawn.inner_text("#answer") or text in drawn.inner_text("#h-walk")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_cut_and_no_rule_of_accessibility_is_broken(drawn: Any, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    drawn.emulate_media(color_scheme=scheme)
+    drawn.fill("#q", "0xffffffffffffffff")
+    drawn.press("#q", "Enter")
+    drawn.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    for width in (420, 1280):
+        drawn.set_viewport_size({"width": width, "height": 900})
+        assert drawn.evaluate("document.documentElement.scrollWidth") <= width
+    found = axe.Axe().run(drawn).response["violations"]
+    serious = [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")]
+    assert not serious
