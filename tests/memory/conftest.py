@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import socket
 import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -185,3 +186,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Callable[[socket.socket], None]]
         yield start
         for thread in threads:
             thread.join(5)
+
+
+@pytest.fixture(scope="session")
+def machine_files() -> ModuleType:
+    """The writers of what virtual machine monitors save."""
+    path = Path(__file__).parent / "machine_files.py"
+    spec = importlib.util.spec_from_file_location("machine_files", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -102,8 +102,9 @@ def choose(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A file (raw, ELF core, kdump, LiME, AVML, VMware, Windows crash dump, QEMU migration stream; also "
-            ".xz .gz .zst), qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT, or - for standard input.",
+            help="A file (raw, ELF core, kdump, LiME, AVML, Windows crash dump, what VMware, VirtualBox, Xen, Hyper-V, "
+            "QEMU, libvirt, Firecracker and Cloud Hypervisor save; also .xz .gz .zst), qmp:SOCKET, pid:NUMBER, "
+            "gdb:HOST:PORT, kcore: for this machine, or - for standard input.",
         ),
     ],
     *,

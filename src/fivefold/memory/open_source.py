@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, Literal, TypedDict, Unpack, get_args
 
 from fivefold import _arguments
@@ -14,6 +15,7 @@ from fivefold.memory.files import FileBytes
 from fivefold.memory.formats import avml, elf_core, kdump, lime, vmware
 from fivefold.memory.formats.compressed import compression_of, read_stream, unpack
 from fivefold.memory.formats.raw_image import read_raw
+from fivefold.memory.formats.snapshots import cloud_hypervisor, firecracker
 from fivefold.memory.source import Progress, Source
 
 LiveRam = Literal["auto", "file", "process", "pmemsave"]
@@ -69,6 +71,11 @@ class SourceKeywords(TypedDict, total=False):
     max_copy: int
 
 
+KCORE: Final = "/proc/kcore"
+"""The running kernel's own memory: as long as the address space, so that it cannot be opened as other files are."""
+
+_HYPERV: Final = b"\x14\x20\x28\x01"
+
 _UNSUPPORTED: Final = {
     b"PAGEDUMP": "a 32-bit Windows crash dump",
     b"LiMS": "a savevm image",
@@ -79,7 +86,7 @@ def open_source(
     spec: str | os.PathLike[str], options: SourceOptions | None = None, **changes: Unpack[SourceKeywords]
 ) -> Source:
     """Open *spec*: a file, ``-`` (standard input), ``qmp:SOCKET`` (a path or HOST:PORT), ``pid:NUMBER`` or
-    ``gdb:HOST:PORT``.
+    ``gdb:HOST:PORT``, or ``kcore:``, the memory of the kernel that runs us.
 
     Files are raw images, ELF cores, kdump files, LiME and what docs/memory.md lists, also inside .xz, .gz or .zst; the
     first bytes decide, never the name; a path object is always a file. *changes* are fields of `SourceOptions`.
@@ -94,6 +101,8 @@ def open_source(
     _arguments.instance("spec", spec, str, expected="the name of a file, or qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT")
     if spec == "-":
         return _open_bytes(read_stream(0, "standard input", max_bytes=chosen.max_unpacked), chosen)
+    if spec == "kcore:":
+        return _open_kcore(chosen)
     prefix, colon, rest = spec.partition(":")
     if colon and prefix in ("qmp", "pid", "gdb"):
         return _open_live(prefix, rest, chosen)
@@ -102,7 +111,18 @@ def open_source(
 
 def open_file(path: str, options: SourceOptions | None = None) -> Source:
     """Open a file as `open_source` does, whatever its name looks like."""
-    return _open_bytes(FileBytes.open(path), options or SourceOptions())
+    chosen = options or SourceOptions()
+    if os.path.realpath(path) == KCORE:
+        return _open_kcore(chosen)
+    if cloud_hypervisor.is_snapshot(Path(path)):
+        return cloud_hypervisor.read_snapshot(Path(path))
+    return _open_bytes(FileBytes.open(path), chosen)
+
+
+def _open_kcore(options: SourceOptions) -> Source:
+    from fivefold.memory.live import kcore
+
+    return kcore.open_kcore(KCORE, max_copy=options.max_copy)
 
 
 def _open_bytes(file: FileBytes, chosen: SourceOptions) -> Source:
@@ -144,6 +164,12 @@ def _recognise(file: FileBytes, options: SourceOptions) -> Source:
         return qemu_stream.read_qemu_stream(
             file, max_copy=options.max_copy, max_unpacked=options.max_unpacked, progress=options.progress
         )
+    if firecracker.is_state(head):
+        return firecracker.read_firecracker(file)
+    if head.startswith(_HYPERV):
+        from fivefold.memory.formats.snapshots import hyperv  # a log is explained without numpy
+
+        return hyperv.read_hyperv(file, max_copy=options.max_copy)
     if (snapshot := vmware.beside(file)) is not None:
         return vmware.read_vmem(file, snapshot)
     if head.startswith(kdump.SIGNATURES):
@@ -157,8 +183,17 @@ def _read_windows_dump(file: FileBytes) -> Source:
     return read_windows_dump(file)
 
 
+def _read_elf(file: FileBytes) -> Source:
+    if elf_core.has_no_segments(file):
+        from fivefold.memory.formats import xen_core  # a log is explained without numpy
+
+        if xen_core.is_xen_core(file):
+            return xen_core.read_xen_core(file)
+    return elf_core.read_elf_core(file)
+
+
 _READERS: Final[dict[bytes, Callable[[FileBytes], Source]]] = {
-    elf_core.MAGIC: elf_core.read_elf_core,
+    elf_core.MAGIC: _read_elf,
     lime.MAGIC: lime.read_lime,
     b"PAGEDU64": _read_windows_dump,
     **dict.fromkeys(vmware.MAGICS, vmware.read_vmware),

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from fivefold.errors import FormatError
 from fivefold.memory.file_memory import file_memory
 from fivefold.memory.files import FileBytes
+from fivefold.memory.formats import virtualbox
 from fivefold.memory.formats.notes import MAX_NOTE_BYTES, Note, cpus_of, split_notes, vmcoreinfo_of
 from fivefold.memory.registers import CpuState
 from fivefold.memory.source import Source
@@ -60,15 +61,23 @@ def read_elf_core(file: FileBytes) -> Source:
     notes = _notes(file, segments)
     return Source(
         memory=file_memory(file, pieces),
-        format="ELF core",
+        format="VirtualBox core" if virtualbox.is_virtualbox(notes) else "ELF core",
         cpus=_cpus(file, notes, machine),
         vmcoreinfo=vmcoreinfo_of(notes),
         notes=_remarks(spans, pieces, notes, machine),
     )
 
 
+def has_no_segments(file: FileBytes) -> bool:
+    """Whether a 64-bit ELF core has no program headers at all, as Xen's have none."""
+    header = _FILE.unpack(file.read_at(0, _FILE.size))
+    return header[0][4:6] == b"\2\1" and header[1] == _ET_CORE and not header[10]
+
+
 def _cpus(file: FileBytes, notes: list[Note], machine: int) -> tuple[CpuState, ...]:
     """The CPUs; the first of QEMU's with what the file's machine number says of it."""
+    if virtualbox.is_virtualbox(notes):
+        return virtualbox.cpus_of(notes, file.name)
     cpus = cpus_of(notes, file.name)
     if not any(note.name == "QEMU" for note in notes):
         return cpus
