@@ -7,15 +7,19 @@ import io
 import pytest
 
 from fivefold.explain import Explanation, explain
-from fivefold.symbols import Symbol, SymbolTable
+from fivefold.symbols import Symbols, SymbolSpan
 
-TABLE = SymbolTable.of(
-    "System.map",
+TABLE = Symbols(
     [
-        Symbol(0xFFFFFFFF81000100, "demo_open"),
-        Symbol(0xFFFFFFFF81000200, "demo_close"),
-        Symbol(0xFFFFFFFF81001000, "end"),
+        SymbolSpan.of(
+            [
+                (0xFFFFFFFF81000100, "T", "demo_open"),
+                (0xFFFFFFFF81000200, "T", "demo_close"),
+                (0xFFFFFFFF81001000, "T", "end"),
+            ]
+        )
     ],
+    "System.map",
 )
 OOPS = """\
 BUG: unable to handle page fault for address: {address}
@@ -26,7 +30,7 @@ RIP: 0010:{rip}
 """
 
 
-def explained(rip: str, more: str = "", address: str = "ffff888101a42000", table: SymbolTable = TABLE) -> Explanation:
+def explained(rip: str, more: str = "", address: str = "ffff888101a42000", table: Symbols = TABLE) -> Explanation:
     text = OOPS.format(rip=rip, more=more, address=address)
     return explain(io.BytesIO(text.encode()), symbols=table)
 
@@ -63,6 +67,6 @@ def test_a_slide_that_no_kernel_has() -> None:
 
 
 def test_a_running_kernel() -> None:
-    table = SymbolTable.of("kallsyms", TABLE.symbols, is_running=True)
+    table = Symbols(TABLE.spans, "kallsyms", is_running=True)
     found = explained("0xffffffff81000210", table=table)
     assert found.headline.startswith("Write to 0xffff888101a42000 in demo_close+0x10")

@@ -29,7 +29,6 @@ def test_the_content_decides(make, saved) -> None:
     [
         (b"PAGEDUMP", "a 32-bit Windows crash dump"),
         (b"LiMS", "a savevm image"),
-        (b"QFI\xfb", "a qcow2 disk image"),
     ],
 )
 def test_known_but_not_read(saved, head: bytes, what: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from fivefold.cli import values
+from fivefold.cli.choices import SYMBOLS_HELP
 
 if TYPE_CHECKING:
     from fivefold.memory import Source
@@ -94,7 +95,7 @@ def explain(
     ] = None,
     symbols: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Names for addresses: System.map, vmlinux, or /proc/kallsyms as text."),
+        typer.Option(metavar="FILE", help=SYMBOLS_HELP),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Wait for a log that grows, until its first fatal exception.")

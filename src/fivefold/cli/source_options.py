@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from fivefold.cli import values
+from fivefold.cli.choices import SYMBOLS_HELP
 from fivefold.cli.help_page import SOURCE
 from fivefold.cli.printing import over_write
 from fivefold.units import hex64
@@ -160,9 +161,7 @@ def choose(
     ] = None,
     symbols: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="System.map, /proc/kallsyms or vmlinux, in place of what the kernel carries."
-        ),
+        typer.Option(metavar="FILE", help=SYMBOLS_HELP),
     ] = None,
     timeout: Annotated[
         float, typer.Option(parser=values.seconds, metavar="SECONDS", help="How long a live guest may take to answer.")

@@ -34,7 +34,7 @@ from fivefold.explain.what_if import ask
 from fivefold.machine.base import Event as MachineEvent
 from fivefold.machine.base import ExceptionRecord, Machine, Registers, Shutdown
 from fivefold.memory import CpuState, Segment, Source, open_source
-from fivefold.symbols import Symbol, SymbolTable, read_symbols
+from fivefold.symbols import Symbols, read_symbols
 from fivefold.units import hex64
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def explain(
     given: GivenState | None = None,
     addresses: Sequence[int] = (),
     what_if: Sequence[str] = (),
-    symbols: str | os.PathLike[str] | SymbolTable | None = None,
+    symbols: str | os.PathLike[str] | Symbols | None = None,
     follow: bool = False,
     progress: Progress | None = None,
     **numbers: int,
@@ -100,7 +100,7 @@ def explain(
         naming = None
         source = memory if isinstance(memory, Source) else None
         if symbols is not None:
-            table = symbols if isinstance(symbols, SymbolTable) else read_symbols(symbols)
+            table = symbols if isinstance(symbols, Symbols) else read_symbols(symbols)
             trace, naming = name_addresses(trace, table, _slide_in(space, source))
         elif (carried := _carried_symbols(space, source, trace)) is not None:
             trace, naming = name_addresses(trace, carried)
@@ -316,7 +316,7 @@ def _names(naming: Naming | None, trace: Trace, guilty: ExplainedException | Non
     return (*named, *naming.remarks(trace))
 
 
-def _carried_symbols(space: Space | None, source: Source | None, trace: Trace) -> SymbolTable | None:
+def _carried_symbols(space: Space | None, source: Source | None, trace: Trace) -> Symbols | None:
     """The kallsyms of the kernel in memory, where an exception at an address of a kernel could be named by them."""
     if not any(raised.rip is not None and raised.rip >> 63 for raised in trace.exceptions):
         return None
@@ -326,10 +326,7 @@ def _carried_symbols(space: Space | None, source: Source | None, trace: Trace) -
 
             space = Space(source)
         known = None if space is None else space.symbols
-        if not known:
-            return None
-        found = (Symbol(one.address, one.name) for span in known.spans for one in span)
-        return SymbolTable.of(known.how, found, is_running=True)
+        return Symbols(known.spans, known.how, is_running=True) if known else None
     except (FivefoldError, OSError):
         return None  # no root, or tables that cannot be read: nothing is named
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from fivefold.explain.area_names import KERNEL_IMAGE
 from fivefold.explain.logs.trace import RaisedException, Trace
-from fivefold.symbols import SymbolTable
+from fivefold.symbols import Symbols
 from fivefold.units import GIB, MASK64, hex64
 
 _PRINTED: Final = re.compile(r"([A-Za-z_.$][\w.$]*)\+0x([0-9a-f]+)(?:/0x[0-9a-f]+)?( \[\w+\])?$", re.I)
@@ -20,21 +20,21 @@ _ALIGNED: Final = 0x1FFFFF
 class Naming:
     """A table of symbols with the *slide* of the kernel that ran; None where nothing says it. *why* says it."""
 
-    table: SymbolTable
+    table: Symbols
     slide: int | None
     why: str
 
     def name_at(self, va: int | None) -> str | None:
-        """``name+0x12`` at *va*, None where the slide or the name is not known."""
+        """``name`` or ``name+0x12`` at *va*, None where the slide or the name is not known."""
         if va is None or self.slide is None or not va >> 63:
             return None
-        return self.table.name_at(va - self.slide & MASK64)
+        return self.table.at(va - self.slide & MASK64)
 
     def remarks(self, trace: Trace) -> tuple[str, ...]:
         """What the table says beyond the names: numbers for names that the log prints, and the slide."""
         if self.slide is None:
-            return (f"{self.table.source}: {self.why}; so addresses have no names, and names no addresses",)
-        found = [f"{self.table.source}: {self.why}"]
+            return (f"{self.table.how}: {self.why}; so addresses have no names, and names no addresses",)
+        found = [f"{self.table.how}: {self.why}"]
         for raised in trace.exceptions:
             at = _address(self.table, raised.symbol) if raised.rip is None else None
             if at is not None:
@@ -42,7 +42,7 @@ class Naming:
         return tuple(dict.fromkeys(found))
 
 
-def name_addresses(trace: Trace, table: SymbolTable, slide: int | None = None) -> tuple[Trace, Naming]:
+def name_addresses(trace: Trace, table: Symbols, slide: int | None = None) -> tuple[Trace, Naming]:
     """*trace* with a name for each RIP that had none. *slide* is what memory says of it, if anything does."""
     naming = _naming(trace, table, slide)
     named = tuple(
@@ -51,7 +51,7 @@ def name_addresses(trace: Trace, table: SymbolTable, slide: int | None = None) -
     return replace(trace, exceptions=named), naming
 
 
-def _naming(trace: Trace, table: SymbolTable, slide: int | None) -> Naming:
+def _naming(trace: Trace, table: Symbols, slide: int | None) -> Naming:
     if table.is_running:
         return Naming(table, 0, "addresses of a running kernel")
     if trace.placement.slide is not None:
@@ -69,7 +69,7 @@ def _naming(trace: Trace, table: SymbolTable, slide: int | None) -> Naming:
     return Naming(table, None, "the log does not say by how much the kernel was moved (Kernel Offset)")
 
 
-def _by_printed_name(raised: RaisedException, table: SymbolTable) -> int | None:
+def _by_printed_name(raised: RaisedException, table: Symbols) -> int | None:
     at = _address(table, raised.symbol)
     if at is None or raised.rip is None:
         return None
@@ -77,10 +77,10 @@ def _by_printed_name(raised: RaisedException, table: SymbolTable) -> int | None:
     return slide if slide < GIB and not slide & _ALIGNED else None
 
 
-def _address(table: SymbolTable, symbol: str | None) -> int | None:
+def _address(table: Symbols, symbol: str | None) -> int | None:
     """The linked address of ``name+0x12/0x40``; None for modules, and for names that there are several of."""
     match = _PRINTED.match(symbol or "")
-    start = table.address_of(match[1]) if match and not match[3] else None
+    start = table.only_address(match[1]) if match and not match[3] else None
     return None if match is None or start is None else start + int(match[2], 16)
 
 

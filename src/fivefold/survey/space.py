@@ -35,12 +35,12 @@ from fivefold.survey.guest.identify import GivenPaging, choose_mode, choose_phys
 from fivefold.survey.guest.system import GuestSystem, guest_system, release_told
 from fivefold.survey.guest.vmcoreinfo import KernelNotes, kernel_notes
 from fivefold.survey.names.kernel_names import KernelNames, kernel_names
-from fivefold.survey.names.symbols import Symbols
 from fivefold.survey.paths import Path, path_of
 from fivefold.survey.scan.regions import Regions, regions_of
 from fivefold.survey.scan.scan import TableScanner
 from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, RegionKind, ScanResult, ScanSettings
 from fivefold.survey.scan.table_store import bring_from
+from fivefold.symbols import Symbols
 from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
 
 MAX_UNFOLDED: Final = 1 << 22

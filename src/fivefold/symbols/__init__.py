@@ -1,5 +1,6 @@
-"""Names of addresses: from System.map, ``/proc/kallsyms`` as text, or the symbol table of an ELF file."""
+"""Names of addresses: from System.map, ``/proc/kallsyms`` as text, or the symbol table of vmlinux."""
 
-from fivefold.symbols.table import Symbol, SymbolTable, read_symbols
+from fivefold.symbols.files import moved, read_symbols
+from fivefold.symbols.symbols import NO_SYMBOLS, KernelSymbol, Symbols, SymbolSpan
 
-__all__ = ["Symbol", "SymbolTable", "read_symbols"]
+__all__ = ["NO_SYMBOLS", "KernelSymbol", "SymbolSpan", "Symbols", "moved", "read_symbols"]

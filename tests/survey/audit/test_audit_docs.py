@@ -18,4 +18,4 @@ def test_rules() -> None:
 
 def test_the_policy_can_be_read() -> None:
     example = TEXT.partition("```toml\n")[2].partition("```")[0]
-    assert len(Policy.parse(example, "the example").exceptions) == 1 + len(LINUX_EXCEPTIONS)
+    assert len(Policy.parse(example, "the example").exceptions) == 2 + len(LINUX_EXCEPTIONS)

@@ -9,6 +9,7 @@ import pytest
 from fivefold.errors import FormatError
 from fivefold.survey.audit.policy import LINUX_EXCEPTIONS, MAX_FILE, Policy, load_policy
 from fivefold.survey.audit.rules import BY_NAME, RULES, Severity
+from fivefold.symbols import Symbols, SymbolSpan
 
 HEAD = 'schema = "fivefold.policy/1"\n'
 FULL = (
@@ -50,6 +51,43 @@ def test_what_an_exception_covers() -> None:
     assert policy.reason_for(rule, range(window.start - 0x1000, window.stop), phys, "vmalloc") is None
 
 
+SYMBOLS = Symbols(
+    [
+        SymbolSpan.of(
+            [(0x8000_1F00, "T", "first"), (0x8000_2100, "t", "twin"), (0x8000_3000, "T", "last")], 0x8000_4000
+        ),
+        SymbolSpan.of([(0xC000_0000, "t", "twin"), (0xC000_0800, "t", "rest")], 0xC000_1000, "dummy"),
+    ],
+    "made here",
+)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "window", "is_covered"),
+    [
+        ("first", range(0x8000_1000, 0x8000_3000), True),
+        ("first", range(0x8000_1000, 0x8000_4000), False),
+        ("twin", range(0x8000_2000, 0x8000_3000), True),
+        ("twin", range(0xC000_0000, 0xC000_1000), False),
+        ("twin [dummy]", range(0xC000_0000, 0xC000_1000), True),
+        ("first-last", range(0x8000_1000, 0x8000_3000), True),
+        ("first-last", range(0x8000_3000, 0x8000_4000), False),
+        ("last-first", range(0x8000_2000, 0x8000_3000), False),
+        ("last", range(0x8000_3000, 0x8000_4000), True),
+        ("none", range(0x8000_1000, 0x8000_2000), False),
+    ],
+)
+def test_an_exception_by_symbol(symbol: str, window: range, is_covered: bool) -> None:
+    """It covers the pages of the symbol, up to the next one, wherever this boot has them; without symbols nothing."""
+    rows = f'[[except]]\nrule = "wx-kernel"\nreason = "patched"\nsymbol = "{symbol}"\n'
+    policy = Policy.parse(HEAD + rows, "p.toml")
+    assert policy.has_symbols and not Policy().has_symbols
+    expected = "patched" if is_covered else None
+    assert policy.reason_for("wx-kernel", window, None, "kernel_image", symbols=SYMBOLS) == expected
+    assert policy.reason_for("wx-kernel", window, None, "kernel_image") is None
+    assert policy.reason_for("wx-user", window, None, None, symbols=SYMBOLS) is None
+
+
 def test_the_exceptions_of_every_linux_stay_unless_they_are_turned_off() -> None:
     assert Policy.parse(HEAD, "p.toml").exceptions == LINUX_EXCEPTIONS
     assert Policy.parse(HEAD + "defaults = false", "p.toml").exceptions == ()
@@ -78,7 +116,7 @@ def test_the_exceptions_of_every_linux_stay_unless_they_are_turned_off() -> None
         (HEAD + "[[except]]\nreason = 'x'\narea = 1", "p.toml: area is 1; expected a name such as 'direct_map'"),
         (
             HEAD + "[[except]]\nrule = 'wx-user'\nreason = 'x'\nva = 1",
-            "p.toml: an exception has no 'va'; expected area, offset, phys, range, reason, rule",
+            "p.toml: an exception has no 'va'; expected area, offset, phys, range, reason, rule, symbol",
         ),
         *(
             (HEAD + f"[[except]]\nrule = 'wx-user'\nreason = 'x'\nphys = {text!r}", f"p.toml: {message}")

@@ -9,8 +9,8 @@ from fivefold.report.sheet import Writable, paint
 from fivefold.report.text.walk import entry_index
 from fivefold.survey.audit.audit import Audit, Finding, RuleResult
 from fivefold.survey.audit.policy import relative
-from fivefold.survey.names.symbols import Symbols
 from fivefold.survey.paths import Path
+from fivefold.symbols import Symbols
 from fivefold.units import format_size, hex64
 
 SCHEMA: Final = "fivefold.audit/1"

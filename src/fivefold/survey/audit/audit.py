@@ -18,6 +18,7 @@ from fivefold.survey.guest.root_labels import is_trampoline
 from fivefold.survey.paths import Path
 from fivefold.survey.scan.select import USER_HALF
 from fivefold.survey.space import Space
+from fivefold.symbols import NO_SYMBOLS
 from fivefold.units import PhysAddr, hex64
 
 MAX_EVIDENCE: Final = 64
@@ -190,6 +191,7 @@ class _Job:
     def _findings(self, rule: AuditRule, severity: Severity, hits: list[Hit]) -> Iterator[Finding]:
         space = self.views.space
         trampoline = is_trampoline(space.tables)
+        symbols = space.symbols if self.policy.has_symbols else NO_SYMBOLS
         for number, hit in enumerate(hits):
             at = None if hit.window is None else hit.window.start
             area = None if at is None else space.areas.name_at(at)
@@ -204,7 +206,7 @@ class _Job:
                 hit.message,
                 hit.aliases,
                 tuple(space.path(va) for va in places),
-                self.policy.reason_for(rule.name, hit.window, hit.phys, area, start)
+                self.policy.reason_for(rule.name, hit.window, hit.phys, area, start, symbols)
                 or (TRAMPOLINE_REASON if trampoline and _in_user_half(hit) else None),
                 space.root.value,
                 start,

@@ -23,6 +23,7 @@ def policy_for(found: Audit) -> str:
         lines += _table(
             one.rule, one.reason, one.area, {name: part for name, part in ranges.items() if part is not None}
         )
+        lines += [] if one.symbol is None else [f"symbol = {json.dumps(one.symbol)}"]
     for finding in found.findings:
         if finding.fails:
             lines += _exception(finding)

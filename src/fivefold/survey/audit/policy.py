@@ -18,6 +18,11 @@ A policy file is TOML::
     area = "vmalloc"
     offset = "0-0x200000"              # from the start of the area
 
+    [[except]]
+    rule = "wx-kernel"
+    reason = "patched while it runs"
+    symbol = "my_stub"                 # its pages; "FIRST-LAST" from one symbol to another, "NAME [MODULE]" a module's
+
 A finding is excepted when an exception covers all of it; it is still told, with the reason.
 """
 
@@ -33,6 +38,7 @@ from typing import Any, Final, Self
 from fivefold import _arguments
 from fivefold.errors import FormatError
 from fivefold.survey.audit.rules import BY_NAME, RULE_NAMES, Severity
+from fivefold.symbols import NO_SYMBOLS, Symbols
 from fivefold.units import MIB, parse_range
 
 SCHEMA: Final = "fivefold.policy/1"
@@ -44,7 +50,8 @@ FAIL_ON: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
 class Allowance:
     """Findings of *rule* that are meant, and why. What is None does not matter; ends are exclusive.
 
-    *offset* counts from the start of *area*, so that it holds for kernels at random places.
+    *offset* counts from the start of *area*, so that it holds for kernels at random places; so does *symbol*, as
+    `Symbols.pages_of` takes it. In a guest whose symbols are not known, an exception with one covers nothing.
     """
 
     rule: str
@@ -53,16 +60,25 @@ class Allowance:
     phys: range | None = None
     area: str | None = None
     offset: range | None = None
+    symbol: str | None = None
 
     def covers(
-        self, rule: str, window: range | None, phys: range | None, area: str | None, area_start: int | None = None
+        self,
+        rule: str,
+        window: range | None,
+        phys: range | None,
+        area: str | None,
+        area_start: int | None = None,
+        symbols: Symbols = NO_SYMBOLS,
     ) -> bool:
         """Whether a finding of *rule* at *window*, *phys*, in *area* from *area_start* on, lies in it as a whole."""
         if rule != self.rule or self.area not in (None, area) or not _within(window, self.window):
             return False
         if self.offset is not None and not _within(relative(window, area_start), self.offset):
             return False
-        return self.phys is None or (phys is not None and _within(phys, self.phys))
+        if self.phys is not None and (phys is None or not _within(phys, self.phys)):
+            return False
+        return self.symbol is None or any(_within(window, pages) for pages in symbols.pages_of(self.symbol))
 
 
 def _within(part: range | None, whole: range | None) -> bool:
@@ -116,11 +132,22 @@ class Policy:
         """How bad a finding of *rule* is."""
         return self.severities.get(rule, BY_NAME[rule].severity)
 
+    @property
+    def has_symbols(self) -> bool:
+        """Whether an exception names a symbol: only then symbols need to be known."""
+        return any(one.symbol is not None for one in self.exceptions)
+
     def reason_for(
-        self, rule: str, window: range | None, phys: range | None, area: str | None, area_start: int | None = None
+        self,
+        rule: str,
+        window: range | None,
+        phys: range | None,
+        area: str | None,
+        area_start: int | None = None,
+        symbols: Symbols = NO_SYMBOLS,
     ) -> str | None:
         """Why such a finding is tolerated; None where it is not."""
-        fitting = (one for one in self.exceptions if one.covers(rule, window, phys, area, area_start))
+        fitting = (one for one in self.exceptions if one.covers(rule, window, phys, area, area_start, symbols))
         return next((one.reason for one in fitting), None)
 
     @classmethod
@@ -197,7 +224,7 @@ class _Reader:
         return rows
 
     def exception(self, row: Mapping[str, Any]) -> Allowance:
-        self.check_keys(row, {"rule", "reason", "range", "phys", "area", "offset"}, "an exception")
+        self.check_keys(row, {"rule", "reason", "range", "phys", "area", "offset", "symbol"}, "an exception")
         reason = row.get("reason")
         if not isinstance(reason, str) or not reason.strip():
             raise FormatError(f"{self.name}: an exception of {row.get('rule')!r} has no reason; expected some words")
@@ -207,7 +234,10 @@ class _Reader:
         window, phys, offset = (self._range(row[key]) if key in row else None for key in ("range", "phys", "offset"))
         if offset is not None and area is None:
             raise FormatError(f"{self.name}: an exception of {row.get('rule')!r} has an offset; expected an area, too")
-        return Allowance(self.rule(row.get("rule")), reason.strip(), window, phys, area, offset)
+        symbol = row.get("symbol")
+        if symbol is not None and (not isinstance(symbol, str) or not symbol.strip("- []")):
+            raise FormatError(f"{self.name}: symbol is {symbol!r}; expected NAME, FIRST-LAST or NAME [MODULE]")
+        return Allowance(self.rule(row.get("rule")), reason.strip(), window, phys, area, offset, symbol)
 
     def _range(self, text: object) -> range:
         expected = "expected START-END or START+SIZE, the end exclusive"

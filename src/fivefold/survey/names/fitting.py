@@ -8,8 +8,7 @@ from fivefold.errors import FormatError, MemoryReadError
 from fivefold.survey.guest.bases import KernelBases
 from fivefold.survey.guest.vmcoreinfo import KernelNotes
 from fivefold.survey.names.kernel_memory import KernelMemory
-from fivefold.survey.names.symbol_files import moved
-from fivefold.survey.names.symbols import Symbols
+from fivefold.symbols import Symbols, moved
 from fivefold.units import MASK64, hex64
 
 BANNER: Final = b"Linux version "

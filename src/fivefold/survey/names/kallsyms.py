@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from fivefold.survey.guest.vmcoreinfo import KERNEL_WINDOW
 from fivefold.survey.names.image_bytes import ImagePiece
-from fivefold.survey.names.symbols import SymbolSpan
+from fivefold.symbols import SymbolSpan
 from fivefold.units import GIB
 
 _DIGITS: Final = b"\x00".join(b"0123456789"[n : n + 1] for n in range(10)) + b"\x00"

@@ -18,9 +18,8 @@ from fivefold.survey.names.kallsyms import find_kallsyms
 from fivefold.survey.names.kernel_memory import KernelMemory
 from fivefold.survey.names.modules import module_spans
 from fivefold.survey.names.processes import ProcessList, list_processes
-from fivefold.survey.names.symbol_files import read_symbols
-from fivefold.survey.names.symbols import Symbols
 from fivefold.survey.scan.scan_result import ScanResult
+from fivefold.symbols import Symbols, read_symbols
 from fivefold.units import hex64
 
 _NO_BTF: Final = "no BTF in the kernel's image"

@@ -11,7 +11,7 @@ import numpy as np
 from fivefold.errors import MemoryReadError
 from fivefold.survey.names.btf import Btf
 from fivefold.survey.names.kernel_memory import KernelMemory
-from fivefold.survey.names.symbols import Symbols, SymbolSpan
+from fivefold.symbols import Symbols, SymbolSpan
 from fivefold.units import MIB
 
 MOST_MODULES: Final = 4096

@@ -9,7 +9,7 @@ from typing import Final
 from fivefold.errors import MemoryReadError
 from fivefold.survey.names.btf import Btf
 from fivefold.survey.names.kernel_memory import KernelMemory
-from fivefold.survey.names.symbols import Symbols
+from fivefold.symbols import Symbols
 from fivefold.units import PhysAddr
 
 MOST_PROCESSES: Final = 1 << 18

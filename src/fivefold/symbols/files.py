@@ -6,15 +6,19 @@ by. Source for ELF: "ELF-64 Object File Format", sections "Section header" and "
 
 from __future__ import annotations
 
+import gzip
+import lzma
+import os
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple, cast
 
 from fivefold.errors import FormatError, cannot
-from fivefold.survey.names.symbols import KernelSymbol, Symbols, SymbolSpan
+from fivefold.symbols.symbols import KernelSymbol, Symbols, SymbolSpan
 from fivefold.units import MASK64, MIB, PAGE, hex64
 
 MOST_BYTES: Final = 256 * MIB
@@ -33,12 +37,19 @@ _WRITE, _EXECUTE = 1, 4
 _X86_64: Final = 62
 
 
-def read_symbols(path: str) -> Symbols:
-    """The symbols in *path*, as the file has them; `FormatError` for another kind of file, or one without addresses."""
+def read_symbols(path: str | os.PathLike[str]) -> Symbols:
+    """The symbols in *path*, as the file has them, unpacked if it is gzip or xz.
+
+    `FormatError` for another kind of file, or one without addresses of a kernel; `CannotOpenError` where it cannot be
+    read.
+    """
+    path = os.fspath(path)
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - /proc/self/fd/N too
+        with open(path, "rb") as packed, _unpacked(packed, path) as file:  # noqa: PTH123 - /proc/self/fd/N too
             is_elf = file.read(4) == b"\x7fELF"
             found = list(_of_elf(_ElfFile(file, path)) if is_elf else _of_text(file, path))
+    except (zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+        raise FormatError(f"{path}: broken or cut gzip or xz data: {error}") from error
     except OSError as error:
         raise cannot("read", path, error) from error
     if not found:
@@ -50,7 +61,19 @@ def read_symbols(path: str) -> Symbols:
         raise FormatError(
             f"{path}: no symbol lies in a kernel's half{hidden}; expected addresses from {KERNEL_HALF:#x}"
         )
-    return Symbols(_spans(kernel), f"{path}, {'vmlinux' if is_elf else 'a list of symbols'}")
+    # Modules, and names of BPF programs, are in kallsyms only: its addresses are those of the running kernel.
+    is_running = any(symbol.module for symbol in kernel) or "kallsyms" in os.path.basename(path)  # noqa: PTH119
+    return Symbols(_spans(kernel), f"{path}, {'vmlinux' if is_elf else 'a list of symbols'}", is_running=is_running)
+
+
+def _unpacked(file: BinaryIO, path: str) -> BinaryIO:
+    if not file.seekable():
+        raise FormatError(f"{path} can be read only once; expected a file")
+    magic = file.read(6)
+    file.seek(0)
+    if magic.startswith(b"\x1f\x8b"):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file))
+    return cast(BinaryIO, lzma.LZMAFile(file)) if magic == b"\xfd7zXZ\0" else file
 
 
 def moved(symbols: Symbols, by: int) -> Symbols:
@@ -66,7 +89,8 @@ def moved(symbols: Symbols, by: int) -> Symbols:
         )
         for span in symbols.spans
     ]
-    return Symbols(spans, f"{symbols.how}, moved by {hex64(by & MASK64)}")
+    how = f"{symbols.how}, moved by {hex64(by & MASK64)}"
+    return Symbols(spans, how, is_running=symbols.is_running)
 
 
 def _spans(symbols: list[KernelSymbol]) -> Iterator[SymbolSpan]:
@@ -83,8 +107,6 @@ def _spans(symbols: list[KernelSymbol]) -> Iterator[SymbolSpan]:
 
 
 def _of_text(file: BinaryIO, path: str) -> Iterator[KernelSymbol]:
-    if not file.seekable():
-        raise FormatError(f"{path} can be read only once; expected a file")
     file.seek(0)
     for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
         if number > MOST_SYMBOLS:

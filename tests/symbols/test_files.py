@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fivefold.errors import FivefoldError, FormatError
-from fivefold.survey.names.symbol_files import moved, read_symbols
+from fivefold.symbols import moved, read_symbols
 
 MAP = """\
 0000000000000000 A per_cpu_start

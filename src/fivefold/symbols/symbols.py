@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self
 
-from fivefold.units import MIB
+from fivefold.units import MIB, PAGE
 
 TEXT_KINDS: Final = frozenset("tTwW")
 
@@ -89,6 +89,12 @@ class SymbolSpan:
             return min((self.addresses[number] for number in self.numbers_of(name)), default=None)
         return next((symbol.address for symbol in self if symbol.name == name), None)
 
+    def extents(self, name: str) -> Iterator[tuple[int, int]]:
+        """Where each symbol *name* begins, and where the next one does."""
+        for start in {symbol.address for symbol in self if symbol.name == name}:
+            after = bisect_right(self.addresses, start)
+            yield start, self.addresses[after] if after < len(self.addresses) else self.end
+
     def __iter__(self) -> Iterator[KernelSymbol]:
         """All of them, ascending."""
         names = map(self.name_of, range(len(self.addresses))) if self.all_names is None else self.all_names()
@@ -97,12 +103,17 @@ class SymbolSpan:
 
 
 class Symbols:
-    """All symbols that are known of a guest; *how* says from what, also where there are none."""
+    """All symbols that are known of a guest; *how* says from what, also where there are none.
 
-    def __init__(self, spans: Iterable[SymbolSpan], how: str) -> None:
+    *is_running*: their addresses are those of a running kernel; of a file from the kernel's build they are those it
+    was linked at, and where it runs they are moved by the slide of KASLR.
+    """
+
+    def __init__(self, spans: Iterable[SymbolSpan], how: str, *, is_running: bool = False) -> None:
         """*spans* in any order; where two overlap the one that begins later wins."""
         self.spans = sorted(spans, key=lambda span: span.start)
         self.how = how
+        self.is_running = is_running
         self._starts = [span.start for span in self.spans]
 
     def __bool__(self) -> bool:
@@ -135,6 +146,29 @@ class Symbols:
         """Where the kernel's own symbol *name* lies, the lowest of several; None where there is none."""
         own = (span.address(name) for span in self.spans if span.module is None)
         return min((at for at in own if at is not None), default=None)
+
+    def pages_of(self, names: str) -> list[range]:
+        """The pages that the symbols *names* touch, one range for each place: ``NAME`` up to the next symbol.
+
+        ``FIRST-LAST`` goes from one symbol up to the other; ``NAME [MODULE]`` is a module's. Empty where there is none.
+        """
+        first, dash, last = names.partition("-")
+        if dash:
+            start, end = self.address(first), self.address(last)
+            return [] if start is None or end is None or start >= end else [_pages(start, end)]
+        name, bracket, module = names.partition(" [")
+        wanted = module.rstrip("]") if bracket else None
+        found = (span.extents(name) for span in self.spans if span.module == wanted)
+        return [_pages(start, end) for rows in found for start, end in rows]
+
+    def only_address(self, name: str) -> int | None:
+        """Where *name* begins, None if there is none, or more than one: static functions may share a name."""
+        found = {symbol.address for span in self.spans for symbol in span if symbol.name == name}
+        return found.pop() if len(found) == 1 else None
+
+
+def _pages(start: int, end: int) -> range:
+    return range(start & ~(PAGE - 1), end + PAGE - 1 & ~(PAGE - 1))
 
 
 NO_SYMBOLS: Final = Symbols((), "no symbols were looked for")
