@@ -5,7 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-SYMBOLS_HELP: Final = "Take names from System.map, vmlinux or a copy of /proc/kallsyms, also in .gz or .xz, not from the kernel in memory."
+SYMBOLS_HELP: Final = (
+    "Take names from System.map, vmlinux or a copy of /proc/kallsyms (.gz, .xz), not from the kernel in memory."
+)
 """Of ``--symbols``, the same for all commands."""
 
 

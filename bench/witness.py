@@ -1,0 +1,163 @@
+"""What volatility3 reads of the files that the tests make, against what Fivefold reads: the same bytes everywhere?
+
+    python bench/witness.py            # needs volatility3 (and python-snappy for AVML): pip install volatility3
+
+The files are those of `tests/memory/machine_files.py` and of QEMU where it is installed. Each row says which layer of
+volatility3 opened the file, and how many pages were compared; a page that differs ends with status 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "memory"))
+
+import machine_files as make
+
+from fivefold.machine import available
+from fivefold.machine.child import Child
+from fivefold.memory import open_source
+from fivefold.memory.live.qmp_client import QmpClient
+from fivefold.units import PhysAddr
+
+PAGE: Final = 4096
+MOST: Final = 4096
+"""Pages of each file that are compared."""
+
+
+def layers() -> dict[str, Callable[[Any, str], Any]]:
+    """Volatility3's layers by the names of our rows."""
+    from volatility3.framework.layers import avml, crash, elf, lime, qemu, vmware, xen
+
+    def stacked(stacker: Any) -> Callable[[Any, str], Any]:
+        return lambda context, name: stacker.stack(context, name)
+
+    return {
+        "virtualbox": stacked(elf.Elf64Stacker),
+        "xen": stacked(xen.XenCoreDumpStacker),
+        "qemu": stacked(qemu.QemuStacker),
+        "vmware": stacked(vmware.VmwareStacker),
+        "windows": stacked(crash.WindowsCrashDumpStacker),
+        "avml": stacked(avml.AVMLStacker),
+        "lime": stacked(lime.LimeStacker),
+    }
+
+
+def compared(kind: str, path: Path) -> tuple[int, int]:
+    """Pages that were compared, and those that differ."""
+    from volatility3.framework import contexts
+    from volatility3.framework.layers import physical
+
+    context = contexts.Context()
+    context.config["file.location"] = path.as_uri()
+    context.add_layer(physical.FileLayer(context, "file", "base"))
+    layer = layers()[kind](context, "base")
+    if layer is None:
+        raise SystemExit(f"{kind}: volatility3 does not open it")
+    count = wrong = 0
+    with open_source(path) as source:
+        for extent in source.extents:
+            for at in range(extent.start, extent.end, PAGE):
+                if count == MOST:
+                    return count, wrong
+                count += 1
+                wrong += bytes(layer.read(at, PAGE)) != source.memory.read(PhysAddr(at), PAGE)
+    return count, wrong
+
+
+def files(place: Path) -> Iterator[tuple[str, str, Path]]:
+    """Volatility3's layer, the row's name and the file."""
+    for kind, name, data in (
+        ("virtualbox", "VirtualBox core", make.virtualbox(make.PAGES)),
+        ("xen", "Xen core, HVM", make.xen_core(make.PAGES)),
+        ("lime", "LiME", lime(make.PAGES)),
+        ("windows", "Windows crash dump, full", windows(place)),
+        ("vmware", "VMware snapshot", vmware(place)),
+    ):
+        path = place / f"{kind}{'.vmss' if kind == 'vmware' else ''}"
+        if data:
+            path.write_bytes(data)
+        yield kind, name, place / "vmware.vmem" if kind == "vmware" else path
+    if available("qemu") is None:
+        for machine in ("q35", "pc"):
+            yield "qemu", f"QEMU stream, {machine}", qemu_stream(place, machine)
+
+
+def lime(pages: dict[int, bytes]) -> bytes:
+    """LiME's ranges."""
+    rows = make.runs(pages)
+    return b"".join(struct.pack("<4sIQQ8x", b"EMiL", 1, pa, pa + len(data) - 1) + data for pa, data in rows)
+
+
+def windows(place: Path) -> bytes:
+    """A complete 64-bit dump: one run from page 1, one at 4 GiB."""
+    rows = make.runs(make.PAGES)
+    head = bytearray(0x2000)
+    head[:8] = b"PAGEDU64"
+    struct.pack_into("<IIQ", head, 8, 15, 19041, 0x1234000)
+    struct.pack_into("<II", head, 0x30, 0x8664, 1)
+    total = sum(len(data) // PAGE for _, data in rows)
+    struct.pack_into("<IIQ", head, 0x88, len(rows), 0, total)
+    for number, (pa, data) in enumerate(rows):
+        struct.pack_into("<QQ", head, 0x98 + 16 * number, pa // PAGE, len(data) // PAGE)
+    struct.pack_into("<I", head, 0xF98, 1)
+    del place
+    return bytes(head) + b"".join(data for _, data in rows)
+
+
+def vmware(place: Path) -> bytes:
+    """A ``.vmss`` with a map of two regions; its ``.vmem`` is written beside it."""
+    rows = make.runs(make.PAGES)
+    (place / "vmware.vmem").write_bytes(b"".join(data for _, data in rows))
+
+    def tag(name: str, value: int, *indices: int) -> bytes:
+        head = bytes([len(indices) << 6 | 4, len(name)]) + name.encode()
+        return head + b"".join(struct.pack("<I", one) for one in indices) + struct.pack("<I", value)
+
+    tags, at = tag("regionsCount", len(rows)), 0
+    for number, (pa, data) in enumerate(rows):
+        tags += tag("regionPPN", pa // PAGE, number) + tag("regionPageNum", at, number)
+        tags += tag("regionSize", len(data) // PAGE, number)
+        at += len(data) // PAGE
+    return struct.pack("<4sII64sQQ", b"\xd2\xbe\xd2\xbe", 8, 1, b"memory", 92, len(tags) + 2) + tags + b"\0\0"
+
+
+def qemu_stream(place: Path, machine: str) -> Path:
+    """A stream that QEMU itself writes, of a machine that stands at its firmware's first instruction."""
+    path, socket = place / f"stream-{machine}", place / f"qmp-{machine}"
+    words = ["-M", machine, "-m", "64M", "-display", "none", "-nodefaults", "-S"]
+    child = Child(["qemu-system-x86_64", "-accel", "tcg", *words, "-qmp", f"unix:{socket},server=on,wait=off"], ())
+    try:
+        while not socket.exists():
+            time.sleep(0.05)
+        monitor = QmpClient(str(socket), timeout=60)
+        monitor.ask("migrate", uri=f"exec:cat > {path}")
+        while monitor.ask("query-migrate")["status"] not in ("completed", "failed"):
+            time.sleep(0.1)
+        monitor.close()
+    finally:
+        child.end()
+    return path
+
+
+def main() -> int:
+    """A row for each file."""
+    logging.disable()
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, name, path in files(Path(folder)):
+            count, wrong = compared(kind, path)
+            print(f"{name:28} {count:6} pages, {wrong} differ", flush=True)
+            failed += wrong > 0 or count == 0
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
