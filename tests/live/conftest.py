@@ -121,8 +121,8 @@ def initrd(package: Package, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_initrd(package, tmp_path_factory.mktemp("initrd"))
 
 
-def write_initrd(package: Package, place: Path) -> Path:
-    """A file system in memory with a busybox and an init that says when it is up."""
+def write_initrd(package: Package, place: Path, init: bytes = INIT) -> Path:
+    """A file system in memory with a busybox and an *init* that says when it is up."""
     module = package.module.read_bytes()
     entries = [
         ("dummy.ko", 0o100644, (0, 0), lzma.decompress(module) if package.module.suffix == ".xz" else module),
@@ -131,7 +131,7 @@ def write_initrd(package: Package, place: Path) -> Path:
         ("proc", 0o040755, (0, 0), b""),
         ("bin", 0o040755, (0, 0), b""),
         ("bin/busybox", 0o100755, (0, 0), package.busybox.read_bytes()),
-        ("init", 0o100755, (0, 0), INIT),
+        ("init", 0o100755, (0, 0), init),
         ("TRAILER!!!", 0, (0, 0), b""),
     ]
     path = place / "initrd"

@@ -41,7 +41,7 @@ _NAMES: Final = (
 _CONTROL: Final = struct.Struct("<8Q")
 _CONTROL_AT: Final = 4984
 
-Frames = npt.NDArray[np.uint64]
+FrameNumbers = npt.NDArray[np.uint64]
 
 
 class _Section(NamedTuple):
@@ -89,7 +89,7 @@ def _sections(file: FileBytes) -> dict[str, _Section]:
     return found
 
 
-def _frames(file: FileBytes, sections: dict[str, _Section]) -> tuple[Frames, str]:
+def _frames(file: FileBytes, sections: dict[str, _Section]) -> tuple[FrameNumbers, str]:
     """The frame of each page, in the order of the file, and what kind of guest it is."""
     name, width, kind = (".xen_p2m", 16, "PV") if ".xen_p2m" in sections else (".xen_pfn", 8, "HVM")
     table = sections.get(name)
@@ -101,7 +101,7 @@ def _frames(file: FileBytes, sections: dict[str, _Section]) -> tuple[Frames, str
     return (words[1::2] if kind == "PV" else words), kind
 
 
-def _spans(name: str, frames: Frames, offset: int) -> list[Span]:
+def _spans(name: str, frames: FrameNumbers, offset: int) -> list[Span]:
     """Runs of frames that follow on each other in memory and in the file; pages without a frame are left out."""
     numbers = np.flatnonzero(~np.isin(frames, np.array(_NO_FRAME, np.uint64)))
     kept = frames[numbers]
