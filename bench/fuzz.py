@@ -28,6 +28,8 @@ from typing import Any, Final
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "memory"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "memory" / "formats"))
 
 from fivefold.arch import Cpu
 from fivefold.errors import FivefoldError
@@ -154,6 +156,27 @@ class Dense:
         return Space(Source(memory, "dense", (cpu,)), GivenPaging(levels=5 if five else 4, force=True))
 
 
+def saved_machines() -> list[bytes]:
+    """What virtual machine monitors save, as the tests make it."""
+    import machine_files as make
+    import test_qemu_stream as streams
+
+    sections, devices = streams.with_cpus()
+    whole = sections + streams.described(devices)
+    return [
+        make.virtualbox(make.PAGES),
+        make.xen_core(make.PAGES),
+        make.xen_core(make.PAGES, is_pv=True),
+        make.hyperv(make.PAGES)[: 1 << 17],
+        make.hyperv({0: make.PAGES[0x1000]}, is_packed=True),
+        make.firecracker(make.PAGES)["vmstate"],
+        whole,
+        streams.libvirt(whole),
+        streams.libvirt(streams.lzop(whole), 4),
+        streams.qcow2([("one", whole)]),
+    ]
+
+
 class Files:
     """Files that begin like dumps."""
 
@@ -162,6 +185,7 @@ class Files:
         self.fd = os.memfd_create("hostile")
         self.path = f"/proc/self/fd/{self.fd}"
         self.seeds = [lzma.decompress(path.read_bytes())[: 1 << 17] for path in sorted(GUESTS.glob("*.elf.xz"))]
+        self.seeds += saved_machines()
         self.magics = [
             b"EMiL\1\0\0\0",
             b"KDUMP   \6\0\0\0",
@@ -169,6 +193,14 @@ class Files:
             b"\x1f\x8b\x08",
             b"\xfd7zXZ\0",
             b"\x7fELF\2\1\1",
+            b"QEVM\0\0\0\3",
+            b"QFI\xfb\0\0\0\3",
+            b"\x14\x20\x28\x01",
+            b"\0\0\x64\x86\x84\x19\x10\x07",
+            b"LibvirtQemudSave\2\0\0\0",
+            b"PAGEDU64",
+            b"\xd2\xbe\xd2\xbe",
+            b"AVML\2\0\0\0",
         ]
         if not self.seeds:
             raise SystemExit(f"no captures in {GUESTS}")

@@ -109,6 +109,20 @@ def test_explain_names_the_function_of_a_fault(
     assert "schedule+0x4" in done.stdout, done.stdout + done.stderr
 
 
+def test_explain_names_where_a_live_guest_is(guest: Any, theirs: dict[int, set[tuple[str, str | None]]]) -> None:
+    """The function of RIP, and those that called it, each with a name and an offset of the guest's own list."""
+    done = fivefold("explain", f"qmp:{guest.qmp}", "--json")
+    told = " ".join(json.loads(done.stdout)["remarks"])
+    rip = int(re.search(r"RIP=([0-9a-f]{16})", guest.monitor.monitor("info registers"))[1], 16)  # type: ignore[index]
+    start = max(at for at in theirs if at <= rip)
+    here = re.search(r"CPU 0 is at RIP 0x([0-9a-f]+), in (\w+)", told)
+    assert here is not None and int(here[1], 16) == rip and here[2] in {name for name, _ in theirs[start]}, told
+    frames = re.search(r"on the stack of CPU 0, behind calls: (.*)", told)
+    assert frames is not None, told
+    called = {name for names in theirs.values() for name, _ in names}
+    assert {one.partition("+")[0] for one in frames[1].split(", ")} <= called
+
+
 def test_symbols_from_a_file(guest: Any, space: Space, told: list[str], tmp_path: Path) -> None:
     """The guest's own list, moved as if it had been made by the build, names the same; another kernel's is refused."""
     path = tmp_path / "System.map"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from fivefold.explain.logs.links import link
 from fivefold.explain.logs.read_log import open_log, read_log
 from fivefold.explain.logs.text.excerpts import Progress
 from fivefold.explain.logs.trace import Levels, RaisedException, Trace
+from fivefold.explain.memory_names import carried_symbols, seen_in, slide_in
 from fivefold.explain.naming import Naming, name_addresses
 from fivefold.explain.predict import first_exception, follow, given_exception
 from fivefold.explain.remedy import legal_changes, missing_link
@@ -101,10 +101,11 @@ def explain(
         source = memory if isinstance(memory, Source) else None
         if symbols is not None:
             table = symbols if isinstance(symbols, Symbols) else read_symbols(symbols)
-            trace, naming = name_addresses(trace, table, _slide_in(space, source))
-        elif (carried := _carried_symbols(space, source, trace)) is not None:
+            trace, naming = name_addresses(trace, table, slide_in(space, source))
+        elif (carried := carried_symbols(space, source, trace, cpus if log is None else ())) is not None:
             trace, naming = name_addresses(trace, carried)
-        return _explain(trace, reader, given, _final(trace, cpus), addresses, what_if, areas, naming)
+        found = _explain(trace, reader, given, _final(trace, cpus), addresses, what_if, areas, naming)
+        return replace(found, remarks=(*found.remarks, *seen_in(space, source, cpus if log is None else (), naming)))
 
 
 def explain_event(event: MachineEvent, machine: Machine) -> Explanation:
@@ -314,34 +315,6 @@ def _names(naming: Naming | None, trace: Trace, guilty: ExplainedException | Non
     name = naming.name_at(va)
     named = (f"{hex64(va)} is {name}",) if va is not None and name is not None else ()
     return (*named, *naming.remarks(trace))
-
-
-def _carried_symbols(space: Space | None, source: Source | None, trace: Trace) -> Symbols | None:
-    """The kallsyms of the kernel in memory, where an exception at an address of a kernel could be named by them."""
-    if not any(raised.rip is not None and raised.rip >> 63 for raised in trace.exceptions):
-        return None
-    try:
-        if space is None and source is not None:
-            from fivefold.survey.space import Space
-
-            space = Space(source)
-        known = None if space is None else space.symbols
-        return Symbols(known.spans, known.how, is_running=True) if known else None
-    except (FivefoldError, OSError):
-        return None  # no root, or tables that cannot be read: nothing is named
-
-
-def _slide_in(space: Space | None, source: Source | None) -> int | None:
-    """The slide that VMCOREINFO in memory says; None without memory, or where it does not say it."""
-    if space is None and source is not None:
-        from fivefold.survey.space import Space
-
-        try:
-            space = Space(source)
-        except (FivefoldError, OSError):
-            return None
-    text = None if space is None else space.notes.facts.get("KERNELOFFSET")
-    return int(text, 16) if text and re.fullmatch("[0-9a-f]{1,16}", text) else None
 
 
 def _why_levels(here: Situation, levels: Levels | None) -> tuple[str, ...]:
