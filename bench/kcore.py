@@ -115,6 +115,7 @@ def main() -> int:
     sys.modules["live_guest"] = tests
     spec.loader.exec_module(tests)
     tests.RAM, tests.BOOT_SECONDS = 1536 << 20, 1500
+    tests.CPUS = {5: "max", 4: "max,-la57"}  # numpy needs more than qemu64 has
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         package = tests.find_package(place)

@@ -26,6 +26,7 @@ from fivefold.memory.live.qmp_client import QmpClient
 
 KERNEL, BUSYBOX = "linux-image-cloud-amd64", "busybox-static"
 RAM = 256 << 20
+CPUS = {5: "qemu64,+la57", 4: "qemu64"}
 BOOT_SECONDS = 120
 READY = b"the guest is ready"
 TOLD = 32 << 20
@@ -147,12 +148,21 @@ def _newc(number: int, name: str, mode: int, device: tuple[int, int], data: byte
 
 
 def _boot(package: Package, initrd: Path, place: Path, levels: int) -> tuple[Child, list[str]]:
-    cpu = "qemu64,+la57" if levels == 5 else "qemu64"
     sockets = [place / name for name in ("qmp", "held", "test")]
     (place / "told").write_bytes(b"")
     os.truncate(place / "told", TOLD)
     command = [
-        *("qemu-system-x86_64", "-accel", "tcg", "-M", "q35,memory-backend=ram", "-cpu", cpu, "-m", str(RAM >> 20)),
+        *(
+            "qemu-system-x86_64",
+            "-accel",
+            "tcg",
+            "-M",
+            "q35,memory-backend=ram",
+            "-cpu",
+            CPUS[levels],
+            "-m",
+            str(RAM >> 20),
+        ),
         *("-object", f"memory-backend-file,id=ram,size={RAM},mem-path={place / 'ram'},share=on"),
         *("-kernel", str(package.kernel), "-initrd", str(initrd), "-append", "console=ttyS0 quiet pti=on"),
         *("-drive", f"file={place / 'told'},format=raw,if=none,id=told", "-device", "nvme,drive=told,serial=told"),

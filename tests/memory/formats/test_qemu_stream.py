@@ -73,6 +73,18 @@ def test_pages(tmp_path: Path) -> None:
     check(tmp_path / "state")
 
 
+def test_commands_between(tmp_path: Path) -> None:
+    """QEMU 10 tells the other side that the guest stands still, before the last section of RAM."""
+    whole = stream(entries=ENTRIES)
+    at = whole.index(b"\x03" + struct.pack(">I", 2) + struct.pack(">Q", 0x10))
+    command = b"\x08" + struct.pack(">HH", 12, 3) + b"\x7e\x7e\x7e"
+    (tmp_path / "state").write_bytes(whole[:at] + command * 2 + whole[at:])
+    check(tmp_path / "state")
+    (tmp_path / "state").write_bytes(whole[:at] + command * 2000 + whole[at:])
+    with pytest.raises(FormatError, match="section of kind 0x8"):
+        open_source(tmp_path / "state")
+
+
 def libvirt(inner: bytes, packed: int = 0, mark: bytes = b"LibvirtQemudSave") -> bytes:
     xml = b"<domain/>".ljust(64, b"\0")
     return mark + struct.pack("<19I", 2, len(xml), 1, packed, 0, *[0] * 14) + xml + inner

@@ -30,7 +30,8 @@ MAGIC: Final = b"QEVM"
 LIBVIRT: Final = b"LibvirtQemudSave"
 LIBVIRT_PART: Final = b"LibvirtQemudPart"
 
-_START, _PART, _END, _FULL, _FOOTER = 1, 2, 3, 4, 0x7E
+_START, _PART, _END, _FULL, _COMMAND, _FOOTER = 1, 2, 3, 4, 8, 0x7E
+MOST_COMMANDS: Final = 1 << 10
 _ZERO, _SIZES, _PAGE, _EOS, _CONTINUE, _KNOWN = 0x02, 0x04, 0x08, 0x10, 0x20, 0x3E | 0x200
 _WHY: Final = {0x40: "XBZRLE", 0x80: "a hook of RDMA", 0x100: "compressed pages", 0x400: "mapped RAM"}
 MOST_BLOCKS: Final = 1 << 10
@@ -162,10 +163,18 @@ class _Stream:
         raise FormatError(f"{self.file.name}: section of kind {kind:#x} at {self.at:#x} before RAM has ended")
 
     def _section(self, section: bytes) -> int:
-        """The kind of the next section, which has to be RAM's; a footer in front of it is skipped."""
+        """The kind of the next section, which has to be RAM's; a footer and commands in front of it are skipped.
+
+        Since QEMU 10.0 a command tells the other side that the guest stands still, before the last of RAM.
+        """
         kind = self._take(1)[0]
-        if kind == _FOOTER:
-            self._take(4)
+        for _ in range(MOST_COMMANDS):
+            if kind == _FOOTER:
+                self._take(4)
+            elif kind == _COMMAND:
+                self._take(int.from_bytes(self._take(4)[2:], "big"))
+            else:
+                break
             kind = self._take(1)[0]
         if kind in (_PART, _END) and self._take(4) != section:
             raise FormatError(f"{self.file.name}: a section that is not RAM's at {self.at - 5:#x}; expected RAM alone")

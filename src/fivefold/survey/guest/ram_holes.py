@@ -24,8 +24,8 @@ from fivefold.survey.space import Space
 from fivefold.units import GIB, MIB, PAGE, format_size, hex64
 
 FOUR_GIB: Final = 4 * GIB
-SPLITS: Final = (2 * GIB, 2816 * MIB, 3 * GIB, 3584 * MIB)
-"""q35 with much memory and with little, pc and microvm with much, pc with little."""
+SPLITS: Final = (2 * GIB, 2816 * MIB, 3 * GIB, 3328 * MIB, 3584 * MIB)
+"""q35 with much memory and with little, pc, microvm and Cloud Hypervisor with much, Firecracker, pc with little."""
 
 FIRMWARE: Final = 64 * MIB
 """Less than this of memory without a hole is kept from the kernel at its end, for tables of the firmware."""
