@@ -27,6 +27,7 @@ from fivefold.explain.naming import Naming, name_addresses
 from fivefold.explain.predict import first_exception, follow, given_exception
 from fivefold.explain.remedy import legal_changes, missing_link
 from fivefold.explain.result import ExplainedException, Explanation
+from fivefold.explain.rules.instruction import can_decode
 from fivefold.explain.rules.mode_evidence import proven_levels, release_known
 from fivefold.explain.rules.situation import PAGING_NAMES, GivenState, Situation, situation
 from fivefold.explain.story import Story
@@ -339,6 +340,8 @@ def _unknown(here: Situation, explained: Sequence[ExplainedException], trace: Tr
     found = [text for name, text in here.assumed.items() if name != "phys_bits" or _matters(explained)]
     if here.memory is None:
         found.append("there is no memory: the levels of the walk, the instruction and the handlers are not known")
+    if any(one.raised.code is not None for one in explained) and not can_decode():
+        found.append("the instruction was not decoded: that needs the installed tool, with capstone")
     if trace.truncated:
         found.append("the source begins in the middle: what was raised first is not in it")
     if not trace.exceptions:

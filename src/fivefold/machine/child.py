@@ -12,8 +12,6 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _LAST_WORDS: Final = 1 << 16
-# Looked up here and not between fork and exec, where nothing may be allocated or locked.
-_prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
 def environment() -> dict[str, str]:
@@ -28,9 +26,11 @@ class Child:
     def __init__(self, command: Sequence[str], fds: Sequence[int], more: Mapping[str, str] | None = None) -> None:
         """Start *command* with *fds* open, stdin and stdout empty, *more* in its environment. Raises `OSError`."""
         parent = os.getpid()
+        # Looked up before the fork: between it and exec nothing may be allocated or locked.
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
 
         def die_with_parent() -> None:
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(1)
 

@@ -70,8 +70,11 @@ def decode(code: bytes, at: int | None, registers: CpuState, load: ReadMemory, b
     """The instruction that *code* starts with, None if it is none or too short.
 
     Addresses come from *registers* as they are before it; what it needs from memory (a
-    return address, the operand of LIDT) from *load*. A use whose address is not known is left out.
+    return address, the operand of LIDT) from *load*. A use whose address is not known is left out. None, too, where
+    there is no decoder (`can_decode`), as in a browser.
     """
+    if not can_decode():
+        return None
     raw = next(_engine(bits).disasm(code[:LONGEST], at or 0, 1), None)
     if raw is None:
         return None
@@ -85,6 +88,16 @@ def decode(code: bytes, at: int | None, registers: CpuState, load: ReadMemory, b
         raw.mnemonic in _ON_PURPOSE,
         reader.is_privileged(),
     )
+
+
+@functools.cache
+def can_decode() -> bool:
+    """Whether instructions can be decoded here at all: capstone is native code, which not every Python can load."""
+    try:
+        import capstone  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 @functools.cache

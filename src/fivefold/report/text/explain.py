@@ -8,10 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
-
-from rich.console import Console
-from rich.text import Text
+from typing import TYPE_CHECKING, Final
 
 from fivefold.arch import Step
 from fivefold.explain import ExplainedException, Explanation
@@ -20,6 +17,9 @@ from fivefold.explain.rules.ruling import is_unplaced
 from fivefold.machine.base import vector_name
 from fivefold.report.sheet import fold
 from fivefold.units import hex64
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WIDTH: Final = 110
 """Where there is no terminal."""
@@ -56,6 +56,8 @@ _STYLES: Final = {
 
 def print_explanation(explanation: Explanation, console: Console, verbose: bool = False) -> None:
     """Print it as wide as the terminal; *verbose* adds error codes bit by bit, registers and every walk."""
+    from rich.text import Text
+
     width = min(console.width, MOST_WIDTH)
     for line in _folded(explanation_lines(explanation, verbose, width), width):
         heading = line.split("  ")[0] if line and not line.startswith(" ") else ""

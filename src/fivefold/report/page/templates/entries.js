@@ -108,3 +108,14 @@ function stepElement(step) {
       step.present ? make("span", { class: "rights " + (step.leaf ? shade(step.rights) : "") }, "so far " + spell(step.rights)) : ""),
     make("details", {}, make("summary", {}, "its bits"), bitsTable(step)));
 }
+
+// The address as the MMU takes it apart.
+function splitAddress(va, levels) {
+  const parts = [make("span", { class: "part" }, make("small", {}, `63:${12 + 9 * levels}`), make("code", {}, "sign"))];
+  for (let level = levels; level > 0; level--) {
+    parts.push(make("span", { class: "part" }, make("small", {}, `${LEVELS[level]} ${11 + 9 * level}:${3 + 9 * level}`),
+      make("code", {}, String(va >> BigInt(3 + 9 * level) & 511n))));
+  }
+  parts.push(make("span", { class: "part" }, make("small", {}, "offset 11:0"), make("code", {}, "0x" + (va & 0xfffn).toString(16))));
+  return make("p", { class: "split" }, ...parts);
+}

@@ -139,20 +139,10 @@ function showWalk(va, move = true) {
     place.replaceChildren(make("p", { class: "bad" }, `Not canonical with ${levels} levels: bits 63 to ${11 + 9 * levels} differ. The CPU refuses it before it reads a table.`));
   } else {
     const walk = state.tables.walk(root().root, levels, va);
-    place.replaceChildren(split(va, levels), make("ol", { class: "steps" }, ...walk.steps.map(stepElement)),
+    place.replaceChildren(splitAddress(va, levels), make("ol", { class: "steps" }, ...walk.steps.map(stepElement)),
       make("p", { class: "end " + (walk.end === "mapped" ? "" : "bad") }, ending(walk)));
   }
   if (move) byId("h-walk").focus();
-}
-
-function split(va, levels) {
-  const parts = [make("span", { class: "part" }, make("small", {}, `63:${12 + 9 * levels}`), make("code", {}, "sign"))];
-  for (let level = levels; level > 0; level--) {
-    parts.push(make("span", { class: "part" }, make("small", {}, `${LEVELS[level]} ${11 + 9 * level}:${3 + 9 * level}`),
-      make("code", {}, String(va >> BigInt(3 + 9 * level) & 511n))));
-  }
-  parts.push(make("span", { class: "part" }, make("small", {}, "offset 11:0"), make("code", {}, "0x" + (va & 0xfffn).toString(16))));
-  return make("p", { class: "split" }, ...parts);
 }
 
 function ending(walk) {
