@@ -42,7 +42,12 @@ __all__ = [
     "printable",
 ]
 
-_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+UNSEEN: Final = (
+    "\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
+)
+"""Beyond the first 32: controls, and what hides text or changes its order."""
+
+_CONTROLS: Final = re.compile(f"[\x00-\x1f{UNSEEN}]")
 
 
 def printable(text: str) -> str:
@@ -57,7 +62,7 @@ def printable(text: str) -> str:
 def escape(found: re.Match[str]) -> str:
     """Spell the one character in *found* as Python would."""
     code = ord(found[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class FivefoldError(Exception):

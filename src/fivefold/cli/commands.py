@@ -25,7 +25,7 @@ from fivefold.cli.bounds import MAX_MEMORY, bounded
 from fivefold.cli.choices import ColorChoice
 from fivefold.cli.failures import COULD_NOT, refuse, refuse_system, unforeseen, write_report_to
 from fivefold.cli.help_page import CONTEXT, GENERAL, HelpfulCommand
-from fivefold.cli.printing import CleanText, clean_streams, print_to_nobody, printing
+from fivefold.cli.printing import clean_streams, print_to_nobody, printing
 from fivefold.errors import FivefoldError
 from fivefold.units import format_size
 
@@ -180,8 +180,6 @@ def _colour(choice: ColorChoice) -> None:
     from fivefold.report.sheet import choose_color
 
     choose_color("always" if choice is ColorChoice.always else "never")
-    if choice is ColorChoice.always and isinstance(sys.stdout, CleanText):
-        sys.stdout.let_colours_pass()
 
 
 app = typer.Typer(

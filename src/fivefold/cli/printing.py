@@ -1,7 +1,7 @@
 """What becomes of a command's output: control characters stay off the terminal, and a reader may go away.
 
-Text of a guest (its release, its regions' names, what its monitor answers) and names of files may hold anything. No
-command prints a control character on purpose, but for colours, and the line of progress that `CleanText.steer` prints.
+Text of a guest (its release, its regions' names, what its monitor answers) and names of files may hold anything, also
+colours. What reports colour themselves bears a mark that no guest can know (`fivefold.report.sheet.MARK`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TextIO
 
-from fivefold.errors import escape
+from fivefold.errors import UNSEEN, escape, printable
+from fivefold.report.sheet import MARK
 
-_UNWANTED: Final = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069"
-_CONTROLS: Final = re.compile(f"[{_UNWANTED}]")
-_NOT_COLOURS: Final = re.compile(f"(?!\x1b\\[[0-9;]*m)[{_UNWANTED}]")
+_CONTROLS: Final = re.compile(f"[\x00-\x08\x0b-\x1f{UNSEEN}]")
 
 _CANNOT_PRINT: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
@@ -63,8 +62,10 @@ def print_to_nobody() -> None:
 class CleanText(io.TextIOWrapper):
     """A text stream that spells control characters, and what its encoding lacks, as escapes.
 
-    Colours pass where it is a terminal, since the reports print them there; line ends and tabs always do.
+    Line ends and tabs pass, and colours that bear the mark of reports.
     """
+
+    understands_mark = True
 
     def __init__(self, stream: TextIO) -> None:
         """Take over what *stream* writes to; *stream* itself must stay alive."""
@@ -75,17 +76,12 @@ class CleanText(io.TextIOWrapper):
             line_buffering=getattr(stream, "line_buffering", False),
             write_through=getattr(stream, "write_through", False),
         )
-        self._controls = _NOT_COLOURS if stream.isatty() else _CONTROLS
-
-    def let_colours_pass(self) -> None:
-        """Write colours into a pipe or file, too, as ``--color always`` asks."""
-        self._controls = _NOT_COLOURS
 
     def write(self, text: str) -> int:
         """Write *text* without what would steer a terminal."""
-        if self._controls.search(text):
-            text = self._controls.sub(escape, text)
-        return super().write(text)
+        if _CONTROLS.search(text):
+            text = _CONTROLS.sub(escape, text)
+        return super().write(text.replace(MARK, "\x1b"))
 
     def steer(self, text: str) -> None:
         """Write *text* as it is: the caller made all of it."""
@@ -102,7 +98,7 @@ def clean_streams() -> None:
 
 
 def over_write(text: str) -> None:
-    """Write *text*, all of it ours, over the last line of the terminal that stderr is."""
+    """Write *text* over the last line of the terminal that stderr is."""
     write = getattr(sys.stderr, "steer", sys.stderr.write)
-    write(f"\r\033[K{text}")
+    write(f"\r\033[K{printable(text)}")
     sys.stderr.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import sys
 from functools import cache
 from typing import Final, Literal, Protocol, TextIO
@@ -28,7 +29,10 @@ STYLES: Final = {
 }
 """What is coloured: writable and executable, malformed, refused, failed; what to heed; what is well."""
 
-_ESCAPES: Final = re.compile("\x1b\\[[0-9;]*m")
+MARK: Final = f"<{secrets.token_hex(8)}>"
+"""What a colour of ours begins with on its way to a stream that spells all others: a guest cannot know it."""
+
+_ESCAPES: Final = re.compile(f"((?:\x1b|{MARK})\\[[0-9;]*m)")
 _NAMED: Final = re.compile(r"\S+(?: \S+)?  +")
 _WORDS: Final = re.compile(r"( *)([^ ]+)")
 _HANG: Final = 4
@@ -81,6 +85,7 @@ class Sheet:
         self._out = out
         self.width = width
         self.color = color
+        self.lead = lead_of(out)
         self._open = ""
 
     def write(self, text: str, /) -> int:
@@ -106,15 +111,22 @@ def paint(out: Writable, text: str, style: str) -> str:
     """*text* in one of `STYLES` (or in none), where *out* is coloured."""
     if not text or not style or not isinstance(out, Sheet) or not out.color:
         return text
-    return _escape(style).format(text)
+    before, after = (part.replace("\x1b", out.lead) for part in _escapes(style))
+    return f"{before}{text}{after}"
+
+
+def lead_of(out: object) -> str:
+    """What colours begin with that are written to *out*: `MARK` where it spells all others."""
+    return MARK if getattr(out, "understands_mark", False) else "\x1b"
 
 
 @cache
-def _escape(style: str) -> str:
+def _escapes(style: str) -> tuple[str, str]:
     from rich.color import ColorSystem
     from rich.style import Style
 
-    return Style.parse(STYLES[style]).render("{}", color_system=ColorSystem.STANDARD)
+    before, _, after = Style.parse(STYLES[style]).render("|", color_system=ColorSystem.STANDARD).partition("|")
+    return before, after
 
 
 def fold(line: str, width: int | None) -> str:
@@ -130,8 +142,9 @@ def fold(line: str, width: int | None) -> str:
             last, gap = hang, ""
         last += gap + word
         while _length(last) > width:  # one word that is wider than that
-            lines.append(last[:width])
-            last = hang + last[width:]
+            first, rest = _cut(last, width)
+            lines.append(first)
+            last = hang + rest
     return "\n".join([*lines, last])
 
 
@@ -146,6 +159,18 @@ def _hang(line: str, width: int) -> int:
     if (named := _NAMED.match(line)) and len(named[0]) <= width // 3:
         return len(named[0])
     return len(line) - len(line.lstrip()) + _HANG
+
+
+def _cut(text: str, width: int) -> tuple[str, str]:
+    """*text* in two, the first part *width* columns wide; no colour is cut in two."""
+    at = seen = 0
+    for number, part in enumerate(_ESCAPES.split(text)):
+        if number % 2 == 0:
+            if seen + len(part) >= width:
+                return text[: at + width - seen], text[at + width - seen :]
+            seen += len(part)
+        at += len(part)
+    return text, ""
 
 
 def _length(text: str) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import BinaryIO, Final, NamedTuple, cast
 
-from fivefold.errors import FormatError, cannot
+from fivefold.errors import FormatError, cannot, printable
 from fivefold.symbols.symbols import KernelSymbol, Symbols, SymbolSpan
 from fivefold.units import MASK64, MIB, PAGE, hex64
 
@@ -119,7 +119,7 @@ def _of_text(file: BinaryIO, path: str) -> Iterator[KernelSymbol]:
                 f"{path}, line {number}: {shown!r}; expected an address, a letter and a name, as in System.map"
             )
         address, kind, name, module = (
-            one.decode("utf-8", "backslashreplace") if one else None for one in found.groups()
+            printable(one.decode("utf-8", "backslashreplace")) if one else None for one in found.groups()
         )
         yield KernelSymbol(int(address or "", 16), kind or "?", name or "", module)
 
@@ -179,7 +179,7 @@ def _rows(raw: bytes, texts: bytes, sections: list[_Section]) -> Iterator[Kernel
         # Kinds 3 and 4 are names of sections and of files.
         if not text or not section or info & 0xF in (3, 4):
             continue
-        name = texts[text : texts.find(b"\0", text)].decode("utf-8", "backslashreplace")
+        name = printable(texts[text : texts.find(b"\0", text)].decode("utf-8", "backslashreplace"))
         yield KernelSymbol(value, _letter(info, section, sections), name)
 
 

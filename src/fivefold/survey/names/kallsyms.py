@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from fivefold.errors import printable
 from fivefold.survey.guest.vmcoreinfo import KERNEL_WINDOW
 from fivefold.survey.names.image_bytes import ImagePiece
 from fivefold.symbols import SymbolSpan
@@ -101,7 +102,7 @@ class _Spelled:
 
     def all(self) -> list[tuple[str, str]]:
         words = self.text.decode("ascii", "replace").split("\0")[1:-1]
-        return [(word[:1], word[1:]) for word in words]
+        return [(word[:1], printable(word[1:])) for word in words]
 
     def numbers_of(self, name: str) -> list[int]:
         """Which names are *name*, whatever their kinds."""
@@ -178,7 +179,7 @@ def _tokens_around(data: bytearray, digits: int) -> _Tokens | None:
     words = [bytes(data[start + low : start + high]) for low, high in zip(index, ends, strict=True)]
     if any(word.find(0) != len(word) - 1 for word in words):
         return None
-    return _Tokens([word[:-1].decode("ascii", "replace") for word in words], start, index_at + 2 * _BUCKET)
+    return _Tokens([printable(word[:-1].decode("ascii", "replace")) for word in words], start, index_at + 2 * _BUCKET)
 
 
 def _with_tokens(piece: ImagePiece, tokens: _Tokens) -> Kallsyms | None:

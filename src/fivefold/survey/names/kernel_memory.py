@@ -6,7 +6,7 @@ import struct
 from typing import Final
 
 from fivefold.arch import AddressSpace, Mapped, translate
-from fivefold.errors import MemoryReadError
+from fivefold.errors import MemoryReadError, printable
 from fivefold.units import MASK64, PAGE, PhysAddr, VirtAddr
 
 _PAGES_KEPT: Final = 1 << 14
@@ -48,13 +48,13 @@ class KernelMemory:
         return int(value)
 
     def text(self, va: int, size: int) -> str:
-        """Text of at most *size* bytes, up to its NUL; nothing behind that is read, but the rest of its page."""
+        """Text of at most *size* bytes, up to its NUL, controls spelled; nothing behind that is read, but its page."""
         found, at, end = b"", va, va + size
         while at < end and b"\0" not in found:
             part = min(end, (at | PAGE - 1) + 1) - at
             found += self.read(at, part)
             at += part
-        return found.partition(b"\0")[0].decode("utf-8", "backslashreplace")
+        return printable(found.partition(b"\0")[0].decode("utf-8", "backslashreplace"))
 
     def _page(self, page: int) -> bytes:
         if page not in self._pages:
