@@ -13,8 +13,9 @@ from fivefold.conform.cases.shrink import smaller
 from fivefold.conform.engines.base import Engine
 from fivefold.conform.judging.expect import expect
 from fivefold.conform.judging.known import known_difference
-from fivefold.conform.judging.outcome import OutcomeCheck, checks, expected_text
+from fivefold.conform.judging.outcome import OutcomeCheck, answer_text, checks, expected_text, gave_old
 from fivefold.conform.judging.report import ConformReport, Key, access_label
+from fivefold.conform.judging.stale_answers import UNDECIDABLE, witness_title
 from fivefold.conform.payload.records import Trial
 
 CHUNK = 20_000
@@ -91,9 +92,11 @@ def run_one(engine: Engine, case: Case) -> tuple[ConformReport, list[str]]:
     lines = [f"must      {expected_text(expected)}"]
     for _, outcome in engine.run([Trial(case, expected)]):
         report.add(case, expected, outcome)
-        lines.append(f"did       {outcome}")
+        lines.append(f"did       {outcome if outcome.problem or expected.allowed is None else answer_text(outcome)}")
         if outcome.problem:
             continue
+        if (old := gave_old(expected, outcome)) is not None:
+            lines.append(f"shows     {witness_title(case) if old else UNDECIDABLE}")
         for check in checks(case, expected, outcome):
             lines.append(f"{'agrees' if check.agrees else 'DIFFERS'}   {check.rule} ({check.section})")
             if not check.agrees:

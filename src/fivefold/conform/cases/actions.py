@@ -42,6 +42,8 @@ class Action:
     """It uses the stack for itself: RSP is the driver's."""
     needs: str | None = None
     """The feature without which it is no instruction, as `Cpu` names it."""
+    stale: str | None = None
+    """What follows a store to the leaf entry, for a list of steps: none, invlpg, other, cr3 or pge."""
     invpcid: int | None = None
     """The type, for an INVPCID; the case's address is then part of its descriptor."""
     register: Register | None = None
@@ -70,6 +72,7 @@ IMPLICIT_WRITE: Final = "implicit supervisor write"
 
 REGISTER: Final = "register write"
 INVPCID: Final = "INVPCID"
+STALE: Final = "read after a store to its leaf entry"
 _INVPCID: Final = {"supervisor_only": True, "scratch": True, "needs": "invpcid"}
 _WRITTEN_MSRS: Final = {
     index: register
@@ -106,6 +109,20 @@ def _bases() -> Iterator[Action]:
     # sgdt [rsp-16]; mov rax, [rsp-14]; shr rdi, 32; mov [rax+LDT+8], edi; mov eax, LDT; lldt ax
     code = bytes.fromhex("0f014424f0488b4424f248c1ef20897840b8380000000f00d0")
     yield Action("lldt", REGISTER, code, None, "lldt, base rdi", register=Register.LDTR)
+
+
+def _steps() -> Iterator[Action]:
+    """mov rax, [rdi]; mov [rcx], rdx: a store to the leaf entry; an invalidation; mov rax, [rdi]."""
+    for name, code, text in (
+        ("none", "", ""),
+        ("invlpg", "0f013f", "; invlpg [rdi]"),
+        ("other", "4881f7001000000f013f4881f700100000", "; invlpg of the page beside"),
+        ("cr3", "0f20d80f22d8", "; mov cr3, cr3"),
+        ("pge", "0f20e034800f22e034800f22e0", "; CR4.PGE changed and changed back"),
+    ):
+        whole = bytes.fromhex(f"488b07488911{code}488b07")
+        text = f"mov rax, [rdi]; mov [rcx], rdx to its leaf entry{text}; mov rax, [rdi]"
+        yield Action(f"stale{name}", STALE, whole, None, text, supervisor_only=True, stale=name)
 
 
 ACTIONS: Final = {
@@ -148,6 +165,7 @@ ACTIONS: Final = {
             "wruss8", "shadow-stack write", "66480f38f51f", WRUSS, "wrussq [rdi], rbx",
             supervisor_only=True, needs="cet",
         ),
+        *_steps(),
         # push the descriptor, its first word last; mov al, type; invpcid rax, [rsp]
         _a("invpcid0", INVPCID, "576a0031c0660f38820424", None, "invpcid, type 0, address rdi", invpcid=0, **_INVPCID),
         _a("invpcid1", INVPCID, "6a0057b001660f38820424", None, "invpcid, type 1, PCID rdi", invpcid=1, **_INVPCID),

@@ -62,12 +62,15 @@ class Case:
     entries: tuple[tuple[str, int], ...] = ()
     pkru: int = 0
     pkrs: int = 0
+    new: int = 0
+    """What is stored to the leaf entry, by a case of steps."""
 
     @property
     def id(self) -> str:
         """The text that `parse_case` reads back."""
         more = [f"{place}={raw:x}" for place, raw in self.entries]
         more += [f"{name}={value:x}" for name, value in (("pkru", self.pkru), ("pkrs", self.pkrs)) if value]
+        more += [f"new={self.new:x}"] if self.what.stale is not None else []
         return f"{self.mode}:{self.action}:{self.cpl}:{','.join(self.flags)}:{self.va:x}:{','.join(more)}"
 
     @property
@@ -202,10 +205,11 @@ def parse_case(text: str) -> Case:
         raise CaseError(f"{action!r} is no action; expected one of {', '.join(ACTIONS)}")
     given = {name: int(value, 16) for name, _, value in (part.partition("=") for part in more.split(",") if part)}
     keys = {name: given.pop(name, 0) & 0xFFFF_FFFF for name in ("pkru", "pkrs")}
+    new = given.pop("new", 0)
     names = tuple(flags.split(",")) if flags else ()
     if unknown := [name for name in names if name not in FLAGS]:
         raise CaseError(f"{unknown[0]!r} is no flag; expected {', '.join(FLAGS)}")
-    case = make_case(mode, action, int(cpl), names, int(va, 16), given, **keys)
+    case = make_case(mode, action, int(cpl), names, int(va, 16), given, **keys, new=new)
     if reason := impossible(case):
         raise CaseError(f"{text!r} cannot be run: {reason}")
     return case
@@ -220,6 +224,7 @@ def make_case(
     entries: Mapping[str, int] | None = None,
     pkru: int = 0,
     pkrs: int = 0,
+    new: int = 0,
 ) -> Case:
     """A case in its canonical form: flags in order, entries that are the usual ones left out."""
     ordered = tuple(flag for flag in FLAGS if flag in flags)
@@ -231,7 +236,8 @@ def make_case(
     kept = tuple((place, given[place]) for place, usual in places if given.get(place, usual) != usual)
     # Key 0 is the driver's own: its stack and tables must stay within reach, of engines that err too.
     pkru, pkrs = pkru & ~3 if "pke" in ordered else 0, pkrs & ~3 if "pks" in ordered else 0
-    return Case(mode, action, cpl, ordered, va, kept, pkru, pkrs)
+    new = new if ACTIONS[action].stale is not None else 0
+    return Case(mode, action, cpl, ordered, va, kept, pkru, pkrs, new)
 
 
 def impossible(case: Case) -> str | None:
@@ -241,6 +247,8 @@ def impossible(case: Case) -> str | None:
         return "CET needs WP"
     if {"pwt", "pcide"} <= set(case.flags):
         return "the driver cannot set PCIDE over a PCID"
+    if case.what.stale is not None and (reason := _no_steps(case)):
+        return reason
     if case.what.needs in ("cet", "fsgsbase") and case.what.needs not in case.flags:
         return f"{case.what.name} needs {case.what.needs}"
     if case.what.register is not None:
@@ -260,6 +268,19 @@ def impossible(case: Case) -> str | None:
     if case.what.implicit and not case.paging.is_canonical(case.va):
         return "LLDT takes no base that is not canonical"
     return None
+
+
+def _no_steps(case: Case) -> str | None:
+    """Why a case of steps cannot be run, or None: its first access must go ahead, and both pages be data."""
+    if set(case.flags) - {"wp", "nxe", "pge"} or any(place != "pt" for place, _ in case.entries):
+        return "steps are run with wp, nxe and pge, and the leaf entry alone may be unusual"
+    if case.va & 7:
+        return "the address of steps is a multiple of 8"
+    old = dict(case.entries).get("pt", USUAL | usual_frame(case.va))
+    for raw in (old, case.new):
+        if raw & 1 and not in_data(raw & ~0xFFF, 4096):
+            return "a page of steps is data"
+    return None if old & 1 else "the first access of steps goes ahead"
 
 
 def in_data(pa: int, size: int) -> bool:

@@ -37,6 +37,11 @@ def _lines(case: Case) -> Iterator[str]:
     if case.what.register is not None:
         yield f"write     {case.what.text}: {hex64(case.va)}"
         return
+    if case.what.stale is not None:
+        yield f"steps     {case.what.text}"
+        yield f"stored    {hex64(case.new)}  {names(Entry(case.new, Level.PT))}"
+        yield f"address   {hex64(case.va)}"
+        return
     label = f"page-crossing {case.what.label}" if case.crosses else case.what.label
     yield f"access    {label} of {case.what.size} bytes at {hex64(case.va)}: {case.what.text}"
 

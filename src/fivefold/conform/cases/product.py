@@ -33,7 +33,9 @@ CaseStream = Iterator[tuple[Stratum, Case]]
 
 CORE: Final = ("read8", "write8", "rmw8", "push8", "fetch", "descriptor", "accessed")
 WIDE: Final = ("read8", "write8", "rmw8", "lock8", "xchg8", "cmpxchg8", "push8", "pop8", "descriptor", "fetch10")
-ACCESSES: Final = tuple(name for name, action in ACTIONS.items() if action.register is None and action.invpcid is None)
+ACCESSES: Final = tuple(
+    name for name, action in ACTIONS.items() if (action.register, action.invpcid, action.stale) == (None, None, None)
+)
 PLAIN: Final = ("wp", "nxe")
 GUARDED: Final = ("wp", "nxe", "smep", "smap")
 RW, US, NX, PS, A, D = 1 << 1, 1 << 2, 1 << 63, 1 << 7, 1 << 5, 1 << 6
@@ -48,7 +50,7 @@ def systematic() -> tuple[Case, ...]:
     """Every case of the product, each once, strata interleaved. The order is the same in every process."""
     strata: dict[Stratum, list[Case]] = {}
     seen: set[Case] = set()
-    themes = (bits, rights, keys, edges, straddles, history, registers, separation, shadow_stacks, invalidations)
+    themes = (bits, rights, keys, edges, straddles, history, registers, separation, shadow_stacks, invalidations, stale)
     for stratum, case in chain.from_iterable(theme() for theme in themes):
         if case not in seen and impossible(case) is None:
             seen.add(case)
@@ -61,11 +63,11 @@ def systematic() -> tuple[Case, ...]:
 
 def _case(
     mode: str, action: str, cpl: int, flags: tuple[str, ...], va: int, entries: dict[str, int] | None = None,
-    pkru: int = 0, pkrs: int = 0,
+    pkru: int = 0, pkrs: int = 0, new: int = 0,
 ) -> Iterator[Case]:  # fmt: skip
     """The case, if it is one."""
     try:
-        yield make_case(mode, action, cpl, flags, va, entries, pkru, pkrs)
+        yield make_case(mode, action, cpl, flags, va, entries, pkru, pkrs, new)
     except CaseError:
         return
 
@@ -282,6 +284,18 @@ def invalidations() -> CaseStream:
         for value in (*values, 0, 1, 0xFFF, 0x1000, 1 << 63):
             for case in _case(mode, action.name, 0, flags, value):
                 yield ("invpcid", mode, action.name, flags, value.bit_length()), case
+
+
+def stale() -> CaseStream:
+    """A store to the leaf entry of a page that was read, and every invalidation: of plain and of global pages."""
+    for (mode, paging), action, slot in cross(MODES.items(), ACTIONS.values(), (_LOWER, _UPPER)):
+        if action.stale is None:
+            continue
+        va = _va(paging, action.name, slot)
+        old = make_case(mode, "read8", 0, (), va).usual("pt")
+        for flags, bits, new in cross((PLAIN, (*PLAIN, "pge")), (0, 1 << 8, A | D), (0, old ^ 0x1000, old ^ 0x2001)):
+            for case in _case(mode, action.name, 0, flags, va, {"pt": old | bits}, new=new):
+                yield ("stale", mode, action.name, flags, bits), case
 
 
 def shadow_stacks() -> CaseStream:

@@ -51,6 +51,7 @@ def _made(
             dict(case.entries) if entries is None else entries,
             case.pkru if pkru is None else pkru,
             case.pkrs if pkrs is None else pkrs,
+            case.new,
         )
     except CaseError:
         return

@@ -17,6 +17,7 @@ from fivefold.conform.engines.base import EngineError
 from fivefold.conform.judging.expect import BREAKPOINT, expect
 from fivefold.conform.judging.memory_words import words_before
 from fivefold.conform.judging.outcome import CaseOutcome
+from fivefold.conform.judging.stale_answers import place_written
 from fivefold.conform.payload.records import Trial, stack_pointer
 from fivefold.conform.places import (
     ARENA,
@@ -162,6 +163,8 @@ class UnicornEngine:
         self._registers(RAX=LDT_SELECTOR | case.cpl if what.implicit else 0, RBX=VALUE, RCX=0, RDX=0, RDI=case.va)
         if what.msr is not None:
             self._registers(RAX=case.va & 0xFFFF_FFFF, RDX=case.va >> 32, RCX=what.msr)
+        if what.stale is not None:
+            self._registers(RCX=place_written(case), RDX=case.new)
         self._registers(RSP=stack_pointer(case))
         if what.implicit:
             self._uc.reg_write(self._x86.UC_X86_REG_LDTR, (0x38, case.va, 0xFFFF, _LDT_FLAGS))

@@ -28,6 +28,7 @@ from fivefold.arch import (
     translate,
 )
 from fivefold.conform.cases.case import Case, in_data
+from fivefold.conform.judging.stale_answers import StaleAnswer, answers
 from fivefold.conform.places import ARENA, CODE, ROOT, driver_entry, pattern
 from fivefold.units import PhysAddr, VirtAddr
 
@@ -71,6 +72,10 @@ class Expected:
     """The verdict on a register write."""
     space: AddressSpace | None = field(default=None, compare=False)
     cpu: Cpu = field(default=Cpu(), compare=False)
+    allowed: frozenset[StaleAnswer] | None = None
+    """All that may be seen, for a case of steps; the other fields are then the new translation's."""
+    value: int = 0
+    """RAX by the new translation, for a case of steps."""
 
 
 def expect(case: Case, cpu: Cpu) -> Expected:
@@ -83,6 +88,10 @@ def expect(case: Case, cpu: Cpu) -> Expected:
     state = case.state()
     if case.what.invpcid is not None:
         return Expected(None, int(Vector.GP) if refused_invpcid(case, cpu) else BREAKPOINT, 0, None, (), (), cpu=cpu)
+    if case.what.stale is not None:
+        new, allowed = answers(case, cpu)
+        cr2 = new.cr2 if new.vector == Vector.PF else None
+        return Expected(None, new.vector, new.error_code, cr2, (), (), cpu=cpu, allowed=allowed, value=new.value)
     if how is None:
         return Expected(None, BREAKPOINT, 0, None, (), ())
     stores = case.stores()

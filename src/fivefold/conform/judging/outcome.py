@@ -30,6 +30,7 @@ from fivefold.conform.cases.case import Case
 from fivefold.conform.judging.expect import BREAKPOINT, Expected, decide
 from fivefold.conform.judging.memory_words import value_read, words_after, words_before
 from fivefold.conform.judging.rules import ERROR_BITS, Rules, rule_of
+from fivefold.conform.judging.stale_answers import StaleAnswer
 from fivefold.conform.places import CODE, DATA
 from fivefold.units import VirtAddr, hex64
 
@@ -79,6 +80,10 @@ class OutcomeCheck(NamedTuple):
 def checks(case: Case, expected: Expected, outcome: CaseOutcome) -> Iterator[OutcomeCheck]:
     """Every rule that *outcome* shows, the decisive one first."""
     rules = rule_of(case, expected)
+    if expected.allowed is not None:
+        right = answer_of(outcome) in expected.allowed
+        yield OutcomeCheck(*rules, right, *(() if right else (_allowed_text(expected), answer_text(outcome))))
+        return
     if case.what.label == RMW and _read_first(case, expected, outcome):
         yield OutcomeCheck(*Rules.RMW, False, expected_text(expected), str(outcome))
         return
@@ -115,6 +120,33 @@ def checks(case: Case, expected: Expected, outcome: CaseOutcome) -> Iterator[Out
         yield _at_fault(case, outcome.rip)
     if outcome.after is not None:
         yield from _memory(case, expected, outcome)
+
+
+def answer_of(outcome: CaseOutcome) -> StaleAnswer:
+    """What a case of steps gave, as it is compared."""
+    if outcome.vector == Vector.PF:
+        return StaleAnswer(outcome.vector, outcome.error_code, outcome.cr2)
+    return StaleAnswer(outcome.vector, outcome.error_code, value=outcome.value)
+
+
+def gave_old(expected: Expected, outcome: CaseOutcome) -> bool | None:
+    """Whether a case of steps gave an old translation; None where none is allowed that is not the new one."""
+    if expected.allowed is None or len(expected.allowed) < 2 or outcome.problem:
+        return None
+    new = StaleAnswer(expected.vector, expected.error_code, expected.cr2 or 0, expected.value)
+    return answer_of(outcome) != new
+
+
+def _allowed_text(expected: Expected) -> str:
+    return " or ".join(
+        sorted(
+            f"{hex64(one.value)} is read" if one.vector == BREAKPOINT else "#PF(0x0)" for one in expected.allowed or ()
+        )
+    )
+
+
+def answer_text(outcome: CaseOutcome) -> str:
+    return f"{hex64(outcome.value)} is read" if outcome.vector == BREAKPOINT else str(outcome)
 
 
 def _same_decision(expected: Expected, outcome: CaseOutcome) -> bool:
@@ -202,6 +234,8 @@ def _read_first(case: Case, expected: Expected, outcome: CaseOutcome) -> bool:
 
 def expected_text(expected: Expected) -> str:
     """What the CPU must do, in words."""
+    if expected.allowed is not None:
+        return _allowed_text(expected)
     if expected.vector == BREAKPOINT:
         return "the access goes ahead" if expected.verdict else "no exception"
     cr2 = f", CR2={hex64(expected.cr2)}" if expected.cr2 is not None else ""

@@ -11,8 +11,9 @@ from fivefold.conform.cases.case import Case, parse_case
 from fivefold.conform.cases.listing import listing
 from fivefold.conform.judging.expect import Expected, expect
 from fivefold.conform.judging.known import Known, known_difference
-from fivefold.conform.judging.outcome import CaseOutcome, OutcomeCheck, checks
+from fivefold.conform.judging.outcome import CaseOutcome, OutcomeCheck, checks, gave_old
 from fivefold.conform.judging.rules import rule_of
+from fivefold.conform.judging.stale_answers import CACHING, UNDECIDABLE, witness_title
 
 SCHEMA: Final = "fivefold.conform/1"
 EVERYTHING: Final = Cpu(phys_bits=40, lass=True, cet=True, vendor=Vendor.INTEL)
@@ -121,10 +122,20 @@ class ConformReport:
             return
         self.cases += 1
         label = access_label(case)
+        self._note_witness(case, expected, outcome)
         for check in checks(case, expected, outcome):
             row = self.rows.setdefault(Key(check.rule, label, case.mode), RuleRow(check.section))
             known = None if check.agrees else known_difference(self.engine, self.version, check, label)
             row.add(check, case, known)
+
+    def _note_witness(self, case: Case, expected: Expected, outcome: CaseOutcome) -> None:
+        """Count an old translation that was given: on this engine, a kernel that forgets to invalidate is caught."""
+        if (old := gave_old(expected, outcome)) is None:
+            return
+        key = Key(witness_title(case), access_label(case), case.mode)
+        row = self.rows.setdefault(key, RuleRow(CACHING, not_shown=UNDECIDABLE))
+        if old:
+            row.add(OutcomeCheck(key.rule, CACHING, True), case, None)
 
     def hide(self, case: Case, reason: str) -> None:
         """Note a case that this engine cannot show, if nothing else shows its rule."""

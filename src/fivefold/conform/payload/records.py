@@ -13,6 +13,7 @@ from fivefold.conform.cases.case import MODES, Case
 from fivefold.conform.judging.expect import BREAKPOINT, Expected
 from fivefold.conform.judging.memory_words import value_read, words_after, words_before
 from fivefold.conform.judging.outcome import CaseOutcome
+from fivefold.conform.judging.stale_answers import place_written
 from fivefold.conform.payload import layout as at
 from fivefold.conform.places import ARENA, CASES, CODE, IMAGE, USER_CODE
 from fivefold.units import MASK64
@@ -48,6 +49,8 @@ def words_of(trial: Trial) -> list[int]:
     head[at.C_RBX] = VALUE
     if what.msr is not None:
         head[at.C_RAX], head[at.C_RDX], head[at.C_RCX] = case.va & 0xFFFF_FFFF, case.va >> 32, what.msr
+    if what.stale is not None:
+        head[at.C_RCX], head[at.C_RDX] = place_written(case), case.new
     head[at.C_RDI] = case.va
     head[at.C_CR0], head[at.C_CR3], head[at.C_CR4], head[at.C_EFER] = state.cr0, state.cr3, state.cr4, state.efer
     head[at.C_PKRU], head[at.C_PKRS] = case.pkru, case.pkrs
