@@ -334,3 +334,8 @@ _RULES_OF: Final = {
         _Rule("LME with paging", _lme_with_paging, "LME does not change while CR0.PG is set"),
     ),
 }
+
+
+def write_rules() -> set[str]:
+    """The names of all rules that refuse a register write, as `Refused.rule` has them."""
+    return {rule.name for rules in (_ADDRESS_RULES, *_RULES_OF.values()) for rule in rules}
