@@ -45,6 +45,8 @@ class DriverChoice(StrEnum):
     """Which virtual machine monitor."""
 
     qemu = "qemu"
+    firecracker = "firecracker"
+    cloud_hypervisor = "cloud-hypervisor"
 
 
 def matrix(
@@ -74,6 +76,7 @@ def matrix(
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what is done in FILE, and go on from there.")
     ] = None,
+    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run the cells on this Dask scheduler.")] = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Exit as `git bisect run` expects: 0 good, 1 bad, 125 skip, 128 stop.")
     ] = False,
@@ -87,6 +90,8 @@ def matrix(
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every check.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the schema fivefold.matrix/1.")] = False,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML too.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of HTML too.")] = None,
 ) -> int:
     """Boot each kernel on machines with four and five levels, and check mode, page tables and promises.
 
@@ -100,12 +105,13 @@ def matrix(
         driver=driver.value, accelerator=engine.value, program=qemu,
     )  # fmt: skip
     try:
-        plan = make_plan(kernels, _chosen(preset, cells, only), refusals(options))
+        plan = make_plan(kernels, _chosen(preset, cells, only), *(() if dask else (refusals(options),)))
         if initramfs is not None:
             _write_initramfs(initramfs)
         if dry_run:
             return _dry_run(plan, options)
-        table = _run(plan, options, state)
+        table = _run(plan, options, state, dask)
+        _write_files(table, junit, html)
     except (FivefoldError, OSError) as error:
         if not bisect:
             raise
@@ -153,13 +159,30 @@ def _dry_run(plan: MatrixPlan, options: Options) -> int:
     return 0 if plan.cells and not plan.no_kernels else COULD_NOT
 
 
-def _run(plan: MatrixPlan, options: Options, state: Path | None) -> MatrixTable:
+def _run(plan: MatrixPlan, options: Options, state: Path | None, dask: str | None) -> MatrixTable:
     from fivefold.matrix.conduct import run_plan
-    from fivefold.matrix.state import State
+    from fivefold.matrix.state import MatrixState
     from fivefold.report.live_matrix import live_table
 
-    with State(str(state) if state else None, plan, options.identity) as kept, live_table(plan, options.repeat) as told:
+    named = str(state) if state else None
+    with MatrixState(named, plan, options.identity) as kept, live_table(plan, options.repeat) as told:
+        if dask is not None:
+            from fivefold.matrix.cluster import run_on_cluster
+
+            return run_on_cluster(plan, options, kept, told, dask)
         return run_plan(plan, options, kept, told)
+
+
+def _write_files(table: MatrixTable, junit: Path | None, html: Path | None) -> None:
+    from fivefold.report.matrix_files import write_html, write_junit
+
+    for path, write in ((junit, write_junit), (html, write_html)):
+        if path is not None:
+            try:
+                with path.open("w", encoding="utf-8") as out:
+                    write(table, out)
+            except OSError as error:
+                raise cannot("write", str(path), error) from error
 
 
 def _print(table: MatrixTable, as_json: bool, verbose: bool) -> None:

@@ -17,7 +17,7 @@ from fivefold.matrix.plan import MatrixPlan, PlannedCell
 from fivefold.matrix.result import CellRun
 from fivefold.matrix.run.run_cell import command_line
 from fivefold.matrix.run.watch import SILENT_SECONDS
-from fivefold.matrix.state import State
+from fivefold.matrix.state import MatrixState
 from fivefold.matrix.supervise.client import loaded, supervised
 from fivefold.matrix.supervise.job import Job, driver_named
 from fivefold.matrix.table import MatrixTable, make_table
@@ -73,14 +73,16 @@ def items_of(plan: MatrixPlan, repeat: int) -> Iterator[PlannedRun]:
             yield PlannedRun(planned, number)
 
 
-def run_plan(plan: MatrixPlan, options: Options, state: State, told: Told = lambda item, run: None) -> MatrixTable:
+def run_plan(
+    plan: MatrixPlan, options: Options, state: MatrixState, told: Told = lambda item, run: None
+) -> MatrixTable:
     """Run everything that *state* does not have yet, and make the table. Ctrl-C ends all machines first."""
     with LocalRunner(plan, options) as runner:
         run_items(items_of(plan, options.repeat), runner, state, told, options.jobs, runner.stop)
     return table_of(plan, options, state)
 
 
-def table_of(plan: MatrixPlan, options: Options, state: State) -> MatrixTable:
+def table_of(plan: MatrixPlan, options: Options, state: MatrixState) -> MatrixTable:
     """The table of what *state* has."""
     runs: dict[str, list[CellRun]] = {}
     for (cell, number), run in sorted(state.done.items(), key=lambda row: row[0][1]):
@@ -101,16 +103,14 @@ def command_of(planned: PlannedCell, plan: MatrixPlan, options: Options) -> Sequ
 
 
 def run_items(
-    items: Iterator[PlannedRun], run: RunItem, state: State, told: Told, jobs: int, stop: Callable[[], None]
+    items: Iterator[PlannedRun], run: RunItem, state: MatrixState, told: Told, jobs: int, stop: Callable[[], None]
 ) -> None:
     """Run *items*, *jobs* at a time; *told* is called for each as it comes, in this thread."""
     with ThreadPoolExecutor(jobs) as pool:
         under_way: dict[Future[CellRun], PlannedRun] = {}
         try:
             for item in items:
-                if (item.planned.id, item.number) in state.done and state.done[
-                    item.planned.id, item.number
-                ].outcome != "worker-lost":
+                if state.has(item.planned.id, item.number):
                     continue
                 if len(under_way) >= jobs:
                     _take_finished(under_way, state, told)
@@ -122,7 +122,7 @@ def run_items(
             raise
 
 
-def _take_finished(under_way: dict[Future[CellRun], PlannedRun], state: State, told: Told) -> None:
+def _take_finished(under_way: dict[Future[CellRun], PlannedRun], state: MatrixState, told: Told) -> None:
     finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
     for future in finished:
         item = under_way.pop(future)

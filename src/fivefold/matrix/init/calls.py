@@ -9,6 +9,7 @@ from fivefold.metal.lang import extern, inline, text_address, u64
 READ: Final = 0
 WRITE: Final = 1
 OPEN: Final = 2
+MUNMAP: Final = 11
 CLOSE: Final = 3
 PAUSE: Final = 34
 GETPID: Final = 39

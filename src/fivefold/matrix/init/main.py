@@ -13,6 +13,7 @@ from fivefold.matrix.init.calls import (
     CONSOLE_ON,
     EXIT,
     GETPID,
+    MUNMAP,
     PAUSE,
     SYSLOG,
     failed,
@@ -46,7 +47,8 @@ def init_main(stack: u64) -> None:
     report()
     if not is_init:
         linux(EXIT, 0, 0, 0, 0, 0)
-    restart.as_asked()
+    if restart.as_asked():
+        report()
     while True:
         linux(PAUSE, 0, 0, 0, 0, 0)
 
@@ -83,6 +85,8 @@ def report_memory() -> None:
         lines.put_hex(given)
         lines.put_hex(0 if failed(given) else probe(given + ask.length - 1))
         lines.end()
+        if not failed(given):
+            linux(MUNMAP, given, ask.length, 0, 0, 0)
 
 
 def report_signals() -> None:

@@ -41,13 +41,17 @@ SIGNATURE_AT: Final = 4086
 """Offsets in the first page of a swap area. Source: swapon(8), and *linux/swap.h*, union swap_header."""
 
 
-def as_asked() -> None:
-    """Do what the command line asks for; returns where it asks for nothing, or where it failed, which it says."""
+def as_asked() -> bool:
+    """Do what the command line asks for; returns where it asks for nothing, or where it failed, which it says.
+
+    True where this is a machine that was saved, and goes on.
+    """
     at = word_at("fivefold.kexec=")
     if at != NOTHING:
         say_failure("kexec", start_again(at))
     if word_at("fivefold.hibernate") != NOTHING:
-        hibernate()
+        return hibernate()
+    return False
 
 
 def word_at(word: str) -> u64:
@@ -154,34 +158,38 @@ def append_text(size: u64, text: str) -> u64:
     return size + 1
 
 
-def hibernate() -> None:
-    """Save this machine to its disk and turn it off, or go on as the one that is saved there."""
+def hibernate() -> bool:
+    """Save this machine to its disk and turn it off, or go on as the one that is saved there.
+
+    True in the machine that goes on; False where it failed.
+    """
     disk = open_file("/dev/nvme0n1", O_RDWR)
     if failed(disk):
         say_failure("disk", disk)
-        return
+        return False
     read_file(disk, page, PAGE)
     number_size = facts.read_whole("/sys/class/block/nvme0n1/dev", facts.text, facts.SIZE)
     if load8(page + SIGNATURE_AT) == 83 and load8(page + SIGNATURE_AT + 1) == 49:  # "S1SUSPEND"
         close_file(disk)
         say_failure("resume", write_bytes("/sys/power/resume", facts.text, number_size))
-        return
+        return False
     make_swap_area(disk)
     close_file(disk)
     result = linux(SWAPON, text_address("/dev/nvme0n1"), 0, 0, 0, 0)
     if failed(result):
         say_failure("swapon", result)
-        return
+        return False
     write_bytes("/sys/power/resume", facts.text, number_size)
     write_text("/sys/power/image_size", "0")
     write_text("/sys/power/disk", "shutdown")
     result = write_text("/sys/power/state", "disk")
     if failed(result):
         say_failure("hibernate", result)
-        return
-    # Here the machine goes on that was resumed: all is asked once more.
+        return False
+    # Here the machine goes on that was resumed.
     lines.begin("resumed")
     lines.end()
+    return True
 
 
 def make_swap_area(disk: u64) -> None:

@@ -14,15 +14,20 @@ from fivefold.layout import linux_areas, linux_constants
 from fivefold.matrix.cells import Cell
 from fivefold.matrix.result import CellCheck
 from fivefold.matrix.run.console import InitReport
+from fivefold.matrix.run.kernel_text import compare_text
 from fivefold.matrix.vmm.base import RunningMachine
 from fivefold.memory import Source
 from fivefold.survey.audit.all_roots import audit_all_roots
+from fivefold.survey.guest.roots import find_roots
+from fivefold.survey.names.root_owners import root_owners
 from fivefold.survey.scan.leaves import Leaves
 from fivefold.survey.scan.scan_result import ALL_FLAGS, Contiguity, expand_leaves
 from fivefold.survey.space import Space
 from fivefold.survey.stats import stats
-from fivefold.units import GIB, hex64
+from fivefold.units import GIB, PhysAddr, hex64
 
+MOST_FINDINGS: Final = 8
+"""That are told one by one."""
 MOST_LEAVES: Final = 300_000
 """QEMU's ``info tlb`` prints a line each, with all other work at rest; a KASAN shadow has more than can be printed."""
 _LEVELS: Final = {"la57": 5, "la48": 4}
@@ -161,14 +166,43 @@ def _tlb(view: View) -> Iterator[CellCheck]:
     yield CellCheck("dump-against-info-tlb", bool(theirs) and not only, detail)
 
 
+def _kernel_text(view: View) -> Iterator[CellCheck]:
+    """What the kernel's own text of its tables says of the direct map and its image, where it has one."""
+    if view.report.text is None:
+        return
+    differing, count = compare_text(view.space, view.report.text.decode(errors="replace"))
+    detail = f"{count} ranges" if differing is None else f"differs at {hex64(differing)}"
+    yield CellCheck("dump-against-kernel-text", count > 0 and differing is None, detail)
+
+
 def _audit(view: View) -> Iterator[CellCheck]:
     """The audit of all roots, one check a rule that fails, and one for the whole."""
     found = audit_all_roots(view.space)
-    failing = [one for one in found.findings if one.fails]
-    for one in failing[:16]:
+    others = foreign_roots(view.space, had_others=bool(view.cell.kexec) or view.cell.hibernate)
+    failing = [one for one in found.findings if one.fails and one.root not in others]
+    for one in failing[:MOST_FINDINGS]:
         yield CellCheck(f"audit-{one.rule.name}", False, f"{one.place}: {one.message}")
     detail = f"{found.looked_at} roots, {len(failing)} findings" if failing else f"{found.looked_at} roots"
+    passed = sorted({others[one.root] for one in found.findings if one.fails and one.root in others})
+    detail += "".join(f"; findings of {what} are not counted" for what in passed)
     yield CellCheck("audit", not failing and found.looked_at == found.of.value, detail)
+
+
+def foreign_roots(space: Space, had_others: bool) -> dict[PhysAddr | None, str]:
+    """Roots whose findings are not this kernel's doing, and what they are.
+
+    The firmware's address space maps what firmware left to it, as it left it; after kexec, or a resume, memory holds
+    the tables of the kernels before.
+    """
+    roots = find_roots(space.source)
+    owners = root_owners(space.source, roots)
+    foreign: dict[PhysAddr | None, str] = {
+        root: "efi_mm, the firmware's address space" for root, label in owners.labels.items() if label == "efi_mm"
+    }
+    if had_others:
+        own = {process.root for process in owners.processes} | owners.labels.keys() | {space.root.value}
+        foreign |= {root.root: "kernels before this one" for root in roots if not {root.root, root.pair} & own}
+    return foreign
 
 
 def _stats(view: View) -> Iterator[CellCheck]:
@@ -188,6 +222,7 @@ _LOOKS: Final[tuple[tuple[str, Look], ...]] = (
     ("areas", _areas),
     ("kallsyms", _kallsyms),
     ("dump-against-info-tlb", _tlb),
+    ("dump-against-kernel-text", _kernel_text),
     ("audit", _audit),
     ("stats", _stats),
 )

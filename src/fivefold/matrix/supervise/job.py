@@ -45,4 +45,8 @@ def driver_named(name: str, accelerator: str = "tcg", program: str | None = None
         from fivefold.matrix.vmm.qemu import QemuDriver
 
         return QemuDriver(accelerator, program)
-    raise MachineError(f"no driver is called {name!r}; expected qemu")
+    if name in ("firecracker", "cloud-hypervisor"):
+        from fivefold.matrix.vmm.kvm_only import CloudHypervisorDriver, FirecrackerDriver
+
+        return (FirecrackerDriver if name == "firecracker" else CloudHypervisorDriver)(program)
+    raise MachineError(f"no driver is called {name!r}; expected qemu, firecracker or cloud-hypervisor")
