@@ -1,9 +1,9 @@
 """Which test executes which line of the sources, and how long it takes: by that `mutants.py` chooses and orders tests.
 
-It is learnt once for each file of tests and kept in the user's cache, under ``fivefold-mutants``, until that file, the
-data beside it or a source that it loads changes. Python processes that a test starts count like the test itself. What a
-test takes ready from a cache or from a fixture of others counts as its own: caches are emptied before each test, and
-the lines of a wider fixture belong to every test that asks for it.
+It is learnt once for each file of tests and kept in the user's cache, under ``fivefold-mutants``, until that file, data
+that it opens or a source that it executes changes. Python processes that a test starts count like the test itself.
+What a test takes ready from a cache or from a fixture of others counts as its own: caches are emptied before each test,
+and the lines of a wider fixture belong to every test that asks for it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class Watch:
         os.environ[NOTES_VARIABLE] = str(self.notes)
         os.environ[SOURCES_VARIABLE] = str(project / SOURCES)
         self.notes.write_text("")
-        sys.addaudithook(self._isolated)
+        self.opened: set[str] = set()
+        sys.addaudithook(self._audit)
         self.coverage = coverage.Coverage(
             data_file=None, include=[f"{project / SOURCES}/*"], config_file=False, messages=False
         )
@@ -103,12 +104,26 @@ class Watch:
         self.now = context
         self.coverage.switch_context(context)
 
-    def _isolated(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("open", "os.listdir", "os.scandir"):
+            self._open(arguments[0])
+        elif event == "subprocess.Popen" and isinstance(arguments[1], list):
+            for word in arguments[1]:
+                self._open(word)
+            if "-I" in arguments[1]:
+                self._isolated(arguments[1])
+
+    def _open(self, name: object) -> None:
+        """Data beside the tests, and folders that they look into, belong to what they depend on."""
+        path = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ""
+        if path.startswith(f"{self.project / 'tests'}{os.sep}") and "__pycache__" not in path:
+            self.opened.add(path)
+
+    def _isolated(self, command: list[Any]) -> None:
         """A source that is run as a program of its own, isolated, cannot be traced: any of its lines may count."""
-        if event == "subprocess.Popen" and isinstance(arguments[1], list) and "-I" in arguments[1]:
-            for word in map(str, arguments[1]):
-                if word.startswith(str(self.project / SOURCES)):
-                    self.unseen[self.now].add(word)
+        for word in map(str, command):
+            if word.startswith(str(self.project / SOURCES)):
+                self.unseen[self.now].add(word)
 
     def pytest_collection_finish(self, session: Any) -> None:
         for file in (self.project / SOURCES).rglob("*.py"):  # else the test that comes first would import it
@@ -189,7 +204,7 @@ class Watch:
             file = getattr(module, "__file__", None) or ""
             if file.startswith(f"{self.project / 'tests'}{os.sep}"):
                 files.add(os.path.relpath(file, self.project))
-        return sorted(files)
+        return sorted(files | {os.path.relpath(file, self.project) for file in self.opened})
 
 
 class Kept:
@@ -199,7 +214,6 @@ class Kept:
         self.project = project
         self.place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fivefold-mutants"
         self.of_file = cache(self._of_file)
-        self.of_data = cache(self._of_data)
 
     def get(self, tests: str) -> dict[str, Any] | None:
         """What is known of the file *tests*."""
@@ -208,7 +222,7 @@ class Kept:
         except (OSError, ValueError, zlib.error):
             return None
         known = all(self.of_file(file) == digest for file, digest in entry["files"].items())
-        return entry if known and entry["data"] == self._surroundings(tests) else None
+        return entry if known else None
 
     def entry(self, written: Path) -> dict[str, Any]:
         """What `Watch` has written."""
@@ -217,7 +231,6 @@ class Kept:
     def put(self, tests: str, entry: dict[str, Any]) -> None:
         """Keep *entry* for the file *tests*."""
         entry["files"] = {file: self.of_file(file) for file in {*entry.pop("loaded"), tests}}
-        entry["data"] = self._surroundings(tests)
         self.place.mkdir(parents=True, exist_ok=True)
         name = self._name(tests)
         unfinished = name.with_suffix(f".{os.getpid()}")
@@ -225,26 +238,16 @@ class Kept:
         unfinished.replace(name)
 
     def _name(self, tests: str) -> Path:
-        parts = (tests, sys.version, *map(self._of_path, (Path(__file__), Path(mutation_trace.__file__))))
-        return self.place / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json.z"
-
-    def _surroundings(self, tests: str) -> str:
+        ours = [self._of_path(Path(file)) for file in (__file__, mutation_trace.__file__)]
         engines = [os.environ.get(name, "") for name in ("FIVEFOLD_BOCHS", "FIVEFOLD_QEMU", "PATH")]
-        area = Path(*Path(tests).parts[:2])
-        return repr([self.of_data(place) for place in ("tests/data", str(area))] + engines)
-
-    def _of_data(self, place: str) -> str:
-        found = sorted(file for file in (self.project / place).rglob("*") if file.is_file() and _is_data(file))
-        return hashlib.sha256("".join(f"{file.name} {self._of_path(file)}\n" for file in found).encode()).hexdigest()
+        parts = (tests, sys.version, ours, engines)
+        return self.place / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json.z"
 
     def _of_file(self, name: str) -> str:
         return self._of_path(self.project / name)
 
     def _of_path(self, file: Path) -> str:
+        if file.is_dir():
+            names = sorted(each.name for each in file.iterdir() if each.suffix != ".py" and each.name != "__pycache__")
+            return hashlib.sha256("\n".join(names).encode()).hexdigest()
         return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "none"
-
-
-def _is_data(file: Path) -> bool:
-    return "__pycache__" not in file.parts and not (
-        file.suffix == ".py" and file.name.startswith(("test_", "conftest"))
-    )
