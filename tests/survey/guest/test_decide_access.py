@@ -83,3 +83,44 @@ def test_a_state_is_taken_as_it_is(build: Callable[..., Any]) -> None:
     supervisor = build(LA48).page(VA, 0x20_0000 | 1).space()
     assert answer(supervisor, "read", state=state) == "USER"
     assert answer(supervisor, "read", by="cpl0", state=state) == "allowed"
+
+
+@pytest.mark.parametrize(("flags", "expected"), [(0x00A0_FB00, "allowed"), (0x00C0_FB00, "CANONICAL")])
+def test_only_code_of_64_bits_has_tags(build: Callable[..., Any], flags: int, expected: str) -> None:
+    """LAM takes the tag away where CS.L, bit 21 of the flags, is set; where CS is not told it turns on that."""
+    source = build(LA48).page(VA, 0x20_0000 | 5).space().source
+    registers = (0x8001_0033, None, ROOT | 1 << 61, 0x20, 0xD01)
+    tagged = VA | 0x15 << 58
+    cpu = CpuState("test", *registers, {}, {"cs": Segment(0x33, 0, 0xFFFF_FFFF, flags)})
+    verdict = decide(Space(Source(source.memory, "test", (cpu,))), tagged)
+    assert ("allowed" if isinstance(verdict, Allowed) else verdict.rule.name) == expected
+    untold = CpuState("test", *registers, {"cpl": 3})
+    with pytest.raises(NotKnownError, match=r"does not hold CS\.L, on which"):
+        decide(Space(Source(source.memory, "test", (untold,))), tagged)
+
+
+@pytest.mark.parametrize(
+    ("lam", "tag", "expected"),
+    [
+        (0, 0, "allowed"),
+        (0, 0x15 << 58, "CANONICAL"),
+        (1 << 61, 0x15 << 58, "allowed"),
+        (1 << 61, 0x15 << 50, "CANONICAL"),
+        (1 << 62, 0x15 << 50, "allowed"),
+        (3 << 61, 0x15 << 50, "CANONICAL"),
+    ],
+)
+def test_tags_are_those_of_cr3(build: Callable[..., Any], lam: int, tag: int, expected: str) -> None:
+    """Of another root's tags the CPU says nothing; PCID, bits 11:0 of CR3, are no part of the root."""
+    source = build(LA48).page(VA, 0x20_0000 | 5).space().source
+    told: tuple[Any, Any] = ({"cpl": 3}, {"cs": Segment(0x33, 0, 0xFFFF_FFFF, 0x00A0_FB00)})
+    cpu = CpuState("test", 0x8001_0033, None, ROOT | lam | 7, 0x2_0020, 0xD01, *told)
+    verdict = decide(Space(Source(source.memory, "test", (cpu,))), VA | tag)
+    assert ("allowed" if isinstance(verdict, Allowed) else verdict.rule.name) == expected
+    elsewhere = CpuState("test", 0x8001_0033, None, 0x5000 | lam, 0x2_0020, 0xD01, *told)
+    space = Space(Source(source.memory, "test", (elsewhere,)), GivenPaging(cr3=ROOT, levels=4))
+    if not tag:
+        assert isinstance(decide(space, VA), Allowed)
+    else:
+        with pytest.raises(NotKnownError, match=r"does not hold LAM in CR3, on which"):
+            decide(space, VA | tag)

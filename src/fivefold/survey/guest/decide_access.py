@@ -7,7 +7,19 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
-from fivefold.arch import READ, RFLAGS_AC, Access, ControlState, Cr4, Efer, PagingMode, Verdict, access
+from fivefold.arch import (
+    CR3_LAM_U48,
+    CR3_LAM_U57,
+    READ,
+    RFLAGS_AC,
+    Access,
+    ControlState,
+    Cr4,
+    Efer,
+    PagingMode,
+    Verdict,
+    access,
+)
 from fivefold.errors import NotKnownError
 from fivefold.survey.guest.identify import chosen_cpu
 from fivefold.units import VirtAddr
@@ -21,6 +33,7 @@ _ALL_KEYS: Final = 0xFFFF_FFFF
 """A PKRU or PKRS that allows nothing."""
 
 _NAMES: Final = {
+    "cr3": "LAM in CR3",
     "nxe": "EFER.NXE",
     "rflags": "RFLAGS.AC",
     "cpl": "the privilege level",
@@ -64,11 +77,19 @@ def _states(space: Space) -> Iterator[ControlState]:
             f"{space.source.name} ({space.source.format}) does not hold CR0 and CR4 of CPU {number}; give state="
         )
     base = ControlState(cpu.cr0, space.root.value, _cr4_for(space.mode.value, cr4), 0)
-    readings = _readings(cpu, cr4, space.nxe.value)
+    readings = {"cr3": _roots(space, cpu), **_readings(cpu, cr4, space.nxe.value)}
     for values in product(*readings.values()):
         chosen: dict[str, Any] = dict(zip(readings, values, strict=True))
         nxe = int(Efer.NXE) if chosen.pop("nxe") else 0
         yield replace(base, efer=int(Efer.LME | Efer.LMA) | nxe, **chosen)
+
+
+def _roots(space: Space, cpu: CpuState) -> tuple[int, ...]:
+    """CR3 with LAM's bits, which are a process's: those of another root than the CPU's are not known."""
+    root, tags = space.root.value, CR3_LAM_U48 | CR3_LAM_U57
+    if cpu.cr3 is not None and cpu.cr3 & space.cpu.frame_mask(4096) == root:
+        return (root | cpu.cr3 & tags,)
+    return (root, root | CR3_LAM_U57, root | CR3_LAM_U48)
 
 
 def _cr4_for(mode: PagingMode, cr4: int) -> int:
