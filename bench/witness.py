@@ -1,13 +1,14 @@
 """What volatility3 reads of the files that the tests make, against what Fivefold reads: the same bytes everywhere?
 
-    python bench/witness.py            # needs volatility3 (and python-snappy for AVML): pip install volatility3
+    python bench/witness.py            # needs volatility3 and its snappy, and pytest, which the tests import
 
-The files are those of `tests/memory/machine_files.py` and of QEMU where it is installed. Each row says which layer of
+The files are those that `tests/memory` makes, and QEMU's where it is installed. Each row says which layer of
 volatility3 opened the file, and how many pages were compared; a page that differs ends with status 1.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import struct
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "memory"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "memory" / "formats"))
 
 import machine_files as make
 
@@ -76,9 +78,11 @@ def files(place: Path) -> Iterator[tuple[str, str, Path]]:
     """Volatility3's layer, the row's name and the file."""
     for kind, name, data in (
         ("virtualbox", "VirtualBox core", make.virtualbox(make.PAGES)),
-        ("xen", "Xen core, HVM", make.xen_core(make.PAGES)),
+        ("xen", "Xen core, HVM and PVH", make.xen_core(make.PAGES)),
         ("lime", "LiME", lime(make.PAGES)),
-        ("windows", "Windows crash dump, full", windows(place)),
+        ("avml", "AVML, compressed", dumps("avml").avml(make.runs(make.PAGES))),
+        ("windows", "Windows crash dump, full", dumps("windows_dump").full()),
+        ("windows", "Windows crash dump, bitmap", dumps("windows_dump").bitmap()),
         ("vmware", "VMware snapshot", vmware(place)),
     ):
         path = place / f"{kind}{'.vmss' if kind == 'vmware' else ''}"
@@ -90,26 +94,15 @@ def files(place: Path) -> Iterator[tuple[str, str, Path]]:
             yield "qemu", f"QEMU stream, {machine}", qemu_stream(place, machine)
 
 
+def dumps(name: str) -> Any:
+    """The tests of one format, which make files of it."""
+    return importlib.import_module(f"test_{name}")
+
+
 def lime(pages: dict[int, bytes]) -> bytes:
     """LiME's ranges."""
     rows = make.runs(pages)
     return b"".join(struct.pack("<4sIQQ8x", b"EMiL", 1, pa, pa + len(data) - 1) + data for pa, data in rows)
-
-
-def windows(place: Path) -> bytes:
-    """A complete 64-bit dump: one run from page 1, one at 4 GiB."""
-    rows = make.runs(make.PAGES)
-    head = bytearray(0x2000)
-    head[:8] = b"PAGEDU64"
-    struct.pack_into("<IIQ", head, 8, 15, 19041, 0x1234000)
-    struct.pack_into("<II", head, 0x30, 0x8664, 1)
-    total = sum(len(data) // PAGE for _, data in rows)
-    struct.pack_into("<IIQ", head, 0x88, len(rows), 0, total)
-    for number, (pa, data) in enumerate(rows):
-        struct.pack_into("<QQ", head, 0x98 + 16 * number, pa // PAGE, len(data) // PAGE)
-    struct.pack_into("<I", head, 0xF98, 1)
-    del place
-    return bytes(head) + b"".join(data for _, data in rows)
 
 
 def vmware(place: Path) -> bytes:

@@ -147,9 +147,9 @@ def _opened(
 ) -> Iterator[tuple[str | None, Source | None]]:
     """The log and the source of memory, which is opened here for its map of RAM, and closed again."""
     from fivefold.errors import FormatError
-    from fivefold.memory import open_source
+    from fivefold.memory import LIVE, open_source
 
-    if memory is None and log is not None and log.startswith(("qmp:", "pid:", "gdb:")):
+    if memory is None and log is not None and log.startswith(LIVE):
         log, memory = None, log  # it is opened here, as options say
     if log is None and memory is None and not address and all(value is None for value in numbers.values()):
         raise FormatError("nothing to explain: expected a log, a source of memory, or numbers such as --cr2")

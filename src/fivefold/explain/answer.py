@@ -34,7 +34,7 @@ from fivefold.explain.story import Story
 from fivefold.explain.what_if import ask
 from fivefold.machine.base import Event as MachineEvent
 from fivefold.machine.base import ExceptionRecord, Machine, Registers, Shutdown
-from fivefold.memory import CpuState, Segment, Source, open_source
+from fivefold.memory import LIVE, CpuState, Segment, Source, is_memory, is_snapshot, open_source
 from fivefold.symbols import Symbols, read_symbols
 from fivefold.units import hex64
 
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from fivefold.survey.guest.areas import AreaMap
     from fivefold.survey.space import Space
 
-_LIVE: Final = ("qmp:", "pid:", "gdb:")
-_CORE: Final = (b"\x7fELF", b"EMiL", b"KDUMP   ", b"makedumpfile")
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 
 
@@ -205,13 +203,14 @@ def cpu_state(registers: Registers, source: str) -> CpuState:
 
 def _is_source(name: str) -> bool:
     """Whether *name* is memory with registers rather than a log, by prefix or first bytes."""
-    if name.startswith(_LIVE):
+    if name.startswith(LIVE) or is_snapshot(name):
         return True
     if name == "-":
         return False
     with open_log(name) as file:
         # No log comes in zstd; a core may.
-        return file.read(16).startswith((*_CORE, _ZSTD))
+        head = file.read(16)
+        return is_memory(head) or head.startswith(_ZSTD)
 
 
 def _trace(log: Any, stack: ExitStack, follow: bool, progress: Progress | None) -> Trace | None:

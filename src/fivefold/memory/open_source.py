@@ -82,6 +82,21 @@ _UNSUPPORTED: Final = {
 }
 
 
+_STREAMS: Final = (b"QEVM", b"LibvirtQemudSave", b"LibvirtQemudPart", b"QFI\xfb")
+LIVE: Final = ("qmp:", "pid:", "gdb:", "kcore:")
+"""How the names of sources begin that are no files."""
+
+
+def is_memory(head: bytes) -> bool:
+    """Whether a file that begins with *head* (16 bytes) is memory of a known format; a raw image cannot be told."""
+    return head.startswith((*_READERS, *_STREAMS, *kdump.SIGNATURES, avml.MAGIC, _HYPERV)) or firecracker.is_state(head)
+
+
+def is_snapshot(path: str | os.PathLike[str]) -> bool:
+    """Whether *path* is a snapshot that is told by names: a folder, or one of the files in it."""
+    return cloud_hypervisor.is_snapshot(Path(path))
+
+
 def open_source(
     spec: str | os.PathLike[str], options: SourceOptions | None = None, **changes: Unpack[SourceKeywords]
 ) -> Source:
@@ -158,7 +173,7 @@ def _recognise(file: FileBytes, options: SourceOptions) -> Source:
         return reader(file)
     if head.startswith(avml.MAGIC):
         return avml.read_avml(file, max_copy=options.max_copy)
-    if head.startswith((b"QEVM", b"LibvirtQemudSave", b"LibvirtQemudPart", b"QFI\xfb")):
+    if head.startswith(_STREAMS):
         from fivefold.memory.formats import qemu_stream  # a log is explained without numpy
 
         return qemu_stream.read_qemu_stream(

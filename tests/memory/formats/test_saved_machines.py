@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fivefold.errors import FivefoldError, FormatError
-from fivefold.memory import Source, open_source
+from fivefold.memory import Source, is_memory, is_snapshot, open_source
 from fivefold.memory.formats.snapshots.xpress import unpack
 from fivefold.units import PhysAddr
 
@@ -238,3 +238,15 @@ def test_json_numbers(tmp_path: Path, machine_files: ModuleType) -> None:
         (tmp_path / name).write_bytes(data)
     with open_source(tmp_path) as source:
         assert source.cpus == ()
+
+
+@pytest.mark.parametrize("name", ONE_FILE)
+def test_told_from_a_log(tmp_path: Path, machine_files: ModuleType, name: str) -> None:
+    """What `explain` is given may be a log or one of these, by its first bytes, or the names of its folder's files."""
+    for other, data in ONE_FILE[name](machine_files).items():
+        (tmp_path / other).write_bytes(data)
+    if name == "cloud-hypervisor":
+        assert is_snapshot(tmp_path) and is_snapshot(tmp_path / "state.json")
+    else:
+        assert is_memory((tmp_path / "vm").read_bytes()[:16]) and not is_snapshot(tmp_path)
+    assert not is_memory(b"[   12.345678] B") and not is_memory(b"")
