@@ -13,10 +13,9 @@ import argparse
 import io
 import random
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -26,6 +25,7 @@ from fivefold.errors import FormatError
 from fivefold.explain import Explanation, explain
 
 Lines = list[str]
+Damage = Callable[[random.Random, Lines], Lines]
 NOISE: Final = """\
 [   99.100000] usb 1-1: new high-speed USB device number 4 using xhci_hcd
 [   99.100001] audit: type=1400 audit(1700000000.123:45): apparmor="DENIED" operation="open" pid=812
@@ -50,12 +50,17 @@ ALSO_TRUE: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("Linux oops", "address-tag"): ("non-canonical",),
 }
 """What a log in which the first exception, the error code or CR4 is lost still says."""
-UNFIT: Final = ("two CPUs mixed without a prefix", "two tasks by their caller prefix")
-"""Vectors with two causes."""
+UNPADDED: Final = ("Corrupted page table", "fault virtual address", "uvm_fault", "early exception", "Accessed Address")
+UNFIT: Final = (
+    "an address of 18 digits",
+    "two CPUs mixed without a prefix",
+    "two tasks by their caller prefix",
+    "the first of two processes",
+)
+"""Vectors with two causes, or with a number that is already damaged."""
 
 
-@dataclass(frozen=True)
-class Truth:
+class Truth(NamedTuple):
     """What is said of a whole log."""
 
     name: str
@@ -131,18 +136,26 @@ def quote(chance: random.Random, lines: Lines) -> Lines:
     return [prefix + line for line in lines]
 
 
-OWN: Final[tuple[Callable[[random.Random, Lines], Lines], ...]] = (duplicate, swap, insert, line_ends, quote)
+WITH_HEAD: Final[tuple[Damage, ...]] = (duplicate, insert, line_ends, quote, test_damage.end_early)
+"""Damage that leaves the line by which a report can be told from what comes before it."""
+ALL: Final[tuple[Damage, ...]] = (
+    *(damage for damage in test_damage.DAMAGES if damage is not test_damage.mix_cpus), swap, *WITH_HEAD,
+)  # fmt: skip
 
 
-def damaged(chance: random.Random, truth: Truth) -> tuple[str, str]:
+def damaged(chance: random.Random, truth: Truth, kinds: Sequence[Damage] = ALL) -> tuple[str, str]:
     """A damaged text, and how it was damaged."""
-    kinds = [kind for kind in (*test_damage.DAMAGES, *OWN) if kind is not test_damage.mix_cpus]
-    if truth.dialect not in PADDED or any(word in truth.text for word in ("segfault", "traps:", "Corrupted", "(null)")):
-        kinds.remove(test_damage.drop_characters)
+    kinds = list(kinds)
+    has_unpadded = any(word in truth.text for word in ("segfault", "traps:", "Corrupted", "(null)"))
+    if truth.dialect not in PADDED or has_unpadded:
+        kinds = [kind for kind in kinds if kind is not test_damage.drop_characters]
+    if any(word in truth.text for word in UNPADDED):
+        # A cut at the end of a line cannot be seen in a number that is not padded.
+        kinds = [kind for kind in kinds if kind not in (test_damage.cut_lines, test_damage.break_lines)]
     lines = truth.text.splitlines()
     used = chance.sample(kinds, chance.choice((1, 1, 2, 3)))
     for kind in used:
-        lines = kind(chance, lines) or [""]
+        lines = kind(chance, lines) or ["-"]
     return "\n".join(lines), ", ".join(kind.__name__ for kind in used)
 
 
@@ -153,7 +166,7 @@ def check(text: str, truths: tuple[Truth, ...]) -> str | None:
     except FormatError:
         return None
     said = [wrong(found, truth) for truth in truths]
-    return None if None in said else said[0]
+    return None if None in said else " and ".join(str(why) for why in said)
 
 
 def main() -> int:
@@ -173,7 +186,7 @@ def main() -> int:
             both: tuple[Truth, ...] = (truth,)
             if number % 4 == 3:
                 other = chance.choice(truths)
-                rest, also = damaged(chance, other)
+                rest, also = damaged(chance, other, WITH_HEAD)
                 text, how, both = f"{text}\n{rest}", f"{how}; joined to: {other.name} ({also})", (truth, other)
             cases += 1
             if (why := check(text, both)) is not None:

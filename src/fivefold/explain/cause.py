@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from fivefold.explain.address_area import notable_registers, phys_base_hint
@@ -44,7 +45,12 @@ def find_cause(
     """The first thing that went wrong: the exception of `guilty_of`, or else *suspicion*, what registers look like."""
     guilty = blamed(explained, trace)
     if guilty is not None:
-        return _cause_of(guilty, trace)
+        cause = _cause_of(guilty, trace)
+        first = next(one for one in explained if not one.finding.legitimate)
+        if guilty is first:
+            return cause
+        lost = f"what raised {first.name} first is not known, and may be what went wrong"
+        return replace(cause, confidence="guess", evidence=(*cause.evidence, lost))
     if explained and trace.says is None:
         sentence = explained[-1].finding.sentence
         if trace.outcome == "unknown":

@@ -152,7 +152,7 @@ def cut_head(chance: random.Random, lines: list[str]) -> list[str]:
 
 def spoil(chance: random.Random, lines: list[str]) -> list[str]:
     """Characters that no number has, as a terminal or a bad cable leaves them."""
-    text = list("\n".join(lines))
+    text = list("\n".join(lines) or "-")
     for _ in range(chance.choice((1, 3, 12))):
         text[chance.randrange(len(text))] = chance.choice("?~\x07\ufffd_ \t\n")
     return "".join(text).split("\n")

@@ -26,6 +26,8 @@ _ADDRESS_REGISTERS: Final = frozenset(
     set(Register) - {Register.CR0, Register.CR3, Register.CR4, Register.EFER, Register.PKRS}
 )
 _GENERAL: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{n}" for n in range(8, 16)))
+_EXT: Final = 1
+_INTERRUPTS: Final = 32
 _NEAR: Final = 1 << 40
 """How close to a canonical address a value must be to look like a pointer that went wrong."""
 
@@ -188,7 +190,7 @@ def _by_form(here: Situation, ruling: Refusal, use: Use, instruction: Instructio
     }[ruling.rule]
     sentence = f"{instruction.text}: {_spelled(use)} {hex64(use.va)} was refused: {why[0]}"
     return FaultFinding(
-        ruling.rule, sentence, "certain" if here.knows("cr4") else "likely", here, ruling.va, use.how,
+        ruling.rule, sentence, "certain" if here.knows("cr4") else "likely", here, use.va, use.how,
         instruction=instruction, use=use, remarks=(why[1],),
     )  # fmt: skip
 
@@ -246,6 +248,9 @@ def _by_gate(
     if raised.reason is not None and raised.reason.rule == "idt-limit":
         remarks = (*remarks, f"the emulator says: {raised.reason.text}")
         return FaultFinding("idt-limit", sentence, "certain", here, instruction=instruction, remarks=remarks)
+    if code & _EXT and not raised.by_tcg and any(vector < _INTERRUPTS for vector in vectors):
+        lost = f"what raised {names} is not in the source, and may be what went wrong first"
+        return FaultFinding("idt-entry", sentence, "guess", here, instruction=instruction, remarks=(*remarks, lost))
     if idt is None:
         unknown = "IDTR is not known, so the gate may lie beyond the limit as well as be empty"
         return FaultFinding("idt-entry", sentence, "likely", here, instruction=instruction, remarks=(*remarks, unknown))

@@ -8,6 +8,7 @@ from typing import Final
 from fivefold.arch import Access, Kind
 from fivefold.explain.faults.finding import FaultFinding
 from fivefold.explain.logs.trace import RaisedException
+from fivefold.explain.rules.error_codes import beyond_tables
 from fivefold.explain.rules.situation import Situation
 from fivefold.units import hex64
 
@@ -91,6 +92,8 @@ def without_address(here: Situation, raised: RaisedException) -> FaultFinding:
     code = raised.error_code
     if code is not None and code & 2:
         kind = Kind.WRITE
+    if code is not None and (other := beyond_tables(code)) is not None:
+        return FaultFinding(other.rule, f"{kinds[kind]} was refused: {other.reason}", "certain", here)
     if code is not None and not code & 1 and not code & 8:
         sentence = f"{kinds[kind]} was refused: the error code has P clear; the address is not known"
         return FaultFinding("not-present", sentence, "likely", here, how=Access(kind) if kind else None)

@@ -13,7 +13,7 @@ from fivefold.explain.logs.trace import Code
 from fivefold.memory import CpuState, Segment
 
 _NAMED: Final = re.compile(
-    r"(?<![A-Za-z0-9])(R[A-D]X|R[SD]I|R[BS]P|R0?[89]|R1[0-5]|RIP|RFL|E[A-D]X|E[SD]I|E[BS]P|EIP|EFL|EFLAGS"
+    r"(?<![A-Za-z0-9_])(R[A-D]X|R[SD]I|R[BS]P|R0?[89]|R1[0-5]|RIP|RFL|E[A-D]X|E[SD]I|E[BS]P|EIP|EFL|EFLAGS"
     r"|CR[0234]|EFER|PKRU)\s*([:=])\s*(?:[0-9a-f]{4}:)?(0x)?([0-9a-f]+)(?![0-9a-z])",
     re.I,
 )
@@ -37,9 +37,13 @@ def parse_registers(text: str, source: str) -> CpuState | None:
     """
     named: dict[str, int] = {}
     is_wide = _WIDE.search(text) is not None
-    for name, sign, prefix, value in _NAMED.findall(text):
-        if _is_whole(name.upper(), sign, bool(prefix), len(value), is_wide):
-            named.setdefault(_common_name(name), int(value, 16))
+    for match in _NAMED.finditer(text):
+        name, sign, prefix, value = match.groups()
+        if not _is_whole(name.upper(), sign, bool(prefix), len(value), is_wide):
+            continue
+        if named.setdefault(_common_name(name), int(value, 16)) != int(value, 16):
+            text = text[: match.start()]  # another CPU's, or of another time
+            break
     if not named:
         return None
     if cpl := _CPL.search(text):

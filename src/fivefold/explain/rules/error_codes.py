@@ -139,7 +139,7 @@ def _fetch_rule(here: Situation, va: int | None) -> Candidate:
         return Candidate(
             "no-execute", f"{both}the address is in the kernel's half, where pages are not the user's", False
         )
-    return Candidate("smep", f"{both}the address is in the user half", False)
+    return Candidate("smep", f"{both}the address is in the user half", False, guess=not here.knows("cr4"))
 
 
 def _data_rule(here: Situation, how: Access, va: int | None) -> Candidate:

@@ -70,15 +70,15 @@ def _evidence(trace: Trace) -> Iterator[ModeEvidence]:
 
 
 def _of_exception(raised: RaisedException) -> Iterator[ModeEvidence]:
-    if raised.vector == Vector.PF and raised.cr2 is not None and only_57(raised.cr2):
+    if raised.vector == Vector.PF and raised.cr2 is not None and _proves(raised.cr2):
         yield ModeEvidence(
             5, f"a #PF at {hex64(raised.cr2)}, which only 57 bits make canonical, is a #GP with four levels"
         )
-    if raised.named is not None and raised.named_as == "non-canonical" and only_57(raised.named):
+    if raised.named is not None and raised.named_as == "non-canonical" and _proves(raised.named):
         yield ModeEvidence(4, f"the kernel calls {hex64(raised.named)} not canonical, which it is in 57 bits")
     if raised.during is None and raised.vector not in _STACK_SWITCHED:
         for name, value in (("RSP", raised.rsp), ("RIP", raised.rip)):
-            if value is not None and only_57(value) and (name == "RSP" or raised.vector != Vector.GP):
+            if value is not None and _proves(value) and (name == "RSP" or raised.vector != Vector.GP):
                 yield ModeEvidence(5, f"{name} {hex64(value)} is of code that ran, and only 57 bits make it canonical")
 
 
@@ -113,6 +113,11 @@ def _is_cut(one: int, other: int) -> bool:
         return False
     rest = iter(long)
     return all(digit in rest for digit in short)
+
+
+def _proves(va: int) -> bool:
+    """Whether *va* is an address with five levels only, and not one of the upper half that lost its last digits."""
+    return only_57(va) and (bool(va >> 63) or not f"{va:x}".startswith("ff"))
 
 
 def only_57(va: int) -> bool:

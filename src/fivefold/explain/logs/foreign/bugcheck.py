@@ -25,9 +25,10 @@ _NAME: Final = re.compile(r"^[A-Z_0-9]+ \(([0-9a-f]{1,8})\)\s*$", re.M)
 _ARGUMENT: Final = re.compile(r"^\W*Arg([1-4]): ([0-9a-f]{8}`?[0-9a-f]{8})(?![0-9a-z`])", re.M | re.I)
 _REGISTER: Final = re.compile(r"\b(r[a-d]x|r[sd]i|r[bs]p|r\d{1,2}|rip)=([0-9a-f]{16})(?![0-9a-z])", re.I)
 _ATTEMPT: Final = re.compile(
-    r"Attempt to (read|write|execute)(?: from| to| non-executable)? address ([0-9a-f`]{8,17})", re.I
+    r"Attempt to (read|write|execute)(?: from| to| non-executable)? address ([0-9a-f]{8}`?[0-9a-f]{8})(?![0-9a-z])",
+    re.I,
 )
-_PARAMETER: Final = re.compile(r"Parameter\[([01])\]: ([0-9a-f`]{16,17})(?![0-9a-z])", re.I)
+_PARAMETER: Final = re.compile(r"Parameter\[([01])\]: ([0-9a-f]{8}`?[0-9a-f]{8})(?![0-9a-z])", re.I)
 _OPERAND: Final = re.compile(r"\b[c-gs]s:[0-9a-f]{4}:([0-9a-f]{8}`[0-9a-f]{8})=\?{4,}", re.I)
 _HEAD_LINES: Final = 40
 _LINES: Final = 200

@@ -19,7 +19,12 @@ from fivefold.explain.logs.register_file import cpu_of, text_of
 from fivefold.explain.logs.text.lines import Line
 from fivefold.explain.logs.trace import RaisedException, Trace
 
-_HEX: Final = r"(0x[0-9a-f_`']{1,20}|[0-9a-f]{8}[`'_]?[0-9a-f]{8})(?![0-9a-z`'_])"
+_HEX: Final = (
+    r"(0x(?:0(?=[^0-9a-f])|[1-9a-f][0-9a-f]{0,15}(?![_`'])|[0-9a-f]{1,8}(?:[_`'][0-9a-f]{4}){1,3}"
+    r"|[0-9a-f]{8}[_`'][0-9a-f]{8}|0[0-9a-f]{15})"
+    r"|[0-9a-f]{8}[`'_]?[0-9a-f]{8})(?![0-9a-z`'_])"
+)
+"""A number; one with leading zeros is padded to 16 digits, else it was cut."""
 _OF_OTHERS: Final = re.compile(
     r"\bOops\b|\bBUG: |RIP: 00[0-9a-f]{2}:|Call Trace:|\(XEN\)|check_exception|\[CPU\d+ *\]|X64 Exception Type"
     r"|KVM internal|\bv=[0-9a-f]{2} e=|segfault|end trace|Comm: |#PF: |trap type \d+ code|\bEIP\b|\bpstate\b",
@@ -89,10 +94,21 @@ def read_plain(lines: Sequence[Line], source: str) -> Trace | None:
         vector = _vector(line.text)
         if vector is None:
             continue
-        text = text_of(lines, max(0, index - _BEFORE), _LINES)
+        text = text_of(lines, index, _LINES)
         raised = _raised(vector, text, line.number)
+        if raised is None or (vector == Vector.PF and raised.cr2 is None):
+            # Some print the registers first.
+            text += f"\n{text_of(lines, max(0, index - _BEFORE), min(index, _BEFORE))}"
+            raised = _raised(vector, text, line.number)
         if raised is not None:
-            return Trace(source, _dialect(text), (raised,), "oops", raised.cpu, total=1)
+            return Trace(
+                source,
+                _dialect(lines[max(0, index - _BEFORE) : index + _LINES]),
+                (raised,),
+                "oops",
+                raised.cpu,
+                total=1,
+            )
     return None
 
 
@@ -167,7 +183,8 @@ def _number(digits: str) -> int:
     return int(re.sub("[_`']", "", digits), 16)
 
 
-def _dialect(text: str) -> str:
+def _dialect(lines: Sequence[Line]) -> str:
+    text = "\n".join(line.text for line in lines)
     if "Kernel trap at 0x" in text or "panic(cpu" in text:
         return "Darwin panic"
     return "coreboot report" if " - Halting" in text and "Unexpected Exception" in text else "kernel's own report"

@@ -27,14 +27,14 @@ _DDB: Final = re.compile(r"^\s*(r[a-d]x|r[sd]i|r[bs]p|r\d{1,2}|rip)\s+0x([0-9a-f
 _STOPPED: Final = re.compile(r"Stopped at\s+(\S+\+0x[0-9a-f]+):", re.I)
 _UVM: Final = re.compile(r"uvm_fault\(0x[0-9a-f]+, 0x([0-9a-f]+), \d+, (\d)\)", re.I)
 _ILLUMOS: Final = re.compile(
-    r"BAD TRAP: type=([0-9a-f]+) \(#(\w+)[^)]*\)(?: rp=[0-9a-f]+)?(?: addr=([0-9a-f]+))?", re.I
+    r"BAD TRAP: type=([0-9a-f]+) \(#(\w+)[^)]*\)(?: rp=[0-9a-f]+)?(?: addr=([0-9a-f]+)(?=[ ,]))?", re.I
 )
 _VALUE: Final = re.compile(
     r"^.*?(fault virtual address|fault code|instruction pointer|stack pointer|code segment|trap number)\s*= (.*)$",
     re.I | re.M,
 )
 _POINTER: Final = re.compile(r"(?:0x)?[0-9a-f]+:0x([0-9a-f]+)$", re.I)
-_REGISTER: Final = re.compile(r"\b(r[a-d]x|r[sd]i|r[bs]p|r\d{1,2}|rip|cr[0234]): +([0-9a-f]{1,16})(?![0-9a-z])", re.I)
+_REGISTER: Final = re.compile(r"\b(r[a-d]x|r[sd]i|r[bs]p|r\d{1,2}|rip|cr[0234]): +([0-9a-f]{1,16})(?=\s|<|$)", re.M)
 _ERR: Final = re.compile(r"\berr: +([0-9a-f]+)\b", re.I)
 _PC: Final = re.compile(r"\bpc=0x([0-9a-f]+), sp=0x([0-9a-f]+)", re.I)
 _NAMES: Final = {

@@ -20,7 +20,7 @@ _ADDRESS: Final = re.compile(
     r"[: ]+(?:(\(null\)|<null>|<NULL>)|(?:0x)?([0-9a-z]+))",
     re.I,
 )
-_CORRUPTED: Final = re.compile(r"Corrupted page table at address (?:0x)?([0-9a-f]{1,16})(?![0-9a-z])", re.I)
+_CORRUPTED: Final = re.compile(r"Corrupted page table at address (?:0x)?([0-9a-f]{1,16})\s*$", re.I | re.M)
 _GUARD: Final = re.compile(
     r"(\S+) stack guard page was hit at (?:0x)?([0-9a-fx]+)(?: \(stack is (\S+)\.\.(\S+)\))?", re.I
 )
@@ -34,7 +34,10 @@ _RANGE: Final = re.compile(
     r" in range \[0x([0-9a-f]{16})-0x([0-9a-f]{16})\]",
     re.I,
 )
-_ENTRIES: Final = re.compile(r"\bPGD ([0-9a-f]{1,16})(?![0-9a-z])((?: +(?:P4D|PUD|PMD|PTE) [0-9a-z]+)*)", re.I)
+_ENTRIES: Final = re.compile(
+    r"\bPGD ([0-9a-f]{1,16})(?![0-9a-z?~\ufffd])((?: +(?:P4D|PUD|PMD|PTE) [0-9a-z]+(?![?~\ufffd]))*)[ \t]*([^\n]*)$",
+    re.I | re.M,
+)
 _ENTRY: Final = re.compile(r"(P4D|PUD|PMD|PTE) ([0-9a-z]+)", re.I)
 _NO_ENDBR: Final = re.compile(r"Missing ENDBR: (\S+)", re.I)
 _OVERFLOW: Final = re.compile(r"stack guard page|kernel stack overflow", re.I)
@@ -153,10 +156,12 @@ def facts_of(report: Report) -> Facts | None:
     )
 
 
-def release_of(text: str) -> str | None:
-    """The kernel's release in *text*, None if it does not say."""
-    match = _RELEASE.search(text) or _BOOTED.search(text)
-    return match[1] if match else None
+def release_of(report: str, text: str) -> str | None:
+    """The kernel's release in a *report*, or of the one kernel whose start *text* has; None if neither says it."""
+    if match := _RELEASE.search(report):
+        return match[1]
+    booted = set(_BOOTED.findall(text))
+    return booted.pop() if len(booted) == 1 else None
 
 
 def _end_of_head(lines: list[str]) -> int:
@@ -273,6 +278,10 @@ def _entries(head: str, dropped: list[str]) -> tuple[PrintedEntry, ...]:
         if len(digits) > _DIGITS or any(c not in "0123456789abcdefABCDEF" for c in digits):
             break
         found.append(PrintedEntry(name.upper(), int(digits, 16)))
+    if re.match(r"[0-9a-f?~\ufffd]", match[3]):
+        dropped.append(f"more follows the {found.pop().name} entry: it was cut")
+    if not found:
+        return ()
     return tuple(_believable(found, dropped))
 
 

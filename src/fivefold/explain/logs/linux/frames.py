@@ -23,7 +23,7 @@ _RIP: Final = re.compile(
 )
 _IP: Final = re.compile(r"(?<![ER])\bIP: (?:\[<([0-9a-f]+)>\] )?([A-Za-z_.$][\w.$]*\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?)?")
 _NAMED: Final = re.compile(
-    r"(?<![A-Za-z0-9])(R[A-D]X|R[SD]I|R[BS]P|R0?[89]|R1[0-5]|CR[0234])\s*:\s*(?:([0-9a-f]{4}):)?([0-9a-f]+)(?![0-9a-z])",
+    r"(?<![A-Za-z0-9_])(R[A-D]X|R[SD]I|R[BS]P|R0?[89]|R1[0-5]|CR[0234])\s*:\s*(?:([0-9a-f]{4}):)?([0-9a-f]+)(?![0-9a-z])",
     re.I,
 )
 _FLAGS: Final = re.compile(r"\bEFLAGS:\s*([0-9a-f]{8})(?![0-9a-z])", re.I)
@@ -54,6 +54,8 @@ class Frame:
     """Printed by a kernel before 4.18, where ``Code:`` comes last, after the trace."""
     in_trace: bool = False
     ended: bool = False
+    is_over: bool = False
+    """A register came a second time, with another value: what follows is of another block, whose RIP was lost."""
 
     @property
     def is_user(self) -> bool:
@@ -155,7 +157,11 @@ def _numbers(text: str, frame: Frame) -> None:
     for name, _, digits in _NAMED.findall(text):
         if len(digits) != _DIGITS:
             continue
-        frame.numbers.setdefault(re.sub("^r0", "r", name.lower()), int(digits, 16))
+        name, value = re.sub("^r0", "r", name.lower()), int(digits, 16)
+        frame.is_over |= frame.numbers.get(name, value) != value
+        if frame.is_over:
+            return
+        frame.numbers[name] = value
     for pattern, name in ((_FLAGS, "rflags"), (_PKRU, "pkru")):
         if match := pattern.search(text):
             frame.numbers.setdefault(name, int(match[1], 16))

@@ -25,15 +25,15 @@ _TRAPS: Final = re.compile(
 )
 _EARLY: Final = re.compile(
     r"PANIC: early exception (?:0x)?([0-9a-f]{1,2}) (?:rip|IP) ([0-9a-f]+):([0-9a-f]{1,16}) "
-    r"error ([0-9a-f]{1,8}) cr2 (?:0x)?([0-9a-f]{1,16})(?![0-9a-z])",
-    re.I,
+    r"error ([0-9a-f]{1,8}) cr2 (?:0x)?([0-9a-f]{1,16})\s*$",
+    re.I | re.M,
 )
 _SEGFAULT: Final = re.compile(
     r"segfault at (?:0x)?([0-9a-f]{1,16}) (?:ip|rip:?) (?:0x)?([0-9a-f]{16}) (?:sp|rsp:?) (?:0x)?([0-9a-f]{16}) "
     r"error:? ?([0-9a-f]{1,8})(?![0-9a-z])",
     re.I,
 )
-_SEGFAULT_ONLY: Final = re.compile(r"segfault at (?:0x)?([0-9a-f]{1,16}) ", re.I)
+_SEGFAULT_ONLY: Final = re.compile(r"segfault at (?:0x)?([0-9a-f]{1,16}) r?ip\b", re.I)
 _SEGFAULT_CODE: Final = re.compile(r"segfault at .*\berror:? ?([0-9a-f]{1,8})(?![0-9a-z])", re.I)
 _USER_NAMES: Final = {
     "general protection": Vector.GP,
@@ -71,7 +71,7 @@ def read_linux(lines: Sequence[Line], source: str) -> Trace | None:
         raised.code,
         len(reports),
         remarks=(f"{alike} reports in the log; this is the first",) if alike > 1 else (),
-        release=release_of(report.text) or release_of(text),
+        release=release_of(report.text, text),
         placement=_placement(text),
     )
 
@@ -163,8 +163,11 @@ def _early(match: re.Match[str], report: Report) -> RaisedException:
     is_fault = vector == Vector.PF
     cpu = _cpu(exception_frame(frames_of(report)))
     code_or_none = code if vector in HAS_ERROR_CODE else None
+    dropped: tuple[str, ...] = ()
+    if re.fullmatch("fff[0-9a-f]{2,12}", match[5], re.I):
+        is_fault, dropped = False, ("the address is one of the upper half that was cut",)
     return RaisedException(
-        vector, None, code_or_none, cr2 if is_fault else None, rip, cpl=0, cpu=cpu, line=report.number
+        vector, None, code_or_none, cr2 if is_fault else None, rip, cpl=0, cpu=cpu, line=report.number, dropped=dropped
     )
 
 

@@ -45,9 +45,10 @@ _RULE: Final = re.compile(r"={30,}")
 
 _ORDER: Final = (
     re.compile(r"unable to handle|NULL pointer dereference|Corrupted page table at", re.I),
-    re.compile(r"\bPF: (?:supervisor|user|error_code)", re.I),
+    re.compile(r"\bPF: (?:supervisor|user)", re.I),
+    re.compile(r"\bPF: error_code", re.I),
     re.compile(r"\bPGD [0-9a-f]", re.I),
-    re.compile(r"\[#?\d+\]"),
+    re.compile(r": [0-9a-f]{4,8}(?:/\d+)? \[#?\d+\]", re.I),
 )
 """What a report of a page fault prints, in this order."""
 _OTHER_DIE: Final = re.compile(
@@ -110,6 +111,8 @@ def _opened(line: Line, report: Report | None) -> Report | None:
     match = _OPENS.search(line.text)
     if match is None:
         return None
+    if 'PANIC: "' in line.text:
+        return Report("other")  # crash, which says so of a dump
     kind = match.lastgroup
     if kind == "process":
         return Report("process")
@@ -128,14 +131,15 @@ def _opened(line: Line, report: Report | None) -> Report | None:
 
 def _is_of_another(report: Report, text: str) -> bool:
     """Whether a line goes back in the order of `_ORDER`: then it, and what follows it, is of a report whose first
-    lines are lost.
+    lines are lost. Two consoles may print each line twice.
     """
     if report.kind != "fault" or report.ended:
         return report.is_over
     stage = next((stage for stage, pattern in enumerate(_ORDER) if pattern.search(text)), None)
     if stage is None:
         return report.is_over
-    report.is_over |= stage < report.stage
+    is_twice = bool(report.lines) and report.lines[-1].text == text
+    report.is_over |= stage < report.stage or (stage == report.stage and not is_twice)
     report.stage = max(report.stage, stage)
     return report.is_over
 

@@ -51,6 +51,10 @@ _CODE_BYTES: Final = 64
 """Bytes of ``Code:`` in every report of Linux."""
 _CUT: Final = re.compile(r"(?:\b(?:R[A-D]X|R[SD]I|R[BS]P|R\d\d|R[89] ?|CR[2-4]): |:|address: )([0-9a-f]{1,15})$", re.I)
 _REST: Final = re.compile(r"([0-9a-f]{1,15})(?![0-9a-z])", re.I)
+_ALL_DIGITS: Final = re.compile(r"[0-9a-f]{1,15}", re.I)
+_HEX_DIGITS: Final = tuple("0123456789abcdefABCDEF")
+CUT: Final = "\ufffd"
+"""Ends a line whose last number goes on in the next one: it is no number."""
 _DIGITS: Final = 16
 _WIDTH: Final = 60
 """A line that a program broke by its width is at least so long."""
@@ -69,7 +73,7 @@ def unwrapped(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
             waiting, parts = joined, parts + 1
             continue
         if waiting is not None:
-            yield start, waiting
+            yield start, waiting + CUT if _ALL_DIGITS.fullmatch(line) and waiting[-1:] in _HEX_DIGITS else waiting
         waiting, start, parts = line, number, 1
     if waiting is not None:
         yield start, waiting
