@@ -9,23 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.explain.logs.test_vectors import LogVector, vectors
-
-BENCH = Path(__file__).parents[3] / "bench" / "damaged_logs.py"
+PATH = Path(__file__).parents[3] / "bench" / "damaged_logs.py"
 ROUNDS = 5
 
 
-@pytest.fixture(scope="module")
-def bench() -> Any:
-    spec = importlib.util.spec_from_file_location("damaged_logs", BENCH)
+def load() -> Any:
+    spec = importlib.util.spec_from_file_location("damaged_logs", PATH)
     assert spec and spec.loader
     module = sys.modules.setdefault("damaged_logs", importlib.util.module_from_spec(spec))
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.mark.parametrize("vector", vectors()[::2], ids=lambda vector: vector.name)
-def test_nothing_wrong_is_said_of_a_damaged_log(bench: Any, vector: LogVector) -> None:
+bench = load()
+vectors = bench.test_vectors.vectors()
+
+
+@pytest.mark.parametrize("vector", vectors[::2], ids=lambda vector: vector.name)
+def test_nothing_wrong_is_said_of_a_damaged_log(vector: Any) -> None:
     truth = bench.truth_of(vector.name, vector.text)
     if truth is None or vector.name.startswith(bench.UNFIT):
         return
@@ -36,9 +37,9 @@ def test_nothing_wrong_is_said_of_a_damaged_log(bench: Any, vector: LogVector) -
         assert wrong is None, f"{wrong} [{how}]\n{text}"
 
 
-def test_what_is_wrong(bench: Any) -> None:
+def test_what_is_wrong() -> None:
     """The judge itself: another mode, rule, level or address, and more certainty, are wrong."""
-    text = next(one.text for one in vectors() if one.name == "the kernel says NX")
+    text = next(one.text for one in vectors if one.name == "the kernel says NX")
     truth = bench.truth_of("NX", text)
     assert bench.check(text, (truth,)) is None
     for name, value in (("rule", "smep"), ("address", 0x1000), ("confidence", "likely")):
