@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 PATH = Path(__file__).parents[3] / "bench" / "damaged_logs.py"
 ROUNDS = 5
 
