@@ -17,6 +17,7 @@ from fivefold.explain.area_names import AreaNames
 from fivefold.explain.cause import blamed, find_cause
 from fivefold.explain.faults.suspicious_state import suspicious_state
 from fivefold.explain.headline import headline
+from fivefold.explain.left_open import left_open
 from fivefold.explain.logs.event_line import pair_up
 from fivefold.explain.logs.links import link
 from fivefold.explain.logs.read_log import open_log, read_log
@@ -27,7 +28,6 @@ from fivefold.explain.naming import Naming, name_addresses
 from fivefold.explain.predict import first_exception, follow, given_exception
 from fivefold.explain.remedy import legal_changes, missing_link
 from fivefold.explain.result import ExplainedException, Explanation
-from fivefold.explain.rules.instruction import can_decode
 from fivefold.explain.rules.mode_evidence import proven_levels, release_known
 from fivefold.explain.rules.situation import PAGING_NAMES, GivenState, Situation, situation
 from fivefold.explain.story import Story
@@ -229,13 +229,17 @@ def _from_registers(
     """What registers and memory lead to: on the first CPU that is about to fault, else on the first."""
     if not cpus and not given and not may_be_empty:
         raise FormatError(
-            f"{name} says nothing of a CPU; expected a log, a core with registers, or numbers such as --cr2 and --cr3"
+            f"there are no registers in {name}; expected a log, a core with registers, or numbers such as --cr2, --cr3"
         )
     traces = [
         _complete(Trace(name, "registers", cpu=cpu, remarks=_which(number, cpus)), memory, given)
         for number, cpu in enumerate(cpus or [CpuState("what was given")])
     ]
-    return next((trace for trace in traces if trace.exceptions), traces[0])
+    found = next((trace for trace in traces if trace.exceptions), traces[0])
+    if found.exceptions or cpus:
+        return found
+    more = "--cr2 and --error-code say which access was refused" + ("" if memory else ", --memory shows its walk")
+    return replace(found, says=f"no exception follows from these numbers; {more}")
 
 
 def _which(number: int, cpus: Sequence[CpuState]) -> tuple[str, ...]:
@@ -298,7 +302,7 @@ def _explain(
         outcome=trace.outcome,
         exceptions=explained,
         cause=cause,
-        unknown=(*_unknown(here, explained, trace), *contradiction),
+        unknown=(*left_open(here, explained, guilty, trace), *contradiction),
         remarks=(*trace.remarks, *story.remarks(), *_why_levels(here, levels), *_names(naming, trace, guilty)),
         headline=headline(cause, guilty, trace),
         guilty=guilty,
@@ -332,27 +336,3 @@ def _legal(explained: ExplainedException) -> tuple[str, ...]:
     if link is None:
         return changes
     return (link, *(change for change in changes if "every level" not in change))
-
-
-def _unknown(here: Situation, explained: Sequence[ExplainedException], trace: Trace) -> tuple[str, ...]:
-    """What the source leaves open, as far as it can matter here."""
-    found = [text for name, text in here.assumed.items() if name != "phys_bits" or _matters(explained)]
-    if here.memory is None:
-        found.append("there is no memory: the levels of the walk, the instruction and the handlers are not known")
-    if any(one.raised.code is not None for one in explained) and not can_decode():
-        found.append("the instruction was not decoded: that needs the installed tool, with capstone")
-    if trace.truncated:
-        found.append("the source begins in the middle: what was raised first is not in it")
-    if not trace.exceptions:
-        found.append("no exception is in the source")
-    found += [text for one in explained for text in one.raised.dropped]
-    found += trace.unknown
-    for one in explained:
-        if one.raised.error_code is None and one.raised.vector == 14 and one.raised.during is None:
-            found.append("the error code of the page fault is not in the source")
-    return tuple(dict.fromkeys(found))
-
-
-def _matters(explained: Sequence[ExplainedException]) -> bool:
-    """Whether the physical width plays a part: some entry on a path has an address above 4 GiB."""
-    return any(step.entry.raw & ((1 << 52) - 1) >> 36 << 36 for one in explained for step in one.finding.steps)

@@ -35,6 +35,7 @@ _PHRASES: Final[dict[RuleName, str]] = {
 }
 """What is said of the access, by rule."""
 
+_NOUNS: Final = ("double fault", "general protection fault", "page fault")
 _WHOLE: Final[dict[RuleName, str]] = {
     "wrong-depth": "the root in CR3 is not of the depth that CR4.LA57 selects",
     "idt-limit": "an exception could not be delivered: the IDT ends before its gate",
@@ -42,7 +43,6 @@ _WHOLE: Final[dict[RuleName, str]] = {
     "idt-not-mapped": "an exception could not be delivered: the IDT is not mapped",
     "handler-not-mapped": "the handler of an exception cannot be fetched",
     "mode-change-refused": "a write to a control register was refused",
-    "control-protection": "a return or jump that control-flow enforcement forbids",
 }
 
 
@@ -65,8 +65,19 @@ def _what(guilty: ExplainedException) -> str:
         return f"{_WHOLE[finding.rule]}{where}"
     phrase = _PHRASES.get(finding.rule)
     if phrase is None or (finding.rule == "table-outside-memory" and finding.va is None):
-        return f"{guilty.name}{where}: {finding.sentence}"
+        return _told(guilty.name, where, finding.sentence)
     return f"{_access(guilty)}{where}, {phrase}"
+
+
+def _told(name: str, where: str, sentence: str) -> str:
+    """A sentence with the place in it, and with the exception's name where it does not begin with that."""
+    if sentence.startswith(name):
+        head, _, rest = sentence.partition(": ")
+        return f"{head}{where}: {rest}" if rest else f"{sentence}{where}"
+    for noun in _NOUNS:
+        if sentence.startswith(f"a {noun}"):
+            return f"{noun} ({name}){where}{sentence[len(noun) + 2 :]}"
+    return f"{name}{where}: {sentence}"
 
 
 def _subject(finding: FaultFinding) -> str:

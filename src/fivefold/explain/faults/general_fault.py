@@ -28,6 +28,7 @@ _ADDRESS_REGISTERS: Final = frozenset(
 _GENERAL: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{n}" for n in range(8, 16)))
 _EXT: Final = 1
 _INTERRUPTS: Final = 32
+_NULL_PAGE: Final = 0x1000
 _NEAR: Final = 1 << 40
 """How close to a canonical address a value must be to look like a pointer that went wrong."""
 
@@ -42,9 +43,7 @@ def explain_general_fault(here: Situation, raised: RaisedException, trace: Trace
     instruction = instruction_at(here, raised, trace.code)
     finding = None
     if raised.reason is not None and raised.reason.rule in ("idt-limit", "idt-entry"):
-        return replace(
-            refused_gate(here, raised.reason), instruction=instruction, remarks=_first_one(here, instruction)
-        )
+        return _undelivered(refused_gate(here, raised.reason), instruction)
     if instruction is not None:
         finding = _by_use(here, raised, instruction, trace) or _by_write(here, instruction, trace)
     finding = finding or _by_name(here, raised) or _by_reason(here, raised)
@@ -146,9 +145,25 @@ def _by_write(here: Situation, instruction: Instruction, trace: Trace) -> FaultF
         return FaultFinding(
             rule, f"{what}, which is refused: {refused.sentence}", "certain", here, va, instruction=instruction
         )
+    if (clears := _of_vmx(here, write)) is not None:
+        sentence = f"{what}, which clears {clears}: that is refused in VMX operation, between VMXON and VMXOFF"
+        return FaultFinding(rule, sentence, "likely", here, instruction=instruction)
     changed = _changed(here, write)
     sentence = f"{what}, which was refused, though only features that this CPU may lack could forbid it{changed}"
     return FaultFinding(rule, sentence, "likely", here, instruction=instruction)
+
+
+def _of_vmx(here: Situation, write: ControlWrite) -> str | None:
+    """The bit that a write clears, and that VMX operation needs; None if it clears none, or CR4.VMXE is not set.
+
+    Intel SDM volume 3, "Restrictions on VMX Operation". That the CPU is in VMX operation is in no register.
+    """
+    if not here.knows("cr4") or not here.state.cr4_has(Cr4.VMXE):
+        return None
+    if write.register is Register.CR4:
+        return None if write.value & Cr4.VMXE else "CR4.VMXE"
+    lost = [bit.name or "" for bit in (Cr0.PE, Cr0.NE, Cr0.PG) if here.state.cr0 & bit and not write.value & bit]
+    return f"CR0.{lost[0]}" if write.register is Register.CR0 and here.knows("cr0") and lost else None
 
 
 def _changed(here: Situation, write: ControlWrite) -> str:
@@ -161,15 +176,28 @@ def _changed(here: Situation, write: ControlWrite) -> str:
     return f" (it sets {', '.join(set_now)})" if set_now else ""
 
 
-def _first_one(here: Situation, instruction: Instruction | None) -> tuple[str, ...]:
-    """What the instruction and CR2 say of the exception that could not be delivered and is not in the source."""
+def _undelivered(finding: FaultFinding, instruction: Instruction | None) -> FaultFinding:
+    """*finding* of a gate, with what the instruction and CR2 say of the exception, which is not in the source."""
     unsaid = "what was to be delivered first is not in the source"
+    here, which = finding.here, ""
     cr2 = here.registers.cr2
     for use in instruction.uses if instruction else ():
-        if use.va <= (cr2 or 0) < use.va + use.how.size:
+        if cr2 is not None and use.va <= cr2 < use.va + use.how.size:
             kind = {Kind.READ: "reads", Kind.WRITE: "writes", Kind.FETCH: "jumps to"}[use.how.kind]
-            return (f"{unsaid}; the instruction {kind} {hex64(use.va)}, which CR2 holds: perhaps a #PF there",)
-    return (unsaid,)
+            unsaid = f"{unsaid}; the instruction {kind} {hex64(use.va)}, which CR2 holds: perhaps a #PF there"
+            access = {Kind.READ: "read of", Kind.WRITE: "write to", Kind.FETCH: "jump to"}[use.how.kind]
+            null = ", a null pointer" if use.va < _NULL_PAGE else ""
+            which = f" (perhaps a #PF: {access} {hex64(use.va)}{null})"
+            break
+    rip = here.registers.rip
+    if rip is not None and rip == cr2:
+        unsaid = f"{unsaid}; RIP is what CR2 holds: perhaps a jump there raised a #PF"
+        which = f" (perhaps a #PF: jump to {hex64(rip)}{', a null pointer' if rip < _NULL_PAGE else ''})"
+    elif rip is not None:
+        which = f"{which} at RIP {hex64(rip)}"
+    why = "the IDT ends before its gate" if finding.rule == "idt-limit" else "its gate cannot be used"
+    subject = f"an exception{which} could not be delivered, because {why}"
+    return replace(finding, instruction=instruction, remarks=(unsaid,), subject=subject)
 
 
 def _by_selector(here: Situation, raised: RaisedException, code: int, trace: Trace) -> FaultFinding:
@@ -293,12 +321,17 @@ def _by_control(here: Situation) -> FaultFinding | None:
     for name, value in _values(here):
         for register, old in ((Register.CR4, here.state.cr4), (Register.CR0, here.state.cr0)):
             change = value ^ old
-            refused = explain_write(here, ControlWrite(register, value)) if value and change.bit_count() == 1 else None
-            if refused is None:
+            if not value or change.bit_count() != 1 or not here.knows(register.value.lower()):
                 continue
+            write = ControlWrite(register, value)
+            refused = explain_write(here, write)
+            clears = _of_vmx(here, write)
+            if refused is None and clears is None:
+                continue
+            why = refused.sentence if refused else f"{clears} is to stay set in VMX operation"
             sentence = (
                 f"{name.upper()} holds {value:#x}, which is {register.value} ({old:#x}) with bit {change:#x} changed; "
-                f"writing that is refused: {refused.sentence}"
+                f"writing that is refused: {why}"
             )
             remarks = ("no memory shows the instruction at RIP",)
             return FaultFinding("mode-change-refused", sentence, "guess", here, remarks=remarks)

@@ -14,7 +14,7 @@ def suspicious_state(here: Situation, trace: Trace) -> FaultFinding | None:
     if trace.vm_exit is not None and (finding := root_outside(here, trace.vm_exit)) is not None:
         return finding
     registers = here.registers
-    if registers.cr0 is None or not registers.cr0 & Cr0.PG or not registers.cr0 & Cr0.PE:
+    if registers.cr0 is not None and not (registers.cr0 & Cr0.PG and registers.cr0 & Cr0.PE):
         return None
     if registers.cr3 == 0:
         sentence = "CR3 is 0: the page-table root is the first page of memory, which firmware uses"
