@@ -45,3 +45,12 @@ def test_a_port_that_is_not_programmed_is_seen(on_bochs: Boot, wrong_image: Call
     wrong = wrong_image("report.py", ("    outb(LINE_CONTROL, EIGHT_BITS)\n", "    outb(LINE_CONTROL, 0)\n"))
     run = on_bochs("la48", given=wrong)
     assert not run.ok, "words of five bits"
+
+
+def test_a_global_page_that_other_cpus_start_in_is_not_forgotten(
+    on_bochs: Boot, wrong_image: Callable[..., Image], failures: Callable[[Run], list[str]]
+) -> None:
+    """They load CR3, which keeps global translations: TCG drops them all, so this is seen here only."""
+    change = ("TRAMPOLINE: Final = PRESENT | RW", "TRAMPOLINE: Final = 0x100 | PRESENT | RW")
+    run = on_bochs("la57", smp=2, given=wrong_image("smp.py", change, parts=("la57",)))
+    assert [line.split(":")[0] for line in failures(run)] == ["guest smp_low_page_forgotten", "outside serial_report"]

@@ -174,10 +174,14 @@ class _Draft:
         if self.results:
             self.results[-1] = self.results[-1]._replace(outcome="failed")
 
+    def _can_be(self, planned: int) -> bool:
+        """Whether there may have been *planned* checks; one number beyond may be two lines that run into one."""
+        return sum((check.number or 0) > planned for check in self.results) <= 1
+
     def finish(self) -> SerialReport:
         highest = max((check.number or 0 for check in self.results), default=0)
-        counted = self.sum if isinstance(self.sum, Sum) and self.sum.planned >= highest else None
-        planned = counted.planned if counted else self.plan if self.plan and self.plan >= highest else None
+        counted = self.sum if isinstance(self.sum, Sum) and self._can_be(self.sum.planned) else None
+        planned = counted.planned if counted else self.plan if self.plan and self._can_be(self.plan) else None
         checks, whole = _once(self.results, planned)
         count = Counter(check.outcome for check in checks)
         passed, failed, skipped = count["ok"], count["failed"], count["skipped"]
@@ -223,8 +227,9 @@ def _once(found: list[Result], planned: int | None) -> tuple[list[Result], list[
     damaged: list[Result] = []
     last = 0
     for result in found:
-        if result.number is None or (result.number <= last and not _is_again(result, whole)):
-            damaged.append(result)  # a number that goes back has lost a digit
+        beyond = planned is not None and result.number is not None and result.number > planned
+        if result.number is None or beyond or (result.number <= last and not _is_again(result, whole)):
+            damaged.append(result)  # a number that goes back has lost a digit, one beyond the plan has too many
             continue
         if result.number > last:
             _fill(checks, damaged, last, result.number)
