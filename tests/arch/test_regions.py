@@ -75,7 +75,7 @@ def test_a_shared_table_is_walked_once_and_nothing_is_lost() -> None:
     memory, space = shared_page_tables()
 
     assert [str(run) for run in regions(space)] == [
-        "0xffe0000000000000-0xffefffffffffffff PT   wu- 0x0000000000009000 0x8000000000000007"
+        "0xffe0000000000000-0xffefffffffffffff PT   rw-u 0x0000000000009000 0x8000000000000007"
     ]
     # Once with NX unmet at its own level and above; from below, NX has been met.
     assert all(memory.reads[0x1000 * level] == 1 for level in range(1, 5))
@@ -93,8 +93,8 @@ def test_a_run_that_touches_both_halves_is_two() -> None:
     map_page(ram, space, high, Entry(0x8000_0083, Level.PDPT), frames)
 
     assert [str(run) for run in regions(space)] == [
-        "0x00007fffc0000000-0x00007fffffffffff PDPT w-x 0x0000000040000000 0x83",
-        "0xffff800000000000-0xffff80003fffffff PDPT w-x 0x0000000080000000 0x83",
+        "0x00007fffc0000000-0x00007fffffffffff PDPT rwx- 0x0000000040000000 0x83",
+        "0xffff800000000000-0xffff80003fffffff PDPT rwx- 0x0000000080000000 0x83",
     ]
 
 

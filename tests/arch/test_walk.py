@@ -66,11 +66,11 @@ def test_steps_are_what_the_cpu_reads(tree: Ram) -> None:
     steps = list(walk(space_of(tree, "la57"), VirtAddr(0xFF11_0000_0000_2ABC)))
 
     assert [str(step) for step in steps] == [
-        "PML5 0x0000000000001888  0x0000000000002007  wux",
-        "PML4 0x0000000000002000  0x0000000000003007  wux",
-        "PDPT 0x0000000000003000  0x0000000000004007  wux",
-        "PD   0x0000000000004000  0x0000000000005005  -ux",
-        "PT   0x0000000000005010  0x000000000000b087  -ux",
+        "PML5 0x0000000000001888  0x0000000000002007  rwxu",
+        "PML4 0x0000000000002000  0x0000000000003007  rwxu",
+        "PDPT 0x0000000000003000  0x0000000000004007  rwxu",
+        "PD   0x0000000000004000  0x0000000000005005  r-xu",
+        "PT   0x0000000000005010  0x000000000000b087  r-xu",
     ]
 
 
@@ -79,7 +79,7 @@ def test_results_on_one_line(tree: Ram) -> None:
     texts = [str(translate(space, VirtAddr(va))) for va in (0x602ABC, 0x3000, 0xFE11_0000_0000_0000)]
 
     assert texts == [
-        "0x0000000000602abc -> 0x000000000000babc PT page wux",
+        "0x0000000000602abc -> 0x000000000000babc 4K page rwxu",
         "0x0000000000003000: entry not present at PT, nothing in 0x0000000000003000-0x0000000000003fff",
         "0xfe11000000000000: non-canonical address, nothing in 0x0100000000000000-0xfeffffffffffffff",
     ]
@@ -106,8 +106,8 @@ def test_slot_of() -> None:
 
 
 def test_rights_spell_themselves() -> None:
-    assert str(Rights()) == "wux"
-    assert str(Rights().through(Entry(1 << 63 | 1, Level.PT))) == "---"
+    assert str(Rights()) == "rwxu"
+    assert str(Rights().through(Entry(1 << 63 | 1, Level.PT))) == "r---"
 
 
 def same_path(one: Translation, other: Translation, shared: int) -> bool:

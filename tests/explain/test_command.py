@@ -95,7 +95,7 @@ def test_json_has_the_schema(run: Run, data: Path) -> None:
 
 def test_verbose_shows_the_walk(run: Run, data: Path) -> None:
     _, out, _ = run(data / "nx_exec.log", "--memory", data / "nx_exec.elf.xz", "-v")
-    assert "PT   [ 32] at 0x0000000000208100: 0x8000000000120003 w--  <- this entry" in out
+    assert "PT   [ 32] at 0x0000000000208100: 0x8000000000120003 rw--  <- this entry" in out
     assert "error code: P: a present translation; W clear: a read or fetch; U clear: supervisor mode; I: an" in out
 
 

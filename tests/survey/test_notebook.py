@@ -67,14 +67,14 @@ def test_regions(space: Space) -> None:
 def test_a_scan(space: Space) -> None:
     rows = cells(space.scan(contiguity=Contiguity.IGNORE))
     assert rows[2][:2] == ["0x0000000040000000", "0x0000000040000fff"]
-    assert rows[2][4:] == ["mapped", "1", "wux"]
+    assert rows[2][4:] == ["mapped", "1", "rwxu"]
     assert rows[-1] == ["5 more ranges are not shown"]
 
 
 def test_a_walk(space: Space) -> None:
     path, answer = cells(space.path(AT)), cells(space.translate(AT))
     assert [row[0] for row in path[2:-1]] == ["PML5", "PML4", "PDPT", "PD", "PT"]
-    assert path[-1] == ["0x0000000040000000 -> 0x0000000000200000 PT page wux"] == answer[0]
+    assert path[-1] == ["0x0000000040000000 -> 0x0000000000200000 4K page rwxu"] == answer[0]
     assert path[2:-1] == answer[2:]
     refused = cells(space.translate(1))
     assert refused[0][0].startswith("0x0000000000000001: entry not present at PDPT, nothing in ")

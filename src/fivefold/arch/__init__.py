@@ -28,7 +28,7 @@ from fivefold.arch.build import (
     map_range,
 )
 from fivefold.arch.cpu import MAX_PHYS_BITS, Cpu, CpuidReader, Vendor, cpu_from_cpuid
-from fivefold.arch.entry import FRAME_BITS, PAT_RESET, SOFTWARE_BITS, Entry, Flag, MemoryType
+from fivefold.arch.entry import FRAME_BITS, PAT_RESET, SOFTWARE_BITS, Entry, Flag, MemoryType, flag_names
 from fivefold.arch.exceptions import HAS_ERROR_CODE, Escalation, Vector, escalate
 from fivefold.arch.history import History, accessed_and_dirty, history, history_of
 from fivefold.arch.linear import first_separated, masked, untagged
@@ -170,6 +170,7 @@ __all__ = [
     "escalate",
     "extend",
     "first_separated",
+    "flag_names",
     "flush_of",
     "history",
     "history_of",

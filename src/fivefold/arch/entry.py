@@ -13,6 +13,7 @@ AMD APM volume 2, "Long-Mode Page Translation".
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from fivefold.arch.modes import Level
@@ -123,3 +124,37 @@ class Entry(NamedTuple):
     def software(self) -> int:
         """The bits left to software, in their places."""
         return self.raw & SOFTWARE_BITS
+
+
+_ALWAYS: Final = (
+    (Flag.P, "P"),
+    (Flag.RW, "RW"),
+    (Flag.US, "US"),
+    (Flag.PWT, "PWT"),
+    (Flag.PCD, "PCD"),
+    (Flag.A, "A"),
+    (Flag.D, "D"),
+)
+_SOFTWARE_NUMBERS: Final = (9, 10, 11, *range(52, 59))
+
+
+def flag_names(flags: int, level: Level) -> list[str]:
+    """Names of the bits in *flags*, a leaf's at *level*: bit 7 is PS, or PAT in a PT entry."""
+    return list(_names_of(flags, level))
+
+
+@lru_cache(maxsize=1 << 12)
+def _names_of(flags: int, level: Level) -> tuple[str, ...]:
+    """There are few different leaves, and a great many of each."""
+    names = [name for bit, name in _ALWAYS if flags & bit]
+    if flags & Flag.BIT7:
+        names.append("PAT" if level == Level.PT else "PS")
+    if flags & Flag.G:
+        names.append("G")
+    if flags & Flag.BIT12 and level > Level.PT:
+        names.append("PAT")
+    if flags & Flag.NX:
+        names.append("NX")
+    if key := Entry(flags, level).key:
+        names.append(f"PK{key}")
+    return (*names, *(f"SW{bit}" for bit in _SOFTWARE_NUMBERS if flags >> bit & 1))

@@ -12,11 +12,11 @@ from typing import Final, NamedTuple, Protocol
 
 from fivefold.arch.accesses import Access, Kind
 from fivefold.arch.cpu import Cpu
-from fivefold.arch.entry import Entry
-from fivefold.arch.modes import Level, PagingMode
+from fivefold.arch.entry import FRAME_BITS, Entry, flag_names
+from fivefold.arch.modes import TABLE_SIZE, Level, PagingMode
 from fivefold.arch.state import ControlState
 from fivefold.notebook import html_table
-from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64
+from fivefold.units import MASK64, PhysAddr, VirtAddr, format_size, hex64
 
 _RW: Final = 1 << 1
 _US: Final = 1 << 2
@@ -52,8 +52,12 @@ class Rights(NamedTuple):
         )
 
     def __str__(self) -> str:
-        """Three letters: ``w``, ``u``, ``x``, or a dash for each right that is missing."""
-        return "".join(letter if right else "-" for letter, right in zip("wux", self, strict=True))
+        """Four letters, a dash for each right that is missing; what is mapped can be read.
+
+        >>> str(Rights(write=True, user=False, execute=True))
+        'rwx-'
+        """
+        return f"r{'w' if self.write else '-'}{'x' if self.execute else '-'}{'u' if self.user else '-'}"
 
 
 class Step(NamedTuple):
@@ -69,6 +73,23 @@ class Step(NamedTuple):
     def __str__(self) -> str:
         """Level, place, value and rights, on one line."""
         return f"{self.entry.level.name:4} {hex64(self.at)}  {hex64(self.entry.raw)}  {self.rights}"
+
+
+STEP_COLUMNS: Final = ("level", "index", "at", "entry", "what it is", "flags", "so far")
+"""What `step_cells` tells of an entry."""
+
+
+def step_cells(step: Step) -> tuple[object, ...]:
+    """One entry for a table that a notebook shows; what is not present has no rights."""
+    entry, index = step.entry, (step.at & TABLE_SIZE - 1) // 8
+    place = (entry.level.name, index, hex64(step.at), hex64(entry.raw))
+    if not entry.is_present:
+        return (*place, "empty" if entry.is_zero else "not present", "", "")
+    size = entry.level.span if entry.is_leaf else TABLE_SIZE
+    what = f"{format_size(size)} page" if entry.is_leaf else "table"
+    target = entry.raw & FRAME_BITS & ~(size - 1)
+    flags = flag_names(entry.raw & ~(FRAME_BITS & ~(size - 1)), entry.level)
+    return (*place, f"{what} {hex64(target)}", " ".join(flags), step.rights)
 
 
 class Owner(Enum):
@@ -189,7 +210,7 @@ class Mapped:
 
     def __str__(self) -> str:
         """The two addresses, the page and the rights, on one line."""
-        return f"{hex64(self.va)} -> {hex64(self.pa)} {self.page.name} page {self.rights}"
+        return f"{hex64(self.va)} -> {hex64(self.pa)} {format_size(self.page.span)} page {self.rights}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +241,8 @@ Translation = Mapped | Unmapped
 
 
 def _html(answer: Translation, steps: tuple[Step, ...]) -> str:
-    rows = [(step.entry.level.name, hex64(step.at), hex64(step.entry.raw), step.rights) for step in steps]
-    return html_table(str(answer), ("level", "at", "entry", "so far"), rows)
+    rows = [step_cells(step) for step in steps]
+    return html_table(str(answer), STEP_COLUMNS, rows)
 
 
 def slot_of(table: int, level: Level, va: int) -> PhysAddr:

@@ -30,7 +30,7 @@ def step_json(step: Step) -> dict[str, object]:
         "entry": hex64(entry.raw),
         "present": entry.is_present,
         "leaf": entry.is_present and entry.is_leaf,
-        "rights": str(step.rights),
+        "rights": "".join(letter if right else "-" for letter, right in zip("wux", step.rights, strict=True)),
     }
 
 

@@ -6,13 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from fivefold.arch import AddressSpace, Cause, Mapped, Rights, Step, Translation, translate, walk
+from fivefold.arch.walk import STEP_COLUMNS, step_cells
 from fivefold.errors import MemoryReadError
 from fivefold.notebook import html_table
 from fivefold.survey.guest.cpu.controls import Controls
 from fivefold.units import PhysAddr, VirtAddr, hex64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Path:
     """What was read for *va*, from the root down, and what came of it.
 
@@ -39,11 +40,16 @@ class Path:
         """Whether something is wrong with the tables, rather than nothing mapped."""
         return self.end is None or (not isinstance(self.end, Mapped) and self.end.cause is Cause.RESERVED)
 
+    def __repr__(self) -> str:
+        """The address, its area and what came of it, on one line."""
+        answer = f"{hex64(self.va)}: the table at {hex64(self.missing or 0)} is not in memory"
+        return f"<Path to {answer if self.end is None else self.end}{f', {self.area}' if self.area else ''}>"
+
     def _repr_html_(self) -> str:
-        rows = [(step.entry.level.name, hex64(step.at), hex64(step.entry.raw), step.rights) for step in self.steps]
+        rows = [step_cells(step) for step in self.steps]
         answer = f"the table at {hex64(self.missing or 0)} is not in memory" if self.end is None else str(self.end)
         caption = f"{hex64(self.va)}{f', {self.area}' if self.area else ''}"
-        return html_table(caption, ("level", "at", "entry", "so far"), rows, left_out=answer)
+        return html_table(caption, STEP_COLUMNS, rows, left_out=answer)
 
 
 def path_of(tables: AddressSpace, va: VirtAddr, area: str | None = None, controls: Controls | None = None) -> Path:

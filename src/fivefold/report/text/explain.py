@@ -172,5 +172,6 @@ def _step(step: Step, culprit: Step | None) -> str:
     index = (step.at & 0xFFF) >> 3
     mark = "  <- this entry" if step == culprit else ""
     entry = step.entry
+    rights = f" {step.rights}" if entry.is_present else ""
     where = "in the root, at an unknown place" if is_unplaced(step) else f"at {hex64(step.at)}"
-    return f"{entry.level.name:4} [{index:3}] {where}: {hex64(entry.raw)} {step.rights}{mark}"
+    return f"{entry.level.name:4} [{index:3}] {where}: {hex64(entry.raw)}{rights}{mark}"

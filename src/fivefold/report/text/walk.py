@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from fivefold.arch import AddressSpace, Mapped, Rights, Step, Unmapped
+from fivefold.arch import AddressSpace, Mapped, Rights, Step, Unmapped, flag_names
 from fivefold.report.json_text import controls_json
 from fivefold.report.sheet import Writable, paint, width_of
 from fivefold.survey.guest.cpu.controls import Controls, Privilege
 from fivefold.survey.paths import Path
-from fivefold.survey.scan.regions import PAGE_NAMES, flag_names, leaf_rights, spell
+from fivefold.survey.scan.regions import PAGE_NAMES, leaf_rights, spell
 from fivefold.survey.space import Space
 from fivefold.units import hex64
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from itertools import islice, pairwise
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from fivefold.arch import Entry, Flag, Level, Rights
+from fivefold.arch import Level, Rights, flag_names
 from fivefold.notebook import SHOWN, html_table
 from fivefold.survey.scan.info_word import kind_of, level_of, rights_of
 from fivefold.survey.scan.scan_result import RegionKind, ScanResult
@@ -18,17 +18,7 @@ from fivefold.units import MASK64, PhysAddr, VirtAddr, format_size, hex64
 
 PAGE_NAMES: Final = {Level.PT: "4K", Level.PD: "2M", Level.PDPT: "1G"}
 
-_ALWAYS: Final = (
-    (Flag.P, "P"),
-    (Flag.RW, "RW"),
-    (Flag.US, "US"),
-    (Flag.PWT, "PWT"),
-    (Flag.PCD, "PCD"),
-    (Flag.A, "A"),
-    (Flag.D, "D"),
-)
 _CHUNK: Final = 1 << 14
-_SOFTWARE: Final = (9, 10, 11, *range(52, 59))
 _RIGHTS: Final = tuple(Rights(bool(word & 1), bool(word & 2), bool(word & 4)) for word in range(8))
 
 
@@ -130,35 +120,13 @@ class Regions:
         return regions_html(f"regions of {self._about}", self)
 
 
-def flag_names(flags: int, level: Level) -> list[str]:
-    """Names of the bits in *flags*, a leaf's at *level*: bit 7 is PS, or PAT in a PT entry."""
-    return list(_names_of(flags, level))
-
-
-@lru_cache(maxsize=1 << 12)
-def _names_of(flags: int, level: Level) -> tuple[str, ...]:
-    """There are few different leaves, and a great many of each."""
-    names = [name for bit, name in _ALWAYS if flags & bit]
-    if flags & Flag.BIT7:
-        names.append("PAT" if level == Level.PT else "PS")
-    if flags & Flag.G:
-        names.append("G")
-    if flags & Flag.BIT12 and level > Level.PT:
-        names.append("PAT")
-    if flags & Flag.NX:
-        names.append("NX")
-    if key := Entry(flags, level).key:
-        names.append(f"PK{key}")
-    return (*names, *(f"SW{bit}" for bit in _SOFTWARE if flags >> bit & 1))
-
-
 def spell(rights: Rights) -> str:
     """Four letters, a dash for each that is missing; what is mapped can be read.
 
     >>> spell(Rights(write=True, user=False, execute=True))
     'rwx-'
     """
-    return f"r{'w' if rights.write else '-'}{'x' if rights.execute else '-'}{'u' if rights.user else '-'}"
+    return str(rights)
 
 
 def leaf_rights(flags: int) -> Rights:
