@@ -73,6 +73,36 @@ def test_pages(tmp_path: Path) -> None:
     check(tmp_path / "state")
 
 
+def test_mapped_ram(tmp_path: Path) -> None:
+    """Each page at a place of its own, as QEMU 9 writes it to a file: those without a bit are zeros."""
+    head = b"QEVM" + struct.pack(">I", 3) + b"\x07" + struct.pack(">I", 10) + b"pc-q35-9.0"
+    head += b"\x05\x1aconfiguration/capabilities" + struct.pack(">II", 1, 1) + name(b"mapped-ram")
+    head += b"\x01" + struct.pack(">I", 2) + name(b"ram") + struct.pack(">II", 0, 4) + struct.pack(">Q", 10 * PAGE | 4)
+    head += name(b"pc.ram") + struct.pack(">Q", 10 * PAGE)
+    place = len(head) + 28
+    head += struct.pack(">IQQQ", 1, PAGE, place, 0x1000) + b"\x22\x02"
+    rest = struct.pack(">Q", 0x10) + b"\x7e" + struct.pack(">I", 2)
+    rest += b"\x03" + struct.pack(">I", 2) + struct.pack(">Q", 0x10) + b"\x7e" + struct.pack(">I", 2)
+    pages = b"".join(bytes([65 + n]) * PAGE for n in range(10))
+    path = tmp_path / "state"
+    whole = head.ljust(0x1000, b"\0") + pages + rest
+    path.write_bytes(whole)
+    with open_source(path) as source:
+        assert source.extents == [(0, 10 * PAGE)]
+        assert source.memory.written() == [(PAGE, 2 * PAGE), (5 * PAGE, 6 * PAGE), (9 * PAGE, 10 * PAGE)]
+        assert source.memory.read(PhysAddr(PAGE - 1), 2) == b"\0B"
+        assert source.memory.read(PhysAddr(9 * PAGE), PAGE) == b"J" * PAGE
+    for data, says in (
+        (whole[:0x5000], "mapped RAM of version 1"),
+        (whole[: len(whole) - 20], "ends at"),
+        (whole.replace(struct.pack(">IQ", 1, PAGE), struct.pack(">IQ", 2, PAGE)), "mapped RAM of version 2"),
+        (whole.replace(struct.pack(">QQ", place, 0x1000), struct.pack(">QQ", 1 << 50, 0x1000)), "truncated or forged"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(FormatError, match=says):
+            open_source(path)
+
+
 def test_commands_between(tmp_path: Path) -> None:
     """QEMU 10 tells the other side that the guest stands still, before the last section of RAM."""
     whole = stream(entries=ENTRIES)

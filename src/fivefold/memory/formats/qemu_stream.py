@@ -44,6 +44,7 @@ _LIBVIRT_HEADER: Final = struct.Struct("<16s19I")
 _PACKED: Final = {1: "gzip", 2: "bzip2", 3: "xz", 4: "lzop", 5: "zstd"}
 """libvirt, ``virQEMUSaveFormat``."""
 
+_MAPPED: Final = struct.Struct(">IQQQ")
 _ABSENT, _ZEROS = 0, 1
 """Places of pages that the stream does not contain, and of those that are zeros; all others are offsets in the file."""
 
@@ -143,6 +144,8 @@ class _Stream:
     machine: str = ""
     blocks: dict[bytes, PagePlaces] = field(default_factory=dict)
     block: PagePlaces | None = None
+    is_mapped: bool = False
+    """Each page has a place of its own, and a bitmap says which are there: the capability mapped-ram of QEMU 9."""
 
     def read(self) -> dict[bytes, PagePlaces]:
         version = int.from_bytes(self._take(8)[4:], "big")
@@ -154,6 +157,7 @@ class _Stream:
             raise FormatError(f"{self.file.name}: no section of RAM, of version 4, in the first {_HEAD} bytes")
         name = re.search(rb"pc-[a-z0-9]+-[0-9.]+|microvm|pc-q35|q35", head[: start.start()])
         self.machine = name[0].decode() if name else ""
+        self.is_mapped = b"mapped-ram" in head[: start.start()]
         section, self.at = start[0][1:5], self.at + start.end()
         self._entries()
         while (kind := self._section(section)) in (_PART, _END):
@@ -223,9 +227,26 @@ class _Stream:
             at += 9 + size
             if length > total or length % PAGE or not length or len(self.blocks) == MOST_BLOCKS:
                 raise FormatError(f"{self.file.name}: block {name[:40]!r} of {length} bytes does not fit its RAM")
-            self.blocks[name] = np.zeros(length // PAGE, np.uint64)
+            if self.is_mapped:
+                self.blocks[name], at = self._mapped(at, length)
+            else:
+                self.blocks[name] = np.zeros(length // PAGE, np.uint64)
             total -= length
         return at
+
+    def _mapped(self, at: int, length: int) -> tuple[PagePlaces, int]:
+        """The places of a block of *length* bytes whose header is at *at*, and where the stream goes on."""
+        version, page, bitmap, pages = _MAPPED.unpack(self.file.read_at(at, _MAPPED.size))
+        if version != 1 or page != PAGE or pages + length > self.file.size:
+            raise FormatError(
+                f"{self.file.name}: mapped RAM of version {version}, pages of {page} bytes, {length:#x} at {pages:#x}; "
+                f"expected version 1, {PAGE}, and less than {self.file.size:#x}"
+            )
+        count = length // PAGE
+        bits = np.frombuffer(self.file.read_at(bitmap, -(-count // 8)), np.uint8)
+        there = np.unpackbits(bits, count=count, bitorder="little").astype(bool)
+        places = np.arange(pages, pages + length, PAGE, dtype=np.uint64)
+        return np.where(there, places, np.uint64(_ZEROS)), pages + length
 
 
 def _placed(blocks: dict[bytes, PagePlaces], machine: str) -> tuple[list[tuple[int, PagePlaces]], str]:
