@@ -246,6 +246,51 @@ def test_pages_are_found_by_how_they_begin(make, saved, chosen: dict[int, int], 
         filled = {at for run in memory.written() for at in range(run.start, run.end, 4096)}
         empty = [number for number, page in kinds.items() if not any(page)]
         assert filled == {number * 4096 for number in kinds} - {n * 4096 for n in empty if share and len(empty) > 1}
+        batches = list(memory.page_batches())
+        assert [pa for batch in batches for pa in batch.addresses.tolist()] == sorted(filled)
+        rows = [row.tobytes() for batch in batches for row in batch.rows]
+        assert rows == [kinds[pa // 4096] for pa in sorted(filled)]
+
+
+DAMAGE = {
+    "too long": (8, "<I", 4097),
+    "no bytes": (8, "<I", 0),
+    "cut": (8, "<I", 10),
+    "past the end": (0, "<Q", 1 << 40),
+    "packed twice": (12, "<I", 3),
+    "not packed as it says": (12, "<I", 0),
+}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_batches_leave_out_what_is_damaged(make, saved, damage: str, shared: bool) -> None:
+    """Page 5 is damaged; those before and behind it, which may be the same bytes as it was, are as they were."""
+    noise = random.Random(3).randbytes(1024) + bytes(3072)
+    pages = {3: KINDS[1], 4: noise, 5: noise, 6: noise if shared else KINDS[2], 7: KINDS[1]}
+    data = bytearray(make.kdump(pages, share=shared))
+    at, form, value = DAMAGE[damage]
+    struct.pack_into(form, data, DESCRIPTOR + 2 * 24 + at, value)
+    with open_source(saved(bytes(data))) as source:
+        found = {
+            pa // 4096: row.tobytes()
+            for batch in source.memory.page_batches()
+            for pa, row in zip(batch.addresses.tolist(), batch.rows, strict=True)
+        }
+        del pages[5]
+        assert found == pages
+        assert source.left_out == [0x5000]
+        assert [bank.start for bank in source.memory.banks()] == [0x3000, 0x6000]
+        assert source.left_out == [0x5000]
+        with pytest.raises(FormatError):
+            source.memory.read(PhysAddr(0x4000), 0x3000)
+        assert source.memory.read(PhysAddr(0x3000), 0x2000) == pages[3] + pages[4]
+        assert source.memory.read(PhysAddr(0x6FF0), 0x20) == pages[6][-16:] + pages[7][:16]
+
+
+def test_batches_are_bounded(make, saved) -> None:
+    with open_source(saved(make.kdump(dict.fromkeys(range(1, 4098), KINDS[3]), share=True))) as source:
+        assert [len(batch.addresses) for batch in source.memory.page_batches()] == [2048, 2048, 1]
 
 
 def test_pages_that_share_their_bytes_are_unpacked_once(make, saved, monkeypatch) -> None:
