@@ -42,7 +42,6 @@ _WHOLE: Final[dict[RuleName, str]] = {
     "idt-entry": "an exception could not be delivered: its gate cannot be used",
     "idt-not-mapped": "an exception could not be delivered: the IDT is not mapped",
     "handler-not-mapped": "the handler of an exception cannot be fetched",
-    "mode-change-refused": "a write to a control register was refused",
 }
 
 

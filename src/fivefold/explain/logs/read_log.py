@@ -31,6 +31,11 @@ from fivefold.explain.logs.text.lines import GAP, Line, lines_of
 from fivefold.explain.logs.trace import Trace
 
 _MACHINE_CHECK: Final = re.compile(r"Machine Check Exception|mce: \[Hardware Error\]|MACHINE_CHECK_EXCEPTION", re.I)
+_PACKED: Final = (
+    (b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"), (b"PK\x03\x04", "zip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"\x04\x22\x4d\x18", "lz4"),
+)  # fmt: skip
+"""What a pipe may have, and what `open_log` does not unpack."""
 PEEK: Final = 4096
 EXPECTED: Final = (
     "expected a report of an x86-64 exception by Linux, QEMU (-d int, `info registers`), KVM, Bochs, Xen, FreeBSD, "
@@ -62,6 +67,8 @@ def read_log(stream: BinaryIO, name: str, *, follow: bool = False, progress: Pro
     head, stream = _peek(stream)
     if not head and not follow:
         raise FormatError(f"{name} is empty; {EXPECTED}")
+    if (kind := next((kind for magic, kind in _PACKED if head.startswith(magic)), None)) is not None:
+        raise FormatError(f"{name} is packed ({kind}); unpack it first, expected text")
     if is_binary(head):
         raise FormatError(f"{name} is binary data, not a log; {EXPECTED}")
     lines: list[Line] = []
@@ -117,6 +124,10 @@ def _unpacked(file: BinaryIO) -> BinaryIO:
         import gzip
 
         return cast(BinaryIO, gzip.GzipFile(fileobj=file))
+    if magic.startswith(b"BZh"):
+        import bz2
+
+        return cast(BinaryIO, bz2.BZ2File(file))
     if magic == b"\xfd7zXZ\0":
         return cast(BinaryIO, lzma.LZMAFile(file))
     return file
