@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import sys
 from functools import cache
 from typing import Final, Literal, Protocol, TextIO
@@ -29,7 +28,7 @@ STYLES: Final = {
 }
 """What is coloured: writable and executable, malformed, refused, failed; what to heed; what is well."""
 
-MARK: Final = f"<{secrets.token_hex(8)}>"
+MARK: Final = f"<{os.urandom(8).hex()}>"
 """What a colour of ours begins with on its way to a stream that spells all others: a guest cannot know it."""
 
 _ESCAPES: Final = re.compile(f"((?:\x1b|{MARK})\\[[0-9;]*m)")
