@@ -118,6 +118,10 @@ def test_batches_are_neither_large_nor_many() -> None:
     assert short == [BATCH // 33 * 33, 2 * 33]
     exact = [Bank(at * 3 * PAGE, memoryview(bytes(32 * PAGE))) for at in range(0, 32 * 65, 32)]
     assert sizes(in_buffers(exact, [Extent(0, 1 << 40)])) == [BATCH, 32]
+    banks = [Bank(0, memoryview(bytes(400 * PAGE)))]
+    for length, expected in ((63, [64]), (64, [1, 64])):
+        written = [Extent(0, PAGE), Extent(9 * PAGE, (9 + length) * PAGE)]
+        assert sizes(in_buffers(banks, written)) == expected
     assert sizes(fetched(*world("many short runs")).page_batches()) == [100]
     assert sizes(fetched(*world("a step of reading and one more")).page_batches()) == [256, 256, 2]
     assert sizes(fetched(*world("63, 64 and 65 pages")).page_batches()) == [193]
