@@ -78,6 +78,13 @@ def test_a_panic_is_told_in_its_own_words_with_its_caller(files: Files) -> None:
     assert found.cause.sentence == "VFS: Unable to mount root fs on unknown-block(0,0)"
 
 
+def test_an_exception_before_the_kernel_can_handle_one(files: Files) -> None:
+    line = b"PANIC: early exception 0x0e IP 10:ffffffff8100aaaa error 0 cr2 0xff11000000000000\r\n"
+    found = run(files, scripted.ScriptedMachine([line], halted=True))
+    assert found.outcome == "panic" and found.cause is not None
+    assert "0xff11000000000000" in found.cause.sentence, found.cause
+
+
 def test_a_panic_without_an_end_is_waited_for_and_then_told(files: Files) -> None:
     assert run(files, scripted.ScriptedMachine([PANIC])).outcome == "panic"
 
@@ -105,6 +112,26 @@ def test_a_silent_machine_that_moves_is_given_its_time(files: Files) -> None:
     moving = [0xFFFF_FFFF_8100_0000 + 0x10000 * number for number in range(40)]
     found = run(files, scripted.ScriptedMachine([b"quiet\r\n"], rips=moving))
     assert found.outcome == "hang" and found.cause is not None and found.cause.rule == "timeout"
+
+
+def test_a_loader_may_be_silent_for_longer_than_a_kernel(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fivefold.matrix.run import run_cell as module
+
+    given: list[Patience] = []
+
+    def noted(machine: Any, reports: int, patience: Patience, symbols: Any) -> Any:
+        given.append(patience)
+        raise MachineError("noted")
+
+    monkeypatch.setattr(module, "watch", noted)
+    for path in ("direct", "uefi", "bios-grub"):
+        with pytest.raises(MachineError, match=r"^noted$"):
+            run(files, scripted.ScriptedMachine([]), Cell("c", path=path))
+    assert [(one.silence(heard=False), one.silence(heard=True)) for one in given] == [
+        (0.3, 0.3),
+        (1.2, 0.3),
+        (1.2, 0.3),
+    ]
 
 
 def test_a_flood_is_ended(files: Files) -> None:
@@ -151,6 +178,8 @@ def test_a_kexec_that_loses_a_level_on_the_way_is_seen(files: Files) -> None:
     assert [check.ok for check in same.checks if check.name.startswith("kernel-")] == [True, True]
     lost = run(files, scripted.ScriptedMachine([report(False, words), report(False), report(True)]), cell)
     assert [check.ok for check in lost.checks if check.name.startswith("kernel-")] == [False, True]
+    assert lost.outcome == "wrong-mode" and lost.cause is not None
+    assert lost.cause.sentence == "kernel-1-mode: la48, promised la57"
     last = run(files, scripted.ScriptedMachine([report(), report(False), report(False)]), cell)
     assert last.outcome == "wrong-mode"
 

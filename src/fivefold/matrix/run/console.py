@@ -13,7 +13,8 @@ FORMAT: Final = 1
 _LINE: Final = re.compile(rb"f5 ([0-9a-f]{1,16}) ([ -~]*?) \* ([0-9a-f]{1,8})\r?\n")
 _HASH_START: Final = 0x811C_9DC5
 _HASH_FACTOR: Final = 0x0100_0193
-PANIC: Final = re.compile(rb"Kernel panic - not syncing: ?([^\r\n]*)")
+PANIC: Final = re.compile(rb"(?:Kernel panic - not syncing: ?|PANIC: (?=early exception))([^\r\n]*)")
+"""An exception before the kernel can handle one stops it, too, and it says so in words of its own."""
 PANIC_END: Final = b"end Kernel panic"
 OOPS: Final = re.compile(
     rb"(Oops: [^\r\n]*|Oops(?=[^\r\n]*#PF)[^\r\n]*|BUG: [^\r\n]*|general protection fault[^\r\n]*"

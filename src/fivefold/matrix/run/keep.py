@@ -17,6 +17,7 @@ from fivefold.errors import FivefoldError, MachineError
 from fivefold.matrix.cells import Cell
 from fivefold.matrix.result import CellRun, RunCause
 from fivefold.matrix.vmm.base import Driver, Files, RunningMachine
+from fivefold.matrix.vmm.qemu_command import CD
 from fivefold.memory import CpuState, Segment, Source
 from fivefold.survey.space import Space
 
@@ -58,6 +59,8 @@ class Kept:
         (folder / "exceptions.log").write_text(machine.log)
         with suppress(MachineError):
             (folder / "registers.txt").write_text(machine.registers())
+        if (cd := Path(self.files.scratch) / "cd" / CD).exists():
+            shutil.copyfile(cd, folder / CD)
         _copy(self.files.kernel, folder / "kernel")
         _copy(self.files.initramfs, folder / "initramfs")
         disk = "disk" if self.cell.hibernate else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,7 +26,11 @@ BASE_WORDS: Final = "console=ttyS0 earlyprintk=serial,ttyS0,115200 no_timer_chec
 """What every kernel is told: to talk on the serial port from the beginning, and not to give up over a timer that comes
 late, as it does on a host with more to do than it has cores."""
 DISK_BYTES: Final = 1 << 30
-_OFF_SECONDS: Final = 120.0
+_BY_FIRMWARE: Final = ("bios-grub", "uefi")
+_LOADERS: Final = 4.0
+"""Firmware and a loader may be silent for so many times as long as a kernel."""
+_EARLIER: Final = re.compile(r"kernel-\d+-mode|saved")
+"""Checks of the kernels that handed over to the one that waits."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ def command_line(cell: Cell, again: bool = False) -> str:
 def run_cell(task: Task, driver: Driver) -> CellRun:
     """Boot the cell once, and say what came of it. `MachineError` where no machine could be started."""
     began = time.monotonic()
+    if task.cell.path in _BY_FIRMWARE:
+        task = replace(task, patience=replace(task.patience, first=_LOADERS * task.patience.silent))
     if task.cell.hibernate:
         disk = os.memfd_create("disk")
         try:
@@ -150,9 +157,13 @@ def _not_as_promised(
     name = symbol_lookup(source)
     cause = cause_of_console(bytes(machine.console), source, name)
     outcome: Outcome = "ready"
+    before = [check for check in run.checks if _EARLIER.fullmatch(check.name) and not check.ok]
     if run.mode != promised:
         outcome = "wrong-mode"
         cause = cause or RunCause("wrong-mode", f"it runs in mode {run.mode or 'unknown'}, and {promised} was promised")
+    elif before:
+        outcome = "wrong-mode"
+        cause = cause or RunCause("wrong-mode", f"{before[0].name}: {before[0].detail}")
     elif cause is None:
         first = next(check for check in run.checks if not check.ok)
         cause = RunCause(first.name, f"check {first.name} failed: {first.detail}")

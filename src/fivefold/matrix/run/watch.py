@@ -38,11 +38,20 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds: in all, and of silence before a look at whether the machine still moves."""
+    """Seconds: in all, and of silence before a look at whether the machine still moves.
+
+    *first* takes the place of *silent* until the first byte: firmware and boot loaders say nothing here, and one of
+    them stays in one small loop while it reads a kernel.
+    """
 
     whole: float
     silent: float = SILENT_SECONDS
     panic: float = PANIC_SECONDS
+    first: float | None = None
+
+    def silence(self, heard: bool) -> float:
+        """How long a machine may be silent that was *heard* already, or not yet."""
+        return self.silent if heard or self.first is None else self.first
 
 
 SymbolAt = Callable[[int], str | None]
@@ -82,7 +91,7 @@ def watch(
             return Stopped("panic", found)
         if now > end:
             return Stopped("timeout", found, *_where(machine))
-        if now - max(heard, asked_again) > patience.silent:
+        if now - max(heard, asked_again) > patience.silence(size > 0):
             asked_again = now
             if (still := _stands_still(machine, symbols)) is not None:
                 return Stopped("hang", found, *still)

@@ -10,6 +10,7 @@ from typing import Final
 from fivefold.boot.image.iso import GRUB, missing_packages
 from fivefold.errors import MachineError
 from fivefold.machine.child import environment
+from fivefold.matrix.vmm.qemu_command import CD
 
 PLATFORM: Final = {"i386-pc": "grub-pc-bin"}
 _SECONDS: Final = 120
@@ -33,7 +34,7 @@ def make_cd(folder: Path, kernel: bytes, initramfs: bytes, cmdline: str) -> Path
     """Make the CD in *folder*, an empty one; `MachineError` where that fails."""
     if bad := sorted(_SPECIAL & set(cmdline)):
         raise MachineError(f"GRUB's menu cannot hold {bad[0]!r} in a command line")
-    tree, out = folder / "tree", folder / "cd.iso"
+    tree, out = folder / "tree", folder / CD
     try:
         (tree / "boot" / "grub").mkdir(parents=True)
         (tree / "boot" / "grub" / "grub.cfg").write_text(_MENU.format(cmdline=cmdline))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from fivefold.machine.loading.firmware import firmware
 from fivefold.matrix.cells import Cell, memory_parts
 from fivefold.units import MIB
 
-PROGRAM = "qemu-system-x86_64"
+PROGRAM: Final = "qemu-system-x86_64"
+CD: Final = "cd.iso"
+"""What the CD of a cell under GRUB is called, where it is kept."""
 
 
 def machine_arguments(cell: Cell, accelerator: str = "tcg", backend: str | None = None) -> list[str]:
@@ -57,7 +61,7 @@ def command_for_people(
         PROGRAM,
         *machine_arguments(cell, accelerator),
         *firmware_arguments(cell, "OVMF_VARS.fd"),
-        *boot_arguments(cell, cmdline, kernel, initramfs),
+        *boot_arguments(cell, cmdline, CD if cell.path == "bios-grub" else kernel, initramfs),
         *disk_arguments(disk),
         *("-serial", "stdio", "-no-reboot"),
     ]
