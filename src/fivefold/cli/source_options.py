@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -27,7 +27,11 @@ from fivefold.units import hex64
 if TYPE_CHECKING:
     from fivefold.memory import Source
     from fivefold.survey.guest.identify import GivenPaging
+    from fivefold.survey.second_level.collect import SecondLevelRoot
     from fivefold.survey.space import Space
+
+
+_Made = TypeVar("_Made")
 
 
 class LiveRamChoice(StrEnum):
@@ -47,9 +51,27 @@ class SourceChoice:
     given: dict[str, Any]
     options: dict[str, Any]
     symbols: str | None = None
+    second: tuple[str, int, int | None] | None = None
+    """The second-level tables to read through: kind, root, levels."""
 
     def open_source(self) -> Source:
-        """Its memory and registers."""
+        """Its memory and registers; with second-level tables those of the guest behind them."""
+        from fivefold.survey.second_level.sources import guest_source
+
+        source = self._open_host()
+        root = self._second_root(source)
+        return source if root is None else _or_close(source, lambda: guest_source(source, root))
+
+    def _second_root(self, source: Source) -> SecondLevelRoot | None:
+        from fivefold.survey.second_level.collect import ept_root
+        from fivefold.survey.second_level.sources import root_of
+
+        if self.second is None:
+            return None
+        kind, raw, levels = self.second
+        return _or_close(source, lambda: ept_root(raw) if kind == "ept" else root_of(kind, raw, levels, source))
+
+    def _open_host(self) -> Source:
         from fivefold.memory import open_source
         from fivefold.survey.guest.ram_holes import with_hole
 
@@ -69,9 +91,12 @@ class SourceChoice:
 
     def space_of(self, source: Source) -> Space:
         """The address space in an opened *source*."""
+        from fivefold.survey.second_level.sources import refuse_ept
         from fivefold.survey.space import Space
 
         space = Space(source, self.check_given())
+        if self.given["cr3"] is not None and not self.given["force"]:
+            refuse_ept(space.source.memory, space.root.value, space.levels)
         space.symbol_file = self.symbols
         if self.symbols is not None:
             _ = space.symbols  # a file that is none is refused before anything is printed
@@ -81,12 +106,38 @@ class SourceChoice:
 
     def open_space(self) -> Space:
         """The address space in it; the source is closed again where that is refused."""
+        if self.second is not None and self.given["cr3"] is None:
+            return self._open_tables()
         source = self.open_source()
         try:
             return self.space_of(source)
         except BaseException:  # whatever is raised, the source must not stay open
             source.close()
             raise
+
+    def _open_tables(self) -> Space:
+        """The second-level tables themselves, as an address space from the guest's addresses to the host's."""
+        from fivefold.survey.guest.evidence import Found
+        from fivefold.survey.guest.identify import MODES
+        from fivefold.survey.second_level.sources import tables_source
+        from fivefold.survey.space import Space
+
+        source = self._open_host()
+        root = self._second_root(source)
+        assert root is not None
+        made = _or_close(source, lambda: tables_source(source, root))
+        how = f"given with {root.option}"
+        found = Found(root.root, how), Found(MODES[root.levels], how)
+        return _or_close(made, lambda: Space(made, self.check_given(), root=found[0], mode=found[1]))
+
+
+def _or_close(source: Source, make: Callable[[], _Made]) -> _Made:
+    """What *make* returns; *source* is closed where it raises."""
+    try:
+        return make()
+    except BaseException:  # whatever is raised, the source must not stay open
+        source.close()
+        raise
 
 
 def _told(source: Source) -> Source:
@@ -144,6 +195,27 @@ def choose(
             help="The bit of entries that is about encryption (SEV, TDX).",
         ),
     ] = None,
+    ept: Annotated[
+        int | None,
+        typer.Option(
+            "--ept",
+            parser=values.address,
+            metavar="EPTP",
+            help="Read the guest behind these EPT tables: its space with --cr3, else the tables themselves.",
+        ),
+    ] = None,
+    npt: Annotated[
+        values.RootWithLevels | None,
+        typer.Option(
+            "--npt", parser=values.rooted, metavar="NCR3[:LEVELS]", help="The same through AMD's nested tables."
+        ),
+    ] = None,
+    vtd: Annotated[
+        values.RootWithLevels | None,
+        typer.Option(
+            "--vtd", parser=values.rooted, metavar="ROOT:LEVELS", help="The same through VT-d's second-stage tables."
+        ),
+    ] = None,
     as_if: Annotated[
         dict[str, bool] | None,
         typer.Option(parser=values.controls, metavar="wp=1,…", help="Judge rights as with these: wp, smep, smap, nxe."),
@@ -179,7 +251,12 @@ def choose(
     given |= {"c_bit": c_bit, "as_if": as_if or {}}
     options = {"ram_map": ram_map, "freeze": freeze, "live_ram": live_ram.value, "timeout": timeout}
     options["max_unpacked"] = max_unpacked
-    return SourceChoice(source, given, {**options, "progress": ProgressLine()}, symbols)
+    second: list[tuple[str, int, int | None]] = [] if ept is None else [("ept", ept, None)]
+    second += [(kind, one.raw, one.levels) for kind, one in (("npt", npt), ("vtd", vtd)) if one is not None]
+    if len(second) > 1:
+        raise typer.BadParameter("give one of --ept, --npt and --vtd")
+    more = {**options, "progress": ProgressLine()}
+    return SourceChoice(source, given, more, symbols, second[0] if second else None)
 
 
 _TELL_EVERY: Final = 10.0

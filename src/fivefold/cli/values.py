@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import typer
@@ -29,6 +30,20 @@ def address(text: str) -> int:
     if value > MASK64:
         raise typer.BadParameter(f"{text!r} does not fit in 64 bits")
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class RootWithLevels:
+    """A second-level root, and its levels if they were said."""
+
+    raw: int
+    levels: int | None
+
+
+def rooted(text: str) -> RootWithLevels:
+    """A second-level root and, after a colon, its levels, such as 0x1234000 or 0x1234000:4."""
+    value, colon, levels = str(text).rpartition(":")
+    return RootWithLevels(address(value), count(3, 5)(levels)) if colon else RootWithLevels(address(levels), None)
 
 
 def window(text: str) -> range:
