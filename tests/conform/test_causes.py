@@ -18,6 +18,8 @@ CPU = Cpu(phys_bits=40)
         ("la48:accessed:3:wp,smap,ac:7a8044233128:pt=4333005", CaseOutcome(14, 3, 0x7A8044233128), "SMAP: implicit"),
         ("la48:accessed:3:wp:7a8044233128:pt=4333001", CaseOutcome(14, 3, 0x7A804423312D), None),
         ("la48:accessed:3:wp:7a8044233128:pt=4333001", CaseOutcome(14, 3, 0x7A8044234000), "an implicit supervisor"),
+        ("la48:accessed:0:wp,smap,ac,pke:7f8084498301:pt=1000000004398005,pkru=10818210",
+         CaseOutcome(14, 3, 0x7F8084498306), "SMAP: implicit"),
         ("la48:iretq:3:smap:7a8044233128:", CaseOutcome(14, 1, 0x4101ED8), "RET and IRET"),
         ("la48:iretq:0::800000001000:", CaseOutcome(13, 0, rip=0x800000001000), "a jump or return to a non-canonical"),
         ("la48:clflush:0:pks:ffffc47fc451d940:pt=283000000421d027,pkrs=c000a6c0",
