@@ -75,7 +75,11 @@ def make_plan(
         except FormatError as error:
             rows.append(KernelRow(path, None, None))
             kernels.append(None)
-            nothing.append(NoKernel(f"{prefix or 'k1-'}none", path, str(error).removeprefix(f"{path}: ")))
+            nothing.append(
+                NoKernel(
+                    f"{prefix or 'k1-'}none", path, str(error).removeprefix(f"{path}: ").removeprefix("not a kernel: ")
+                )
+            )
             continue
         except OSError as error:
             raise cannot("open", path, error) from error

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @contextmanager
 def live_table(plan: MatrixPlan, repeat: int) -> Iterator[Told]:
     """What is to be told of each run; the table on a terminal is gone at the end, where the whole one is printed."""
-    console = report_console(sys.stderr, piped=160)
+    # Past what keeps control characters off the terminal: moving the cursor is what this does. Rows are printable.
+    console = report_console(sys.stderr, piped=160, to=sys.__stderr__)
     total = len(plan.cells) * repeat
     if not sys.stderr.isatty():
         yield _Lines(total)

@@ -17,7 +17,8 @@ PANIC_SECONDS: Final = 5.0
 """How long a kernel that panicked may go on printing its trace."""
 _STEP: Final = 0.25
 _SAMPLES: Final = 10
-_SAMPLE_SECONDS: Final = 0.1
+_SAMPLED: Final = 6
+"""The looks take this part of the silence that led to them: five seconds of thirty."""
 _NEAR: Final = 0x1000
 """Where no symbols are known, instructions closer than this are taken for one function."""
 _RIP: Final = re.compile(r"\b[RE]IP=([0-9a-f]{8,16})")
@@ -58,9 +59,7 @@ SymbolAt = Callable[[int], str | None]
 AskSymbols = Callable[[], SymbolAt]
 
 
-def watch(
-    machine: RunningMachine, reports: int, patience: Patience, symbols: Callable[[], SymbolAt] | None = None
-) -> Stopped:
+def watch(machine: RunningMachine, reports: int, patience: Patience, symbols: AskSymbols | None = None) -> Stopped:
     """Watch until *reports* reports are whole, or the machine is seen to come to nothing.
 
     *symbols* is asked for names only when the machine has been silent, and it stands still then.
@@ -93,7 +92,7 @@ def watch(
             return Stopped("timeout", found, *_where(machine))
         if now - max(heard, asked_again) > patience.silence(size > 0):
             asked_again = now
-            if (still := _stands_still(machine, symbols)) is not None:
+            if (still := _stands_still(machine, symbols, patience.silent / _SAMPLED)) is not None:
                 return Stopped("hang", found, *still)
 
 
@@ -113,14 +112,16 @@ def _all_halted(text: str) -> bool:
 
 
 def _stands_still(
-    machine: RunningMachine, symbols: Callable[[], SymbolAt] | None
+    machine: RunningMachine, symbols: AskSymbols | None, seconds: float
 ) -> tuple[tuple[int, ...], bool] | None:
     """Where it is, if all CPUs are halted or stay in one function over some looks; None if it moves."""
     texts = []
     for _ in range(_SAMPLES):
         before = len(machine.console)
         texts.append(machine.registers())
-        machine.wait(_SAMPLE_SECONDS)
+        end = time.monotonic() + seconds / _SAMPLES
+        while (left := end - time.monotonic()) > 0 and machine.ended is None and len(machine.console) == before:
+            machine.wait(left)
         if len(machine.console) != before or machine.ended is not None:
             return None
     places = [_places(text) for text in texts]

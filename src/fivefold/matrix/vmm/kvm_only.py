@@ -42,7 +42,9 @@ class KvmOnlyDriver:
         return found
 
     def version(self) -> str:
-        """As the program says it."""
+        """As the program says it. `MachineError` without KVM, too: nothing could be started."""
+        if not os.access(self._kvm, os.R_OK | os.W_OK):
+            raise MachineError(self._without_kvm())
         try:
             done = subprocess.run(
                 [*self._program().command, "--version"], capture_output=True, text=True, timeout=60, check=False
@@ -57,7 +59,7 @@ class KvmOnlyDriver:
     def refusal(self, cell: Cell) -> str | None:
         """Without KVM everything; with it all that such a monitor has not got: firmware, a chipset, other CPUs."""
         if not os.access(self._kvm, os.R_OK | os.W_OK):
-            return f"{self.name} needs KVM, and {self._kvm} cannot be opened here"
+            return self._without_kvm()
         if cell.path != "pvh":
             return f"{self.name} takes a vmlinux: only cells with the path pvh"
         if cell.hibernate:
@@ -67,6 +69,9 @@ class KvmOnlyDriver:
         if cell.cpu != "la48" and not _host_has_la57():
             return f"the CPU {cell.cpu} is asked for, and this host's has no LA57"
         return None
+
+    def _without_kvm(self) -> str:
+        return f"{self.name} needs KVM, and {self._kvm} cannot be opened here"
 
     def _memory(self, cell: Cell) -> int:
         return memory_parts(cell.memory)[0] // MIB

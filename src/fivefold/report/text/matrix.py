@@ -25,7 +25,10 @@ def print_matrix(table: MatrixTable, console: Console, verbose: bool = False) ->
         release = f"  Linux {printable(kernel.release)}" if kernel.release else ""
         name = f"k{number}: " if len(table.kernels) > 1 else ""
         console.print(f"{name}{printable(kernel.path)}{release}", markup=False, highlight=False)
-    console.print(grid([_row(cell) for cell in table.cells], repeated=any(len(cell.runs) > 1 for cell in table.cells)))
+    if table.cells:
+        console.print(
+            grid([_row(cell) for cell in table.cells], repeated=any(len(cell.runs) > 1 for cell in table.cells))
+        )
     for line in _lines(table, verbose):
         console.print(line, markup=False, highlight=False)
 
@@ -111,6 +114,8 @@ def print_plan(plan: MatrixPlan, commands: dict[str, str], console: Console) -> 
     for planned in plan.cells:
         console.print(f"{planned.id}  {machine_words(planned)}  promises {planned.promised[-1]}", markup=False)
         console.print(f"  {commands[planned.id]}", markup=False, highlight=False, soft_wrap=True)
+    if plan.cells:
+        console.print("initramfs is what --initramfs FILE writes; a kernel in a package has to be unpacked first")
     for row in plan.no_kernels:
         console.print(f"not a kernel: {printable(row.path)}: {printable(row.reason)}", markup=False, highlight=False)
     for skip in plan.skipped:
