@@ -30,6 +30,10 @@ CPUS = {5: "qemu64,+la57", 4: "qemu64"}
 BOOT_SECONDS = 120
 READY = b"the guest is ready"
 TOLD = 32 << 20
+KCORE = 260 << 20
+"""The disk on which it copies of /proc/kcore: 64 KiB of headers, behind them each segment of the direct map at its
+physical address."""
+
 """The disk on which the guest writes what it knows of itself: /proc/kallsyms, /proc/modules, its processes."""
 INIT = b"""#!/bin/busybox sh
 b=/bin/busybox
@@ -39,6 +43,14 @@ $b insmod /dummy.ko
 $b sleep 9998 &
 ( $b cat /proc/kallsyms; echo ===; $b cat /proc/modules; echo ===; $b ps -o pid,comm; echo === ) \
   | $b dd of=/dev/nvme0n1 bs=64k 2>/dev/null
+$b dd if=/proc/kcore of=/dev/nvme1n1 bs=64k count=1 2>/dev/null
+$b od -An -v -t x8 -w56 -j 64 -N 1120 /proc/kcore | while read kind at va pa size rest; do
+  case $va-$pa in
+    ffffffff*|*-ffffffffffffffff|*-0000000000000000|0*) ;;
+    ff*) $b dd if=/proc/kcore of=/dev/nvme1n1 bs=64k iflag=skip_bytes,count_bytes oflag=seek_bytes conv=notrunc \
+      skip=$((0x$at)) count=$((0x$size)) seek=$((0x10000 + 0x$pa)) 2>/dev/null ;;
+  esac
+done
 $b sync
 echo the guest is ready
 exec $b sleep 9999
@@ -68,6 +80,7 @@ class LiveGuest:
     monitor: QmpClient
     ram: Path
     told: Path
+    kcore: Path
 
 
 @pytest.fixture(scope="session")
@@ -151,6 +164,8 @@ def _boot(package: Package, initrd: Path, place: Path, levels: int) -> tuple[Chi
     sockets = [place / name for name in ("qmp", "held", "test")]
     (place / "told").write_bytes(b"")
     os.truncate(place / "told", TOLD)
+    (place / "kcore").write_bytes(b"")
+    os.truncate(place / "kcore", KCORE)
     command = [
         *(
             "qemu-system-x86_64",
@@ -166,6 +181,7 @@ def _boot(package: Package, initrd: Path, place: Path, levels: int) -> tuple[Chi
         *("-object", f"memory-backend-file,id=ram,size={RAM},mem-path={place / 'ram'},share=on"),
         *("-kernel", str(package.kernel), "-initrd", str(initrd), "-append", "console=ttyS0 quiet pti=on"),
         *("-drive", f"file={place / 'told'},format=raw,if=none,id=told", "-device", "nvme,drive=told,serial=told"),
+        *("-drive", f"file={place / 'kcore'},format=raw,if=none,id=kcore", "-device", "nvme,drive=kcore,serial=kcore"),
         *("-display", "none", "-no-reboot", "-nodefaults", "-serial", f"file:{place / 'serial'}"),
         *(word for socket in sockets for word in ("-qmp", f"unix:{socket},server=on,wait=off")),
     ]
@@ -220,7 +236,7 @@ def started_guest(package: Package, initrd: Path, place: Path, levels: int) -> I
         monitor = QmpClient(test, timeout=30)
         try:
             _stop_in_kernel(monitor)
-            yield LiveGuest(levels, child.pid, qmp, held, monitor, place / "ram", place / "told")
+            yield LiveGuest(levels, child.pid, qmp, held, monitor, place / "ram", place / "told", place / "kcore")
         finally:
             monitor.close()
     finally:

@@ -6,8 +6,10 @@ The guest wrote both on a disk before it was stopped; names are read from its me
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,10 @@ from typing import Any
 
 import pytest
 
+from fivefold.arch import Mapped, translate
+from fivefold.memory.live.kcore import open_kcore
 from fivefold.survey.space import Space, open_space
+from fivefold.units import PhysAddr, VirtAddr
 
 pytestmark = pytest.mark.qemu
 
@@ -145,3 +150,43 @@ def test_symbols_from_a_file(guest: Any, space: Space, told: list[str], tmp_path
     )
     done = fivefold("walk", guest.ram, "0", "--cr3", f"{space.root.value:x}", "--symbols", path)
     assert done.returncode == 2 and "expected the symbols of this kernel" in done.stderr
+
+
+HEADERS = 64 << 10
+IMAGE = 0xFFFF_FFFF_8000_0000
+
+
+@pytest.fixture
+def kcore(guest: Any) -> Iterator[str]:
+    """The guest's /proc/kcore as it was: as long as the address space, with holes for all but the direct map."""
+    disk = Path(guest.kcore)
+    with disk.open("rb") as copied:
+        head = copied.read(HEADERS)
+        fd = os.memfd_create("kcore")
+        os.pwrite(fd, head, 0)
+        (count,) = struct.unpack_from("<H", head, 56)
+        for number in range(count):
+            kind, _, offset, va, pa, size, _, _ = struct.unpack_from("<IIQQQQQQ", head, 64 + 56 * number)
+            if kind == 1 and va < IMAGE and pa < disk.stat().st_size:
+                copied.seek(HEADERS + pa)
+                os.pwrite(fd, copied.read(size), offset)
+    yield f"/proc/self/fd/{fd}"
+    os.close(fd)
+
+
+def test_a_kernels_own_memory_by_its_kcore(guest: Any, space: Space, kcore: str) -> None:
+    """Root, levels and release by its notes, its code byte for byte, and addresses that lead where they do outside."""
+    with open_kcore(kcore) as source:
+        assert source.vmcoreinfo["OSRELEASE"].startswith(("6.", "7.")) and source.cpus == ()
+        inside = Space(source)
+        assert inside.levels == guest.levels
+        start, end = (space.symbols.address(name) or 0 for name in ("_stext", "_etext"))
+        draw = random.Random(guest.levels)
+        for va in (draw.randrange(start, end) for _ in range(200)):
+            here, there = (translate(one.tables, VirtAddr(va)) for one in (inside, space))
+            assert isinstance(here, Mapped) and isinstance(there, Mapped) and here.pa == there.pa, hex(va)
+            page = PhysAddr(here.pa & ~0xFFF)
+            assert source.memory.read(page, 4096) == space.source.memory.read(page, 4096), hex(va)
+        names = {name: inside.symbols.address(name) for name in ("schedule", "init_task", "linux_banner")}
+        assert names == {name: space.symbols.address(name) for name in names} and None not in names.values()
+        assert {1} <= {process.pid for process in inside.names.processes.processes}

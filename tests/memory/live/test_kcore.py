@@ -1,4 +1,4 @@
-"""The running kernel's memory: a core like /proc/kcore, made small. `bench/kcore.py` reads the real one in a guest."""
+"""The running kernel's memory: a core like /proc/kcore, made small. `tests/live` has a guest's real one."""
 
 from __future__ import annotations
 
