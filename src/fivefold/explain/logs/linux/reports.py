@@ -51,6 +51,9 @@ _ORDER: Final = (
     re.compile(r": [0-9a-f]{4,8}(?:/\d+)? \[#?\d+\]", re.I),
 )
 """What a report of a page fault prints, in this order."""
+_PAGE_FAULT: Final = re.compile(
+    r"unable to (?:handle|execute)|NULL pointer dereference|Corrupted page table|kernel tried to execute", re.I
+)
 _OTHER_DIE: Final = re.compile(
     r"general.protection|divide.error|invalid.opcode|int3|stack segment|alignment check|invalid TSS|segment not present"
     r"|simd exception|control protection|VMM communication|bounds|coprocessor",
@@ -121,12 +124,17 @@ def _opened(line: Line, report: Report | None) -> Report | None:
         is_inside = report is not None and report.kind == "fault" and not report.ended and "cut here" not in line.text
         return None if is_inside and "panic" in line.text.lower() else Report("other")
     if report is not None and report.kind == "fault" and not report.ended:
-        if kind == "die" and not report.has_die_line and not (report.stage >= 0 and _OTHER_DIE.search(line.text)):
+        if kind == "die" and not report.has_die_line and not _is_other_die(report, line.text):
             report.has_die_line = True
             return None
         if kind == "first" and not report.has_die_line and len(report.lines) == 1 and _is_prelude(report.lines[0].text):
             return None
     return Report("fault", has_die_line=kind == "die")
+
+
+def _is_other_die(report: Report, text: str) -> bool:
+    """Whether the line with the error code is of another exception than the page fault that *report* began with."""
+    return bool(_PAGE_FAULT.search(report.lines[0].text) and _OTHER_DIE.search(text))
 
 
 def _is_of_another(report: Report, text: str) -> bool:
