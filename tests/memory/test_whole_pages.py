@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fivefold.errors import FormatError, MemoryReadError
-from fivefold.memory import Bank, BankedMemory
+from fivefold.memory import Bank, BankedMemory, page_batches, page_heads
 from fivefold.memory.banked import PagedMemory
 from fivefold.memory.base import Extent
 from fivefold.memory.page_batches import BATCH, PageBatch, in_buffers, parts_of
@@ -146,6 +146,28 @@ def test_beginnings_of_fetched_pages(name: str) -> None:
     wanted = [pa for pa, data in every_page(banks, written).items() if data.startswith(HEAD)]
     assert len(wanted) > 10
     assert list(fetched(banks, written).pages_that_begin(HEAD)) == wanted
+
+
+@pytest.mark.parametrize("name", [name for name in WORLDS if "batch" not in name])
+def test_the_size_of_steps_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    banks, written = world(name)
+    expected = every_page(banks, written)
+    for module, step, value in (
+        (page_batches, "BATCH", 3),
+        (page_batches, "_LONG", 2),
+        (page_batches, "_STEP", 2 * PAGE),
+        (page_heads, "_PAGES", 2),
+        (page_heads, "_STEP", 2 * PAGE),
+    ):
+        monkeypatch.setattr(module, step, value)
+    for make in (in_buffer, fetched):
+        batches = list(make(banks, written).page_batches())
+        assert [pa for batch in batches for pa in batch.addresses.tolist()] == sorted(expected)
+        assert all(len(batch.addresses) <= 3 for batch in batches)
+    wanted = [pa for pa, data in expected.items() if data.startswith(HEAD)]
+    assert list(in_buffer(banks, written).pages_that_begin(HEAD)) == wanted
+    if all(run.start % PAGE == run.end % PAGE == 0 and set(range(*run, PAGE)) <= expected.keys() for run in written):
+        assert list(fetched(banks, written).pages_that_begin(HEAD)) == wanted
 
 
 def test_parts_of_nothing() -> None:
