@@ -114,6 +114,15 @@ def gcc_version() -> str:
     return _first_line("gcc", "--version")
 
 
+def parser_of(description: str, rounds: int) -> argparse.ArgumentParser:
+    """``--rounds`` and ``--json``, for a bench with options of its own that counts the processor's time."""
+    os.environ[VARIABLE] = "processor"
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=rounds, help="rounds of each side (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one object instead of a table")
+    return parser
+
+
 def arguments(description: str, rounds: int) -> argparse.Namespace:
     """Read ``--rounds``, ``--json`` and ``--clock``; processes that are started from here use the same clock."""
     parser = argparse.ArgumentParser(description=description)

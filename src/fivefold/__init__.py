@@ -256,7 +256,10 @@ def __getattr__(name: str) -> Any:
     wanted = "open_space" if name == "open" else name
     if wanted not in _HOME:
         raise AttributeError(f"module 'fivefold' has no attribute {name!r}")
-    return getattr(import_module(_HOME[wanted]), wanted)
+    found = getattr(import_module(_HOME[wanted]), wanted)
+    if name == wanted:
+        globals()[name] = found  # the next time it is found at once
+    return found
 
 
 def __dir__() -> list[str]:

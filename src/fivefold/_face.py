@@ -28,12 +28,18 @@ def walk(space: Space | AddressSpace, va: int, root: int | None = None) -> Itera
     Ends after the leaf, or after the entry that stops the translation. `MemoryReadError` where a table is not in
     memory.
     """
+    if root is None and space.__class__ is Space and va.__class__ is int and not va >> 64:
+        one = space._one or space.one
+        if one is not None:
+            return one.steps(va)  # type: ignore[arg-type]
     below = None if root is None else PhysAddr(_arguments.word("root", root))
     return arch.walk(_tables(space), VirtAddr(_arguments.word("va", va)), below)
 
 
 def translate(space: Space | AddressSpace, va: int) -> Translation:
     """Translate *va*, or say what stops it. `MemoryReadError` where a table is not in memory."""
+    if isinstance(space, Space):
+        return space.translate(va)
     return arch.translate(_tables(space), VirtAddr(_arguments.word("va", va)))
 
 

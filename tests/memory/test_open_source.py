@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import lzma
+from pathlib import Path
 
 import pytest
 
 from fivefold.errors import FormatError, MachineError
-from fivefold.memory import SourceOptions, open_file, open_source
+from fivefold.memory import SourceOptions, free_memory, open_file, open_source
 
 
 def test_the_content_decides(make, saved) -> None:
@@ -70,3 +71,22 @@ def test_live_sources_that_are_not_there(spec: str, error: type[Exception], mess
     with pytest.raises(error) as caught:
         open_source(spec)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "half"),
+    [(None, None, 512 << 20), ("max", "5", 512 << 20), (str(300 << 20), str(100 << 20), 100 << 20), ("5", "7", 0)],
+)
+def test_half_of_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, used: str | None, half: int
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  4194304 kB\nMemAvailable:  1048576 kB\n")
+    for name, text in (("memory.max", limit), ("memory.current", used)):
+        if text is not None:
+            (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(free_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(free_memory, "GROUP", tmp_path)
+    assert (SourceOptions().most_copied, SourceOptions(max_copy=7).most_copied) == (half, 7)
+    monkeypatch.setattr(free_memory, "MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(free_memory, "GROUP", tmp_path / "none")
+    assert SourceOptions().most_copied == free_memory.UNKNOWN // 2

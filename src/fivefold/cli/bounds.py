@@ -20,13 +20,33 @@ MAX_MEMORY: Final = 1792 * MIB
 _ROOM: Final = GIB
 """A limit on the address space that leaves less than this beyond ours is met first."""
 
+_given: int | None = None
+"""What ``--max-memory`` says."""
+
 _bound: int | None = None
 _before: int = 0
 """The last bound that was set, and what the process had written to by then, which does not count."""
 
 
+def copies() -> int | None:
+    """What may be copied or unpacked in bytes, where ``--max-memory`` says so."""
+    return _given
+
+
 @contextlib.contextmanager
-def bounded(size: int) -> Iterator[None]:
+def bounded(given: int | None) -> Iterator[None]:
+    """Let the process take as much as was *given* with ``--max-memory``, or `MAX_MEMORY`, inside the ``with`` block."""
+    global _given
+    before, _given = _given, given
+    try:
+        with limited(MAX_MEMORY if given is None else given):
+            yield
+    finally:
+        _given = before
+
+
+@contextlib.contextmanager
+def limited(size: int) -> Iterator[None]:
     """Let the process take at most *size* more bytes inside the ``with`` block; a lower limit from outside stays."""
     global _bound, _before
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)

@@ -138,7 +138,8 @@ MemoryOption = Annotated[
         "--max-memory",
         parser=values.size,
         metavar="SIZE",
-        help=f"Give up beyond this much memory, {format_size(MAX_MEMORY)} unless given.",
+        help=f"Give up beyond this much memory; {format_size(MAX_MEMORY)} unless given, and half of what is free for "
+        "copies of a guest.",
         rich_help_panel=GENERAL,
     ),
 ]
@@ -157,7 +158,7 @@ def _printing(name: str, command: Callable[..., int]) -> Callable[..., int]:
     ) -> int:
         write_report_to(report)
         _colour(color)
-        with nullcontext() if name in UNBOUNDED else bounded(max_memory or MAX_MEMORY):
+        with nullcontext() if name in UNBOUNDED else bounded(max_memory):
             return printing(lambda: command(**given))
 
     shown = list(inspect.signature(command, eval_str=True).parameters.values())

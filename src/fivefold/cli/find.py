@@ -70,8 +70,8 @@ def find(
     from fivefold.survey.guest.root_spaces import root_spaces
 
     with chosen.open_source() as source:
-        asked = [*_of_memory(phys or []), *_of_bytes(source, patterns, limit)]
-        roots = root_spaces(source, chosen.check_given(), chosen.symbols)
+        asked = [*_of_memory(phys or []), *_of_bytes(chosen, source, patterns, limit)]
+        roots = root_spaces(source, chosen.check_given(), chosen.symbols, progress=chosen.progress)
         answers = iter(find_mappings(roots.spaces(), [target for _, targets, _ in asked for target in targets]))
         from fivefold.report.text import find as find_text
 
@@ -96,11 +96,13 @@ def _of_memory(ranges: list[range]) -> Iterator[tuple[str, list[range], bool]]:
         yield f"phys {text}", [one], False
 
 
-def _of_bytes(source: Source, patterns: list[tuple[str, bytes]], limit: int) -> Iterator[tuple[str, list[range], bool]]:
+def _of_bytes(
+    chosen: SourceChoice, source: Source, patterns: list[tuple[str, bytes]], limit: int
+) -> Iterator[tuple[str, list[range], bool]]:
     from fivefold.survey.find import search_memory
 
     for name, wanted in patterns:
-        hits = search_memory(source.memory, wanted, limit + 1)
+        hits = search_memory(source.memory, wanted, limit + 1, progress=chosen.progress)
         yield name, [range(hit, hit + len(wanted)) for hit in hits[:limit]], len(hits) > limit
 
 

@@ -22,7 +22,7 @@ def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
 
     given = chosen.check_given()
     with chosen.open_source() as source:
-        found = find_roots(source, given.levels, given.phys_bits, given.c_bit)
+        found = find_roots(source, given.levels, given.phys_bits, given.c_bit, progress=chosen.progress)
         owners = root_owners(source, found, chosen.symbols)
         if as_json:
             write_document(roots_json(source, found, owners), sys.stdout)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from fivefold.cli import values
+from fivefold.cli.bounds import copies
 from fivefold.cli.choices import SYMBOLS_HELP
 from fivefold.cli.help_page import SOURCE
 from fivefold.cli.printing import over_write
@@ -54,6 +55,12 @@ class SourceChoice:
     second: tuple[str, int, int | None] | None = None
     """The second-level tables to read through: kind, root, levels."""
 
+    @property
+    def progress(self) -> ProgressLine:
+        """What a long step tells how far it is."""
+        line: ProgressLine = self.options["progress"]
+        return line
+
     def open_source(self) -> Source:
         """Its memory and registers; with second-level tables those of the guest behind them."""
         from fivefold.survey.second_level.sources import guest_source
@@ -76,7 +83,7 @@ class SourceChoice:
         from fivefold.survey.guest.ram_holes import with_hole
 
         try:
-            return _told(with_hole(open_source(self.name, **self.options), self.check_given()))
+            return _told(with_hole(open_source(self.name, **self.options, max_copy=copies()), self.check_given()))
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
 

@@ -266,11 +266,25 @@ class PagedMemory(_Closing):
         return page_batches.by_fetching(self._extents, self.written(), self._read_parts)
 
     def readable(self, pa: PhysAddr, size: int, /) -> Iterator[tuple[int, bytes]]:
-        """What is not damaged of it; what is, is noted in `left_out`."""
+        """What is not damaged of it, in as few pieces as can be; what is, is noted in `left_out`."""
         self._check_inside(pa, size)
-        for at, part in self._read_parts(pa, pa + size):
+        try:
+            yield pa, self._fetch(pa, size)
+            return
+        except FormatError:
+            pass
+        run: list[bytes] = []
+        start = int(pa)
+        for at, length in _pages(pa, pa + size):
+            part = self._page(at, length)
             if part is not None:
-                yield at, part
+                start = start if run else at
+                run.append(part)
+            elif run:
+                yield start, b"".join(run)
+                run = []
+        if run:
+            yield start, b"".join(run)
 
     def _leave_out(self, pa: int) -> None:
         self.left_out[pa] = None

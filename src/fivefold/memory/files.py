@@ -25,7 +25,10 @@ SMALL: Final = 16 * MIB
 
 EXPECTED: Final = "expected a file that holds memory, or qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT"
 
-MAX_RUNS: Final = 1 << 16
+_BLOCK: Final = 512
+"""Bytes of a block that ``st_blocks`` counts."""
+
+MAX_RUNS: Final = 1 << 20
 """How many runs of a sparse file are kept apart at most."""
 
 
@@ -82,7 +85,10 @@ class FileBytes:
                 data = cls._read_all(fd, status.st_size)
                 os.close(fd)
                 return cls(data, name)
-            return cls(mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ), name, fd)
+            mapped = mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ)
+            if status.st_blocks * _BLOCK < status.st_size // 2:
+                mapped.madvise(mmap.MADV_RANDOM)  # reading ahead would fill memory with pages of holes
+            return cls(mapped, name, fd)
         except OSError as error:
             os.close(fd)
             raise cannot("read", name, error) from error

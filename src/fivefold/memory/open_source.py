@@ -10,12 +10,12 @@ from typing import Final, Literal, TypedDict, Unpack, get_args
 
 from fivefold import _arguments
 from fivefold.errors import FivefoldError, FormatError, both_told
-from fivefold.memory.banked import MAX_COPY
 from fivefold.memory.files import FileBytes
 from fivefold.memory.formats import avml, elf_core, kdump, lime, vmware
 from fivefold.memory.formats.compressed import compression_of, read_stream, unpack
 from fivefold.memory.formats.raw_image import read_raw
 from fivefold.memory.formats.snapshots import cloud_hypervisor, firecracker
+from fivefold.memory.free_memory import half_of_free
 from fivefold.memory.source import Progress, Source
 
 LiveRam = Literal["auto", "file", "process", "pmemsave"]
@@ -29,7 +29,7 @@ class SourceOptions:
     *ram_map* is for raw images and gdb stubs (see `parse_ram_map`), *freeze* stops a live guest while it is
     open, *live_ram* forces one way of reading it, *timeout* is in seconds and for one answer
     of a live guest. *max_unpacked* bounds a compressed file (None: by its size), *max_copy* copies of memory that
-    is not in buffers; both in bytes.
+    is not in buffers (None: half of what is free); both in bytes.
     """
 
     ram_map: str | None = None
@@ -38,7 +38,12 @@ class SourceOptions:
     timeout: float = 10.0
     progress: Progress | None = None
     max_unpacked: int | None = None
-    max_copy: int = MAX_COPY
+    max_copy: int | None = None
+
+    @property
+    def most_copied(self) -> int:
+        """How many bytes may be copied: *max_copy*, or half of what is free."""
+        return half_of_free() if self.max_copy is None else self.max_copy
 
     def __post_init__(self) -> None:
         """Refuse a value of a wrong type, with `TypeError` or `ValueError` that names the option."""
@@ -48,7 +53,7 @@ class SourceOptions:
             freeze=(bool,),
             timeout=(float, int),
             max_unpacked=(int, type(None)),
-            max_copy=(int,),
+            max_copy=(int, type(None)),
         )
         if self.live_ram not in get_args(LiveRam):
             raise ValueError(
@@ -68,7 +73,7 @@ class SourceKeywords(TypedDict, total=False):
     timeout: float
     progress: Progress | None
     max_unpacked: int | None
-    max_copy: int
+    max_copy: int | None
 
 
 KCORE: Final = "/proc/kcore"
@@ -137,7 +142,7 @@ def open_file(path: str, options: SourceOptions | None = None) -> Source:
 def _open_kcore(options: SourceOptions) -> Source:
     from fivefold.memory.live import kcore
 
-    return kcore.open_kcore(KCORE, max_copy=options.max_copy)
+    return kcore.open_kcore(KCORE, max_copy=options.most_copied)
 
 
 def _open_bytes(file: FileBytes, chosen: SourceOptions) -> Source:
@@ -172,23 +177,23 @@ def _recognise(file: FileBytes, options: SourceOptions) -> Source:
     if reader is not None:
         return reader(file)
     if head.startswith(avml.MAGIC):
-        return avml.read_avml(file, max_copy=options.max_copy)
+        return avml.read_avml(file, max_copy=options.most_copied)
     if head.startswith(_STREAMS):
         from fivefold.memory.formats import qemu_stream  # a log is explained without numpy
 
         return qemu_stream.read_qemu_stream(
-            file, max_copy=options.max_copy, max_unpacked=options.max_unpacked, progress=options.progress
+            file, max_copy=options.most_copied, max_unpacked=options.max_unpacked, progress=options.progress
         )
     if firecracker.is_state(head):
         return firecracker.read_firecracker(file)
     if head.startswith(_HYPERV):
         from fivefold.memory.formats.snapshots import hyperv  # a log is explained without numpy
 
-        return hyperv.read_hyperv(file, max_copy=options.max_copy)
+        return hyperv.read_hyperv(file, max_copy=options.most_copied)
     if (snapshot := vmware.beside(file)) is not None:
         return vmware.read_vmem(file, snapshot)
     if head.startswith(kdump.SIGNATURES):
-        return kdump.read_kdump(file, max_copy=options.max_copy)
+        return kdump.read_kdump(file, max_copy=options.most_copied)
     return read_raw(file)
 
 
@@ -223,7 +228,11 @@ def _open_live(prefix: str, rest: str, options: SourceOptions) -> Source:
         raise ValueError(f"'{prefix}:' has no address; expected qmp:SOCKET, pid:NUMBER or gdb:HOST:PORT")
     if prefix == "gdb":
         return gdb_stub.attach_gdb(
-            rest, ram_map=options.ram_map, freeze=options.freeze, timeout=options.timeout, max_copy=options.max_copy
+            rest,
+            ram_map=options.ram_map,
+            freeze=options.freeze,
+            timeout=options.timeout,
+            max_copy=options.most_copied,
         )
     attach = live_qemu.attach_qmp if prefix == "qmp" else live_qemu.attach_pid
     return attach(
@@ -231,6 +240,6 @@ def _open_live(prefix: str, rest: str, options: SourceOptions) -> Source:
         freeze=options.freeze,
         ram=options.live_ram,
         timeout=options.timeout,
-        max_copy=options.max_copy,
+        max_copy=options.most_copied,
         progress=options.progress,
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fivefold.memory.base import Extent
 from fivefold.memory.page_batches import parts_of
 from fivefold.units import MIB, PAGE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _WORD: Final = 8
 _PAGES: Final = 1 << 16
@@ -29,12 +33,28 @@ def in_buffer(start: int, data: memoryview, written: Sequence[Extent], head: byt
 
     words = np.frombuffer(data, "<u8", count * (PAGE // _WORD), skip)[:: PAGE // _WORD]
     wanted = np.uint64(int.from_bytes(head[:_WORD], "little"))
-    for low, high in parts_of(start + skip, count, written):
+    for numbers in _numbered(start + skip, count, written):
+        for number in numbers[words[numbers] == wanted].tolist():
+            offset = skip + number * PAGE
+            if data[offset : offset + len(head)] == head:
+                yield start + offset
+
+
+def _numbered(start: int, count: int, written: Sequence[Extent]) -> Iterator[npt.NDArray[np.intp]]:
+    """The numbers of the pages that may hold something, ascending, some at a time."""
+    import numpy as np
+
+    held: list[npt.NDArray[np.intp]] = []
+    pages = 0
+    for low, high in parts_of(start, count, written):
         for at in range(low, high, _PAGES):
-            for number in np.flatnonzero(words[at : min(at + _PAGES, high)] == wanted).tolist():
-                offset = skip + (at + number) * PAGE
-                if data[offset : offset + len(head)] == head:
-                    yield start + offset
+            held.append(np.arange(at, min(at + _PAGES, high)))
+            pages += len(held[-1])
+            if pages >= _PAGES:
+                yield np.concatenate(held)
+                held, pages = [], 0
+    if held:
+        yield np.concatenate(held)
 
 
 def by_fetching(written: Sequence[Extent], fetch: Callable[[int, int], bytes], head: bytes) -> Iterator[int]:

@@ -15,6 +15,7 @@ import numpy as np
 from fivefold import _arguments
 from fivefold.arch import ENTRIES, Level, Rights, TooManyRuns
 from fivefold.memory import Extent, SourceMemory
+from fivefold.memory.source import Progress
 from fivefold.survey.scan.frame_sets import LeafRuns
 from fivefold.survey.scan.info_word import level_of
 from fivefold.survey.scan.regions import PAGE_NAMES, Stride
@@ -209,10 +210,13 @@ def _worth_searching(memory: SourceMemory, pattern: bytes) -> list[Extent]:
     return found
 
 
-def search_memory(memory: SourceMemory, pattern: bytes, limit: int) -> list[PhysAddr]:
+def search_memory(
+    memory: SourceMemory, pattern: bytes, limit: int, *, progress: Progress | None = None
+) -> list[PhysAddr]:
     """The first *limit* physical addresses at which *pattern* stands, overlapping ones too; holes part memory.
 
-    Where a file is sparse nothing but zeros is looked for.
+    Where a file is sparse nothing but zeros is looked for; a damaged page is a hole. *progress* is called with bytes
+    searched and bytes in all.
     """
     if not hasattr(memory, "extents"):
         raise TypeError(f"memory is {memory!r}; expected memory, such as Space.source.memory")
@@ -222,16 +226,21 @@ def search_memory(memory: SourceMemory, pattern: bytes, limit: int) -> list[Phys
     _arguments.integer("limit", limit)
     if not pattern:
         raise ValueError("nothing to search for; expected one byte or more")
-    found: list[PhysAddr] = []
-    for extent in _worth_searching(memory, pattern):
+    return list(islice(_places_of(memory, pattern, progress), max(limit, 0)))
+
+
+def _places_of(memory: SourceMemory, pattern: bytes, progress: Progress | None) -> Iterator[PhysAddr]:
+    searched = _worth_searching(memory, pattern)
+    done, total = 0, sum(extent.end - extent.start for extent in searched)
+    for extent in searched:
         for at in range(extent.start, extent.end, SEARCH_STEP):
             # The last bytes of a step are the beginning of what may end in the next.
             size = min(SEARCH_STEP + len(pattern) - 1, extent.end - at)
-            data = memory.read(PhysAddr(at), size)
-            place = data.find(pattern)  # takes time with the size of both, not with their product
-            while place >= 0:
-                if len(found) == limit:
-                    return found
-                found.append(PhysAddr(at + place))
-                place = data.find(pattern, place + 1)
-    return found
+            for start, data in memory.readable(PhysAddr(at), size):
+                place = data.find(pattern)  # takes time with the size of both, not with their product
+                while place >= 0:
+                    yield PhysAddr(start + place)
+                    place = data.find(pattern, place + 1)
+            done += min(SEARCH_STEP, extent.end - at)
+            if progress is not None:
+                progress(done, total)

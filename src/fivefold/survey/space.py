@@ -36,6 +36,7 @@ from fivefold.survey.guest.system import GuestSystem, guest_system, release_told
 from fivefold.survey.guest.vmcoreinfo import KernelNotes, kernel_notes
 from fivefold.survey.names.kernel_names import KernelNames, kernel_names
 from fivefold.survey.paths import Path, path_of
+from fivefold.survey.scan.one_address import OneAddress
 from fivefold.survey.scan.regions import Regions, regions_of
 from fivefold.survey.scan.scan import TableScanner
 from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, Contiguity, RegionKind, ScanResult, ScanSettings
@@ -50,6 +51,9 @@ REPEAT_ABOVE: Final = 64
 """Where that is too many, a table with fewer ranges than this still unfolds."""
 
 _GIVEN: Final = tuple(field.name for field in fields(GivenPaging))
+
+FEW: Final = 12
+"""Addresses that are translated in plain Python before native code is made ready for more."""
 
 PTI_USER_BIT: Final = 1 << 12
 """Linux' page-table isolation keeps the user half's root in the page after the kernel's."""
@@ -74,6 +78,8 @@ class Space:
         _arguments.opened("source", source, Source)
         self.source = source
         self.symbol_file: str | None = None
+        self._one: OneAddress | None = None
+        self._asked = 0
         self.given = given or GivenPaging()
         self.root = root or choose_root(source, self.given)
         self.mode = mode or choose_mode(source, self.root.value, self.given)
@@ -122,7 +128,13 @@ class Space:
         return other
 
     def translate(self, va: int) -> Translation:
-        """Where *va* leads, or what stops it; rights are the entries'. `MemoryReadError` without a table."""
+        """Where *va* leads, or what stops it; rights are the entries'. `MemoryReadError` without a table.
+
+        Of memory that is read in place the answer keeps no entries: `steps` are read when they are asked for.
+        """
+        one = self._one or self.one
+        if one is not None and va.__class__ is int and not va >> 64:
+            return one.translate(va)  # type: ignore[arg-type]
         _arguments.opened("space", self, Space)
         return translate(self.tables, VirtAddr(_arguments.word("va", va)))
 
@@ -130,6 +142,19 @@ class Space:
         """Every entry read for *va*, with what came of it; a missing table is an answer, too."""
         _arguments.opened("space", self, Space)
         return path_of(self.tables, VirtAddr(_arguments.word("va", va)), self.areas.name_at(va), self.controls)
+
+    @property
+    def one(self) -> OneAddress | None:
+        """What walks address by address natively: from the second dozen on, and not in what may change meanwhile."""
+        if self._one is None and self._asked >= 0:
+            self._asked += 1
+            if self._asked > FEW and self.source.memory.zero_copy and not self.source.live and not self.closed:
+                self._one = OneAddress(self.source.memory, self.tables)
+                self.source.memory.when_closed(self._forget_one)
+        return self._one
+
+    def _forget_one(self) -> None:
+        self._one, self._asked = None, -1
 
     @cached_property
     def scanner(self) -> TableScanner:

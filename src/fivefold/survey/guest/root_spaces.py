@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fivefold import _arguments
 from fivefold.memory import Source
+from fivefold.memory.source import Progress
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import MODES, GivenPaging
 from fivefold.survey.guest.roots import Confidence, Root, find_roots
@@ -37,8 +38,13 @@ class RootSpaces:
             yield space
 
 
-def root_spaces(source: Source, given: GivenPaging, symbol_file: str | None = None) -> RootSpaces:
-    """All roots of at least medium confidence; only the one that *given* names by CR3 or CPU."""
+def root_spaces(
+    source: Source, given: GivenPaging, symbol_file: str | None = None, *, progress: Progress | None = None
+) -> RootSpaces:
+    """All roots of at least medium confidence; only the one that *given* names by CR3 or CPU.
+
+    *progress* as for `find_roots`.
+    """
     _arguments.opened("source", source, Source)
     _arguments.instance("given", given, GivenPaging)
     if given.cr3 is not None or given.cpu is not None:
@@ -46,6 +52,6 @@ def root_spaces(source: Source, given: GivenPaging, symbol_file: str | None = No
         why = (space.root.how, space.mode.evidence) if space.mode.against else (space.root.how,)
         only = Root(space.root.value, space.levels, Confidence.HIGH, why, 0)
         return RootSpaces(source, given, (only,), 0, symbol_file)
-    found = find_roots(source, given.levels, given.phys_bits, given.c_bit)
+    found = find_roots(source, given.levels, given.phys_bits, given.c_bit, progress=progress)
     sure = tuple(root for root in found if root.confidence >= Confidence.MEDIUM)
     return RootSpaces(source, given, sure, len(found) - len(sure), symbol_file)
