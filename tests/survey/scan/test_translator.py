@@ -17,6 +17,7 @@ from fivefold.memory import Extent, Ram
 from fivefold.metal.run import interpreter
 from fivefold.survey.paths import path_of
 from fivefold.survey.scan.scan_result import Contiguity, RegionKind, expand_leaves
+from fivefold.survey.scan.table_store import bring_from
 from fivefold.survey.scan.translator import ABSENT, NON_CANONICAL, Translator, translator_of
 from fivefold.survey.space import open_space
 from fivefold.units import GIB, PhysAddr, VirtAddr
@@ -127,3 +128,31 @@ def test_a_root_that_is_not_there() -> None:
     assert str(caught.value) == "the memory to translate in has no memory at 0x0000000000009000 (+4096 bytes)"
     with pytest.raises(ValueError, match=r"^3 levels of page tables; expected 4 or 5$"):
         Translator([], PhysAddr(FIRST), 3)
+
+
+@pytest.mark.parametrize("path", sorted(GUESTS.glob("*.elf.xz")), ids=lambda path: path.name.partition(".")[0])
+def test_tables_that_are_brought_give_the_same(path: Path) -> None:
+    with open_space(path) as space:
+        asked: list[int] = []
+        bring = bring_from(space.source.memory)
+
+        def noted(frames: Any) -> Any:
+            asked.extend(frames.tolist())
+            return bring(frames)
+
+        found = space.scan(repeat_above=64)
+        addresses = np.concatenate([found.start, found.last, found.last + np.uint64(1)])
+        brought = Translator((), space.root.value, space.levels, space.cpu, bring=noted)
+        few = brought.batch(addresses[:1])
+        assert len(asked) <= space.levels
+        assert few.rows.tolist() == translator_of(space).batch(addresses[:1]).rows.tolist()
+        assert brought.batch(addresses).rows.tolist() == translator_of(space).batch(addresses).rows.tolist()
+        assert len(asked) == len(set(asked))
+
+
+def test_a_root_that_is_not_brought() -> None:
+    def none(frames: Any) -> Any:
+        return np.zeros(len(frames), np.bool_), np.zeros((0, 512), np.uint64)
+
+    with pytest.raises(MemoryReadError):
+        Translator((), PhysAddr(0x1000), 4, bring=none).batch([0])

@@ -60,9 +60,13 @@ class TableStore:
         self._hash = 0
         self._enlarge()
 
+    def knows(self, frame: int) -> bool:
+        """Whether the table at *frame* was brought, or is known to be missing."""
+        return bool(self._instance.call(f"{_STORE}.is_known", frame))
+
     def need(self, frame: int) -> None:
         """Bring the table at *frame* unless it is known."""
-        if not self._instance.call(f"{_STORE}.is_known", frame):
+        if not self.knows(frame):
             self.fetch(np.array([frame], np.uint64))
 
     def fetch(self, frames: Words) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fivefold import _arguments
-from fivefold.arch import Cpu, Entry, Level
+from fivefold.arch import FRAME_BITS, Cpu, Entry, Level
 from fivefold.errors import MemoryReadError
 from fivefold.kernel.modes import mode_bindings
 from fivefold.kernel.scan import translate as kernel_translate
@@ -22,6 +22,7 @@ from fivefold.metal.run import host
 from fivefold.metal.run.instance import Instance
 from fivefold.survey.scan.info_word import kind_of, level_of, rights_of
 from fivefold.survey.scan.scan_result import Flags, RegionKind, Rows, Words, column
+from fivefold.survey.scan.table_store import Bring, TableStore, bring_from
 from fivefold.survey.space import Space
 from fivefold.units import PhysAddr
 
@@ -72,7 +73,8 @@ class Translations:
 class Translator:
     """Walks of one address space; its memory must stay as long as this does. Not for several threads at once.
 
-    *nxe* is EFER.NXE; *load* is `interpreter.load` to step through it as Python.
+    *nxe* is EFER.NXE; *load* is `interpreter.load` to step through it as Python. *bring* in place of *banks* reads
+    tables when walks come to them, each once: see `TableStore`.
     """
 
     def __init__(
@@ -83,12 +85,17 @@ class Translator:
         cpu: Cpu | None = None,
         nxe: bool = True,
         *,
+        bring: Bring | None = None,
         load: ProgramLoader = host.load,
     ) -> None:
         cpu = cpu or Cpu()
         self.root = root
-        self._code = load(program(levels, scattered=len(banks) > 1))
-        attach(self._code, banks)
+        self._code = load(program(levels, scattered=len(banks) > 1, brought=bring is not None))
+        self._store = None if bring is None else TableStore(self._code, bring)
+        if self._store is None:
+            attach(self._code, banks)
+        else:
+            self._store.need(root & FRAME_BITS)
         self._code.set("scan_entries.reserved", cpu.must_be_zero(Entry(0, Level.PT), nxe))
         self._code.set("scan_entries.reserved_top", cpu.must_be_zero(Entry(0, Level.PML4), nxe))
         self._code.set("scan_entries.gib_pages", int(cpu.gib_pages))
@@ -105,7 +112,23 @@ class Translator:
             raise ValueError(f"room for {len(rows)} answers to {len(asked)} addresses; expected as many")
         if len(asked):
             self._run(asked, rows)
-        return Translations(rows)
+        found = Translations(rows)
+        if self._store is not None and len(asked):
+            self._bring(self._store, asked, found)
+        return found
+
+    def _bring(self, store: TableStore, asked: Words, found: Translations) -> None:
+        """Read the tables that walks came to, a level at a time, and walk on."""
+        while True:
+            stopped = np.flatnonzero(found.kind == RegionKind.UNREADABLE)
+            frames = np.unique(found.phys[stopped] & np.uint64(FRAME_BITS))
+            awaited = frames[[not store.knows(frame) for frame in frames.tolist()]] if len(frames) else frames
+            if not len(awaited):
+                return
+            store.fetch(awaited)
+            again = np.zeros(len(stopped), ANSWER)
+            self._run(np.ascontiguousarray(asked[stopped]), again)
+            found.rows[stopped] = again
 
     def _run(self, asked: Words, rows: Rows) -> None:
         source, target = self._code.map(asked.view(np.uint8)), self._code.map(rows.view(np.uint8))
@@ -127,21 +150,31 @@ def _room(count: int) -> Rows:
 
 
 def translator_of(space: Space) -> Translator:
-    """The translator of an opened space; of its whole memory, which is copied where it is not in buffers."""
+    """The translator of an opened space: in place, or over the tables that its addresses need."""
     _arguments.opened("space", space, Space)
+    memory, mask = space.source.memory, space.cpu.encryption_bits
+    in_place = memory.zero_copy and not mask
     return Translator(
-        space.source.memory.banks(), space.root.value, space.levels, space.cpu, space.nxe.value is not False
+        memory.banks() if in_place else (),
+        space.root.value,
+        space.levels,
+        space.cpu,
+        space.nxe.value is not False,
+        bring=None if in_place else bring_from(memory, mask),
     )
 
 
-def program(levels: int, *, scattered: bool) -> Program:
-    """The build of the walk for trees of *levels* tables, 4 or 5, in one extent or *scattered* over several."""
+def program(levels: int, *, scattered: bool, brought: bool = False) -> Program:
+    """The build of the walk for trees of *levels* tables, 4 or 5, in one extent or *scattered* over several.
+
+    With *brought* it reads tables that are brought one by one.
+    """
     if levels not in (4, 5):
         raise ValueError(f"{levels} levels of page tables; expected 4 or 5")
     # The extent that was used last is the right one where there is no other, and next to never among many.
     lookup = "any_page" if scattered else "phys_to_page"
-    return Program(
-        ("fivefold.kernel.scan.translate",),
-        bindings=mode_bindings(levels),
-        replace={"fivefold.kernel.scan.tables.phys_table": f"fivefold.metal.extents.{lookup}"},
-    )
+    reached = f"fivefold.metal.extents.{lookup}"
+    modules: tuple[str, ...] = ("fivefold.kernel.scan.translate",)
+    if brought:
+        reached, modules = "fivefold.metal.table_store.phys_to_page", (*modules, "fivefold.metal.table_store")
+    return Program(modules, bindings=mode_bindings(levels), replace={"fivefold.kernel.scan.tables.phys_table": reached})
