@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final, Self
 
@@ -22,6 +23,7 @@ from fivefold.metal.extents import Attachment, attach
 from fivefold.metal.program import Program
 from fivefold.metal.run import host
 from fivefold.metal.run.instance import Instance
+from fivefold.survey.scan import split_scan
 from fivefold.survey.scan.scan_buffers import Memo, Records
 from fivefold.survey.scan.scan_result import COUNT_NAMES, Rows, ScanCounts, ScanResult, ScanSettings
 from fivefold.survey.scan.table_store import MAX_TABLES, Bring, TableStore
@@ -35,6 +37,9 @@ FIRST_RANGES: Final = 1 << 20
 
 MAX_WALKS: Final = 1 << 26
 """No scan walks more tables than this; a guest of 1 TiB has room for fewer in its real ones."""
+
+MOST_SPLIT_FRAMES: Final = 1 << 24
+"""In larger memories, 64 GiB, finding out whether parts share tables would cost more than parts save."""
 
 SLICE: Final = 1 << 16
 """Walks after which a scan comes back for a moment, so that it can be interrupted."""
@@ -102,6 +107,8 @@ class TableScanner:
         self._prefetch = prefetch
         self._load = load
         self._builds: dict[int, _Build] = {}
+        self._helpers: dict[int, list[_Build]] = {}
+        self._splitter: split_scan.Splitter | None = None
 
     def scan(
         self,
@@ -111,9 +118,54 @@ class TableScanner:
         *,
         max_ranges: int = MAX_RANGES,
     ) -> ScanResult:
-        """Every range under *root*, in memory; raises as `scan_space` does."""
+        """Every range under *root*, in memory; raises as `scan_space` does. A large space is scanned on many cores."""
         settings = settings or ScanSettings()
-        build = self._build(levels)
+        windows = self._windows(root, levels, settings)
+        if len(windows) > 1 and (found := self._in_parts(root, levels, windows, max_ranges)) is not None:
+            rows, counts = found
+        else:
+            rows, counts = self._scan(self._build(levels), root, settings, max_ranges)
+        if len(rows) > max_ranges:
+            raise TooManyRuns(root, max_ranges)
+        return ScanResult(root, levels, settings, rows, counts)
+
+    def _windows(self, root: PhysAddr, levels: int, settings: ScanSettings) -> list[ScanSettings]:
+        """The parts to scan at the same time, or all of it as one."""
+        if self._bring is not None or settings.repeat_above is not None or self._load is not host.load:
+            return [settings]
+        if (parts := split_scan.cores()) < 2 or self._build(levels).memo.frames > MOST_SPLIT_FRAMES:
+            return [settings]
+        self._splitter = self._splitter or split_scan.Splitter(self._banks)
+        return self._splitter.windows(root, levels, settings, parts)
+
+    def _in_parts(
+        self, root: PhysAddr, levels: int, windows: list[ScanSettings], max_ranges: int
+    ) -> tuple[Rows, ScanCounts] | None:
+        """The same as one scan, a thread for each window; None where that cannot be had from parts."""
+        assert self._splitter is not None
+        builds = [self._build(levels), *(self._helper(levels, number) for number in range(1, len(windows)))]
+        with ThreadPoolExecutor(len(windows)) as pool:
+            jobs = [
+                pool.submit(self._scan, build, root, window, max_ranges)
+                for build, window in zip(builds, windows, strict=False)  # a helper may be left over
+            ]
+            parts = [job.result() for job in jobs]
+        twice = sum(self._splitter.on_both_ways(root, levels, window.first) for window in windows[1:])
+        if split_scan.shared([build.memo.words for build in builds], twice):
+            return None
+        counts = split_scan.joined_counts([counts for _, counts in parts], twice)
+        rows = split_scan.joined_rows([rows for rows, _ in parts], windows[0].contiguity)
+        return None if rows is None or counts is None else (rows, counts)
+
+    def _helper(self, levels: int, number: int) -> _Build:
+        """A second build over the same memory, for another thread."""
+        helpers = self._helpers.setdefault(levels, [])
+        while len(helpers) < number:
+            code = self._load(program(levels, prefetch=self._prefetch))
+            helpers.append(_Build(code, attach(code, self._banks), levels))
+        return helpers[number - 1]
+
+    def _scan(self, build: _Build, root: PhysAddr, settings: ScanSettings, max_ranges: int) -> tuple[Rows, ScanCounts]:
         records = build.records(min(max(max_ranges, 1) + 1, FIRST_RANGES))
         build.start(records, settings)
         status = build.scan(root)
@@ -125,10 +177,8 @@ class TableScanner:
             status = build.resume()
         _check(status, root)
         rows = records.rows(build.code.get("scan_ranges.count"))
-        if len(rows) > max_ranges:
-            raise TooManyRuns(root, max_ranges)
         build.take_back(records, rows)
-        return ScanResult(root, levels, settings, rows, build.counts())
+        return rows, build.counts()
 
     def stream(
         self,
@@ -163,9 +213,9 @@ class TableScanner:
 
     def close(self) -> None:
         """Let go of the banks, so that what is behind them can be closed; results stay."""
-        for build in self._builds.values():
+        for build in (*self._builds.values(), *(one for helpers in self._helpers.values() for one in helpers)):
             build.close()
-        self._builds, self._banks = {}, []
+        self._builds, self._helpers, self._splitter, self._banks = {}, {}, None, []
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from fivefold.metal.run.instance import Instance
-from fivefold.survey.scan.scan_result import RANGE, Rows
+from fivefold.survey.scan.scan_result import RANGE, Rows, Words
 
 MAX_REMEMBERED: Final = 1 << 23
 RIGHTS: Final = 8
@@ -104,6 +104,12 @@ class Memo:
         walks = min(frames * levels * RIGHTS + 2 * levels, MAX_REMEMBERED)
         index = reserved(max(frames, 1) * _INDEX_BYTES)
         return cls(index, code.map(index), frames, code.map(reserved(walks * _WALK_BYTES)), walks)
+
+    @property
+    def words(self) -> Words:
+        """The index word of each frame: not 0 for a table that was walked."""
+        words: Words = np.frombuffer(self.index, "<u4", self.frames)
+        return words
 
     def release(self, code: Instance) -> None:
         """Tell native code to forget both."""
