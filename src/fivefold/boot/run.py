@@ -35,6 +35,8 @@ from fivefold.units import PhysAddr, hex64
 Explain = Callable[[Event, Machine], str]
 """Tells why a run ended as it did, while the machine can still be looked at."""
 
+GIVES_UP: Final = ("Bail out! ", "fivefold: ")
+"""How the kernel begins the line in which it says why it cannot go on, before there is a report and after."""
 VARIABLES: Final = (
     "pgdir_shift", "ptrs_per_p4d", "page_offset_base", "vmalloc_base", "vmemmap_base", "phys_base",
 )  # fmt: skip
@@ -123,7 +125,7 @@ def boot_guest(guest: Guest, options: BootOptions, image: Image, explain: Explai
             report, seen = look_at_text(machine, options)
         else:
             report, seen = look_inside(machine, options, image)
-        ended = completed(event, report)
+        ended = completed(event, report, machine.output)
         checks = [ended, *early, *report.checks, *seen]
         story = explain(event, machine) if explain and not ended.ok else ""
         instructions, output = machine.instructions, machine.output.decode(errors="replace")
@@ -250,15 +252,18 @@ def from_outside(machine: Machine, options: BootOptions, image: Image, report: G
     return [*checks, Check.outside("kaslr_bases", "")] if options.randomised else checks
 
 
-def completed(event: Event, report: GuestReport) -> Check:
-    """Whether the guest ran to its end; if not, how it stopped.
+def completed(event: Event, report: GuestReport, output: bytes) -> Check:
+    """Whether the guest ran to its end; if not, how it stopped, and the last words of its serial *output*.
 
     It writes its exit code to a port and halts; an engine without a device there sees only the latter.
     """
     ended = isinstance(event, Halted | PoweredOff) or (
         isinstance(event, Exit) and event.code in (EXIT_PASSED, EXIT_FAILED)
     )
-    detail = str(event) + (f": {report.panic}" if report.panic else "")
+    last = output.decode(errors="replace").strip().rpartition("\n")[2]
+    said = last.removeprefix("Bail out! ").removeprefix("fivefold: ") if last.startswith(GIVES_UP) else ""
+    why = report.panic or said.strip()
+    detail = f"{event}: {why}" if why else str(event)
     return Check("completed", "outside", report.is_done and ended, detail)
 
 

@@ -23,6 +23,14 @@ def test_comes_back_in_the_same_mode(passes: Boot, cpu: str, cmdline: str) -> No
     assert {"hibernate_saved", "hibernate_resumed"} <= {check.name for check in run.checks}
 
 
+TOP = {"memory": 63 * MIB, "load_address": 62 * MIB, "hibernate": True}
+
+
+def test_comes_back_when_it_lies_above_what_was_saved(passes: Boot) -> None:
+    """The image is at the top of memory, as `kaslr` may have it, and the loader puts what was saved below it."""
+    assert "hibernate_resumed" in {check.name for check in passes("la48", **TOP).checks}
+
+
 @pytest.mark.qemu
 def test_comes_back_with_all_cpus(passes: Boot) -> None:
     """A restarted machine's other CPUs run what the resuming kernel gave them; the one that comes back starts them."""

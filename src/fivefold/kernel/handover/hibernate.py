@@ -202,10 +202,11 @@ def resume(info: PhysAddr, largest: u64) -> u64:
         return NOT_AN_IMAGE
     module = PhysAddr(start_info.field64(info, start_info.OFFSET_MODULE_LIST))
     image = start_info.field64(module, 0)
-    if not memblock.is_memory(PhysAddr(image), start_info.field64(module, 8)):
+    size = start_info.field64(module, 8)
+    if not memblock.is_memory(PhysAddr(image), size):
         return NOT_IN_MEMORY
     at = phys_to_virt(PhysAddr(image))
-    outcome = check_image(at, start_info.field64(module, 8))
+    outcome = check_image(at, size)
     if outcome != OK:
         return outcome
     count = load64(at + HEADER_PAGES)
@@ -214,11 +215,23 @@ def resume(info: PhysAddr, largest: u64) -> u64:
         page = load64(at + PAGE_SIZE + 8 * i)
         if not memblock.is_memory(PhysAddr(page), PAGE_SIZE):
             return OTHER_MEMORY
+        if page < image + size and image < page + PAGE_SIZE:
+            return IN_THE_WAY
         highest = max(highest, page + PAGE_SIZE)
-    if highest > image:
-        return IN_THE_WAY
-    memblock.use_only_above(PhysAddr(highest))
+    if highest <= image:
+        memblock.use_only_above(PhysAddr(highest))
+    elif not keep_free(at, count):  # the kernel lies above the image
+        return NO_MEMORY
     return go_back(at, count, largest)
+
+
+@noinline
+def keep_free(at: u64, count: u64) -> bool:
+    """From now on hand out only what is no page of the image's; False if the pages are in too many pieces."""
+    for i in range(count):
+        memblock.reserve(PhysAddr(load64(at + PAGE_SIZE + 8 * i)), PAGE_SIZE)
+    memblock.use_only_above(PhysAddr(PAGE_SIZE))
+    return not memblock.overflowed
 
 
 @noinline
