@@ -56,7 +56,8 @@ def conform(
         Path | None, typer.Option(metavar="FILE", help="Judge the serial text of a machine that ran the payload.")
     ] = None,
     payload: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an ELF file that runs the cases anywhere, and stop.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write an ELF file, or an ISO by its name, that runs the cases, and stop."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Known differences fail too.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the rules that agree, too.")] = False,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fivefold.arch import Cpu
+from fivefold.boot.image.iso import iso_file
 from fivefold.conform.campaign import Plan
 from fivefold.conform.cases.case import MODES
 from fivefold.conform.engines.base import EngineError
@@ -36,9 +37,13 @@ def trials_of(plan: Plan) -> list[Trial]:
 
 
 def write_payload(plan: Plan, path: Path, block: int | None = None) -> None:
-    """Write the ELF file that runs *plan* and prints what differs; *block* asks for that block in full."""
+    """Write what runs *plan* and prints what differs: an ELF file, or for a name in ``.iso`` a CD with GRUB for BIOS.
+
+    *block* asks for that block in full. `ImageError` without GRUB's tools.
+    """
     wanted = layout.P_DIFFERING | (0 if block is None else (block + 1) << layout.P_BLOCK_SHIFT)
-    path.write_bytes(elf_file(table(trials_of(plan), wanted)))
+    made = elf_file(table(trials_of(plan), wanted))
+    path.write_bytes(iso_file(None, made) if path.suffix == ".iso" else made)
 
 
 def judge_text(plan: Plan, data: bytes) -> ConformReport:
