@@ -103,6 +103,8 @@ def checks(case: Case, expected: Expected, outcome: CaseOutcome) -> Iterator[Out
         yield OutcomeCheck(*rules, False, expected_text(expected), str(outcome))
         return
     yield OutcomeCheck(*rules, True)
+    if case.what.scratch and case.cpl == 3 and "smap" in case.flags:
+        yield OutcomeCheck(*Rules.OWN_STACK, True)
     if isinstance(expected.verdict, Fault) and expected.verdict.rule in (Rule.PKU, Rule.PKS):
         yield OutcomeCheck(*Rules.KEYS, True)
     if case.what.label == RMW and outcome.vector == Vector.PF:

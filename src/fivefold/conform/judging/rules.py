@@ -21,6 +21,7 @@ KEYS: Final = SDM + "Protection Keys"
 PAGE_FAULT: Final = SDM + "Page-Fault Exceptions"
 FLAGS: Final = SDM + "Accessed and Dirty Flags"
 FORMATS: Final = SDM + "4-Level Paging and 5-Level Paging"
+FORMATS_AMD: Final = "AMD APM volume 2, Long-Mode Page Translation"
 CONTROL: Final = SDM + "Control Registers"
 SHADOW: Final = SDM + "Determination of Access Rights, Shadow-Stack Accesses"
 LASS: Final = SDM + "Linear-Address Space Separation"
@@ -195,7 +196,8 @@ def _reserved(case: Case, fault: Fault, expected: Expected) -> Named:
     entry = fault.steps[-1].entry
     assert expected.space is not None
     bits = expected.space.reserved(entry)
-    return f"reserved bits of a {entry.level.name} entry: {reserved_name(entry, bits, expected.space.cpu)}", FORMATS
+    name = reserved_name(entry, bits, expected.space.cpu)
+    return f"reserved bits of a {entry.level.name} entry: {name}", FORMATS_AMD if "AMD" in name else FORMATS
 
 
 def reserved_name(entry: Entry, bits: int, cpu: Cpu) -> str:
