@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from fivefold.notebook import html_table
 from fivefold.units import hex64
 
 SCHEMA = "fivefold.boot/1"
@@ -98,6 +99,22 @@ class BootReport:
 
     runs: tuple[Run, ...]
     skipped: tuple[Skipped, ...]
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                one.cpu,
+                one.engine,
+                one.mode,
+                one.levels,
+                sum(check.ok for check in one.checks),
+                len(one.checks),
+                one.event,
+            )
+            for one in self.runs
+        ]
+        columns = ("CPU", "engine", "mode", "levels", "checks passed", "of", "how it ended")
+        return html_table("one image, booted", columns, rows)
 
     @property
     def ok(self) -> bool:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from fivefold.arch import Level, Step
+from fivefold.arch.walk import STEP_COLUMNS, step_cells
 from fivefold.explain.address_area import AddressArea
 from fivefold.explain.faults.finding import Certainty, FaultFinding
 from fivefold.explain.logs.trace import Outcome, RaisedException
 from fivefold.explain.rules.error_codes import decode_error
 from fivefold.explain.rules.ruling import MANUAL, RuleName, is_unplaced
+from fivefold.notebook import html_table
 from fivefold.units import hex64
 
 SCHEMA: Final = "fivefold.explain/1"
@@ -159,6 +161,16 @@ class Explanation:
     """One sentence: what happened, where, why."""
     places: tuple[AddressArea, ...] = ()
     what_if: tuple[WhatIf, ...] = ()
+
+    def _repr_html_(self) -> str:
+        rows = [("cause", f"{self.cause.rule}, {self.cause.confidence}"), ("mode", self.mode or "not known")]
+        rows += [("outcome", self.outcome)]
+        rows += [("evidence", text) for text in (*self.cause.evidence, *self.remarks)]
+        rows += [("legal", text) for text in self.cause.legal]
+        rows += [("not known", text) for text in self.unknown]
+        steps = self.guilty.finding.steps if self.guilty is not None else ()
+        walk = html_table("the walk", STEP_COLUMNS, [step_cells(step) for step in steps]) if steps else ""
+        return html_table(self.headline, ("what", "value"), rows) + walk
 
     def to_json(self) -> dict[str, Any]:
         """The whole as the schema `fivefold.explain/1` has it."""

@@ -16,6 +16,7 @@ from fivefold import _arguments
 from fivefold.arch import ENTRIES, Level, Rights, TooManyRuns
 from fivefold.memory import Extent, SourceMemory
 from fivefold.memory.source import Progress
+from fivefold.notebook import SHOWN, html_table
 from fivefold.survey.scan.frame_sets import LeafRuns
 from fivefold.survey.scan.info_word import level_of
 from fivefold.survey.scan.regions import PAGE_NAMES, Stride
@@ -23,7 +24,7 @@ from fivefold.survey.scan.scan import MAX_RANGES
 from fivefold.survey.scan.scan_result import Contiguity, RegionKind, ScanResult, ScanSettings, column
 from fivefold.survey.scan.table_census import census
 from fivefold.survey.space import Space
-from fivefold.units import MASK64, PhysAddr, VirtAddr
+from fivefold.units import MASK64, PhysAddr, VirtAddr, format_size, hex64
 
 SEARCH_STEP: Final = 4 << 20
 """Bytes that are searched together."""
@@ -88,6 +89,16 @@ class Answer:
     target: range
     places: list[Place] = field(default_factory=list)
     tables: list[TableUse] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = [
+            (hex64(one.va), format_size(one.size), hex64(one.phys), str(one.rights), one.area, one.symbol)
+            for one in self.places
+        ]
+        uses = ", ".join(f"a {one.level.name} table of root {hex64(one.root)}" for one in self.tables)
+        caption = f"where {hex64(self.target.start)}-{hex64(self.target.stop)} is mapped"
+        more = f"it is {uses}" if uses else "it is no table of these spaces"
+        return html_table(caption, ("from", "size", "phys", "rights", "area", "symbol"), rows[:SHOWN], left_out=more)
 
 
 def find_mappings(spaces: Iterable[Space], targets: Sequence[range]) -> list[Answer]:

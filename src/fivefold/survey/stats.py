@@ -11,6 +11,7 @@ import numpy as np
 
 from fivefold import _arguments
 from fivefold.arch import ENTRIES, Level, Rights
+from fivefold.notebook import html_table
 from fivefold.survey.scan.frame_sets import LeafRuns
 from fivefold.survey.scan.regions import PAGE_NAMES, spell
 from fivefold.survey.scan.scan import MAX_RANGES
@@ -18,7 +19,7 @@ from fivefold.survey.scan.scan_result import Contiguity, RegionKind, ScanCounts,
 from fivefold.survey.scan.select import HALF
 from fivefold.survey.scan.table_census import LevelCensus, census
 from fivefold.survey.space import Space
-from fivefold.units import MASK64
+from fivefold.units import MASK64, format_size
 
 SHARED_ABOVE: Final = 0
 """Every table is looked at once for each set of rights."""
@@ -69,6 +70,15 @@ class Stats:
     def tables(self) -> int:
         """Distinct frames that are tables; one that serves two levels counts once."""
         return self.counts.tables_met
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (one.level.name, one.tables, format_size(one.bytes), one.shared, one.links, f"{one.fill:.0%}", one.leaves)
+            for one in self.levels
+        ]
+        caption = f"{self.space.source.name}: {self.tables} tables, {format_size(self.table_bytes)}"
+        columns = ("level", "tables", "memory", "shared", "links", "entries used", "pages mapped")
+        return html_table(caption, columns, rows)
 
     @property
     def is_complete(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from fivefold.notebook import SHOWN, html_table
 from fivefold.survey.audit import alias_checks, audit_checks
 from fivefold.survey.audit.audit_checks import MAX_HITS, Hit, RuleCheck
 from fivefold.survey.audit.audit_views import Views
@@ -126,6 +127,14 @@ class Audit:
     limits: tuple[str, ...]
     looked_at: int = 1
     of: Found[int | None] = field(default_factory=lambda: Found(None, "memory was not searched for roots"))
+
+    def _repr_html_(self) -> str:
+        found = [finding for result in self.results for finding in result.findings]
+        rows = [(one.rule.name, one.severity.value, one.place, one.area, one.message, one.excepted) for one in found]
+        caption = f"audit of {self.space.source.name}, root {hex64(self.space.root.value)}: {len(found)} findings"
+        more = f"{len(rows) - SHOWN} more are not shown" if len(rows) > SHOWN else ""
+        columns = ("rule", "severity", "place", "area", "message", "excepted")
+        return html_table(caption, columns, rows[:SHOWN], left_out=more)
 
     @property
     def ok(self) -> bool:

@@ -11,12 +11,13 @@ from typing import Final, NamedTuple
 from fivefold import _arguments
 from fivefold.arch import ENTRIES, FRAME_BITS, TooManyRuns
 from fivefold.layout import Area
+from fivefold.notebook import SHOWN, html_table
 from fivefold.survey.diff.diff_windows import NOTHING, Pair, Walker
 from fivefold.survey.scan.regions import Region, split_at
 from fivefold.survey.scan.scan_result import ALL_FLAGS, DEFAULT_FLAGS, RegionKind
 from fivefold.survey.scan.select import KERNEL_HALF, USER_HALF, meet
 from fivefold.survey.space import Space
-from fivefold.units import VirtAddr, hex64
+from fivefold.units import VirtAddr, format_size, hex64
 
 MAX_REGIONS: Final = 1 << 18
 """Ranges of both sides that one comparison looks at; beyond that it refuses."""
@@ -103,10 +104,24 @@ class Diff:
     slides: Mapping[str, int] = field(default_factory=dict)
     """How much further up *after* has areas, where it does and they were laid over each other."""
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (one.nature.value, hex64(one.start), format_size(one.size), *map(_side, (one.before, one.after)))
+            for one in self.changes[:SHOWN]
+        ]
+        caption = f"{self.before.source.name} and {self.after.source.name}: {len(self.changes)} changes"
+        more = f"{len(self.changes) - SHOWN} more are not shown" if len(self.changes) > SHOWN else ""
+        columns = ("nature", "start", "size", "before", "after")
+        return html_table(caption, columns, rows, left_out=more)
+
     @property
     def same(self) -> bool:
         """Whether nothing that counts differs."""
         return not self.changes
+
+
+def _side(region: Region | None) -> str:
+    return "" if region is None else f"{region.page or region.kind.name.lower()} {region.effective}"
 
 
 Teller = Callable[[str], None]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fivefold.arch import Flag
 from fivefold.layout import linux_constants, shadow_bounds
+from fivefold.notebook import html_table
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.vmcoreinfo import KERNEL_WINDOW
 from fivefold.survey.scan.scan_result import RegionKind, ScanResult
@@ -62,6 +63,13 @@ class KernelBases:
     phys_base: Found[int | None]
     direct_map_end: int | None
     kasan: bool
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, "not known" if base.value is None else hex64(base.value), base.how)
+            for name, base in self.named().items()
+        ]
+        return html_table("bases", ("what", "value", "known from"), rows)
 
     @classmethod
     def unknown(cls, reason: str) -> KernelBases:
