@@ -37,7 +37,7 @@ def test_a_users_script_passes_mypy_and_runs(tmp_path: Path) -> None:
     assert "Success" in python("-m", "mypy", "--strict", f"--cache-dir={cache}", str(SCRIPT))
     told = python(str(SCRIPT), str(GUEST), f"{TEXT:x}")
 
-    assert "0x0000000000401000 -> 0x000000001eb98000 PT page -ux" in told
+    assert "0x0000000000401000 -> 0x000000001eb98000 4K page r-xu" in told
     assert "#PF(0x7) 0x0000000000401000 at PT: write to a read-only page" in told
     assert "executable-direct-map" in told
 
