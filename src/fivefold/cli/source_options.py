@@ -61,12 +61,6 @@ class SourceChoice:
         line: ProgressLine = self.options["progress"]
         return line
 
-    @property
-    def progress(self) -> ProgressLine:
-        """What a long step tells how far it is."""
-        line: ProgressLine = self.options["progress"]
-        return line
-
     def open_source(self) -> Source:
         """Its memory and registers; with second-level tables those of the guest behind them."""
         from fivefold.survey.second_level.sources import guest_source

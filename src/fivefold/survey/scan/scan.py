@@ -124,7 +124,9 @@ class TableScanner:
         if len(windows) > 1 and (found := self._in_parts(root, levels, windows, max_ranges)) is not None:
             rows, counts = found
         else:
-            rows, counts = self._scan(self._build(levels), root, settings, max_ranges)
+            build = self._build(levels)
+            records, rows, counts = self._scan(build, root, settings, max_ranges)
+            build.take_back(records, rows)
         if len(rows) > max_ranges:
             raise TooManyRuns(root, max_ranges)
         return ScanResult(root, levels, settings, rows, counts)
@@ -153,9 +155,19 @@ class TableScanner:
         twice = sum(self._splitter.on_both_ways(root, levels, window.first) for window in windows[1:])
         if split_scan.shared([build.memo.words for build in builds], twice):
             return None
-        counts = split_scan.joined_counts([counts for _, counts in parts], twice)
-        rows = split_scan.joined_rows([rows for rows, _ in parts], windows[0].contiguity)
-        return None if rows is None or counts is None else (rows, counts)
+        counts = split_scan.joined_counts([counts for _, _, counts in parts], twice)
+        first = parts[0][0]
+        if first.room < sum(len(rows) for _, rows, _ in parts):
+            larger = first.grown(sum(len(rows) for _, rows, _ in parts))
+            parts[0], first = (larger, larger.rows(len(parts[0][1])), parts[0][2]), larger
+        count = split_scan.join_rows(first.rows(first.room), [rows for _, rows, _ in parts], windows[0].contiguity)
+        if count is None or counts is None:
+            return None
+        rows = first.rows(count)
+        builds[0].take_back(first, rows)
+        for build, (records, part, _) in zip(builds[1:], parts[1:], strict=False):
+            build.take_back(records, part)
+        return rows, counts
 
     def _helper(self, levels: int, number: int) -> _Build:
         """A second build over the same memory, for another thread."""
@@ -165,7 +177,9 @@ class TableScanner:
             helpers.append(_Build(code, attach(code, self._banks), levels))
         return helpers[number - 1]
 
-    def _scan(self, build: _Build, root: PhysAddr, settings: ScanSettings, max_ranges: int) -> tuple[Rows, ScanCounts]:
+    def _scan(
+        self, build: _Build, root: PhysAddr, settings: ScanSettings, max_ranges: int
+    ) -> tuple[Records, Rows, ScanCounts]:
         records = build.records(min(max(max_ranges, 1) + 1, FIRST_RANGES))
         build.start(records, settings)
         status = build.scan(root)
@@ -177,8 +191,7 @@ class TableScanner:
             status = build.resume()
         _check(status, root)
         rows = records.rows(build.code.get("scan_ranges.count"))
-        build.take_back(records, rows)
-        return rows, build.counts()
+        return records, rows, build.counts()
 
     def stream(
         self,

@@ -64,7 +64,7 @@ class Splitter:
         mode = LA57 if levels == 5 else LA48
         places = [int(mode.sign_extend(va)) for va, _ in tables]
         inside = [n for n, va in enumerate(places) if settings.first < va <= settings.last]
-        weights = np.array([len(self._below([one], Level.PD)) for one in tables])
+        weights = np.array([self._links(frame) for _, frame in tables])
         if not inside or weights.sum() < LEAST_TABLES:
             return [settings]
         before = np.cumsum(weights) - weights
@@ -87,6 +87,11 @@ class Splitter:
                 break
         return found
 
+    def _links(self, frame: int) -> int:
+        """How many tables the one at *frame* links, each as often as it does."""
+        words = self.table(frame)
+        return 0 if words is None else int(np.count_nonzero(words & (_P | _PS) == _P))
+
     def on_both_ways(self, root: int, levels: int, split: int) -> int:
         """How many tables above the PTs have addresses on both sides of *split*, as far as there are tables."""
         table, found, bits = root & FRAME_BITS, 1, 12 + 9 * levels
@@ -102,30 +107,27 @@ class Splitter:
         return found
 
 
-def joined_rows(parts: Sequence[Rows], contiguity: Contiguity) -> Rows | None:
-    """The ranges of neighbouring parts as one scan has them, or None where the rows alone do not say."""
-    kept = [part for part in parts if len(part)]
-    if not kept:
-        return parts[0]
-    rows: Rows = np.concatenate(kept)
-    drop: list[int] = []
-    ends = np.cumsum([len(part) for part in kept])[:-1].tolist()
-    for end in ends:
-        low, high = rows[end - 1], rows[end]
-        one = (int(high["start"]), high["info"], high["flags"]) == (int(low["last"]) + 1, low["info"], low["flags"])
-        if not one or not _merge(low, high, contiguity):
+def join_rows(room: Rows, parts: Sequence[Rows], contiguity: Contiguity) -> int | None:
+    """Write the ranges of neighbouring *parts* to *room* as one scan has them; the first of them is there already.
+
+    Return how many they are, or None where the rows alone do not say.
+    """
+    count = len(parts[0])
+    for part in parts[1:]:
+        if count and len(part):
+            low, high = room[count - 1], part[0]
+            one = (int(high["start"]), high["info"], high["flags"]) == (int(low["last"]) + 1, low["info"], low["flags"])
             if one and int(low["jump"]):
-                return None
-            continue
-        # Backwards, so that a range over several parts ends as the first of them.
-        drop.append(end)
-    for end in reversed(drop):
-        low, high = rows[end - 1], rows[end]
-        if contiguity == Contiguity.NOTE and kind_of(int(high["info"])) == RegionKind.MAPPED:
-            follows = int(high["phys"]) == _next_phys(low)
-            low["jump"] = high["jump"] or (low["jump"] if follows else high["start"])
-        low["last"] = high["last"]
-    return np.delete(rows, drop) if drop else rows
+                return None  # where it leads at its end is not in the row
+            if one and _merge(low, high, contiguity):
+                if contiguity == Contiguity.NOTE and kind_of(int(high["info"])) == RegionKind.MAPPED:
+                    follows = int(high["phys"]) == _next_phys(low)
+                    low["jump"] = high["jump"] or (0 if follows else high["start"])
+                low["last"] = high["last"]
+                part = part[1:]
+        room[count : count + len(part)] = part
+        count += len(part)
+    return count
 
 
 def _next_phys(row: Any) -> int:
@@ -136,8 +138,6 @@ def _merge(low: Any, high: Any, contiguity: Contiguity) -> bool:
     """Whether *high* goes on with *low*, which agree in all but where they lead."""
     kind = kind_of(int(low["info"]))
     if kind == RegionKind.MAPPED:
-        if contiguity == Contiguity.NOTE and int(low["jump"]):
-            return False  # where it leads at its end is not in the row
         return contiguity != Contiguity.BREAK or int(high["phys"]) == _next_phys(low)
     return kind != RegionKind.UNREADABLE or int(high["phys"]) == int(low["phys"])
 
