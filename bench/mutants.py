@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import signal
 import sys
@@ -135,6 +136,7 @@ def learn(copies: list[Copy], kept: Kept, files: list[str]) -> Learnt:
     finally:
         for pid in running:
             end_group(pid)
+            os.waitpid(pid, 0)  # before its files are removed
     return learnt
 
 
@@ -227,6 +229,7 @@ class Job:
         """End all processes."""
         if self.pid:
             end_group(self.pid)
+            os.waitpid(self.pid, 0)
         self.ready.end()
 
 
