@@ -19,7 +19,6 @@ from fivefold.matrix.vmm.base import RunningMachine
 from fivefold.memory import Source
 from fivefold.survey.audit.all_roots import audit_all_roots
 from fivefold.survey.guest.roots import find_roots
-from fivefold.survey.names.root_owners import root_owners
 from fivefold.survey.scan.leaves import Leaves
 from fivefold.survey.scan.scan_result import ALL_FLAGS, Contiguity, expand_leaves
 from fivefold.survey.space import Space
@@ -195,12 +194,16 @@ def foreign_roots(space: Space, had_others: bool) -> dict[PhysAddr | None, str]:
     the tables of the kernels before.
     """
     roots = find_roots(space.source)
-    owners = root_owners(space.source, roots)
+    owners = space.names.processes  # this kernel's; tables of others would lead to theirs
     foreign: dict[PhysAddr | None, str] = {
         root: "efi_mm, the firmware's address space" for root, label in owners.labels.items() if label == "efi_mm"
     }
     if had_others:
-        own = {process.root for process in owners.processes} | owners.labels.keys() | {space.root.value}
+        own = {process.root for process in owners.processes} | owners.labels.keys()
+        if not own:  # without BTF: what has this kernel's half
+            mine = {root.group for root in roots if space.root.value in (root.root, root.pair)}
+            own |= {root.root for root in roots if root.group in mine}
+        own.add(space.root.value)
         foreign |= {root.root: "kernels before this one" for root in roots if not {root.root, root.pair} & own}
     return foreign
 
