@@ -199,7 +199,7 @@ def foreign_roots(space: Space, had_others: bool) -> dict[PhysAddr | None, str]:
         root: "efi_mm, the firmware's address space" for root, label in owners.labels.items() if label == "efi_mm"
     }
     if had_others:
-        own = {process.root for process in owners.processes} | owners.labels.keys()
+        own = {process.root for process in owners.processes if process.root is not None} | owners.labels.keys()
         if not own:  # without BTF: what has this kernel's half
             mine = {root.group for root in roots if space.root.value in (root.root, root.pair)}
             own |= {root.root for root in roots if root.group in mine}
