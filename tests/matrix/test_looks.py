@@ -117,6 +117,25 @@ def test_the_kernels_own_text(guest: str) -> None:
         assert compare_text(space, text.replace(line + "\n", "", 1))[0] == at
 
 
+def planted(name: str, release: str, cmdline: str) -> set[str]:
+    """What fails of a kernel with a planted bug, by the tables that `fivefold matrix --keep` kept of it."""
+    source = open_source(DATA / "matrix" / f"{name}.elf.xz")
+    report = InitReport({"release": [release], "flags": []}, symbols={"phys_base": 1})
+    return failed(View(Cell("c", cmdline=cmdline), report, "la57", Still(""), source))  # type: ignore[arg-type]
+
+
+def test_a_wrong_base_of_the_direct_map_is_seen_without_kaslr() -> None:
+    """Debian's 6.12 with 0xff12000000000000 in place of 0xff11000000000000: `bench/matrix_bisect.py`."""
+    assert planted("wrong-direct-map", "6.12.117", "nokaslr") <= {"area-direct_map", *SPARSE}
+    assert "area-direct_map" in planted("wrong-direct-map", "6.12.117", "nokaslr")
+
+
+def test_text_that_can_be_written_is_seen() -> None:
+    """Debian's 6.1 that was told ``rodata=off``."""
+    found = planted("rodata-off", "6.1.192", "rodata=off")
+    assert {"audit-wx-kernel", "audit"} <= found and "area-direct_map" not in found
+
+
 def test_the_bug_of_2017_has_its_story() -> None:
     """Linux 6.1 with KASAN and the conversion without ``phys_base`` put back, as QEMU logged it."""
     log = (DATA / "faults" / "kernel_kasan_physbase_1.log").read_text()
