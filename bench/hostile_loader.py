@@ -262,7 +262,8 @@ def main() -> int:
         if given.output is not None:
             file, memory = loader_file(world, image)
             given.output.write_bytes(file)
-            print(f"world {seed} for {cpu}: {given.output}, {memory // MIB} MiB of memory")
+            split = ", split at 3 GiB (QEMU: -M pc,max-ram-below-4g=3G)" if memory > 3 * GIB else ""
+            print(f"world {seed} for {cpu}: {given.output}, {memory // MIB} MiB of memory{split}")
             return 0
         try:
             run = boot_world(world, image, cpu, options)
