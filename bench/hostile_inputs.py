@@ -146,6 +146,16 @@ def kdump(
     yield notes
 
 
+def nothing_described(pages: int) -> Iterator[bytes]:
+    """A kdump of so many *pages*, packed: every descriptor of them is zeros, which take no room."""
+    heads = b"".join(kdump({pages - 1: b""}, qemu_note(0), b""))[: 2 * PAGE]
+    bitmap = b"\xff" * (pages // 8)
+    bitmap += bytes(-len(bitmap) % PAGE)
+    yield lzma.compress(heads + bitmap * 2, preset=0)
+    step = 1 << 20
+    yield lzma.compress(bytes(24 * step), preset=0) * (pages // step) + lzma.compress(bytes(24 * (pages % step) + PAGE))
+
+
 def lime(ranges: list[tuple[int, int]]) -> bytes:
     """A LiME file with zeros for each (start, size); a size may claim more than there is."""
     return b"".join(
@@ -214,6 +224,7 @@ def inputs(scale: int) -> list[Hostile]:
         Hostile("fragments.kdump", lambda: kdump(_pages(chains(4), iter(range(256, 256 + 9 * many, 2))), cpu)),
         Hostile("damaged.kdump", lambda: kdump(_pages(chains(4), iter(range(4, 16))), cpu, damaged=9)),
         Hostile("one-page.kdump", lambda: kdump(dict.fromkeys(range(16 * many), b""), cpu, letters)),
+        Hostile("nothing-described.kdump.xz", lambda: nothing_described(many * 2048)),
         _whole("many.lime", lambda: lime([(n << 13, 16) for n in range(many)])),
         _whole("beyond.lime", lambda: lime([(0, 1 << 63), (1 << 63, 1 << 63)])),
         _whole("zeros.xz", lambda: repeated(lzma.compress, bytes(64 * mib), 64 * scale)),

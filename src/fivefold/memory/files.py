@@ -58,6 +58,8 @@ class FileBytes:
         """Bytes in hand, or a mapping whose open file is *fd* (closed with this object)."""
         self.name = name
         self.size = len(data)
+        self.on_disk = self.size if fd < 0 else min(os.fstat(fd).st_blocks * _BLOCK, self.size)
+        """Bytes that somebody took the trouble to store: less than `size` for sparse and for compressed files."""
         self._data = data
         self._guard = BusGuard(data) if isinstance(data, mmap.mmap) else None
         self._fd = fd

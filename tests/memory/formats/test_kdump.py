@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import lzma
 import random
 import struct
 import zlib
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from fivefold.errors import FormatError, MachineError, MemoryReadError
 from fivefold.memory import open_source
 from fivefold.memory.formats import kdump_pages
-from fivefold.memory.formats.kdump_pages import _runs
+from fivefold.memory.formats.kdump_bitmap import ranks, runs_of_bits
 from fivefold.units import PhysAddr
 
 PAGES = {number: bytes([number % 251 + 1]) * 2000 + bytes(2096) for number in (3, 4, 5, 40, 70000)}
@@ -49,9 +50,10 @@ def test_notes(make, saved) -> None:
 
 @given(st.binary(max_size=40))
 def test_runs_are_the_set_bits(bitmap: bytes) -> None:
-    got = [number for first, end in _runs(bitmap) for number in range(first, end)]
+    got = [number for first, end in runs_of_bits(bitmap) for number in range(first, end)]
 
     assert got == [i for i in range(8 * len(bitmap)) if bitmap[i // 8] >> i % 8 & 1]
+    assert ranks(bitmap, 4) == [sum(i < 32 * n for i in got) for n in range(-(-len(bitmap) // 4) + 1)]
 
 
 def test_ranks_over_a_large_bitmap(make, saved) -> None:
@@ -299,9 +301,9 @@ def test_pages_that_share_their_bytes_are_unpacked_once(make, saved, monkeypatch
     monkeypatch.setattr(zlib, "decompressobj", lambda: unpacked.append(None) or begin())
     with open_source(saved(make.kdump(dict.fromkeys(range(5000), KINDS[3]), share=True))) as source:
         assert list(source.memory.pages_that_begin(b"OSRELEASE=")) == []
-        assert len(unpacked) == 1
+        assert len(unpacked) == 2  # once to see whether they are empty
         assert source.memory.read(PhysAddr(0), 5000 * 4096) == KINDS[3] * 5000
-        assert len(unpacked) == 2
+        assert len(unpacked) == 3
 
 
 def test_a_head_is_looked_for_past_damage(make, saved) -> None:
@@ -339,3 +341,28 @@ def test_too_many_runs_are_told_whole(make, saved, monkeypatch) -> None:
         assert len(source.memory.written()) == 29
         monkeypatch.setattr(kdump_pages, "MAX_RUNS", 20)
         assert source.memory.written() == [(0x3000, 60 * 4096)]
+
+
+def test_a_dump_that_describes_more_than_it_can_hold(make, saved, monkeypatch) -> None:
+    """Descriptors of nothing pack to nothing: a small file may not have us look at all of them."""
+    plain = make.kdump(dict.fromkeys(range(4000), KINDS[3]), share=True)
+    monkeypatch.setattr(kdump_pages, "LEAST_FILLED", 100)
+    with open_source(saved(lzma.compress(plain))) as source:
+        assert len(source.memory.written()) == 1
+        for looks in (lambda: list(source.memory.page_batches()), lambda: list(source.memory.pages_that_begin(b"any"))):
+            with pytest.raises(FormatError, match=r"fills 4000 pages, a file that takes \d+K? on disk may have 100: "):
+                looks()
+        assert source.memory.read(PhysAddr(0x3000), 4096) == KINDS[3]
+    with open_source(saved(plain)) as source:
+        assert len(list(source.memory.page_batches())) == 2
+    monkeypatch.setattr(kdump_pages, "LEAST_DESCRIBED", 100)
+    with pytest.raises(FormatError, match=r"describes 4000 pages, .* forged, or packed once more; unpack it first$"):
+        open_source(saved(lzma.compress(plain)))
+    open_source(saved(plain)).close()
+
+
+def test_empty_pages_are_described_and_fill_nothing(make, saved, monkeypatch) -> None:
+    path = saved(lzma.compress(make.kdump(dict.fromkeys(range(4000), KINDS[0]) | {4000: KINDS[1]}, share=True)))
+    monkeypatch.setattr(kdump_pages, "LEAST_FILLED", 100)
+    with open_source(path) as source:
+        assert list(source.memory.pages_that_begin(b"OSRELEASE")) == [4000 * 4096]

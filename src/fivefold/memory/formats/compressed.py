@@ -82,7 +82,9 @@ def spilled(chunks: Iterator[bytes], file: FileBytes, max_bytes: int | None = No
     """The *chunks* that were made of *file*, which is closed, as `unpack` keeps them and within the same bounds."""
     limits = _Limits.of(file.size) if max_bytes is None else _Limits(max_bytes, max_bytes)
     try:
-        return _spill(chunks, file.name, limits)
+        unpacked = _spill(chunks, file.name, limits)
+        unpacked.on_disk = min(file.on_disk, unpacked.size)
+        return unpacked
     finally:
         file.close()
 

@@ -58,7 +58,7 @@ def read_kdump(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
     sub = _SUB.unpack(data.read_at(PAGE, _SUB.size)) if header[1] >= 1 else (0,) * 14
     geometry = _geometry(data, header, sub)
     written = geometry.bitmap + geometry.bitmap_size
-    pages = KdumpPages(data, written, geometry.descriptors, geometry.pages)
+    pages = KdumpPages(data, written, geometry.descriptors, geometry.pages, on_disk=file.on_disk)
     notes = _notes(data, header[1], sub)
     return Source(
         memory=PagedMemory(

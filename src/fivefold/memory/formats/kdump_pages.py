@@ -8,14 +8,12 @@ and a forged dump can have a million pages that are the same bytes of it.
 from __future__ import annotations
 
 import importlib
-import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
-from itertools import accumulate
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -23,8 +21,9 @@ import numpy as np
 from fivefold.errors import FormatError, MachineError, MemoryReadError
 from fivefold.memory.base import Extent
 from fivefold.memory.files import ByteSource
+from fivefold.memory.formats.kdump_bitmap import ranks, runs_of_bits
 from fivefold.memory.page_batches import BATCH, PageBatch
-from fivefold.units import PAGE
+from fivefold.units import GIB, PAGE, format_size
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,6 +32,12 @@ if TYPE_CHECKING:
     _Rows = npt.NDArray[np.uint64]
 
 MAX_RUNS: Final = 1 << 20
+
+LEAST_DESCRIBED: Final = 64 * GIB // PAGE
+"""A file of any size may describe so many pages; beyond, one for each byte that it takes on disk."""
+
+LEAST_FILLED: Final = GIB // PAGE
+"""And so many that are not known to be empty; beyond, one for each descriptor that fits into what it takes on disk."""
 
 _DESCRIPTOR: Final = struct.Struct("<QIIQ")
 _RANK_STEP: Final = 512  # bytes of bitmap behind one entry of the rank index
@@ -65,18 +70,19 @@ class _Descriptor(NamedTuple):
 class KdumpPages:
     """The pages that were written, in the order of their numbers."""
 
-    def __init__(self, data: ByteSource, bitmap: int, descriptors: int, count: int) -> None:
-        """*bitmap* and *descriptors* are places in *data*; *count* is one more than the last page number."""
+    def __init__(self, data: ByteSource, bitmap: int, descriptors: int, count: int, *, on_disk: int) -> None:
+        """*bitmap* and *descriptors* are places in *data*; *count* is one more than the last page number.
+
+        *on_disk* is what the file takes there, packed as it is: a dump that describes far more is refused.
+        """
         self._data = data
         self._descriptors = descriptors
         self._bitmap = data.read_at(bitmap, (count + 7) // 8)
         if count % 8:
             self._bitmap = self._bitmap[:-1] + bytes([self._bitmap[-1] & (1 << count % 8) - 1])
-        counts = (
-            int.from_bytes(self._bitmap[at : at + _RANK_STEP], "little").bit_count()
-            for at in range(0, len(self._bitmap), _RANK_STEP)
-        )
-        self._ranks = list(accumulate(counts, initial=0))
+        self._on_disk = on_disk
+        self._ranks = ranks(self._bitmap, _RANK_STEP)
+        self._check_share(self._ranks[-1], max(LEAST_DESCRIBED, on_disk), "describes")
         need = descriptors + self._ranks[-1] * _DESCRIPTOR.size
         if need > data.size:
             raise FormatError(
@@ -89,7 +95,7 @@ class KdumpPages:
     def extents(self) -> list[Extent]:
         """Runs of pages that were written, in bytes."""
         runs: list[Extent] = []
-        for first, end in _runs(self._bitmap):
+        for first, end in runs_of_bits(self._bitmap):
             if runs and runs[-1].end == first * PAGE:
                 runs[-1] = Extent(runs[-1].start, end * PAGE)
                 continue
@@ -100,7 +106,7 @@ class KdumpPages:
 
     def written(self) -> list[Extent]:
         """The pages that may be anything but zeros: QEMU keeps one page of zeros, and all that are empty share it."""
-        empty = self._empty()
+        empty = self._empty
         runs: list[Extent] = []
         for numbers, rows in self._chunks():
             kept = numbers[_not_empty(rows, empty)]
@@ -119,6 +125,7 @@ class KdumpPages:
 
         Pages that are the same bytes of the file are unpacked once for each `_CHUNK` of the bitmap.
         """
+        self._check_filled()
         for numbers, rows in self._chunks():
             order, starts = _groups(rows)
             ends = np.r_[starts[1:], len(order)]
@@ -155,8 +162,20 @@ class KdumpPages:
             raw = self._data.read_at(self._descriptors + low * _DESCRIPTOR.size, (high - low) * _DESCRIPTOR.size)
             yield numbers, np.frombuffer(raw, "<u8").reshape(-1, _DESCRIPTOR.size // 8)
 
-    def _empty(self) -> list[tuple[int, int]]:
-        """The first two words of descriptors that many pages share, and whose bytes are zeros."""
+    def _check_share(self, pages: int, most: int, does: str) -> None:
+        if pages > most:
+            raise FormatError(
+                f"{self._data.name} {does} {pages} pages, a file that takes {format_size(self._on_disk)} on disk may "
+                f"have {most}: forged, or packed once more; unpack it first"
+            )
+
+    def _check_filled(self) -> None:
+        filled = self._ranks[-1] - sum(self._empty.values())
+        self._check_share(filled, max(LEAST_FILLED, self._on_disk // _DESCRIPTOR.size), "fills")
+
+    @cached_property
+    def _empty(self) -> dict[tuple[int, int], int]:
+        """The first two words of descriptors that many pages share, and whose bytes are zeros; at least so many do."""
         times: Counter[tuple[int, int]] = Counter()
         for _, rows in self._chunks():
             order, starts = _groups(rows)
@@ -165,8 +184,7 @@ class KdumpPages:
                 if counts[group] > 1:
                     offset, packing, _ = rows[order[starts[group]]].tolist()
                     times[offset, packing] += int(counts[group])
-        shared = [words for words, _ in times.most_common(_SHARED)]
-        return [words for words in shared if self._is_empty(_descriptor(words))]
+        return {words: count for words, count in times.most_common(_SHARED) if self._is_empty(_descriptor(words))}
 
     def _is_empty(self, descriptor: _Descriptor) -> bool:
         with suppress(FormatError, MachineError):
@@ -193,7 +211,8 @@ class KdumpPages:
 
     def batches(self, damaged: Callable[[int], None]) -> Iterator[PageBatch]:
         """All pages that may be anything but zeros; *damaged* is told where those are that cannot be unpacked."""
-        empty = self._empty()
+        self._check_filled()
+        empty = self._empty
         for numbers, rows in self._chunks():
             holds = _not_empty(rows, empty)
             numbers, rows = numbers[holds], rows[holds]
@@ -288,7 +307,7 @@ def _columns(rows: _Rows) -> tuple[_Numbers, _Numbers, _Numbers]:
     return offsets, sizes, flags
 
 
-def _not_empty(rows: _Rows, empty: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+def _not_empty(rows: _Rows, empty: Iterable[tuple[int, int]]) -> npt.NDArray[np.bool_]:
     """Which *rows* do not describe one of the *empty* pages."""
     holds = np.ones(len(rows), np.bool_)
     for offset, packing in empty:
@@ -302,24 +321,11 @@ def _descriptor(words: Sequence[int]) -> _Descriptor:
 
 def _groups(rows: _Rows) -> tuple[_Numbers, _Numbers]:
     """An order of *rows* that has those together that describe the same bytes, and where in it each group begins."""
+    if (rows[:, :2] == rows[0, :2]).all():
+        return np.arange(len(rows)), np.zeros(1, np.int64)
     order = np.lexsort((rows[:, 1], rows[:, 0]))
     ordered = rows[order, :2]
     return order, np.r_[0, np.flatnonzero((ordered[1:] != ordered[:-1]).any(axis=1)) + 1]
-
-
-_RUNS_OF_BYTES: Final = re.compile(rb"\xff+|[^\x00\xff]", re.DOTALL)
-
-
-def _runs(bitmap: bytes) -> Iterator[tuple[int, int]]:
-    """Set bits as (first, end) pairs, ascending; neighbours are not always joined."""
-    for match in _RUNS_OF_BYTES.finditer(bitmap):
-        byte = match[0][0]
-        if byte == 0xFF:
-            yield match.start() * 8, match.end() * 8
-            continue
-        for bit in range(8):
-            if byte >> bit & 1:
-                yield match.start() * 8 + bit, match.start() * 8 + bit + 1
 
 
 def _unpacked(packed: bytes, flags: int, where: str) -> bytes:
