@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -15,9 +16,14 @@ def on_cluster(work: Work, parts: Mapping[str, Any], address: str) -> Iterator[P
     """The end of each part, done on the workers of the scheduler at *address*; it does those of a dead worker again."""
     try:
         from distributed import Client, as_completed
+        from distributed.comm.addressing import parse_address, parse_host_port
     except ImportError as error:
         raise CampaignError("Dask is not installed; install it with: pip install 'fivefold[cluster]'") from error
+    for name in ("distributed", "tornado"):  # their tracebacks are told in a line of ours
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
+        # A client that does not get an address complains once more when it is forgotten.
+        parse_host_port(parse_address(address)[1])
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise CampaignError(f"no Dask scheduler answers at {address}: {error}") from error
