@@ -14,6 +14,7 @@ import typer
 
 from fivefold.cli import values
 from fivefold.cli.choices import SYMBOLS_HELP
+from fivefold.cli.source_options import LegendOption
 
 if TYPE_CHECKING:
     from fivefold.memory import Source
@@ -102,6 +103,7 @@ def explain(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every entry of every walk.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the schema fivefold.explain/1.")] = False,
+    legend: LegendOption = False,
 ) -> int:
     """Explain a fault: what was accessed, which rule refused it, why no handler ran, what would be legal.
 

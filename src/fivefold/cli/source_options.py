@@ -156,6 +156,21 @@ def _told(source: Source) -> Source:
     return source
 
 
+def _tell_legend(wanted: bool) -> None:
+    if wanted:
+        from fivefold.report.sheet import sheet
+        from fivefold.report.text.legend import write_legend
+
+        write_legend(sheet())
+        raise typer.Exit
+
+
+LegendOption = Annotated[
+    bool,
+    typer.Option("--legend", is_eager=True, callback=_tell_legend, help="Say what letters and words mean, and end."),
+]
+
+
 def choose(
     source: Annotated[
         str,
@@ -245,6 +260,7 @@ def choose(
     timeout: Annotated[
         float, typer.Option(parser=values.seconds, metavar="SECONDS", help="How long a live guest may take to answer.")
     ] = 10.0,
+    legend: LegendOption = False,
 ) -> SourceChoice:
     """Collect what was said."""
     given: dict[str, Any] = {
