@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -43,6 +43,8 @@ PROJECT: Final = Path(__file__).parents[1]
 EQUIVALENT: Final = Path(__file__).with_name("mutants_equivalent.toml")
 AFTERWARDS: Final = ("tests/cli", "tests/report")
 FOREVER: Final = Deadline({}, seconds=float("inf"))
+QUICK: Final = 0.3
+TRIAL: Final = 5
 ROUNDS: Final = 0.05
 """Tests that take less seconds than this, or than twice as much, and so on, are as quick as each other."""
 
@@ -84,6 +86,14 @@ class Plan:
             return self._sorted(found), []
         found |= self.learnt.touching([mutant.file, *used])
         return self._sorted(found), self._sorted(self.learnt.seconds.keys() - found)
+
+    def quickest(self) -> list[str]:
+        """Quick tests of all files, `TRIAL` of each at most."""
+        chosen: dict[str, list[str]] = defaultdict(list)
+        for test in self._sorted(self.learnt.seconds.keys() - {COLLECTING}):
+            if self.learnt.seconds[test] < QUICK and len(chosen[file := test.partition("::")[0]]) < TRIAL:
+                chosen[file].append(test)
+        return [test for tests in chosen.values() for test in tests]
 
     def _sorted(self, tests: Iterable[str]) -> list[str]:
         """Quick ones first; those of one file together where that costs nothing, since they may share a fixture."""
@@ -180,6 +190,16 @@ class Job:
         self.ready = Ready(copy, plan.files, plan.learnt.seconds)
         self.mutant: Mutant | None = None
         self.pid = 0
+
+    def check(self) -> None:
+        """Run quick tests without a mutant; end the program where they fail, since then all would seem noticed."""
+        self.ready.wait()
+        self.ready.run(self.plan.quickest(), None)
+        while (status := self.ready.status()) is None:
+            time.sleep(0.02)
+        if status not in PASSED:
+            print(f"{self.copy.log()[-3000:]}\nmutants: tests fail without any change", file=sys.stderr)
+            sys.exit(2)
 
     def begin(self, mutant: Mutant) -> None:
         """Put *mutant* in and start the first of its tests."""
@@ -344,7 +364,7 @@ def main() -> int:
         jobs = [Job(copy, Plan(project, tests, learnt)) for copy in copies]
         try:
             for job in jobs:
-                job.ready.wait()
+                job.check()
             for mutant, lives in run_all(jobs, drawn):
                 alive += lives
                 if asked.verbose:

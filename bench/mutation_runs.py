@@ -146,10 +146,11 @@ class Ready:
         select.select([self._answers], [], [])
         self.status()
 
-    def run(self, tests: Sequence[str], mutant: Mutant) -> None:
+    def run(self, tests: Sequence[str], mutant: Mutant | None) -> None:
         """Run *tests*, in that order, with *mutant* in their functions."""
-        new = mutant.of(self.copy.before(mutant.file).encode()).decode()
-        wanted = {"tests": tests, "file": mutant.file, "new": new}
+        wanted: dict[str, Any] = {"tests": tests}
+        if mutant:
+            wanted |= {"file": mutant.file, "new": mutant.of(self.copy.before(mutant.file).encode()).decode()}
         _send(self._requests, json.dumps(wanted))
 
     def status(self) -> int | None:
@@ -187,13 +188,15 @@ class _Waiting:
         items = {item.nodeid: item for item in session.items}
         functions = self._functions()
         os.write(self.answers, b"0\n")
-        for line in os.fdopen(os.dup(self.requests)):
+        self.lines = os.fdopen(os.dup(self.requests))  # kept: a file that is dropped unclosed is a failure of a test
+        for line in self.lines:
             wanted = json.loads(line)
             self.deadline.put_off(STARTING)
             self.child = os.fork()
             if not self.child:
                 self._become_child()
-                self._put_in(wanted["file"], wanted["new"], functions)
+                if "file" in wanted:
+                    self._put_in(wanted["file"], wanted["new"], functions)
                 session.items = [items[name] for name in wanted["tests"] if name in items]
                 return  # and pytest goes on to run these
             while (status := ended(self.child, self.deadline)) is None:

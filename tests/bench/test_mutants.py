@@ -75,6 +75,11 @@ def test_a_folder_that_is_not_there() -> None:
     assert "no folder of src/fivefold" in asked.stderr
 
 
+PYPROJECT = """\
+[tool.pytest.ini_options]
+addopts = "--import-mode=importlib"
+filterwarnings = ["error"]
+"""
 SOURCE = """\
 import functools
 from fivefold.toy.table import LIMIT
@@ -140,7 +145,7 @@ ALIVE = [
 
 def test_a_run(tmp_path: Path) -> None:
     files = {
-        "pyproject.toml": "[tool.pytest.ini_options]\naddopts = '--import-mode=importlib'\n",
+        "pyproject.toml": PYPROJECT,
         "src/fivefold/__init__.py": "",
         "src/fivefold/toy/__init__.py": "",
         "src/fivefold/toy/table.py": "LIMIT = 3\n",
