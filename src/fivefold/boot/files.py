@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from fivefold.errors import FormatError, ImageError
+from fivefold.opening import open_to_read
 from fivefold.units import MIB, format_size
 
 MOST_SERIAL: Final = 16 * MIB
@@ -17,7 +18,7 @@ MOST_SERIAL: Final = 16 * MIB
 
 def read_file(path: Path, most: int) -> bytes:
     """Return all of the file at *path*; `ImageError` if that is over *most* bytes, as of a device without an end."""
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise ImageError(f"{path} is no image: it has more than {format_size(most)}")
@@ -29,7 +30,7 @@ def read_serial(path: Path) -> bytes:
     if str(path) == "-":
         data = sys.stdin.buffer.read(MOST_SERIAL + 1)
     else:
-        with path.open("rb") as file:
+        with open_to_read(path) as file:
             data = file.read(MOST_SERIAL + 1)
     if len(data) > MOST_SERIAL:
         raise FormatError(f"{path}: more than {format_size(MOST_SERIAL)}, which no serial log of a boot is")

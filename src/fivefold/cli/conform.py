@@ -12,6 +12,7 @@ import typer
 
 from fivefold.cli import values
 from fivefold.cli.choices import CaseModeChoice
+from fivefold.opening import open_to_read
 
 if TYPE_CHECKING:
     from fivefold.conform.engines.base import Engine
@@ -82,7 +83,8 @@ def conform(
     if judge is not None:
         from fivefold.conform.machine_text import judge_text
 
-        report = judge_text(plan, judge.read_bytes())
+        with open_to_read(judge) as text:
+            report = judge_text(plan, text.read())
     elif case is not None:
         return _one(plan.open(), parse_case(case).id, as_json, strict)
     else:

@@ -14,6 +14,7 @@ import typer
 from fivefold.cli import values
 from fivefold.cli.failures import COULD_NOT, refuse
 from fivefold.errors import FivefoldError, FormatError, cannot, printable
+from fivefold.opening import open_to_read
 
 if TYPE_CHECKING:
     from fivefold.matrix.cells import Cell
@@ -130,7 +131,8 @@ def _chosen(preset: PresetChoice, file: Path | None, only: list[str] | None) -> 
         found = PRESETS[preset.value]
     else:
         try:
-            found = read_cells(file.read_bytes().decode(), str(file))
+            with open_to_read(file) as text:
+                found = read_cells(text.read().decode(), str(file))
         except UnicodeDecodeError as error:
             raise FormatError(f"{file}: not TOML: it is no text in UTF-8") from error
         except OSError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from fivefold import _arguments
@@ -205,12 +207,18 @@ def _is_source(name: str) -> bool:
     """Whether *name* is memory with registers rather than a log, by prefix or first bytes."""
     if name.startswith(LIVE) or is_snapshot(name):
         return True
-    if name == "-":
+    if name == "-" or _is_pipe(name):  # memory cannot be read from one
         return False
     with open_log(name) as file:
         # No log comes in zstd; a core may.
         head = file.read(16)
         return is_memory(head) or head.startswith(_ZSTD)
+
+
+def _is_pipe(name: str) -> bool:
+    with suppress(OSError):
+        return stat.S_ISFIFO(Path(name).stat().st_mode)
+    return False
 
 
 def _trace(log: Any, stack: ExitStack, follow: bool, progress: Progress | None) -> Trace | None:

@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import BinaryIO, Final, NamedTuple, cast
 
 from fivefold.errors import FormatError, cannot, printable
+from fivefold.opening import open_to_read
 from fivefold.symbols.symbols import KernelSymbol, Symbols, SymbolSpan
 from fivefold.units import MASK64, MIB, PAGE, hex64
 
@@ -45,7 +46,7 @@ def read_symbols(path: str | os.PathLike[str]) -> Symbols:
     """
     path = os.fspath(path)
     try:
-        with open(path, "rb") as packed, _unpacked(packed, path) as file:  # noqa: PTH123 - /proc/self/fd/N too
+        with open_to_read(path) as packed, _unpacked(packed, path) as file:
             is_elf = file.read(4) == b"\x7fELF"
             found = list(_of_elf(_ElfFile(file, path)) if is_elf else _of_text(file, path))
     except (zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:

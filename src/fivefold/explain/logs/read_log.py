@@ -7,7 +7,6 @@ import lzma
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO, Final, cast
 
 from fivefold.errors import FormatError, MachineError, cannot
@@ -29,6 +28,7 @@ from fivefold.explain.logs.text.decoding import is_binary
 from fivefold.explain.logs.text.excerpts import Progress, excerpts
 from fivefold.explain.logs.text.lines import GAP, Line, lines_of
 from fivefold.explain.logs.trace import Trace
+from fivefold.opening import open_to_read
 
 _MACHINE_CHECK: Final = re.compile(r"Machine Check Exception|mce: \[Hardware Error\]|MACHINE_CHECK_EXCEPTION", re.I)
 _PACKED: Final = (
@@ -109,7 +109,7 @@ def open_log(path: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        with Path(path).open("rb") as file:
+        with open_to_read(path) as file:
             yield _unpacked(file)
     except OSError as error:
         raise cannot("read", path, error) from error
@@ -117,9 +117,8 @@ def open_log(path: str) -> Iterator[BinaryIO]:
         raise MachineError(f"cannot read {path}: {error}") from error
 
 
-def _unpacked(file: BinaryIO) -> BinaryIO:
-    magic = file.read(6)
-    file.seek(0)
+def _unpacked(file: io.BufferedReader) -> BinaryIO:
+    magic = file.peek(6)[:6]
     if magic.startswith(b"\x1f\x8b"):
         import gzip
 

@@ -11,7 +11,6 @@ import re
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Final, Literal
 
 from fivefold.errors import FormatError, ImageError
@@ -19,6 +18,7 @@ from fivefold.machine.loading.elf import pvh_entry
 from fivefold.matrix.kernels.package import is_package, kernel_in_package
 from fivefold.matrix.kernels.unified import linux_section
 from fivefold.matrix.kernels.unpack import unpack_payload
+from fivefold.opening import open_to_read
 
 KernelKind = Literal["bzImage", "vmlinux"]
 
@@ -96,8 +96,7 @@ def _u16(data: bytes, at: int) -> int:
 
 def open_kernel(path: str) -> KernelFile:
     """The kernel in the file *path*. `OSError` where it cannot be read, `FormatError` where it is no kernel."""
-    file = Path(path)
-    with file.open("rb") as opened:
+    with open_to_read(path) as opened:
         data = opened.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise FormatError(f"{path}: larger than a kernel can be")

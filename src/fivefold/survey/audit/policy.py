@@ -32,11 +32,11 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Self
 
 from fivefold import _arguments
 from fivefold.errors import FormatError
+from fivefold.opening import open_to_read
 from fivefold.survey.audit.rules import BY_NAME, RULE_NAMES, Severity
 from fivefold.symbols import NO_SYMBOLS, Symbols
 from fivefold.units import MIB, parse_range
@@ -174,7 +174,7 @@ class Policy:
 def load_policy(path: str | os.PathLike[str]) -> Policy:
     """Read a policy file; `FormatError` where it is none, `OSError` where it cannot be read."""
     _arguments.instance("path", path, str, os.PathLike, expected="the name of a file")
-    with Path(path).open("rb") as file:
+    with open_to_read(path) as file:
         data = file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
         raise FormatError(f"{path} is larger than {MAX_FILE} bytes; expected a policy in TOML")
