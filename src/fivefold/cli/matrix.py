@@ -81,7 +81,10 @@ def matrix(
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Exit as `git bisect run` expects: 0 good, 1 bad, 125 skip, 128 stop.")
     ] = False,
-    driver: Annotated[DriverChoice, typer.Option(help="What boots the cells.")] = DriverChoice.qemu,
+    driver: Annotated[
+        DriverChoice,
+        typer.Option(metavar="NAME", help="What boots the cells: qemu, firecracker or cloud-hypervisor."),
+    ] = DriverChoice.qemu,
     engine: Annotated[AcceleratorChoice, typer.Option(help="What runs their instructions.")] = AcceleratorChoice.tcg,
     qemu: Annotated[
         str | None, typer.Option(metavar="PATH", help="Another QEMU: a program, or a folder of unpacked packages.")
