@@ -29,7 +29,7 @@ OTHER, LOW = 0xC_0000, 0xC_2000
 def two(build: Callable[..., Any]) -> Callable[..., Space]:
     """A Linux with two processes: the CPU runs a clean one, the other has a page that it can write and execute."""
 
-    def make(mode: Any = LA48, *, kernel_wx: bool = False, trampoline: bool = False) -> Space:
+    def make(mode: Any = LA48, *, kernel_wx: bool = False, trampoline: bool = False, last_entry: bool = True) -> Space:
         built = build(mode).linux().page(0x40_0000, 0x300_0000 | P | U).page(0x50_0000, 0x310_0000 | P | W | U)
         if kernel_wx:
             built.page(0xFFFF_FFFF_8140_0000, 0x320_0000 | P | W, Level.PD)
@@ -47,6 +47,8 @@ def two(build: Callable[..., Any]) -> Callable[..., Space]:
             tables = replace(built.tables, root=PhysAddr(LOW))
             built.tables = tables
             built.pages(0, 2 * MIB, P | W, Level.PD)
+            if not last_entry:
+                built.entry(LOW, 511, 0)
         space: Space = built.space()
         return Space(space.source, GivenPaging(as_if={"nxe": True}))
 
@@ -89,6 +91,14 @@ def test_the_trampoline_is_known_and_excepted(two: Callable[..., Space]) -> None
     # Asked about alone it is known as well.
     alone = Space(space.source, GivenPaging(cr3=LOW, as_if={"nxe": True}))
     assert audit(alone).ok
+
+
+def test_firmware_that_maps_itself_is_no_trampoline(two: Callable[..., Space]) -> None:
+    """Nothing of it is excepted: its root is low and mapped where it lies, but there is no kernel to jump to."""
+    space = two(trampoline=True, last_entry=False)
+    assert {root.root: root.label for root in find_roots(space.source)}[LOW] == "has a user half"
+    alone = audit(Space(space.source, GivenPaging(cr3=LOW, as_if={"nxe": True})))
+    assert "null-page" in {found.rule.name for found in alone.findings if found.fails}
 
 
 def test_memory_that_is_costly_to_search_is_not_counted(

@@ -21,6 +21,7 @@ OWN_TABLE: Final = "init_top_pgt"
 
 _USE: Final = {HAS_USER_HALF: 1, OWN_TABLE: 2, KERNEL_ONLY: 3, TRAMPOLINE: 4}
 _USER_SLOTS: Final = 256
+_LAST: Final = 8 * 511
 
 
 def labelled(source: Source, roots: Iterable[Root], cpu: Cpu | None = None) -> list[Root]:
@@ -53,7 +54,7 @@ def _label(source: Source, root: Root, cpu: Cpu) -> tuple[str, str]:
     if notes.root == root.root:
         return OWN_TABLE, f"init_top_pgt and phys_base in {notes.where}"
     if is_trampoline(AddressSpace(source.memory, root.root, MODES[root.levels], cpu)):
-        return TRAMPOLINE, "it lies below 1 MiB and maps itself at its own physical address"
+        return TRAMPOLINE, "it lies below 1 MiB, maps itself where it lies and has the kernel's last entry"
     used = sum(entry & 1 for entry in _lower_half(source, root))
     if not used:
         return KERNEL_ONLY, "its lower half is empty"
@@ -69,10 +70,15 @@ def _lower_half(source: Source, root: Root) -> list[int]:
 
 
 def is_trampoline(tables: AddressSpace) -> bool:
-    """Whether the root is the one that Linux starts CPUs with: low, and mapped where it lies (``realmode/init.c``)."""
+    """Whether the root is the one that Linux starts CPUs with: low, and mapped where it lies (``realmode/init.c``).
+
+    Firmware and loaders map themselves so, too; it alone shares the kernel's last entry, for code to jump to.
+    """
     if tables.root >= MIB:
         return False
     try:
+        if not tables.memory.read(PhysAddr(tables.root + _LAST), 8)[0] & 1:
+            return False
         found = translate(tables, VirtAddr(tables.root))
     except MemoryReadError:
         return False
