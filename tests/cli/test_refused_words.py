@@ -124,3 +124,22 @@ def test_a_slip_on_the_kernels_command_line_is_told() -> None:
         "",
         "",
     ]
+
+
+@pytest.mark.parametrize(
+    "words", ["matrix --presett quick k", "matrix", "--bogus matrix k", "matirx k", "matrix /none"]
+)
+def test_a_mistyped_bisection_stops_git(words: str, fivefold: Run) -> None:
+    """It takes 2 for a bad commit, and would blame one."""
+    assert fivefold(*words.split()).status == 2
+    told = fivefold(*words.split(), "--bisect")
+    assert told.status == 128 and told.err.startswith("fivefold: ")
+
+
+@pytest.mark.parametrize("option", ["--keep", "--html", "--junit"])
+def test_what_cannot_be_written_is_refused_before_the_first_boot(option: str, tmp_path: Path, fivefold: Run) -> None:
+    kernel, taken = tmp_path / "kernel", tmp_path / "taken"
+    kernel.write_text("text")
+    taken.write_text("text")
+    told = fivefold("matrix", kernel, option, taken / "x")
+    assert told.status == 2 and told.err.startswith(f"fivefold: cannot write {taken}/x: ") and "booted" not in told.err

@@ -41,6 +41,7 @@ REFUSED = (
     ("[[cell]]\nid = 'a'\nmemory = '3G+1G'", r"at most 2G below the hole$"),
     ("[[cell]]\nid = 'a'\nmachine = 'virt'", r"machine 'virt'; expected one of q35, pc, microvm$"),
     ("[[cell]]\nid = 'a'\npath = 'uefi'\nmachine = 'microvm'", r"path uefi on a microvm$"),
+    ("[[cell]]\nid = 'a'\nresume_cmdline = 'x'", r"resume_cmdline without hibernate = true$"),
     ("[[cell]]\nid = 'a'\nkexec = [1]", r"kexec must be a list of texts$"),
     ("[[cell", r"^f: not TOML: "),
 )

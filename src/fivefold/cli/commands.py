@@ -23,7 +23,15 @@ from typer.core import TyperGroup
 from fivefold.cli import values
 from fivefold.cli.bounds import MAX_MEMORY, bounded
 from fivefold.cli.choices import ColorChoice
-from fivefold.cli.failures import COULD_NOT, refuse, refuse_system, unforeseen, write_report_to
+from fivefold.cli.failures import (
+    COULD_NOT,
+    STOP_GIT,
+    UNFORESEEN,
+    refuse,
+    refuse_system,
+    unforeseen,
+    write_report_to,
+)
 from fivefold.cli.help_page import CONTEXT, GENERAL, HelpfulCommand
 from fivefold.cli.printing import clean_streams, print_to_nobody, printing
 from fivefold.errors import FivefoldError
@@ -243,7 +251,7 @@ def run() -> int:
         if _is_interrupt(error):
             raise
         status = _usage(error)
-    return _flushed(status if isinstance(status, int) else 0)
+    return _flushed(_for_git(status) if isinstance(status, int) else 0)
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
@@ -264,6 +272,12 @@ def _usage(error: Exception) -> int:
         print(message)
         return COULD_NOT
     return refuse(_plainer(" ".join(message.split())))
+
+
+def _for_git(status: int) -> int:
+    """*status*, or what stops ``git bisect run``, which would take 2 and 3 for a bad commit; ``--bisec`` counts too."""
+    asked = any(word.startswith("--bis") for word in sys.argv[1:])
+    return STOP_GIT if asked and status in (COULD_NOT, UNFORESEEN) else status
 
 
 def _plainer(message: str) -> str:

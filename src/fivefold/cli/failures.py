@@ -19,6 +19,8 @@ from fivefold.errors import printable
 
 COULD_NOT: Final = 2
 UNFORESEEN: Final = 3
+STOP_GIT: Final = 128
+"""What ends ``git bisect run``, which takes 1 to 127 for a verdict on the commit."""
 
 _report: Path | None = None
 

@@ -7,12 +7,13 @@ import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fivefold.cli import values
-from fivefold.cli.failures import COULD_NOT, refuse
+from fivefold.cli.failures import COULD_NOT, STOP_GIT, refuse
 from fivefold.errors import FivefoldError, FormatError, cannot, printable
 from fivefold.opening import open_to_read
 
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from fivefold.matrix.table import MatrixTable
 
 SKIP = 125
-STOP_GIT = 128
-"""What ``git bisect run`` takes for: cannot be told of this commit, and: do not go on."""
+"""What ``git bisect run`` takes for: cannot be told of this commit."""
 
 
 class PresetChoice(StrEnum):
@@ -114,6 +114,7 @@ def matrix(
             _write_initramfs(initramfs)
         if dry_run:
             return _dry_run(plan, options)
+        _check_writable(None if dask else keep, junit, html)
         table = _run(plan, options, state, dask)
         _write_files(table, junit, html)
     except (FivefoldError, OSError) as error:
@@ -143,6 +144,28 @@ def _chosen(preset: PresetChoice, file: Path | None, only: list[str] | None) -> 
     if unknown := [name for name in only or () if name not in {cell.id for cell in found}]:
         raise FormatError(f"no cell {unknown[0]!r}; expected one of {', '.join(cell.id for cell in found)}")
     return tuple(cell for cell in found if not only or cell.id in only)
+
+
+def _check_writable(keep: Path | None, *files: Path | None) -> None:
+    """Refuse before the first boot what could not be written after the last; a cluster keeps on its workers."""
+    if keep is not None:
+        folder = next((path for path in (keep, *keep.absolute().parents) if path.exists()), keep)
+        if not folder.is_dir():
+            raise FivefoldError(f"cannot write {keep}: {folder} is not a folder")
+        _check_folder(keep, folder)
+    for file in files:
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            reason = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+            raise FivefoldError(f"cannot write {file}: {reason}")
+
+
+def _check_folder(keep: Path, folder: Path) -> None:
+    """Try it, since root may write where the mode says no and may not where the system will have no files."""
+    try:
+        with TemporaryDirectory(dir=folder, prefix=".fivefold-"):
+            pass
+    except OSError as error:
+        raise cannot("write", str(keep), error) from error
 
 
 def _write_initramfs(path: Path) -> None:
@@ -204,7 +227,8 @@ def _print(table: MatrixTable, as_json: bool, verbose: bool) -> None:
 def status(table: MatrixTable) -> int:
     """0 all as promised, 1 not, 2 where nothing was booted."""
     if table.could_not:
-        why = table.no_kernels[0].reason if table.no_kernels else "no cell came to a verdict"
+        first = table.no_kernels[0] if table.no_kernels else None
+        why = f"{first.path}: {first.reason}" if first else "no cell came to a verdict"
         print(f"fivefold: nothing was booted: {printable(why)}", file=sys.stderr)
         return COULD_NOT
     return 0 if table.ok else 1

@@ -61,6 +61,7 @@ class Cell:
             (not self.cmdline.isprintable() or len(self.cmdline) > 1024, "a command line that cannot be typed"),
             (self.machine == "microvm" and self.path in ("bios-grub", "uefi"), f"path {self.path} on a microvm"),
             (self.machine == "microvm" and self.hibernate, "hibernate on a microvm, which has no PCI"),
+            (self.resume_cmdline is not None and not self.hibernate, "resume_cmdline without hibernate = true"),
         ):
             if wrong:
                 raise FormatError(f"cell {self.id}: {what}")
