@@ -80,6 +80,15 @@ def test_an_address_is_found_and_walked_by_keyboard_alone(space: Any, drawn: Any
     assert "entry 511" in drawn.inner_text("#crumbs")
 
 
+def test_the_choice_of_a_root_stays_beside_its_label(drawn: Any) -> None:
+    drawn.evaluate("document.getElementById('root-choice').hidden = false")
+    for width in (420, 1280):
+        drawn.set_viewport_size({"width": width, "height": 900})
+        label, choice = (drawn.locator(one).bounding_box() for one in ("label[for=root]", "#root"))
+        assert choice["y"] < label["y"] + label["height"] and choice["x"] + choice["width"] <= width
+    drawn.evaluate("document.getElementById('root-choice').hidden = true")
+
+
 def test_odd_searches_are_answered(drawn: Any) -> None:
     for text in ("0x8000000000000000", "nothing has this", "0xffffffffffffffff", "<b>", "0x0"):
         drawn.fill("#q", text)
