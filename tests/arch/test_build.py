@@ -124,11 +124,11 @@ def test_a_range_takes_the_largest_pages_that_fit() -> None:
     map_range(ram, space, range(BASE + 0x1000, BASE + 3 * GIB + 0x20_3000), 0x1003, frames)
 
     assert runs(space) == [
-        "0xff11000000001000-0xff110000001fffff PT   w-x 0x0000000000001000 0x3",
-        "0xff11000000200000-0xff1100003fffffff PD   w-x 0x0000000000200000 0x83",
-        "0xff11000040000000-0xff110000bfffffff PDPT w-x 0x0000000040000000 0x83",
-        "0xff110000c0000000-0xff110000c01fffff PD   w-x 0x00000000c0000000 0x83",
-        "0xff110000c0200000-0xff110000c0202fff PT   w-x 0x00000000c0200000 0x3",
+        "0xff11000000001000-0xff110000001fffff PT   rwx- 0x0000000000001000 0x3",
+        "0xff11000000200000-0xff1100003fffffff PD   rwx- 0x0000000000200000 0x83",
+        "0xff11000040000000-0xff110000bfffffff PDPT rwx- 0x0000000040000000 0x83",
+        "0xff110000c0000000-0xff110000c01fffff PD   rwx- 0x00000000c0000000 0x83",
+        "0xff110000c0200000-0xff110000c0202fff PT   rwx- 0x00000000c0200000 0x3",
     ]
     assert frames.taken == 6
 
@@ -137,21 +137,21 @@ def test_a_cpu_without_gib_pages_gets_none() -> None:
     ram, space, frames = fresh(LA48, cpu=Cpu(phys_bits=40, gib_pages=False))
     map_range(ram, space, range(GIB, 3 * GIB), GIB | 3, frames)
 
-    assert runs(space) == ["0x0000000040000000-0x00000000bfffffff PD   w-x 0x0000000040000000 0x83"]
+    assert runs(space) == ["0x0000000040000000-0x00000000bfffffff PD   rwx- 0x0000000040000000 0x83"]
 
 
 def test_a_misaligned_range_goes_down_to_the_level_where_both_sides_agree() -> None:
     ram, space, frames = fresh()
     map_range(ram, space, range(BASE, BASE + 4 * MIB), 8 * MIB + 0x1000 | 3, frames)
 
-    assert runs(space) == ["0xff11000000000000-0xff110000003fffff PT   w-x 0x0000000000801000 0x3"]
+    assert runs(space) == ["0xff11000000000000-0xff110000003fffff PT   rwx- 0x0000000000801000 0x3"]
 
 
 def test_the_end_of_the_address_space_can_be_mapped() -> None:
     ram, space, frames = fresh()
     map_range(ram, space, range((1 << 64) - 2 * MIB, 1 << 64), 2 * MIB | 3, frames)
 
-    assert runs(space) == ["0xffffffffffe00000-0xffffffffffffffff PD   w-x 0x0000000000200000 0x83"]
+    assert runs(space) == ["0xffffffffffe00000-0xffffffffffffffff PD   rwx- 0x0000000000200000 0x83"]
 
 
 def test_a_range_over_something_is_refused_before_the_first_write() -> None:

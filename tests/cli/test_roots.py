@@ -70,4 +70,4 @@ def test_options_that_name_one_root(fivefold: Run, capture: Capture, words: tupl
     assert (done.status, done.out) == (2, "")
     # click words it in two ways, by its version.
     assert done.err.replace(" '", ": ").startswith(f"fivefold: No such option: {words[0]}")
-    assert words[0] not in fivefold("roots", "--help").out
+    assert f"│ {words[0]}" not in fivefold("roots", "--help").out
