@@ -1,7 +1,8 @@
 """What every test may count on.
 
 Tests marked `qemu` need QEMU. Without it they are skipped by name, saying what to install;
-with FIVEFOLD_REQUIRE_QEMU set, as in CI, they fail instead. So do those marked `bochs` with FIVEFOLD_REQUIRE_BOCHS.
+with FIVEFOLD_REQUIRE_QEMU set, as in CI, they fail instead. So do those marked `bochs` with FIVEFOLD_REQUIRE_BOCHS, and
+`gdb` with FIVEFOLD_REQUIRE_GDB.
 
 `mutated` puts a mistake into a copy of the kernel: a test named after a mistake shows that it
 fails when the mistake is back.
@@ -40,11 +41,16 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for engine, lacks in (("qemu", available), ("bochs", _bochs_lacks)):
+    for engine, lacks in (("qemu", available), ("bochs", _bochs_lacks), ("gdb", _gdb_lacks)):
         if item.get_closest_marker(engine) is not None and (reason := lacks(engine)) is not None:
             if os.environ.get(f"FIVEFOLD_REQUIRE_{engine.upper()}"):
                 pytest.fail(f"{engine} is required here: {reason}", pytrace=False)
             pytest.skip(reason)
+
+
+def _gdb_lacks(engine: str) -> str | None:
+    """Why the tests cannot run gdb."""
+    return None if shutil.which(engine) else f"{engine} is not installed; expected gdb 12 or later with Python"
 
 
 def _bochs_lacks(engine: str) -> str | None:

@@ -55,6 +55,7 @@ COMMANDS: Final = {
     "matrix": "Whether a kernel boots with four and five levels, everywhere",
     "vectors": "Write test vectors for page-table walkers",
     "explain": "Why a fault happened, and how it became a triple fault",
+    "gdb": "The line that brings these commands into a gdb session",
 }
 """Commands with their line of help. Each is a function of its name, in a module of its name."""
 

@@ -34,6 +34,7 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("fivefold vectors -o vectors.json", "a thousand cases for a walker's tests"),
         ("fivefold vectors --schema", "what such a file looks like"),
     ),
+    "gdb": (("fivefold gdb >> ~/.gdbinit", "every gdb session knows ff info, ff walk $rip, …"),),
     "judge": (("qemu-system-x86_64 … -serial stdio | fivefold judge -", "whether that machine passed"),),
     "info": (
         ("fivefold info guest.elf.xz", "a core, as of dump-guest-memory"),

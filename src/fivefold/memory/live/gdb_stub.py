@@ -24,6 +24,9 @@ from fivefold.units import MIB
 
 MAX_PACKET: Final = 1 << 16
 MAX_MONITOR_TEXT: Final = 16 * MIB
+LENT: Final = "fivefold-lent+"
+"""The feature of a stub that is a gdb session's own, which stops nothing and lets nothing go on."""
+_STANDS: Final = "the guest stands still while attached and runs afterwards"
 _TRIES: Final = 3
 _SHORT: Final = 1.0
 """Seconds that a stub which did not answer once gets to hear that we leave."""
@@ -44,7 +47,9 @@ class GdbClient:
             raise
         self._connection = Connection(stream, address, timeout, "is the stub still there?")
         try:
-            self.packet_size = self._packet_size(self.ask("qSupported"))
+            features = self.ask("qSupported")
+            self.packet_size = self._packet_size(features)
+            self.lent = LENT in features.split(";")
         except BaseException as error:  # the guest stands still since we connected; Ctrl-C too must let it go on
             with both_told(error):
                 self.close()
@@ -228,7 +233,7 @@ def attach_gdb(
         memory=memory,
         format="gdb stub",
         cpus=cpus,
-        notes=("the guest stands still while attached and runs afterwards",),
+        notes=("the guest stands still, as gdb has it" if client.lent else _STANDS,),
         live=True,
     )
 

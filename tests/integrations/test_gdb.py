@@ -1,0 +1,156 @@
+"""gdb's `ff` commands in a real session on QEMU's stub, against the same commands on QEMU's dump of the same guest."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fivefold.boot import DEFAULT_LOAD_ADDRESS, build_image
+from fivefold.integrations.gdb_line import gdb_line
+from fivefold.memory.live.qmp_client import QmpClient
+
+TEXT = 0xFFFFFFFF81000000
+DIRECT_MAP = {"five": 0xFF11000000000000, "four": 0xFFFF888000000000}
+LEFT_OUT = ("source", "area", "areas", "skipped", "of", "controls")
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("gdb") / "fivefold.elf"
+    file.write_bytes(build_image().place(DEFAULT_LOAD_ADDRESS, "pvh_entry"))
+    return file
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start QEMU with sockets ``qmp`` and ``gdb`` and the log ``serial`` in the test's folder."""
+    started = []
+
+    def run(program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [program, "-accel", "tcg", "-m", "24M", "-display", "none", "-nodefaults", "-serial", "file:serial"]
+        command += ["-qmp", "unix:qmp,server=on,wait=off", "-gdb", "unix:gdb,server=on,wait=off", *arguments]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        started.append(process)
+        until(lambda: (tmp_path / "gdb").exists(), process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def session(folder: Path, *lines: str, line: str = "") -> list[str]:
+    """What gdb prints for each of *lines*, stdout and stderr together, the first after its own greeting."""
+    (folder / "line.gdb").write_text(line or gdb_line())
+    call = ["gdb", "-nx", "-q", "-batch", "-x", "line.gdb"]
+    for one in lines:
+        call += ["-ex", one, "-ex", r"echo \n@@@\n"]
+    # Merged by a file each: gdb orders its own two streams, and -batch keeps going after an error.
+    done = subprocess.run(call, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    assert "Traceback" not in done.stdout
+    return [part.strip() for part in done.stdout.split("@@@\n")][: len(lines)]
+
+
+def fivefold(folder: Path, *words: str) -> Any:
+    call = [sys.executable, "-m", "fivefold", *words, "--json"]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode in (0, 1), done.stderr
+    return json.loads(done.stdout)
+
+
+def same(value: Any) -> Any:
+    """*value* without what names the source and what rests on a search of memory, which a stub is too slow for.
+
+    QEMU's dump lacks EFER, too.
+    """
+    if isinstance(value, dict):
+        kept = {key: one for key, one in value.items() if key not in LEFT_OUT and not key.endswith("known_from")}
+        return {key: same(one) for key, one in kept.items()}
+    return [same(one) for one in value] if isinstance(value, list) else value
+
+
+def steps(document: Any) -> list[Any]:
+    """What each walk read, and where it led; all that a dump without EFER says alike."""
+    names = ("level", "index", "at", "entry")
+    return [
+        (one["address"], one["phys"], [[step[name] for name in names] for step in one["steps"]])
+        for one in document["walks"]
+    ]
+
+
+@pytest.mark.gdb
+@pytest.mark.qemu
+@pytest.mark.parametrize("mode", ["five", "four"])
+def test_the_commands_say_what_they_say_of_a_dump(start: Start, image: Path, tmp_path: Path, mode: str) -> None:
+    guest = start("qemu-system-x86_64", "-cpu", f"qemu64{',+la57' * (mode == 'five')}", "-kernel", str(image))
+    until(lambda: b"\n# passed" in (tmp_path / "serial").read_bytes(), guest)
+    with closing(QmpClient(str(tmp_path / "qmp"))) as client:
+        client.ask("stop")
+        client.ask("dump-guest-memory", paging=False, protocol=f"file:{tmp_path / 'dump'}")
+    addresses = [f"{TEXT + 0x10:#x}", f"{DIRECT_MAP[mode] + 0x2000:#x}", "0x1000", "0x8000000000000000"]
+    target, *printed = session(
+        tmp_path, "target remote gdb", f"ff walk -j {TEXT:#x}+16 {' '.join(addresses[1:])}", "ff dump -j",
+        "ff audit -j", "ff find --phys 0x2000 -j", "ff info -j", "ff explain -j", f"monitor gva2gpa {addresses[0]}",
+        "x/2xb $rip",
+    )  # fmt: skip
+    assert "ff:" not in target, printed
+    walked, dumped, audited, found, info, explained = (json.loads(text) for text in printed[:6])
+    assert same(walked) == same(fivefold(tmp_path, "walk", "qmp:qmp", *addresses))
+    assert same(audited) == same(fivefold(tmp_path, "audit", "qmp:qmp"))
+    assert same(dumped) == same(fivefold(tmp_path, "dump", "dump"))
+    assert same(found) == same(fivefold(tmp_path, "find", "dump", "--phys", "0x2000"))
+    assert steps(walked) == steps(fivefold(tmp_path, "walk", "dump", *addresses))
+    assert info["levels"] == (5 if mode == "five" else 4)
+    assert explained["schema"] == "fivefold.explain/1"
+    # QEMU's own walk.
+    assert int(printed[6].split()[-1], 16) == int(walked["walks"][0]["phys"], 16)
+    # gdb's own reads are virtual again: the guest stands in a jump to before it.
+    assert re.fullmatch(r"0x[0-9a-f]+:\s+0xeb\s+0x[0-9a-f]{2}", printed[7])
+
+
+@pytest.mark.gdb
+@pytest.mark.qemu
+def test_the_prompt_survives(start: Start, tmp_path: Path) -> None:
+    """No target, a machine at reset, mistakes in typing, 32 bits, a target that goes away: a line each."""
+    guest = start("qemu-system-i386", "-S")
+    moved = gdb_line(str(tmp_path / "nowhere"))
+    assert session(tmp_path, "target remote gdb", "ff info", line=moved)[1].startswith("ff: FileNotFoundError: ")
+    no_target, _, reset, symbol, option, nothing, _, gone, after = session(
+        tmp_path, "ff info", "target remote gdb", "ff walk 0", "ff walk nosuch+1", "ff dump --nosuch", "ff walk",
+        f"shell kill -9 {guest.pid}", "ff walk 0", "ff info",
+    )  # fmt: skip
+    assert no_target == "ff: there is no target; expected one of QEMU's stub: target remote localhost:1234"
+    assert reset.startswith("ff: CPU 0 of gdb:gdb has paging off (CR0.PG=0)")
+    assert symbol == 'ff: No symbol table is loaded.  Use the "file" command.'
+    assert option == "ff: No such option: --nosuch"
+    assert nothing == "ff: Missing argument 'ADDRESS'."
+    assert gone.startswith("ff: Remote co") and "\n" not in gone
+    assert after == no_target
+
+
+def test_the_line_is_one_and_needs_no_package_of_ours() -> None:
+    line = gdb_line()
+    assert "\n" not in line and line.startswith("python exec(") and sys.executable in line
+    commands = Path(re.findall(r"open\('([^']+)'", line)[0])
+    imported = re.findall(r"^(?:import|from) (\w+)", commands.read_text(), re.MULTILINE)
+    assert set(imported) <= {*sys.stdlib_module_names, "gdb"}
+    assert shutil.which("fivefold") or commands.exists()
