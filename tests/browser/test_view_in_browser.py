@@ -89,6 +89,14 @@ def test_the_choice_of_a_root_stays_beside_its_label(drawn: Any) -> None:
     drawn.evaluate("document.getElementById('root-choice').hidden = true")
 
 
+def test_no_figure_of_an_area_is_cut_on_a_phone(drawn: Any) -> None:
+    drawn.set_viewport_size({"width": 360, "height": 900})
+    edges = "(one) => [one.closest('.scroll'), one].map((box) => box.getBoundingClientRect().right)"
+    for figure in drawn.locator("#areas td.n").all():
+        shown, end = figure.evaluate(edges)
+        assert end <= shown
+
+
 def test_odd_searches_are_answered(drawn: Any) -> None:
     for text in ("0x8000000000000000", "nothing has this", "0xffffffffffffffff", "<b>", "0x0"):
         drawn.fill("#q", text)

@@ -228,7 +228,8 @@ function drawAreas() {
     make("td", {}, area.start ? make("button", {
       onclick: () => { byId("q").value = area.name; search(area.name); byId("h-regions").scrollIntoView(); },
     }, area.name) : area.name),
-    make("td", {}, area.start || ""), make("td", { class: "n" }, area.size || ""), make("td", { class: "n", title: `${area.mapped_bytes} bytes` }, area.mapped), make("td", {}, bar(area))));
+    make("td", { class: "n" }, area.size || ""), make("td", { class: "n", title: `${area.mapped_bytes} bytes` }, area.mapped),
+    make("td", {}, bar(area)), make("td", {}, area.start || "")));
   byId("areas").tBodies[0].replaceChildren(...rows);
 }
 
