@@ -136,6 +136,12 @@ def test_a_mistyped_bisection_stops_git(words: str, fivefold: Run) -> None:
     assert told.status == 128 and told.err.startswith("fivefold: ")
 
 
+@pytest.mark.parametrize(("option", "status"), [("--json", 2), ("--bisect", 128)])
+def test_a_dry_run_gives_no_verdict(option: str, status: int, fivefold: Run) -> None:
+    told = fivefold("matrix", "--dry-run", option, "k")
+    assert told.status == status and told.err == f"fivefold: {option} is about boots, and --dry-run boots nothing\n"
+
+
 @pytest.mark.parametrize("option", ["--keep", "--html", "--junit"])
 def test_what_cannot_be_written_is_refused_before_the_first_boot(option: str, tmp_path: Path, fivefold: Run) -> None:
     kernel, taken = tmp_path / "kernel", tmp_path / "taken"

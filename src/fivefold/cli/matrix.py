@@ -101,6 +101,8 @@ def matrix(
 
     Exit status: 0 all as promised, 1 not, 2 it could not be done.
     """
+    if dry_run and (as_json or bisect):
+        raise FivefoldError(f"{'--json' if as_json else '--bisect'} is about boots, and --dry-run boots nothing")
     from fivefold.matrix.conduct import Options, cores, refusals
     from fivefold.matrix.plan import make_plan
 
