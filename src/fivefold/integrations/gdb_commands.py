@@ -124,6 +124,7 @@ def serve(listener, process, lender):
             continue
         if client is None:
             client, _ = listener.accept()
+            shutil.rmtree(os.path.dirname(listener.getsockname()))  # noqa: PTH120 - none is left when gdb is killed
             client.setblocking(True)
             continue
         part = client.recv(1 << 16)
