@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fivefold.errors import FormatError
-from fivefold.memory import open_source
+from fivefold.memory import bus_error, open_source
 from fivefold.memory.bus_error import HANDLER
 from fivefold.memory.files import SMALL, FileBytes
 from fivefold.units import PhysAddr
@@ -141,3 +141,16 @@ def test_the_handler_is_what_its_comments_say() -> None:
         "add rsp, 0x20",
         "ret",
     ]
+
+
+def test_a_mapping_may_end_while_another_one_is_guarded() -> None:
+    """A collection can come in the middle of `add`, and end a mapping there: that must not wait for itself."""
+    table = bus_error._installed()
+    assert table is not None
+    number = table.add(1 << 40, (1 << 40) + 4096)
+    assert number is not None
+    with table.lock:
+        assert table.lock.acquire(blocking=False)
+        table.lock.release()
+        table.remove(number)
+    assert table.entry(number) == (0, 0, 0)

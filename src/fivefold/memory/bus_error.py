@@ -86,7 +86,8 @@ class _Table:
 
     def __init__(self) -> None:
         """Install the handler; `OSError` where memory cannot be made executable."""
-        self.lock = threading.Lock()
+        # Taken again by the same thread where a collection ends a mapping in the middle of `add`.
+        self.lock = threading.RLock()
         self.pages = mmap.mmap(-1, 2 * _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.pages[: len(HANDLER)] = HANDLER
         at = ctypes.addressof(ctypes.c_char.from_buffer(self.pages))
