@@ -12,7 +12,7 @@ from fivefold.arch import LA48, LA57, AddressSpace, Cpu, Entry, Flag, Frames, Le
 from fivefold.errors import FivefoldError, MemoryReadError
 from fivefold.explain import explain
 from fivefold.layout import area_of, linux_areas
-from fivefold.report.page.entry_bits import all_fields
+from fivefold.report.page.entry_bits import all_fields, decoding_rules
 from fivefold.report.text.explain import explanation_lines
 from fivefold.units import PhysAddr, VirtAddr, hex64, parse_address
 
@@ -44,18 +44,7 @@ def walk_address(text: str, release: str = "6.1") -> dict[str, Any]:
 
 def entry_rules() -> dict[str, Any]:
     """What a script needs to decode entries: their fields, and what this CPU reserves."""
-    cpu = Cpu()
-    kinds = {"": 0, " leaf": int(Flag.BIT7)}
-    reserved = {
-        f"{level.name}{kind}": hex64(cpu.must_be_zero(Entry(bits, level), True))
-        for level in Level
-        for kind, bits in kinds.items()
-    }
-    fields = {name: [tuple(one) for one in all_of] for name, all_of in all_fields().items()}
-    return {
-        "fields": fields,
-        "cpu": {"frame_mask": hex64(cpu.frame_mask(4096)), "reserved": reserved, "ignores_read_only": False},
-    }
+    return {"fields": all_fields(), "cpu": decoding_rules(Cpu(), True, ignores_read_only=False)}
 
 
 class _Memory:

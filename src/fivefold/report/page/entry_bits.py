@@ -1,13 +1,14 @@
-"""What each bit of a page-table entry means, in words: for the pages, and for whoever learns it from one.
+"""What each bit of a page-table entry means, in words, for those who learn it from a page.
 
 Source: Intel SDM, "4-Level Paging and 5-Level Paging", the tables of entry formats.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from fivefold.arch import Entry, Level
+from fivefold.arch import TABLE_SIZE, Cpu, Entry, Flag, Level
+from fivefold.units import hex64
 
 
 class BitField(NamedTuple):
@@ -90,4 +91,18 @@ def all_fields() -> dict[str, tuple[BitField, ...]]:
         for level in Level
         for leaf in (False, True)
         if (leaf or level > Level.PT) and not (leaf and level > Level.PDPT)
+    }
+
+
+def decoding_rules(cpu: Cpu, nxe: bool, *, ignores_read_only: bool) -> dict[str, Any]:
+    """What a script needs, beside the fields, to decode entries: the address field, reserved bits, CR0.WP off."""
+    kinds = {"": 0, " leaf": int(Flag.BIT7)}
+    return {
+        "frame_mask": hex64(cpu.frame_mask(TABLE_SIZE)),
+        "reserved": {
+            f"{level.name}{kind}": hex64(cpu.must_be_zero(Entry(bits, level), nxe))
+            for level in Level
+            for kind, bits in kinds.items()
+        },
+        "ignores_read_only": ignores_read_only,
     }

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from fivefold.arch import TABLE_SIZE, Entry, Flag, Level, TooManyRuns
+from fivefold.arch import TooManyRuns
 from fivefold.errors import FivefoldError, LayoutError
 from fivefold.layout import Area, linux_areas, parse_version
-from fivefold.report.page.entry_bits import all_fields
+from fivefold.report.page.entry_bits import all_fields, decoding_rules
 from fivefold.report.page.region_columns import RegionColumns, region_columns
 from fivefold.report.page.table_columns import TableColumns, table_columns
 from fivefold.report.page.templating import about_size, render
@@ -41,6 +41,7 @@ def view_page(space: Space, others: Sequence[tuple[Space, str]] = (), *, with_au
     shown = [ShownRoot(one, label, region_columns(one)) for one, label in labelled]
     tables = table_columns(one.space for one in shown)
     findings, not_audited = _findings(space) if with_audit else ([], "not asked for")
+    more_findings = max(len(findings) - MAX_FINDINGS, 0)
     return render(
         "view.html",
         title=f"{space.source.name}, root {hex64(space.root.value)}",
@@ -55,7 +56,8 @@ def view_page(space: Space, others: Sequence[tuple[Space, str]] = (), *, with_au
             "tables": _tables(tables),
             "fields": all_fields(),
             "cpu": _cpu(space),
-            "findings": findings,
+            "findings": findings[:MAX_FINDINGS],
+            "more_findings": more_findings,
             "not_audited": not_audited,
             "kinds": {int(kind): kind.name for kind in RegionKind},
             "pages": {int(level): name for level, name in PAGE_NAMES.items()},
@@ -119,18 +121,9 @@ def _tables(tables: TableColumns) -> dict[str, Any]:
 
 
 def _cpu(space: Space) -> dict[str, Any]:
-    """What decides about an entry beside its bits: the field of addresses, reserved bits, registers."""
-    cpu, nxe = space.cpu, space.nxe.value is not False
-    kinds = {"": 0, " leaf": int(Flag.BIT7)}
-    return {
-        "frame_mask": hex64(cpu.frame_mask(TABLE_SIZE)),
-        "reserved": {
-            f"{level.name}{kind}": hex64(cpu.must_be_zero(Entry(bits, level), nxe))
-            for level in Level
-            for kind, bits in kinds.items()
-        },
-        "ignores_read_only": space.controls.ignores_read_only,
-    }
+    """What decides about an entry beside its bits."""
+    nxe = space.nxe.value is not False
+    return decoding_rules(space.cpu, nxe, ignores_read_only=space.controls.ignores_read_only)
 
 
 def _findings(space: Space) -> tuple[list[dict[str, Any]], str | None]:
@@ -152,7 +145,7 @@ def _findings(space: Space) -> tuple[list[dict[str, Any]], str | None]:
         for result in found.results
         for one in result.findings
     ]
-    return rows[:MAX_FINDINGS], None
+    return rows, None
 
 
 class AddressMap(NamedTuple):

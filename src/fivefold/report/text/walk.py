@@ -77,6 +77,7 @@ def _flags(step: Step) -> int:
 
 
 def answer_of(path: Path, controls: Controls) -> str:
+    """What came of a walk, after an arrow; on a second line what each privilege may do with the page."""
     match path.end:
         case Mapped() as found:
             answer = f"-> {hex64(found.pa)}  {PAGE_NAMES[found.page]} page, effective {spell(found.rights)}"

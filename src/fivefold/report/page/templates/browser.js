@@ -40,10 +40,10 @@ function modeElement(va, mode) {
     return make("div", {}, title, splitAddress(va, mode.levels),
       make("p", { class: "end bad" }, `not canonical: bits 63 to ${11 + 9 * mode.levels} differ, and the CPU refuses it before it reads a table`));
   }
-  let rights = { w: true, u: true, x: true };
+  let rights = ALL_RIGHTS;
   const steps = mode.steps.map((step) => {
     const entry = rules.entry(BigInt(step.entry), step.level);
-    rights = { w: rights.w && entry.raw & 2n, u: rights.u && entry.raw & 4n, x: rights.x && !(entry.raw >> 63n) };
+    rights = through(rights, entry);
     return stepElement({ ...entry, index: Number(BigInt(step.at) & 0xfffn) / 8, at: BigInt(step.at), rights });
   });
   return make("div", {}, title, splitAddress(va, mode.levels), make("p", {}, mode.area ? `in ${mode.area}` : "in no area"),

@@ -37,19 +37,13 @@ class PageTables {
   walk(root, levels, va) {
     const steps = [];
     let table = BigInt(root);
-    let rights = { w: true, u: true, x: true };
+    let rights = ALL_RIGHTS;
     for (let level = levels; level > 0; level--) {
       const entries = this.read(table);
       if (!entries) return { steps, end: "missing", table, level };
       const index = Number(va >> BigInt(3 + 9 * level) & 511n);
       const entry = this.entry(entries[index], level);
-      if (entry.present) {
-        rights = {
-          w: rights.w && (entry.raw & 2n) !== 0n,
-          u: rights.u && (entry.raw & 4n) !== 0n,
-          x: rights.x && (entry.raw >> 63n & 1n) === 0n,
-        };
-      }
+      if (entry.present) rights = through(rights, entry);
       steps.push({ ...entry, index, at: table + BigInt(index * 8), rights: this.granted(rights) });
       if (!entry.present) return { steps, end: "empty" };
       if (entry.reserved) return { steps, end: "malformed" };
@@ -65,6 +59,13 @@ class PageTables {
     return this.data.cpu.ignores_read_only && !rights.u ? { ...rights, w: true } : rights;
   }
 }
+
+const ALL_RIGHTS = { w: true, u: true, x: true };
+
+// Rights, narrowed by one entry more.
+const through = (rights, { raw }) => ({
+  w: rights.w && (raw & 2n) !== 0n, u: rights.u && (raw & 4n) !== 0n, x: rights.x && raw >> 63n === 0n,
+});
 
 const spell = (rights) => "r" + (rights.w ? "w" : "-") + (rights.x ? "x" : "-") + (rights.u ? "u" : "-");
 const shade = (rights) => rights.w && rights.x ? "wx" : rights.x ? "x" : rights.u ? "u" : "s";

@@ -160,12 +160,12 @@ function ending(walk) {
 
 function drawGrid() {
   const levels = root().levels, trail = state.trail, level = levels - trail.length;
-  let table = BigInt(root().root), va = 0n, rights = { w: true, u: true, x: true };
+  let table = BigInt(root().root), va = 0n, rights = ALL_RIGHTS;
   const crumbs = [make("button", { onclick: () => { state.trail = []; drawGrid(); } }, `${LEVELS[levels]} ${hex(table)}`)];
   trail.forEach((index, depth) => {
     const entry = state.tables.entry(state.tables.read(table)[index], levels - depth);
     va |= BigInt(index) << BigInt(3 + 9 * (levels - depth));
-    rights = { w: rights.w && entry.raw & 2n, u: rights.u && entry.raw & 4n, x: rights.x && !(entry.raw >> 63n) };
+    rights = through(rights, entry);
     table = entry.target;
     crumbs.push(make("span", { "aria-hidden": "true" }, " › "), make("button", {
       onclick: () => { state.trail = trail.slice(0, depth + 1); drawGrid(); },
@@ -188,7 +188,7 @@ function square(entry, index, va, above) {
   let at = va | BigInt(index) << BigInt(3 + 9 * entry.level);
   const top = 12n + 9n * BigInt(root().levels);
   if (at >> top - 1n & 1n) at |= (1n << 64n) - (1n << top);
-  const rights = { w: above.w && entry.raw & 2n, u: above.u && entry.raw & 4n, x: above.x && !(entry.raw >> 63n) };
+  const rights = through(above, entry);
   const tone = !entry.present ? "empty" : entry.reserved ? "bad" : entry.leaf ? shade(rights) : "table";
   const what = !entry.present ? flagNames(entry) : `${entry.leaf ? "page" : "table"} at ${hex(entry.target)}, ${spell(rights)}`;
   const text = `entry ${index}, from ${hex(at)}: ${what}`;
@@ -236,7 +236,8 @@ function drawAreas() {
 function drawFindings() {
   const shown = state.root === 0 ? data.findings : [];
   byId("no-findings").textContent = state.root !== 0 ? "The audit looked at the first root alone."
-    : data.not_audited ? `No audit: ${data.not_audited}.` : shown.length ? "" : "None.";
+    : data.not_audited ? `No audit: ${data.not_audited}.` : data.more_findings ? `${data.more_findings} more findings are not on this page.`
+    : shown.length ? "" : "None.";
   byId("findings").replaceChildren(...shown.map((found) => make("li", { class: found.severity },
     make("strong", {}, found.rule), " ",
     found.start ? make("button", { class: "address", onclick: () => showWalk(BigInt(found.start)) }, found.start) : "registers",
