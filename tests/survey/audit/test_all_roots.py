@@ -18,6 +18,8 @@ from fivefold.survey.audit.baseline import policy_for
 from fivefold.survey.audit.policy import Policy
 from fivefold.survey.guest.identify import GivenPaging
 from fivefold.survey.guest.roots import find_roots
+from fivefold.survey.names.processes import Process
+from fivefold.survey.names.root_owners import RootOwners
 from fivefold.survey.space import Space
 from fivefold.units import MIB, PhysAddr
 
@@ -154,3 +156,20 @@ def test_an_offset_excepts_wherever_the_area_lies(build: Callable[..., Any]) -> 
         found = audit(built.space(), policy).findings
         failing = [one for one in found if one.rule.name == "wx-kernel" and one.fails]
         assert (not failing) is expected
+
+
+@pytest.mark.parametrize("owned", [(), (0x1000,), (0x1000, OTHER)])
+def test_what_no_process_has_is_left_out_and_named(
+    two: Callable[..., Space], monkeypatch: pytest.MonkeyPatch, owned: tuple[int, ...]
+) -> None:
+    """Where the guest's own list can be read; else every root is looked at, as one of them may be a process'."""
+    processes = tuple(Process(number, "demo", PhysAddr(root), False, False) for number, root in enumerate(owned))
+    owners = RootOwners(processes, {}, None, "test")
+    monkeypatch.setattr(all_roots, "root_owners", lambda *_: owners)
+    every = audit_all_roots(two())
+    left_out = owned == (0x1000,)
+    assert every.looked_at == (1 if left_out else 2)
+    assert every.ok == left_out
+    assert [limit.endswith(f"left out (--cr3 asks about one): 0x{OTHER:016x}") for limit in every.limits] == [
+        True
+    ] * left_out

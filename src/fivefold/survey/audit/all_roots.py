@@ -18,7 +18,10 @@ from fivefold.survey.guest.root_labels import OWN_TABLE, TRAMPOLINE
 from fivefold.survey.guest.roots import Confidence, Root, find_roots
 from fivefold.survey.names.root_owners import root_owners
 from fivefold.survey.space import Space
-from fivefold.units import GIB, PhysAddr
+from fivefold.units import GIB, PhysAddr, hex64
+
+NAMED: Final = 8
+"""Roots that were left out and are named."""
 
 MAX_COUNTED: Final = GIB
 """Memory that has to be copied to be searched is not searched above this, unless all roots are asked for."""
@@ -43,7 +46,8 @@ def audit_all_roots(space: Space, policy: Policy | None = None, *, pat: int | No
         groups.add(root.group)
     limits = dict.fromkeys(limit for one in audits for limit in one.limits)
     if gone:
-        limits[f"{gone} roots in memory that no process has any more were left out"] = None
+        some = ", ".join(hex64(root.root) for root in gone[:NAMED]) + (", …" if len(gone) > NAMED else "")
+        limits[f"{len(gone)} roots that no process has any more were left out (--cr3 asks about one): {some}"] = None
     results = tuple(_joined(results) for results in zip(*(one.results for one in audits), strict=True))
     return Audit(space, first.policy, results, tuple(limits), len(audits), Found(len(audits), "found in memory"))
 
@@ -52,8 +56,8 @@ def _sure(roots: Iterable[Root]) -> list[Root]:
     return [root for root in roots if root.confidence >= Confidence.MEDIUM and not root.is_user_half]
 
 
-def _in_use(space: Space, found: list[Root]) -> tuple[list[Root], int]:
-    """Those of the sure roots in *found* that something has, and how many belong to a known kernel and nothing has."""
+def _in_use(space: Space, found: list[Root]) -> tuple[list[Root], list[Root]]:
+    """Those of the sure roots in *found* that something has, and those of a known kernel that nothing has."""
     sure = _sure(found)
     owners = root_owners(space.source, sure, space.symbol_file)
     groups = {root.group for root in sure if owners.of(root)}
@@ -68,7 +72,7 @@ def _in_use(space: Space, found: list[Root]) -> tuple[list[Root], int]:
         or space.root.value in (root.root, root.pair)
         or _last_table(space, root) not in kernels
     ]
-    return kept, len(sure) - len(kept)
+    return kept, [root for root in sure if root not in kept]
 
 
 def _last_table(space: Space, root: Root) -> int:
