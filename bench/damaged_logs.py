@@ -10,19 +10,31 @@ or less. Each failure is printed with its log; the exit status is 1 if there are
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import random
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Final, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from tests.explain.logs import test_damage, test_vectors
 
 from fivefold.errors import FormatError
 from fivefold.explain import Explanation, explain
+
+TESTS: Final = Path(__file__).parents[1] / "tests" / "explain" / "logs"
+
+
+def _of_the_tests(name: str) -> ModuleType:
+    """A file of the tests as a module, by its path: which packages pytest makes of folders is its own affair."""
+    spec = importlib.util.spec_from_file_location(f"damaged_logs_{name}", TESTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)
+    return module
+
+
+test_damage, test_vectors = _of_the_tests("test_damage"), _of_the_tests("test_vectors")
 
 Lines = list[str]
 Damage = Callable[[random.Random, Lines], Lines]

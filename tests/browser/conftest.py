@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import pytest
-
-GUESTS = Path(__file__).parents[1] / "data" / "guests"
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +29,30 @@ def _chromium() -> str:
     return found
 
 
+@pytest.fixture(scope="session")
+def serious_faults() -> Callable[[Any], list[tuple[str, str]]]:
+    """What a checker of accessibility has against a page and calls serious: rule and place."""
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ImportError:
+        _lacking("axe-playwright-python is not installed: pip install '.[browser]'")
+
+    def check(page: Any) -> list[tuple[str, str]]:
+        found = Axe().run(page).response["violations"]
+        return [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")]
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def npm() -> None:
+    """Fetches Pyodide."""
+    if shutil.which("npm") is None:
+        _lacking("npm is not installed: it fetches Pyodide")
+
+
 def _lacking(what: str) -> NoReturn:
+    """Skip by name, or fail where a browser is required."""
     if os.environ.get("FIVEFOLD_REQUIRE_BROWSER"):
         pytest.fail(f"a browser is required here: {what}", pytrace=False)
     pytest.skip(what)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import http.server
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -26,9 +25,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed: it fetches Pyodide")
+def address(npm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("site")
     subprocess.run([ROOT / ".ci/browser-page", str(folder)], check=True, cwd=ROOT)
     handler = functools.partial(_Quiet, directory=str(folder))
@@ -65,12 +62,10 @@ def test_an_address_is_walked_in_both_modes(page: Any) -> None:
     assert "not canonical" in told and "PML5 entry 273" in told and "direct_map" in told
 
 
-def test_nothing_is_cut_and_no_rule_of_accessibility_is_broken(page: Any) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+def test_nothing_is_cut_and_no_rule_of_accessibility_is_broken(page: Any, serious_faults: Any) -> None:
     page.fill("#address", "0x" + "f" * 300)  # the refusal quotes it
     page.click("#walk")
     for width in (420, 1280):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-    found = axe.Axe().run(page).response["violations"]
-    assert not [one["id"] for one in found if one["impact"] in ("serious", "critical")]
+    assert not serious_faults(page)
