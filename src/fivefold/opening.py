@@ -19,7 +19,7 @@ def open_to_read(path: str | os.PathLike[str]) -> io.BufferedReader:
     """The bytes of the file at *path*; `OSError` as from ``open``.
 
     A pipe is read to its end while a process has it open for writing, as the shell's ``<(command)`` is. One that
-    nobody writes to is refused with `FormatError`: to open it would wait for ever.
+    no process writes to is refused with `FormatError`, since opening it would wait for ever.
     """
     opened = os.open(path, _FLAGS)
     try:
@@ -29,7 +29,7 @@ def open_to_read(path: str | os.PathLike[str]) -> io.BufferedReader:
         first = _first_byte(opened, os.fspath(path)) if stat.S_ISFIFO(mode) else None
         os.set_blocking(opened, True)
         raw = io.FileIO(opened)
-    except BaseException:
+    except BaseException:  # whatever is raised, the file must not stay open
         os.close(opened)
         raise
     return io.BufferedReader(raw if first is None else _Pipe(first, raw))

@@ -170,7 +170,7 @@ class _Crew:
                 yield item, lost("no worker that could run it is left")
 
     def _orphans(self, under_way: dict[Any, PlannedRun]) -> Iterator[PlannedRun]:
-        """Move what waits for workers that are gone to others; what nobody can run any more is given up."""
+        """Give the cells of workers that are gone to others; give up those that no worker can run any more."""
         self._ask()
         there = self.addresses
         for future, item in list(under_way.items()):

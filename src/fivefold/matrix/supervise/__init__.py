@@ -1,1 +1,1 @@
-"""A process of its own for each run, which starts the machine and cleans up, whoever of the two is killed."""
+"""A process for each run, which starts the machine and cleans up when either of the two is killed."""

@@ -102,7 +102,7 @@ def _frames(file: FileBytes, sections: dict[str, _Section]) -> tuple[FrameNumber
 
 
 def _spans(name: str, frames: FrameNumbers, offset: int) -> list[Span]:
-    """Runs of frames that follow on each other in memory and in the file; pages without a frame are left out."""
+    """Runs of frames that are contiguous in memory and in the file; pages without a frame are left out."""
     numbers = np.flatnonzero(~np.isin(frames, np.array(_NO_FRAME, np.uint64)))
     kept = frames[numbers]
     if not len(kept):
