@@ -4,7 +4,8 @@
 
 Each mutant is put into a copy of the project (the tree itself is never touched), where the tests of the folder run, and
 then tests/cli and tests/report, until one fails; `--tests` names others in place of the folder's. Too much time counts
-as noticed, and so does a module that cannot be imported.
+as noticed, and so does a module that cannot be imported. A test that fails or takes too much time runs once more
+without the mutant and has to pass: what only a loaded machine makes fail notices nothing.
 
 Which test executes which line is learnt first, and kept in the user's cache (mutation_coverage.py). Tests that do not
 execute what is changed cannot notice it and are left out, quick ones come before slow ones, and processes that have
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import os
 import re
 import signal
@@ -31,7 +33,7 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -182,6 +184,20 @@ def _take(learnt: Learnt, file: str, entry: dict[str, object]) -> None:
         learnt.blind.add(file)
 
 
+class Run(NamedTuple):
+    """*tests*, or files of tests, one after the other until one fails."""
+
+    quick: bool
+    """In a process that has collected all, and is there already."""
+    tests: list[str]
+    mutated: bool = True
+
+    def after(self, test: str) -> Run:
+        """What is left when *test* is through."""
+        name = test if test in self.tests else test.partition("::")[0]
+        return self._replace(tests=self.tests[self.tests.index(name) + 1 :] if name in self.tests else [])
+
+
 class Job:
     """Runs one mutant after the other in one copy."""
 
@@ -189,61 +205,88 @@ class Job:
         self.copy, self.plan = copy, plan
         self.ready = Ready(copy, plan.files, plan.learnt.seconds)
         self.mutant: Mutant | None = None
+        self.now: Run | None = None
         self.pid = 0
+        self.noticed_by = ""
 
     def check(self) -> None:
         """Run quick tests without a mutant; end the program where they fail, since then all would seem noticed."""
         self.ready.wait()
         self.ready.run(self.plan.quickest(), None)
-        while (status := self.ready.status()) is None:
+        while (ended := self.ready.status()) is None:
             time.sleep(0.02)
-        if status not in PASSED:
+        if ended[0] not in PASSED:
             print(f"{self.copy.log()[-3000:]}\nmutants: tests fail without any change", file=sys.stderr)
             sys.exit(2)
 
     def begin(self, mutant: Mutant) -> None:
-        """Put *mutant* in and start the first of its tests."""
-        self.mutant, self.changed = mutant, self.copy.changed(mutant)
-        self.changed.__enter__()
+        """Make *mutant* the one whose tests `is_alive` runs."""
+        self.mutant, self.noticed_by = mutant, ""
         if self.plan.is_quick(mutant):
-            self.runs = [(True, self.plan.executing(mutant))]
+            self.runs = [Run(True, self.plan.executing(mutant))]
         else:
-            self.runs = [(False, tests) for tests in self.plan.likely(mutant)]
-        self.runs.append((False, sorted(self.plan.learnt.blind)))
-        self.now: tuple[bool, list[str]] | None = None
+            self.runs = [Run(False, tests) for tests in self.plan.likely(mutant)]
+        self.runs.append(Run(False, sorted(self.plan.learnt.blind)))
 
-    def _start(self, quick: bool, tests: list[str]) -> None:
-        self.now = quick, tests
+    def _start(self, run: Run) -> None:
         assert self.mutant
-        if quick:
-            self.ready.run(tests, self.mutant)
+        self.now = run
+        self.changed = self.copy.changed(self.mutant) if run.mutated else contextlib.nullcontext()
+        self.changed.__enter__()
+        if run.quick:
+            self.ready.run(run.tests, self.mutant if run.mutated else None)
         else:
             self.deadline = Deadline(self.plan.learnt.seconds)
-            files = sorted({test.partition("::")[0] for test in tests})
-            only = [Only(tests)] if files != tests else []
+            files = sorted({test.partition("::")[0] for test in run.tests})
+            only = [Only(run.tests)] if files != run.tests else []
             self.pid = self.copy.run(files, self.deadline, *only)
 
+    def _ended(self, run: Run) -> tuple[int, str] | None:
+        if run.quick:
+            return self.ready.status()
+        status = ended(self.pid, self.deadline)
+        return None if status is None else (status, self.deadline.test())
+
     def is_alive(self) -> bool | None:
-        """Whether no test noticed; None while some have not run."""
-        status: int | None = 0
+        """Whether no test noticed; None while some have not run.
+
+        A test notices if it fails, and passes without the mutant right after: else the machine is to blame, and the
+        tests that come after it run as well.
+        """
         if self.now:
-            quick, tests = self.now
-            status = self.ready.status() if quick else ended(self.pid, self.deadline)
-            if status is None:
+            run, result = self.now, self._ended(self.now)
+            if result is None:
                 return None
             self.now, self.pid = None, 0
-            if status == CANNOT and quick:
-                self.runs.insert(0, (False, tests))
-                status = 0
-        while self.runs and status in PASSED:
-            quick, tests = self.runs.pop(0)
-            if tests:
-                self._start(quick, tests)
+            self.changed.__exit__(None, None, None)
+            if self._has_noticed(run, *result):
+                return self._through(alive=False)
+        while self.runs:
+            run = self.runs.pop(0)
+            if run.tests:
+                self._start(run)
                 return None
-        self.changed.__exit__(None, None, None)
+        return self._through(alive=True)
+
+    def _has_noticed(self, run: Run, status: int, test: str) -> bool:
+        """Whether a run that has ended shows that the mutant is noticed; if not, what is to come stands in `runs`."""
+        if status == CANNOT and run.quick:
+            self.runs.insert(0, run._replace(quick=False))
+        elif not run.mutated:
+            if status in PASSED:
+                return True
+            print(f"mutants: {self.noticed_by} fails without any change as well", file=sys.stderr)
+        elif status not in PASSED:
+            self.noticed_by = test or "what imports it"
+            if not test:
+                return True
+            self.runs[:0] = [Run(True, [test], mutated=False), run.after(test)]
+        return False
+
+    def _through(self, *, alive: bool) -> bool:
         self.mutant = None
         self.copy.tidy()
-        return status in PASSED
+        return alive
 
     def end(self) -> None:
         """End all processes."""
@@ -253,8 +296,8 @@ class Job:
         self.ready.end()
 
 
-def run_all(jobs: list[Job], drawn: list[Mutant]) -> Iterator[tuple[Mutant, bool]]:
-    """Each of *drawn* with whether it is alive, as they end."""
+def run_all(jobs: list[Job], drawn: list[Mutant]) -> Iterator[tuple[Mutant, str]]:
+    """Each of *drawn* with the test that notices it, none if it is alive, as they end."""
     waiting = list(reversed(drawn))
     while waiting or any(job.mutant for job in jobs):
         for job in jobs:
@@ -263,7 +306,7 @@ def run_all(jobs: list[Job], drawn: list[Mutant]) -> Iterator[tuple[Mutant, bool
             elif job.mutant is not None:
                 mutant, alive = job.mutant, job.is_alive()
                 if alive is not None:
-                    yield mutant, alive
+                    yield mutant, "" if alive else job.noticed_by
         time.sleep(0.02)
 
 
@@ -365,14 +408,12 @@ def main() -> int:
         try:
             for job in jobs:
                 job.check()
-            for mutant, lives in run_all(jobs, drawn):
-                alive += lives
+            for mutant, by in run_all(jobs, drawn):
+                alive += not by
                 if asked.verbose:
-                    print(
-                        f"{mutant.file}:{mutant.line} {mutant.change}: {'alive' if lives else 'noticed'}",
-                        file=sys.stderr,
-                    )
-                if lives:
+                    told = f"noticed by {by}" if by else "alive"
+                    print(f"{mutant.file}:{mutant.line} {mutant.change}: {told}", file=sys.stderr)
+                if not by:
                     print(f"{mutant.file}:{mutant.line} {mutant.change}", flush=True)
         finally:
             for job in jobs:

@@ -55,6 +55,8 @@ STARTING: Final = 300.0
 LEAST_SECONDS: Final = 20.0
 SLOWER: Final = 6
 """With a mutant a test may take so many times as long as it does without, and the least."""
+NAME: Final = 4000
+"""Bytes of the name of a test, at most."""
 IN_FUNCTION: Final = 0x2
 """`inspect.CO_NEWLOCALS`: the code of a function, not of a class or a module."""
 
@@ -153,16 +155,17 @@ class Ready:
             wanted |= {"file": mutant.file, "new": mutant.of(self.copy.before(mutant.file).encode()).decode()}
         _send(self._requests, json.dumps(wanted))
 
-    def status(self) -> int | None:
-        """The status of the run, None while it goes on."""
+    def status(self) -> tuple[int, str] | None:
+        """The status of the run and the test that began last, None while it goes on."""
         if not select.select([self._answers], [], [], 0)[0]:
             return None
-        answer = os.read(self._answers, 64)
+        answer = os.read(self._answers, NAME + 64).decode()
         if not answer:
             os.waitpid(self.pid, 0)
             self.pid = 0
             raise SystemExit(f"mutants: the tests cannot be collected\n{self.copy.log()[-3000:]}")
-        return int(answer)
+        status, _, test = answer.rstrip("\n").partition(" ")
+        return int(status), test
 
     def end(self) -> None:
         """End the process, and with it what runs."""
@@ -187,7 +190,7 @@ class _Waiting:
         signal.signal(signal.SIGTERM, self._end)
         items = {item.nodeid: item for item in session.items}
         functions = self._functions()
-        os.write(self.answers, b"0\n")
+        os.write(self.answers, b"0 \n")
         self.lines = os.fdopen(os.dup(self.requests))  # kept: a file that is dropped unclosed is a failure of a test
         for line in self.lines:
             wanted = json.loads(line)
@@ -201,7 +204,7 @@ class _Waiting:
                 return  # and pytest goes on to run these
             while (status := ended(self.child, self.deadline)) is None:
                 time.sleep(0.005)
-            os.write(self.answers, f"{status:4}\n".encode())
+            os.write(self.answers, f"{status} {self.deadline.test()}\n".encode())
         os._exit(0)
 
     def _become_child(self) -> None:
@@ -266,24 +269,31 @@ def _own(code: CodeType) -> tuple[object, ...]:
 
 
 class Deadline:
-    """Until when a child's test may run: set by the child, looked at by its parent."""
+    """Which of a child's tests runs, and until when it may: set by the child, looked at by its parent."""
 
     def __init__(self, normal: dict[str, float], seconds: float = STARTING) -> None:
         """*normal* is what each test takes without a mutant; the first begins after *seconds*, or before."""
         self.normal = normal
-        self.shared = mmap.mmap(-1, 8)
+        self.shared = mmap.mmap(-1, 8 + NAME)
         self.put_off(seconds)
 
     def put_off(self, seconds: float) -> None:
-        """Begin anew: from now on it is *seconds*."""
-        self.shared[:] = struct.pack("d", time.monotonic() + seconds)
+        """Begin anew: no test runs, and from now on it is *seconds*."""
+        self._set(seconds, "")
+
+    def _set(self, seconds: float, test: str) -> None:
+        self.shared[:] = struct.pack(f"d{NAME}s", time.monotonic() + seconds, test.encode())
+
+    def test(self) -> str:
+        """The test that began last; none while tests are collected."""
+        return bytes(self.shared[8:]).rstrip(b"\0").decode(errors="replace")
 
     def is_over(self) -> bool:
         """Whether what runs now has taken too long."""
-        return time.monotonic() > float(struct.unpack("d", self.shared[:])[0])
+        return time.monotonic() > float(struct.unpack_from("d", self.shared)[0])
 
     def pytest_runtest_protocol(self, item: Any) -> None:
-        self.put_off(LEAST_SECONDS + SLOWER * self.normal.get(item.nodeid, LEAST_SECONDS))
+        self._set(LEAST_SECONDS + SLOWER * self.normal.get(item.nodeid, LEAST_SECONDS), item.nodeid)
 
 
 def ended(pid: int, deadline: Deadline) -> int | None:

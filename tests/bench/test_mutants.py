@@ -109,9 +109,9 @@ def kept(a):
     return a - 7
 """
 HELD = """\
-import subprocess, sys
+import os, subprocess, sys
 import pytest
-from fivefold.toy.code import called, kept, wrapped
+from fivefold.toy.code import called, kept, unseen, wrapped
 
 @pytest.fixture(scope="module")
 def ready():
@@ -132,6 +132,12 @@ def test_second(ready):
 def test_in_a_process():
     program = "from fivefold.toy.code import elsewhere; assert elsewhere(2) == 3"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+def test_on_a_loaded_machine():
+    unseen(1)
+    with open(os.environ["RUNS"], "a") as runs:
+        runs.write("1")
+        assert runs.tell() <= 2
 """
 ALIVE = [
     "src/fivefold/toy/code.py:10 5 -> 4",
@@ -140,7 +146,10 @@ ALIVE = [
     "src/fivefold/toy/code.py:10 return a + 5 -> pass",
     "src/fivefold/toy/code.py:7 return unseen(a) -> pass",
 ]
-"""What the tests leave open. They hold a constant of another file, what a process does, and what others make ready."""
+"""What the tests leave open. They hold a constant of another file, what a process does, and what others make ready.
+
+That on a loaded machine passes where no mutant is in, twice, and fails from then on whatever is in: it notices nothing.
+"""
 
 
 def test_a_run(tmp_path: Path) -> None:
@@ -161,11 +170,12 @@ def test_a_run(tmp_path: Path) -> None:
     (project / "bench").mkdir()
     for file in BENCH.glob("mut*"):
         shutil.copy(file, project / "bench")
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TMPDIR": str(cache)}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TMPDIR": str(cache), "RUNS": str(tmp_path / "runs")}
     cache.mkdir()
     command = [sys.executable, project / "bench" / "mutants.py", "toy"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.stderr == ""
+    blamed = "mutants: tests/toy/test_code.py::test_on_a_loaded_machine fails without any change as well"
+    assert set(done.stderr.splitlines()) == {blamed}
     *alive, summary = done.stdout.splitlines()
     assert sorted(alive) == ALIVE
     assert summary == "32 mutants, 5 alive"
