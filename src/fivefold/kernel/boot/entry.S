@@ -760,7 +760,7 @@ user_allowed:
         refused ltr %ax
         refused lmsw %ax
         refused swapgs
-        group   user_sysret                     # #GP(0), and #UD on a CPU without it
+        group   user_sysret                     # #GP(0), and that or #UD on a CPU without it
         refused sysretq
         group   user_caches                     # #GP(0)
         refused invd
