@@ -2,7 +2,7 @@
 
 Tests marked `qemu` need QEMU. Without it they are skipped by name, saying what to install;
 with FIVEFOLD_REQUIRE_QEMU set, as in CI, they fail instead. So do those marked `bochs` with FIVEFOLD_REQUIRE_BOCHS, and
-`gdb` with FIVEFOLD_REQUIRE_GDB.
+`gdb` with FIVEFOLD_REQUIRE_GDB. FIVEFOLD_NEWER_QEMU names a second QEMU for tests/boot/test_newer_qemu.py.
 
 `mutated` puts a mistake into a copy of the kernel: a test named after a mistake shows that it
 fails when the mistake is back.

@@ -90,7 +90,7 @@ def check_instructions() -> None:
     equals("ring3_privileged_instructions", not_refused(privileged, symbol("user_sysret"), GP, ALL), 0)
     executed = u64(0)
     if report.get_word(report.W_SYSCALL_STAYS) == report.NO_SYSCALL:
-        # Which of #UD and #GP comes first the manuals leave open. What is executed ends at the SYSCALL of `user_allowed`.
+        # #UD or #GP first: the manuals leave it open. What is executed ends at the SYSCALL of `user_allowed`.
         executed = UD
         got = run(symbol("user_sysret"), OWN)
         report.check("ring3_sysret", got == UD or got == GP, got, UD)
