@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from fivefold.layout import linux_areas
-from fivefold.report.page.pictures import RELEASE, pictures
+from fivefold.report.page.pictures import RELEASE, address_maps, pictures
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +22,7 @@ def test_pictures_are_up_to_date() -> None:
 
 
 def test_a_map_has_every_area_once_from_high_to_low() -> None:
-    svg = ElementTree.fromstring(pictures()["address_maps.svg"])
+    svg = ElementTree.fromstring(address_maps())
     boxes = [
         (one.get("x"), float(one.get("y") or 0), float(one.get("height") or 0))
         for one in svg.iter()
@@ -30,6 +32,29 @@ def test_a_map_has_every_area_once_from_high_to_low() -> None:
     assert names == [area.name for levels in (4, 5) for area in reversed(linux_areas(RELEASE, levels))]
     for (left, top, height), (right, below, _) in itertools.pairwise(boxes):
         assert left != right or below == top + height
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs/pictures").iterdir()))
+def test_no_line_leaves_its_box(name: str) -> None:
+    """A fixed pitch at 11 pixels takes 6.6 of them for a character."""
+    svg = ElementTree.fromstring((ROOT / "docs/pictures" / name).read_text())
+    boxes = [
+        [float(one.get(key) or 0) for key in ("x", "y", "width", "height")] for one in svg.iter() if "rect" in one.tag
+    ]
+    boxes = [box for box in boxes[1:] if box[0] > 0]
+    lines: dict[tuple[int, float], float] = {}
+    for one in (one for one in svg.iter() if one.tag.endswith("text")):
+        x, y, wide = float(one.get("x") or 0), float(one.get("y") or 0), 6.6 * len("".join(one.itertext()))
+        around = [
+            number
+            for number, (left, top, width, height) in enumerate(boxes)
+            if left <= x <= left + width and top <= y <= top + height
+        ]
+        for number in around:
+            lines[number, y] = lines.get((number, y), 0) + wide
+    assert len(lines) > 15
+    for (number, _), wide in lines.items():
+        assert wide <= boxes[number][2] - 6
 
 
 def test_the_page_shows_what_the_compiler_makes() -> None:

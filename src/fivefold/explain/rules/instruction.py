@@ -90,6 +90,12 @@ def decode(code: bytes, at: int | None, registers: CpuState, load: ReadMemory, b
     )
 
 
+def listing(code: bytes, bits: int = 64) -> Iterator[tuple[int, bytes, str]]:
+    """Offset, bytes and text of each instruction of *code*, up to what is none. Needs the decoder (`can_decode`)."""
+    for raw in _engine(bits).disasm(code, 0):
+        yield raw.address, bytes(raw.bytes), f"{raw.mnemonic} {raw.op_str}".strip()
+
+
 @functools.cache
 def can_decode() -> bool:
     """Whether instructions can be decoded here at all: capstone is native code, which not every Python can load."""

@@ -927,6 +927,8 @@ stack_guard:
 boot_stack:
         .fill   16384, 1, 0
 boot_stack_top:
+        .globl  boot_tables
+        .hidden boot_tables
 boot_tables:
         .fill   7 * 4096, 1, 0
         .globl  boot_tables_end

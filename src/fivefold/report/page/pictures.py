@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from fivefold.layout import Area, linux_areas
+from fivefold.report.page.code_picture import code_picture
+from fivefold.report.page.mode_picture import mode_pictures
 from fivefold.report.page.templating import about_size, render
 
 RELEASE: Final = "6.1"
 BOX_WIDTH: Final = 400
 _GAP: Final = 30
 _TOP: Final = 26
+_EDGE: Final = 8
 _LEAST: Final = 18
 _A_BIT: Final = 1.2
 """Pixels for each bit of an area's size above 2 MiB."""
@@ -26,13 +29,13 @@ def write_pictures(folder: Path) -> None:
 
 def pictures() -> dict[str, str]:
     """The pictures by their files' names, as SVG that is dark where the reader's system is."""
-    return {"address_maps.svg": address_maps()}
+    return {"address_maps.svg": address_maps(), "from_source_to_bytes.svg": code_picture(), **mode_pictures()}
 
 
 def address_maps() -> str:
     """The documented maps of Linux with four and with five levels, beside each other, the highest address on top."""
     columns: list[dict[str, Any]] = [
-        {"x": 1 + index * (BOX_WIDTH + _GAP), "title": title, "boxes": _boxes(linux_areas(RELEASE, levels))}
+        {"x": _EDGE + index * (BOX_WIDTH + _GAP), "title": title, "boxes": _boxes(linux_areas(RELEASE, levels))}
         for index, (levels, title) in enumerate(((4, "four levels"), (5, "five levels")))
     ]
     bottom = max(box["y"] + box["height"] for column in columns for box in column["boxes"])
@@ -41,8 +44,8 @@ def address_maps() -> str:
         title=f"The address space of Linux {RELEASE} with four and with five levels, bases not randomised",
         columns=columns,
         box_width=BOX_WIDTH,
-        width=2 * BOX_WIDTH + _GAP + 2,
-        height=bottom + 2,
+        width=2 * BOX_WIDTH + _GAP + 2 * _EDGE,
+        height=bottom + _EDGE,
     )
 
 
