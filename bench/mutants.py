@@ -384,6 +384,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=100, metavar="N", help="how many (default %(default)s)")
     parser.add_argument("--tests", nargs="+", metavar="DIR", help="in place of the folder's tests")
+    parser.add_argument("--alone", action="store_true", help="leave tests/cli and tests/report out: more stay alive")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at a time")
     parser.add_argument("--line", metavar="FILE:LINE", help="every mutant of that line, and nothing else")
     parser.add_argument("--verbose", action="store_true", help="tell of each mutant on standard error as it ends")
@@ -395,7 +396,7 @@ def main() -> int:
     """Run what was asked for; return the exit status."""
     asked = options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    tests = split_up([*(asked.tests or tests_of(asked.folder)), *AFTERWARDS])
+    tests = split_up([*(asked.tests or tests_of(asked.folder)), *(() if asked.alone else AFTERWARDS)])
     with tempfile.TemporaryDirectory(prefix="fivefold-mutants-") as place:
         project = Copy(PROJECT, Path(place) / "before").place  # which nobody edits meanwhile
         drawn = draw(project, asked)

@@ -10,6 +10,7 @@ from fivefold.explain.area_names import DEFAULT_RELEASE, KERNEL_IMAGE, AreaNames
 from fivefold.explain.rules.ruling import physical
 from fivefold.explain.rules.situation import Situation
 from fivefold.layout import Area, area_of, from_shadow, shadow_offset
+from fivefold.layout.kasan import COMMON_OFFSET
 from fivefold.machine.base import vector_name
 from fivefold.units import GIB, MASK64, hex64
 
@@ -70,7 +71,7 @@ def _of_area(here: Situation, found: NamedArea, va: int, mode: PagingMode, names
     if name == "kasan_shadow":
         return f"in {words}, {_shadowed(va, mode, names)}"
     if name.startswith("non_canonical"):
-        return f"{_WORDS['non_canonical']}{_other_modes(here, va)}{_user_shadow(va)}"
+        return f"{_WORDS['non_canonical']}{_other_modes(here, va)}{_user_shadow(va, names)}"
     if words is None:
         return f"in a hole{_neighbour(found.area, mode, names)}, which Linux leaves unmapped"
     return f"in {words}"
@@ -97,10 +98,10 @@ def _shadowed(va: int, mode: PagingMode, names: AreaNames) -> str:
     return f"the shadow of {hex64(first)}{where}"
 
 
-def _user_shadow(va: int) -> str:
-    """Where KASAN would look for the shadow of a user address: what an instrumented wild pointer touches."""
+def _user_shadow(va: int, names: AreaNames) -> str:
+    """Where KASAN of Linux would look for the shadow of a user address: what an instrumented wild pointer touches."""
     first = from_shadow(va)
-    if first >= LA48.gap.start:
+    if va < COMMON_OFFSET or first >= LA48.gap.start or not names.may_be_linux:
         return ""
     what = "a NULL pointer" if first < 0x1000 else "a user address"
     return f"; it is where KASAN's shadow of {hex64(first)} would be, so perhaps an instrumented access to {what}"

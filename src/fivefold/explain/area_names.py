@@ -61,6 +61,11 @@ class AreaNames:
     _map: AreaMap | None = None
     _asked: bool = False
 
+    @property
+    def may_be_linux(self) -> bool:
+        """Whether the source does not say that the kernel is another one."""
+        return self.dialect not in _NOT_LINUX
+
     def at(self, va: int, mode: PagingMode) -> NamedArea:
         """The area of *va* in *mode*."""
         area = area_of(self.documents(mode), va)
@@ -69,7 +74,7 @@ class AreaNames:
             return NamedArea(name, area)
         if (found := self._memory()) is not None and found.areas:
             return NamedArea(found.name_at(va), area, why=found.how)
-        if self.dialect in _NOT_LINUX:
+        if not self.may_be_linux:
             return NamedArea(None, None)
         return self._by_log(va, name, area, mode)
 

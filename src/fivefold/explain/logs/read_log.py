@@ -26,7 +26,7 @@ from fivefold.explain.logs.linux.linux_log import read_linux
 from fivefold.explain.logs.qemu_log import read_qemu
 from fivefold.explain.logs.text.decoding import is_binary
 from fivefold.explain.logs.text.excerpts import Progress, excerpts
-from fivefold.explain.logs.text.lines import GAP, Line, lines_of
+from fivefold.explain.logs.text.lines import GAP, Line, lines_of, without_doubles
 from fivefold.explain.logs.trace import Trace
 from fivefold.opening import open_to_read
 
@@ -76,7 +76,7 @@ def read_log(stream: BinaryIO, name: str, *, follow: bool = False, progress: Pro
         if lines:
             lines.append(GAP)
         lines.extend(lines_of(part.data, part.is_start))
-    return choose(lines, name)
+    return choose(without_doubles(lines), name)
 
 
 def choose(lines: Sequence[Line], name: str) -> Trace:

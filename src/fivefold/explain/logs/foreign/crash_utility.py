@@ -29,6 +29,7 @@ _VECTORS: Final = (
     ("divide_error", Vector.DE),
     ("int3", Vector.BP),
 )
+_FRAME: Final = re.compile(r"^\W*#\d+ \[[0-9a-f]{8,16}\]", re.I | re.M)
 _LINES: Final = 12
 _WIDTHS: Final = {"cs": 4, "rflags": 8}
 
@@ -41,7 +42,7 @@ def read_crash(lines: Sequence[Line], source: str) -> Trace | None:
     match = _MARK.search(lines[index].text)
     numbers = {
         name.lower(): int(value, 16)
-        for name, value in _NUMBER.findall(text_of(lines, index + 1, _LINES))
+        for name, value in _NUMBER.findall(_block(lines, index + 1))
         if len(value) == _WIDTHS.get(name.lower(), 16)
     }
     selector = numbers.pop("cs", None)
@@ -65,3 +66,10 @@ def read_crash(lines: Sequence[Line], source: str) -> Trace | None:
         symbol=match[1] if match else None,
     )
     return Trace(source, "crash backtrace", (raised,), "oops", raised.cpu, total=1)
+
+
+def _block(lines: Sequence[Line], start: int) -> str:
+    """The registers from *start* on: they end where the frames go on, the last of which has those of the process."""
+    text = text_of(lines, start, _LINES)
+    end = _FRAME.search(text)
+    return text[: end.start()] if end else text

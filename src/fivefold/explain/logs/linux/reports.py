@@ -39,6 +39,8 @@ _OPENS: Final = re.compile(
     r"|usercopy: |list_(?:add|del) corruption|refcount_t: )",
     re.I,
 )
+_NO_WORDS: Final = re.compile(r"[\W\d]|\b[CT]\d+\]|BUG", re.I)
+_ADDRESSED: Final = re.compile(r"\b(?:at|address)\b", re.I)
 _END: Final = re.compile(r"-\[? ?end trace|end Kernel panic", re.I)
 _RULE: Final = re.compile(r"={30,}")
 
@@ -97,6 +99,9 @@ def find_reports(lines: Iterable[Line]) -> list[Report]:
         report = current.get(line.caller)
         opened = _opened(line, report)
         if opened is not None:
+            if report is not None and _is_title(report, line.text):
+                found.remove(report)
+                report = None
             if report is not None and _is_unfinished(report) and opened.kind == "fault":
                 report.mixed = opened.mixed = True
             found.append(opened)
@@ -132,6 +137,26 @@ def _opened(line: Line, report: Report | None) -> Report | None:
     return Report("fault", has_die_line=kind == "die")
 
 
+def _is_title(report: Report, text: str) -> bool:
+    """Whether *report* is but the first line of the one that begins with *text*: its title, in a mail or by abrt."""
+    if report.kind != "fault" or report.has_die_line or any(_stage(line.text) for line in report.lines):
+        return False
+    (before, title), (prefix, first) = _said(report.lines[0].text), _said(text)
+    return before != prefix and (title == first or not _ADDRESSED.search(title))
+
+
+def _said(text: str) -> tuple[str, str]:
+    """The words on the line of *text* before those that open a report, and what these say."""
+    match = _OPENS.search(text)
+    start = match.start() if match else 0
+    return _NO_WORDS.sub("", text[:start]), text[start:].strip()
+
+
+def _stage(text: str) -> int | None:
+    """Which of `_ORDER` *text* is."""
+    return next((stage for stage, pattern in enumerate(_ORDER) if pattern.search(text)), None)
+
+
 def _is_other_die(report: Report, text: str) -> bool:
     """Whether the line with the error code is of another exception than the page fault that *report* began with."""
     return bool(_PAGE_FAULT.search(report.lines[0].text) and _OTHER_DIE.search(text))
@@ -143,7 +168,7 @@ def _is_of_another(report: Report, text: str) -> bool:
     """
     if report.kind != "fault" or report.ended:
         return report.is_over
-    stage = next((stage for stage, pattern in enumerate(_ORDER) if pattern.search(text)), None)
+    stage = _stage(text)
     if stage is None:
         return report.is_over
     is_twice = bool(report.lines) and report.lines[-1].text == text
