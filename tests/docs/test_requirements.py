@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-REQUIREMENT = re.compile(r"([\w.-]+)>=([\d.]+)$")
+REQUIREMENT = re.compile(r"([\w.-]+)>=([\d.]+)(?:,<[\d.]+)?$")
 
 
 def asked(*extras: str) -> dict[str, str]:
@@ -18,10 +18,19 @@ def asked(*extras: str) -> dict[str, str]:
     project = PROJECT["project"]
     lines = [*project["dependencies"], *PROJECT["build-system"]["requires"]]
     for extra in extras:
-        lines += project["optional-dependencies"][extra]
+        lines += of_extra(extra)
     return {match[1]: match[2] for line in lines if (match := REQUIREMENT.match(line))} | {
         line: "no lower bound" for line in lines if not REQUIREMENT.match(line)
     }
+
+
+def of_extra(name: str) -> list[str]:
+    """The lines of an extra, and those of the extras of ours that it has."""
+    found = []
+    for line in PROJECT["project"]["optional-dependencies"][name]:
+        ours = re.fullmatch(r"fivefold\[([\w,]+)\]", line)
+        found += [part for inner in ours[1].split(",") for part in of_extra(inner)] if ours else [line]
+    return found
 
 
 def pinned(file: str) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ def test_missing_package_says_what_to_install(monkeypatch):
     reason = available("unicorn")
 
     assert reason.startswith("the engine unicorn needs the package unicorn (")
-    assert reason.endswith("); install it with: pip install unicorn")
+    assert reason.endswith("); install it with: pip install 'fivefold[boot]'")
     with pytest.raises(MachineError) as refusal:
         start("unicorn", Guest(b""))
     assert str(refusal.value) == reason

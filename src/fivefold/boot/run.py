@@ -65,8 +65,7 @@ def boot(
     _arguments.instance("options", options, BootOptions, type(None))
     _arguments.instance("image", image, Image, type(None))
     options = options or BootOptions()
-    if options.engine_reason and (missing := available(options.runs_on, options.program)) is not None:
-        raise MachineError(f"{options.engine_reason}, and {missing}")
+    _check_engine(options)
     say("building the image")
     image = image or build_image()
     options = replace(options, load_address=options.load_address or image.load_address)
@@ -88,6 +87,14 @@ def boot(
     if not runs:
         raise MachineError(f"nothing to run: {skipped[0].reason}" if skipped else "no CPU to run on")
     return BootReport(tuple(runs), tuple(skipped))
+
+
+def _check_engine(options: BootOptions) -> None:
+    """Raise `MachineError` before the image is built where the engine was chosen for the caller, or is a package."""
+    if not options.engine_reason and options.runs_on != "unicorn":
+        return
+    if (missing := available(options.runs_on, options.program)) is not None:
+        raise MachineError(f"{options.engine_reason}, and {missing}" if options.engine_reason else missing)
 
 
 def boot_one(cpu: str, options: BootOptions, image: Image, explain: Explain | None = None) -> Run:

@@ -58,7 +58,7 @@ def _unicorn_available(program: str | None) -> str | None:
     try:
         import fivefold.machine.unicorn.engine  # noqa: F401
     except ImportError as error:
-        return f"the engine unicorn needs the package unicorn ({error}); install it with: pip install unicorn"
+        return f"the engine unicorn needs the package unicorn ({error}); install it with: pip install 'fivefold[boot]'"
     return None
 
 

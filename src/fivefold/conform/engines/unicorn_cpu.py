@@ -57,7 +57,9 @@ class UnicornEngine:
             from unicorn import unicorn_const, x86_const
             from unicorn.unicorn_py3 import unicorn as binding
         except ImportError as error:
-            raise EngineError("the package unicorn is not installed; install it with: pip install unicorn") from error
+            raise EngineError(
+                "the package unicorn is not installed; install it with: pip install 'fivefold[boot]'"
+            ) from error
         self._x86, self._error = x86_const, binding.UcError
         self.version = version("unicorn")
         number = getattr(x86_const, f"UC_CPU_X86_{(model or MODELS[0]).upper()}", None)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from fivefold.errors import CompileError, ImageError
+from fivefold.errors import CompileError, ImageError, MachineError, printable
 from fivefold.metal.check.check import check
 from fivefold.metal.check.tree import Unit
 from fivefold.metal.emit.intrinsics import Target
 from fivefold.metal.emit.llvm import TRIPLES, write
 from fivefold.metal.program import Program
 
+INSTALL: Final = "install it with: pip install 'fivefold[compile]'"
 _CPUS: Final = {"x86_64": "x86-64", "i386": "i686"}
 _METAL_FEATURES: Final = {"x86_64": "-mmx,-sse,-sse2,+soft-float", "i386": "-mmx,-sse,+soft-float"}
 
@@ -68,8 +69,7 @@ def _check_metal(unit: Unit, arch: str) -> None:
 
 def emit(text: str, target: Target) -> bytes:
     """Run LLVM over IR *text*: a few passes, no vectorising, no unrolling; return the object."""
-    from llvmlite import binding
-
+    binding = _llvm()
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     binding.initialize_native_asmparser()
@@ -85,6 +85,17 @@ def emit(text: str, target: Target) -> bytes:
     module.verify()
     _optimise(binding, machine, module)
     return bytes(machine.emit_object(module))
+
+
+def _llvm() -> Any:
+    """Return llvmlite's binding; `MachineError` where the package is missing or cannot be loaded."""
+    try:
+        from llvmlite import binding
+    except (ImportError, OSError) as error:  # OSError: its library does not fit this system
+        raise MachineError(
+            f"to compile native code takes the package llvmlite ({printable(str(error))}); {INSTALL}"
+        ) from error
+    return binding
 
 
 def _optimise(binding: Any, machine: Any, module: Any) -> None:
