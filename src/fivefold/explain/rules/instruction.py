@@ -18,17 +18,25 @@ LONGEST: Final = 15
 
 _PUSHES: Final = frozenset({"push", "call", "enter", "pushfq", "pushfd", "pushf", "lcall"})
 _POPS: Final = frozenset({"pop", "ret", "popfq", "popfd", "popf", "iretq", "iretd", "iret", "retf", "retfq", "leave"})
-_FRAMES: Final = {"iretq": 5, "iretd": 3, "retfq": 2, "retf": 2}
+_FAR: Final = ("iret", "retf")
+"""Returns that pop more than one number; without REX.W these have 4 bytes, in 64-bit mode too."""
 _NO_ACCESS: Final = frozenset(
-    {"lea", "nop", "invlpg", "prefetchw", "prefetcht0", "prefetcht1", "prefetcht2", "prefetchnta"}
-)
-_STORES: Final = ("mov", "vmov", "pextr", "vpextr", "extractps", "vextract", "fst", "fist", "fnst", "stmxcsr", "ins")
+    {"lea", "nop", "invlpg", "prefetch", "prefetchw", "prefetchwt1", "prefetcht0", "prefetcht1", "prefetcht2",
+     "prefetchnta", "cldemote"}
+)  # fmt: skip
+_STORES: Final = ("mov", "vmov", "pextr", "vpextr", "extractps", "vextract", "fst", "fist", "fnst", "stmxcsr", "ins",
+                  "vmaskmov", "vpmaskmov", "rol", "ror", "rcl", "rcr", "shl", "shr", "sal", "sar")  # fmt: skip
 """What stores to a first operand in memory; capstone 5 has many of these as reads."""
 _EXCHANGES: Final = frozenset({"cmpxchg", "cmpxchg8b", "cmpxchg16b"})
 _BIT_STRINGS: Final = frozenset({"bt", "bts", "btr", "btc"})
 _AREAS: Final = {"fxsave": 512, "fxsave64": 512, "fxrstor": 512, "fxrstor64": 512, "fnsave": 108, "frstor": 108}
 """Sizes that capstone does not know. The XSAVE area has at least its legacy part and header."""
 _XSAVE_AREA: Final = 576
+_LOADS: Final = frozenset({"frstor"})
+"""What only reads, and capstone 5 has as a write."""
+_PRIVILEGED: Final = frozenset({"rdmsr", "clts", "monitor", "mwait"})
+"""What needs level 0 and is in no group of capstone 5."""
+_SEGMENTS: Final = frozenset({"ds", "es", "fs", "gs", "ss"})
 _ON_PURPOSE: Final = frozenset({"int3", "int1", "int", "into", "ud2", "ud1", "ud0"})
 _CONTROL: Final = {"cr0": Register.CR0, "cr3": Register.CR3, "cr4": Register.CR4}
 _TABLES: Final = {"lgdt": Register.GDTR, "lidt": Register.IDTR}
@@ -153,7 +161,9 @@ class _Reader:
         """Whether the manual has it as an instruction for level 0."""
         import capstone
 
-        return capstone.CS_GRP_PRIVILEGE in self._raw.groups
+        if self._name == "mov" and self._register_name(self._raw.operands[0]) in _SEGMENTS:
+            return False  # capstone 5 has it as one
+        return self._name in _PRIVILEGED or capstone.CS_GRP_PRIVILEGE in self._raw.groups
 
     def _msr(self) -> ControlWrite | None:
         index, low, high = (self._number(name) for name in ("rcx", "rax", "rdx"))
@@ -171,7 +181,8 @@ class _Reader:
             return
         stores = self._name in _EXCHANGES or (not number and self._name.startswith(_STORES))
         # A read-modify-write is refused as a write.
-        kind = Kind.WRITE if stores or operand.access & CS_AC_WRITE else Kind.READ
+        writes = stores or (operand.access & CS_AC_WRITE and self._name not in _LOADS)
+        kind = Kind.WRITE if writes else Kind.READ
         if self._name in _BIT_STRINGS and (bit := self._bit_offset(operand.size)):
             va = va + bit & MASK64
         yield Use(va, Access(kind, self._size(operand), stack=self._is_on_stack(operand)), self._spelled(operand))
@@ -204,7 +215,7 @@ class _Reader:
         if self._raw.addr_size == 4:
             offset &= 0xFFFFFFFF
         segment = self._segment_base(memory.segment)
-        return None if segment is None else segment + offset & MASK64
+        return None if segment is None else segment + offset & (MASK64 if self._bits == 64 else 0xFFFFFFFF)
 
     def _part(self, register: int) -> int | None:
         if not register:
@@ -241,8 +252,21 @@ class _Reader:
 
     # -- what is not in the operands -------------------------------------------------------
 
+    def _word(self) -> int:
+        """The size of what a push or a pop moves."""
+        if self._raw.prefix[2] == 0x66:
+            return 2
+        is_short = self._name.startswith(_FAR) and not self._name.endswith("q")
+        return min(4, self._bits // 8) if is_short else self._bits // 8
+
+    def _popped(self) -> int:
+        """How many words a pop takes. IRET takes the stack pointer in 64-bit mode always."""
+        if self._name.startswith("iret"):
+            return 5 if self._bits == 64 else 3
+        return 2 if self._name.startswith("retf") else 1
+
     def _stack(self) -> Iterator[Use]:
-        word = self._bits // 8 if self._raw.prefix[2] != 0x66 else 2
+        word = self._word()
         rsp = self._number("rsp")
         if rsp is None:
             return
@@ -250,7 +274,7 @@ class _Reader:
         if self._name in _PUSHES:
             yield Use(rsp - word & mask, Access(Kind.WRITE, word, stack=True), f"a push to RSP - {word}")
         elif self._name in _POPS:
-            size = word * _FRAMES.get(self._name, 1)
+            size = word * self._popped()
             at = self._number("rbp") if self._name == "leave" else rsp
             if at is not None:
                 yield Use(at & mask, Access(Kind.READ, size, stack=True), f"a pop from {'RBP' if at != rsp else 'RSP'}")
@@ -262,7 +286,7 @@ class _Reader:
         groups = self._raw.groups
         if self._name.startswith(("ret", "iret")):
             rsp = self._number("rsp")
-            return None if rsp is None else self._load(rsp, self._bits // 8)
+            return None if rsp is None else self._load(rsp, self._word())
         if self._name not in ("jmp", "call") or not {capstone.CS_GRP_CALL, capstone.CS_GRP_JUMP} & set(groups):
             return None
         operand = self._raw.operands[0]

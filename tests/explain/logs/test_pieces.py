@@ -1,0 +1,45 @@
+"""Small parts that the readers of all formats share, each by itself."""
+
+from __future__ import annotations
+
+from fivefold.explain.logs.register_file import cpu_of, text_of
+from fivefold.explain.logs.text.lines import GAP, Line, without_doubles
+from fivefold.memory import CpuState
+
+
+def lines(*texts: str) -> list[Line]:
+    return [Line(number, text, None) for number, text in enumerate(texts, 1)]
+
+
+def test_no_number_is_no_cpu() -> None:
+    assert cpu_of("oops", {}) is None
+    assert cpu_of("oops", {"cr2": 0}) == CpuState("oops", general={}, segments={}, cr2=0)
+    assert cpu_of("oops", {"rax": 1, "cr3": 2, "efer": 3}) == CpuState(
+        "oops", general={"rax": 1}, segments={}, cr3=2, efer=3
+    )
+
+
+def test_a_text_ends_at_a_gap_or_where_another_report_begins() -> None:
+    some = lines("Oops: 0000 [#1]", "RAX", "RBX", "Oops: 0000 [#2]", "RCX")
+    assert text_of(some, 0, 9) == "Oops: 0000 [#1]\nRAX\nRBX"
+    assert text_of(some, 1, 1) == "RAX"
+    assert text_of(some, 3, 9) == "Oops: 0000 [#2]\nRCX"
+    assert text_of([*some[:2], GAP, *some[2:]], 0, 9) == "Oops: 0000 [#1]\nRAX"
+
+
+def test_lines_that_all_come_twice_are_of_two_consoles() -> None:
+    texts = [f"line {number}" for number in range(8)]
+    twice = lines(*(text for text in texts for _ in range(2)))
+    assert [line.text for line in without_doubles(twice)] == texts
+    # Seven in a row may be of two CPUs that do the same.
+    assert without_doubles(twice[:14]) == twice[:14]
+    broken = lines(*(text for text in texts[:4] for _ in range(2)), "once", *(t for t in texts[4:] for _ in range(2)))
+    assert without_doubles(broken) == broken
+
+
+def test_blank_lines_and_repeated_ones_are_no_pairs() -> None:
+    blank = lines(*[""] * 40)
+    assert without_doubles(blank) == blank
+    texts = ["a", "a", "b", "", "c", "d", "e", "f", "g", "h"]
+    twice = lines("before", *(text for text in texts for _ in range(2)), "after")
+    assert [line.text for line in without_doubles(twice)] == ["before", *texts, "after"]
