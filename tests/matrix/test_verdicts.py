@@ -155,9 +155,24 @@ def test_a_triple_fault_is_explained_from_the_log(files: Files) -> None:
 
 @pytest.mark.parametrize(("end", "words"), [("reset", "reset itself"), ("off", "turned itself off")])
 def test_a_machine_that_ends_early(files: Files, end: Any, words: str) -> None:
-    found = run(files, scripted.ScriptedMachine([b"x"], end))
+    found = run(files, scripted.ScriptedMachine([b"first\r\n\x1b[2J[    1.2] second\r\n"], end))
     assert found.outcome == "reset" and found.cause is not None
-    assert found.cause.sentence == f"the machine {words} before its init was ready"
+    told = f"the machine {words} before its init was ready; the last line is '[    1.2] second'"
+    assert found.cause.sentence == told
+
+
+def test_what_unpacks_the_kernel_says_why_it_stops(files: Files) -> None:
+    words = b"Decompressing Linux...\r\n\r\nout of memory\r\n\r\n -- System halted"
+    found = run(files, scripted.ScriptedMachine([words], halted=True))
+    assert found.outcome == "hang" and found.cause is not None and found.cause.rule == "decompressor"
+    assert found.cause.sentence == "the code that unpacks the kernel gave up: out of memory"
+
+
+@pytest.mark.parametrize("line", [b"invalid opcode: 0000 [#1] PREEMPT SMP NOPTI", b"stack segment: 0010 [#2] SMP"])
+def test_every_exception_of_the_kernel_is_an_oops(files: Files, line: bytes) -> None:
+    found = run(files, scripted.ScriptedMachine([b"[    1.0] " + line + b"\r\n", report()]))
+    assert not found.ok and [check.name for check in found.checks if not check.ok][0] == "log"
+    assert found.cause is not None and found.cause.rule != "log"
 
 
 def test_a_monitor_that_goes_away_is_no_verdict_on_the_kernel(files: Files) -> None:

@@ -9,33 +9,11 @@ from fivefold.errors import FivefoldError
 from fivefold.explain import Explanation, explain
 from fivefold.matrix.result import RunCause
 from fivefold.matrix.run.console import oops_of, panic_of
-from fivefold.matrix.run.watch import SymbolAt
+from fivefold.matrix.run.places import Places
 from fivefold.memory import Source
-from fivefold.survey.space import Space
-from fivefold.units import hex64
 
 _UNKNOWN: Final = "unknown"
 _LINES_KEPT: Final = 1 << 20
-
-
-def symbol_lookup(source: Source | None) -> SymbolAt:
-    """Names of functions, without distances, from what the kernel in memory carries; no names where there are none."""
-    if source is None:
-        return _no_name
-    try:
-        space = Space(source)
-        symbols = space.symbols
-    except (FivefoldError, OSError, ValueError):
-        return _no_name
-    return lambda va: _bare(symbols.at(va))
-
-
-def _no_name(va: int) -> str | None:
-    return None
-
-
-def _bare(name: str | None) -> str | None:
-    return name.split("+")[0] if name else None
 
 
 def explained(log: str | bytes, source: Source | None) -> Explanation | None:
@@ -48,24 +26,26 @@ def explained(log: str | bytes, source: Source | None) -> Explanation | None:
     return found if found.exceptions else None
 
 
-def cause_of_log(log: str | bytes, source: Source | None, name: SymbolAt) -> RunCause | None:
+def cause_of_log(log: str | bytes, places: Places) -> RunCause | None:
     """The first cause in a log of exceptions: a rule, a sentence, and the function that was running."""
-    found = explained(log, source)
+    found = explained(log, places.source)
     if found is None:
         return None
     rip = found.guilty.raised.rip if found.guilty else None
-    symbol = name(rip) if rip is not None else None
-    return RunCause(str(found.cause.rule), found.headline or found.cause.sentence, symbol)
+    symbol = places.name(rip) if rip is not None else None
+    where = places.where(rip).removeprefix(", ") if rip is not None else ""
+    sentence = (found.headline or found.cause.sentence) + (f" ({where})" if where else "")
+    return RunCause(str(found.cause.rule), sentence, symbol)
 
 
-def cause_of_console(console: bytes, source: Source | None, name: SymbolAt) -> RunCause | None:
+def cause_of_console(console: bytes, places: Places) -> RunCause | None:
     """Of what the kernel printed: its oops explained if there is one, else its panic's own words."""
     oops, panic = oops_of(console), panic_of(console)
     if oops is None and panic is None:
         return None
     if oops is not None:
         start = console.find(oops.encode("ascii", "ignore")[:16])
-        cause = cause_of_log(console[max(0, start - 4096) :], source, name)
+        cause = cause_of_log(console[max(0, start - 4096) :], places)
         symbol = cause.symbol if cause else None
         symbol = symbol or _symbol_in(console[max(0, start) :])
         if cause is not None and cause.rule != _UNKNOWN:
@@ -92,15 +72,3 @@ def _caller(console: bytes) -> str | None:
         if b"+0x" in line and name and not name.startswith(skipped):
             return name.decode("ascii", "replace")
     return None
-
-
-def hang_cause(places: tuple[int, ...], halted: bool, name: SymbolAt, silent: float, timeout: bool) -> RunCause:
-    """Where a machine stands still."""
-    at = places[0] if places else None
-    symbol = name(at) if at is not None else None
-    spot = "at an unknown place" if at is None else f"at {hex64(at)}{f' ({symbol})' if symbol else ''}"
-    if timeout:
-        return RunCause("timeout", f"it was still running {spot} when its time was up", symbol)
-    state = "halted" if halted else "running in one place"
-    low = " in low memory, so before or below the kernel's own half" if at is not None and at < 1 << 47 else ""
-    return RunCause("hang", f"nothing on the console for {silent:.0f} s; the CPU is {state} {spot}{low}", symbol)

@@ -18,8 +18,14 @@ PANIC: Final = re.compile(rb"(?:Kernel panic - not syncing: ?|PANIC: (?=early ex
 PANIC_END: Final = b"end Kernel panic"
 OOPS: Final = re.compile(
     rb"(Oops: [^\r\n]*|Oops(?=[^\r\n]*#PF)[^\r\n]*|BUG: [^\r\n]*|general protection fault[^\r\n]*"
-    rb"|PANIC: (?:double|early) [^\r\n]*|kernel BUG at [^\r\n]*|Internal error: [^\r\n]*)"
+    rb"|PANIC: (?:double|early) [^\r\n]*|kernel BUG at [^\r\n]*|Internal error: [^\r\n]*"
+    rb"|[a-z][a-z -]{2,40}: [0-9a-f]{4} \[#\d+\][^\r\n]*)"
 )
+"""The last of them is how 6.1 begins every other exception in the kernel, such as ``invalid opcode: 0000 [#1]``."""
+_GAVE_UP: Final = re.compile(rb"([^\r\n]+)[\r\n]+ *-- System halted")
+_CURSOR: Final = re.compile(rb"\x1b\[[0-9;?=]*[A-Za-z]|\x1b[c()][0-9A-Z]?|[\x00-\x09\x0b\x0c\x0e-\x1f]")
+_LAST: Final = 1 << 12
+_SHOWN: Final = 160
 WARNING: Final = re.compile(rb"WARNING: [^\r\n]*|x86/mm: Found insecure W\+X[^\r\n]*")
 
 
@@ -140,6 +146,18 @@ def panic_of(console: bytes) -> str | None:
     """What the first panic says."""
     match = PANIC.search(console)
     return match[1].decode(errors="replace").strip() if match else None
+
+
+def gave_up(console: bytes) -> str | None:
+    """What the code that unpacks the kernel says before it stops. Source: Linux, *boot/compressed/error.c*."""
+    match = _GAVE_UP.search(console)
+    return match[1].decode(errors="replace").strip() if match else None
+
+
+def last_line(console: bytes) -> str | None:
+    """The last line with anything on it, without what moves a cursor; cut to what a person reads at a glance."""
+    lines = [line for line in _CURSOR.sub(b"", console[-_LAST:]).splitlines() if line.strip()]
+    return lines[-1].decode(errors="replace").strip()[:_SHOWN] if lines else None
 
 
 def oops_of(console: bytes) -> str | None:

@@ -8,17 +8,21 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
-from fivefold.errors import FivefoldError, MachineError
+from fivefold.errors import FivefoldError
 from fivefold.matrix.cells import HIBERNATE, KEXEC, Cell, Mode
+from fivefold.matrix.kernels.file_symbols import FileSymbols, file_symbols
 from fivefold.matrix.result import CellCheck, CellRun, Outcome, RunCause
-from fivefold.matrix.run.causes import cause_of_console, cause_of_log, hang_cause, symbol_lookup
-from fivefold.matrix.run.console import Reports, oops_of, panic_of
+from fivefold.matrix.run.causes import cause_of_console
+from fivefold.matrix.run.console import Reports, oops_of
 from fivefold.matrix.run.keep import Kept
 from fivefold.matrix.run.looks import View, looks
+from fivefold.matrix.run.places import Places
 from fivefold.matrix.run.told import told_checks
-from fivefold.matrix.run.watch import Patience, Stopped, SymbolAt, watch
+from fivefold.matrix.run.verdict import FailedMachine
+from fivefold.matrix.run.watch import Patience, Stopped, watch
 from fivefold.matrix.vmm.base import Driver, Files, RunningMachine
 from fivefold.memory import Source
 
@@ -42,6 +46,11 @@ class Task:
     files: Files
     patience: Patience
     keep: str | None = None
+
+    @cached_property
+    def symbols(self) -> FileSymbols | None:
+        """What the kernel's file says of its functions."""
+        return file_symbols(os.pread(self.files.kernel, os.fstat(self.files.kernel).st_size, 0))
 
     @property
     def promised(self) -> tuple[Mode, ...]:
@@ -82,7 +91,7 @@ def _saved_and_resumed(task: Task, driver: Driver) -> CellRun:
     """Save the machine to its disk, then start one that resumes it: what waits then is the first kernel."""
     machine = driver.start(task.cell, command_line(task.cell), task.files)
     try:
-        stopped = watch(machine, 2, task.patience, lambda: symbol_lookup(_source(machine)))
+        stopped = watch(machine, 2, task.patience, lambda: _places(task, _source(machine)).name)
         if machine.ended != "off":
             return _failed(task, driver, machine, stopped)
     finally:
@@ -98,7 +107,7 @@ def _saved_and_resumed(task: Task, driver: Driver) -> CellRun:
 def _once(task: Task, driver: Driver, cmdline: str, reports: int, resumes: bool = False) -> CellRun:
     machine = driver.start(task.cell, cmdline, task.files)
     try:
-        stopped = watch(machine, reports, task.patience, lambda: symbol_lookup(_source(machine)))
+        stopped = watch(machine, reports, task.patience, lambda: _places(task, _source(machine)).name)
         if stopped.kind != "ready":
             return _failed(task, driver, machine, stopped)
         machine.stop()
@@ -112,6 +121,10 @@ def _once(task: Task, driver: Driver, cmdline: str, reports: int, resumes: bool 
 def _never_resumed(reports: Reports) -> Reports:
     """The same with a failure more: it waits, but as the machine that was to resume another."""
     return reports if reports.failures else replace(reports, failures=[("resume", 0)])
+
+
+def _places(task: Task, source: Source | None) -> Places:
+    return Places(source, lambda: task.symbols)
 
 
 def _source(machine: RunningMachine) -> Source | None:
@@ -154,8 +167,7 @@ def _mode_of(source: Source, report: object) -> str | None:
 def _not_as_promised(
     task: Task, driver: Driver, machine: RunningMachine, run: CellRun, promised: str, source: Source | None
 ) -> CellRun:
-    name = symbol_lookup(source)
-    cause = cause_of_console(bytes(machine.console), source, name)
+    cause = cause_of_console(bytes(machine.console), _places(task, source))
     outcome: Outcome = "ready"
     before = [check for check in run.checks if _EARLIER.fullmatch(check.name) and not check.ok]
     if run.mode != promised:
@@ -192,8 +204,7 @@ def _failed(task: Task, driver: Driver, machine: RunningMachine, stopped: Stoppe
     """What came of a machine that never got to wait."""
     source = _source(machine) if machine.ended != "gone" else None
     try:
-        name = symbol_lookup(source)
-        outcome, cause = _verdict(task, machine, stopped, source, name)
+        outcome, cause = FailedMachine(machine, stopped, _places(task, source), task.patience.silent).verdict()
         release = next((report.release for report in stopped.reports.reports if report.release), None)
         return _keep(task, driver, machine, CellRun(outcome, _known_mode(source), cause=cause, release=release), source)
     finally:
@@ -207,29 +218,6 @@ def _known_mode(source: Source | None) -> str | None:
     if cpu is None or cpu.cr4 is None or not (cpu.cr0 or 0) >> 31 & 1 or not (cpu.efer or 0) >> 10 & 1:
         return None
     return "la57" if cpu.cr4 >> 12 & 1 else "la48"
-
-
-def _verdict(
-    task: Task, machine: RunningMachine, stopped: Stopped, source: Source | None, name: SymbolAt
-) -> tuple[Outcome, RunCause]:
-    console = bytes(machine.console)
-    told = cause_of_console(console, source, name)
-    if stopped.kind == "panic" or panic_of(console) is not None:
-        return "panic", told or RunCause("panic", panic_of(console) or "a panic without words")
-    if stopped.kind in ("hang", "timeout"):
-        silent = task.patience.silent
-        return "hang", told or hang_cause(stopped.places, stopped.halted, name, silent, stopped.kind == "timeout")
-    if stopped.kind == "flood":
-        return "hang", told or RunCause("flood", "it floods the console, and never comes to its init")
-    if machine.ended == "triple-fault":
-        return "triple-fault", cause_of_log(machine.log, source, name) or RunCause(
-            "triple-fault", "the CPU shut down; the log of exceptions does not say why"
-        )
-    if machine.ended == "gone":
-        words = machine.last_words.splitlines()
-        raise MachineError(f"the machine's process ended: {words[-1] if words else 'without a word'}")
-    how = "turned itself off" if machine.ended == "off" else "reset itself"
-    return "reset", told or RunCause("reset", f"the machine {how} before its init was ready")
 
 
 def _keep(task: Task, driver: Driver, machine: RunningMachine, run: CellRun, source: Source | None) -> CellRun:

@@ -1,0 +1,127 @@
+"""What came of a machine that never got to wait: the outcome, and the first cause."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+from fivefold.errors import MachineError
+from fivefold.matrix.result import Outcome, RunCause
+from fivefold.matrix.run.causes import cause_of_console, cause_of_log
+from fivefold.matrix.run.console import gave_up, last_line, panic_of
+from fivefold.matrix.run.memory_log import log_in_memory
+from fivefold.matrix.run.places import CpuPlace, Places, cpu_places
+from fivefold.matrix.run.watch import Stopped
+from fivefold.matrix.vmm.base import RunningMachine
+
+_FROM_MEMORY: Final = " (it never came to the console: read from the kernel's log in memory)"
+
+
+@dataclass
+class FailedMachine:
+    """A machine that stands still, and what is known of it. *silent*: seconds of silence that were taken for a hang."""
+
+    machine: RunningMachine
+    stopped: Stopped
+    places: Places
+    silent: float
+
+    @cached_property
+    def console(self) -> bytes:
+        """All that it said."""
+        return bytes(self.machine.console)
+
+    @cached_property
+    def cpus(self) -> list[CpuPlace]:
+        """Where its CPUs are; by the looks at a hang where memory and registers cannot be had together."""
+        source = self.places.source
+        if source is not None and source.cpus:
+            return cpu_places(self.places, self.machine.registers(), source.cpus)
+        stopped = self.stopped
+        return [self.places.of(number, rip, stopped.halted) for number, rip in enumerate(stopped.places)]
+
+    def verdict(self) -> tuple[Outcome, RunCause]:
+        """The outcome and why. `MachineError` where what went away is the monitor."""
+        told = cause_of_console(self.console, self.places)
+        if self.stopped.kind == "panic" or panic_of(self.console) is not None:
+            return "panic", told or RunCause("panic", panic_of(self.console) or "a panic without words")
+        if self.stopped.kind in ("hang", "timeout", "flood"):
+            return self._hang(told)
+        if self.machine.ended == "triple-fault":
+            return "triple-fault", told or self._triple_fault()
+        if self.machine.ended == "gone":
+            words = self.machine.last_words.splitlines()
+            raise MachineError(f"the machine's process ended: {words[-1] if words else 'without a word'}")
+        return "reset", told or self._reset()
+
+    def _hang(self, told: RunCause | None) -> tuple[Outcome, RunCause]:
+        logged = log_in_memory(self.places) if told is None else b""
+        if panic_of(logged) is not None:
+            cause = cause_of_console(logged, self.places)
+            assert cause is not None
+            symbol = cause.symbol or _caller_of_panic(self.cpus)
+            return "panic", replace(cause, sentence=cause.sentence + _FROM_MEMORY, symbol=symbol)
+        told = told or cause_of_console(logged, self.places)
+        if told is not None:
+            return "hang", told
+        if (words := gave_up(self.console)) is not None:
+            return "hang", RunCause("decompressor", f"the code that unpacks the kernel gave up: {words}")
+        if self.stopped.kind == "flood":
+            last = last_line(self.console)
+            return "hang", RunCause("flood", f"it floods the console, and never comes to its init{_last(last)}")
+        return "hang", self._stands_still(last_line(self.console) or last_line(logged))
+
+    def _stands_still(self, last: str | None) -> RunCause:
+        cpus, symbol = self.cpus, self._guilty.function if self._guilty else None
+        if self.stopped.kind == "timeout":
+            spot = self._guilty.sentence if self._guilty else "at an unknown place"
+            return RunCause("timeout", f"it was still running {spot} when its time was up{_last(last)}", symbol)
+        if not cpus:
+            where = "the CPU is running in one place at an unknown place"
+        elif len(cpus) == 1:
+            where = f"the CPU is {_state(cpus[0])} {cpus[0].sentence}"
+        else:
+            where = "; ".join(f"CPU {cpu.number} is {_state(cpu)} {cpu.sentence}" for cpu in self._told_cpus())
+        return RunCause("hang", f"nothing on the console for {self.silent:.0f} s; {where}{_last(last)}", symbol)
+
+    @property
+    def _guilty(self) -> CpuPlace | None:
+        """The CPU whose place is told first: one that runs rather than one that is halted."""
+        return next((cpu for cpu in self.cpus if not cpu.halted), self.cpus[0] if self.cpus else None)
+
+    def _told_cpus(self) -> list[CpuPlace]:
+        running = [cpu for cpu in self.cpus if not cpu.halted]
+        return running or self.cpus[:1]
+
+    def _triple_fault(self) -> RunCause:
+        cause = cause_of_log(self.machine.log, self.places)
+        if cause is None:
+            spot = f" {self._guilty.sentence}" if self._guilty else ""
+            symbol = self._guilty.function if self._guilty else None
+            return RunCause("triple-fault", f"the CPU shut down{spot}; the log of exceptions does not say why", symbol)
+        return cause
+
+    def _reset(self) -> RunCause:
+        how = "turned itself off" if self.machine.ended == "off" else "reset itself"
+        spot = f"; it was {self._guilty.sentence}" if self._guilty else ""
+        symbol = self._guilty.function if self._guilty else None
+        said = f"the machine {how} before its init was ready{spot}{_last(last_line(self.console))}"
+        return RunCause("reset", said, symbol)
+
+
+def _state(cpu: CpuPlace) -> str:
+    return "halted" if cpu.halted else "running in one place"
+
+
+def _last(line: str | None) -> str:
+    return f"; the last line is {line!r}" if line else ""
+
+
+def _caller_of_panic(cpus: list[CpuPlace]) -> str | None:
+    """Who called panic(), by the stack of the CPU that is in it."""
+    for cpu in cpus:
+        names = [cpu.function, *cpu.stack]
+        if "panic" in names[:-1]:
+            return names[names.index("panic") + 1]
+    return None
