@@ -12,11 +12,11 @@ import pytest
 from fivefold.matrix.cells import Cell
 from fivefold.matrix.run import looks as looks_module
 from fivefold.matrix.run.causes import cause_of_log
-from fivefold.matrix.run.places import Places
 from fivefold.matrix.run.console import InitReport
 from fivefold.matrix.run.keep import write_tables
 from fivefold.matrix.run.kernel_text import compare_text
 from fivefold.matrix.run.looks import View, looks
+from fivefold.matrix.run.places import MachinePlaces
 from fivefold.memory import open_source
 from fivefold.survey.space import Space, open_space
 
@@ -141,7 +141,7 @@ def test_the_bug_of_2017_has_its_story() -> None:
     """Linux 6.1 with KASAN and the conversion without ``phys_base`` put back, as QEMU logged it."""
     log = (DATA / "faults" / "kernel_kasan_physbase_1.log").read_text()
     with open_source(DATA / "faults" / "kernel_kasan_physbase_1.elf.xz") as source:
-        cause = cause_of_log(log, Places(source))
+        cause = cause_of_log(log, MachinePlaces(source))
     assert cause is not None and cause.rule not in ("unknown", "panic")
     assert "Triple fault" in cause.sentence
 

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fivefold.matrix.kernels.kernel_file import KernelFile
 from fivefold.matrix.plan import MatrixPlan, PlannedCell
 from fivefold.matrix.result import KernelRow
 from fivefold.matrix.state import MatrixState
+from fivefold.matrix.table import MatrixTable
 
 pytestmark = pytest.mark.qemu
 AT = 0x100_0000
@@ -63,10 +65,12 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def qemu_below(pid: int) -> int | None:
+def qemu_below(pid: int, word: bytes = b"-M") -> int | None:
+    """A QEMU below *pid* that has this *word* in its command."""
     for child in children(pid):
         try:
-            if b"qemu-system" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0]:
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            if b"qemu-system" in words[0] and word in words:
                 return child
         except OSError:
             continue
@@ -139,47 +143,124 @@ def test_a_monitor_that_does_not_start_is_one_line_and_others_go_on() -> None:
     assert cause is not None and "no-such-cpu" in cause.sentence and "\n" not in cause.sentence
 
 
+Start = Callable[..., list["subprocess.Popen[bytes]"]]
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+def cluster(tmp_path: Path) -> Iterator[tuple[str, Start]]:
+    """A scheduler's address, and what starts workers: one for each environment, with more words for each."""
     if not os.environ.get("FIVEFOLD_REQUIRE_CLUSTER"):
         pytest.importorskip("distributed", reason="install it with: pip install 'fivefold[cluster]'")
     from distributed import Client
 
     file = tmp_path / "scheduler.json"
+    running: list[subprocess.Popen[bytes]] = []
 
-    def dask(name: str, *words: str) -> subprocess.Popen[bytes]:
+    def dask(name: str, *words: str, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", f"distributed.cli.dask_{name}", *words, "--no-dashboard"]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = subprocess.DEVNULL
+        running.append(subprocess.Popen(command, stdout=quiet, stderr=quiet, env=os.environ | (more or {})))
+        return running[-1]
 
-    running = [dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))]
-    try:
-        for number in range(2):
-            place = str(tmp_path / str(number))
-            words = ("--nthreads", "1", "--no-nanny", "--local-directory", place)
-            running.append(dask("worker", "--scheduler-file", str(file), *words))
+    def start(*environments: Mapping[str, str], words: Sequence[str] = ("--no-nanny",)) -> list[Any]:
+        folders = [str(tmp_path / str(number)) for number in range(len(environments))]
+        own = ("--scheduler-file", str(file), "--nthreads", "1", *words)
+        pairs = zip(environments, folders, strict=True)
+        made = [dask("worker", *own, "--local-directory", folder, more=more) for more, folder in pairs]
         with Client(scheduler_file=str(file), timeout=60, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
-            yield client.scheduler.address, running[1:]
+            client.wait_for_workers(len(environments), timeout=60)
+        return made
+
+    dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
+    try:
+        until(file.exists)
+        with Client(scheduler_file=str(file), timeout=60, set_as_default=False) as client:
+            address = client.scheduler.address
+        yield address, start
     finally:
-        for process in running:
+        for process in reversed(running):
             process.kill()
             process.wait()
 
 
-def test_a_worker_killed_in_the_middle_costs_its_cell_alone(cluster: Any) -> None:
-    """Four cells on two workers; the one whose machine is up first is killed: its machine ends, its cell runs again."""
-    from concurrent.futures import ThreadPoolExecutor
-
+def on_cluster(address: str, made: MatrixPlan, options: Options) -> MatrixTable:
     from fivefold.matrix.cluster import run_on_cluster
 
-    address, workers = cluster
-    made = plan(*(Cell(f"c{number}", path="pvh") for number in range(4)), Cell("unable", path="pvh", machine="microvm"))
-    options = Options(silent=3, timeout=60)
-    with MatrixState(None, made, "e") as state, ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run_on_cluster, made, options, state, lambda item, run: None, address)
+    with MatrixState(None, made, "e") as state:
+        return run_on_cluster(made, options, state, lambda item, run: None, address)
+
+
+def test_a_worker_killed_in_the_middle_costs_its_cell_alone(cluster: Any) -> None:
+    """Four cells on two workers; the one whose machine is up first is killed: its machine ends, its cell runs again."""
+    address, start = cluster
+    workers = start({}, {})
+    made = plan(*(Cell(f"c{number}", path="pvh") for number in range(4)), Cell("last", path="pvh", machine="microvm"))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(on_cluster, address, made, Options(silent=3, timeout=60))
         worker, qemu = until(lambda: next(((one, at) for one in workers if (at := qemu_below(one.pid))), None), 120)
         worker.kill()
         until(lambda: gone(qemu), 30)
         found = running.result(240)
-    assert [cell.id for cell in found.cells] == ["c0", "c1", "c2", "c3", "unable"]
+    assert [cell.id for cell in found.cells] == ["c0", "c1", "c2", "c3", "last"]
     assert {cell.outcome for cell in found.cells} == {"hang"}
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_cell_that_kills_its_worker_three_times_is_reported(cluster: Any) -> None:
+    """Workers are started again by their nannies, at other addresses; the cells beside it have their verdicts."""
+    address, start = cluster
+    nannies = start({}, {}, words=())
+    made = plan(Cell("a", path="pvh"), Cell("killer", path="pvh", smp=3), Cell("b", path="pvh"))
+    killed: list[int] = []
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(on_cluster, address, made, Options(silent=3, timeout=60))
+        while not running.done():
+            for qemu in filter(None, (qemu_below(one.pid, b"-smp") for one in nannies)):
+                killed.append(qemu)
+                os.kill(parent_of(parent_of(qemu)), signal.SIGKILL)
+                until(lambda at=qemu: gone(at), 30)
+            time.sleep(0.1)
+        found = running.result(0)
+    assert [(cell.id, cell.outcome) for cell in found.cells] == [
+        ("a", "hang"),
+        ("killer", "worker-lost"),
+        ("b", "hang"),
+    ]
+    assert len(killed) == 3 and found.cells[1].runs[0].cause is not None
+    assert found.cells[1].runs[0].cause.sentence == "its worker died 3 times"
+
+
+def test_workers_get_only_what_they_can_run(cluster: Any, tmp_path: Path) -> None:
+    """One has all, one no QEMU, one another QEMU and no OVMF."""
+    other = tmp_path / "other-qemu"
+    other.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version 99.9" && exit\n'
+                     'exec qemu-system-x86_64 "$@"\n')  # fmt: skip
+    other.chmod(0o755)
+    bare = tmp_path / "bare.py"
+    bare.write_text(
+        "from fivefold.machine.loading import firmware\n"
+        "firmware.FIRMWARE = (type(firmware.FIRMWARE[0])(firmware.Path('/nowhere/OVMF.fd')),)\n"
+    )
+    address, start = cluster
+    start({}, {"FIVEFOLD_QEMU": str(tmp_path / "none")})
+    start({"FIVEFOLD_QEMU": str(other)}, words=("--no-nanny", "--preload", str(bare)))
+    until(lambda: workers_at(address) == 3)
+    made = plan(*(Cell(f"c{n}", path="pvh") for n in range(4)), *(Cell(f"uefi{n}", path="uefi") for n in range(2)))
+    found = on_cluster(address, made, Options(silent=1, timeout=60))
+    assert {cell.outcome for cell in found.cells} == {"hang"} and len(found.cells) == 6
+    engines = {cell.id: cell.runs[0].engine for cell in found.cells}
+    assert "qemu 99.9" in engines.values()
+    assert "qemu 99.9" not in (engines["uefi0"], engines["uefi1"]), engines
+    none = on_cluster(address, made, Options(program=str(tmp_path / "nothing")))
+    assert not none.cells and len(none.skipped) == 6
+    assert none.skipped[0].reason.startswith("no worker can: ") and "nothing" in none.skipped[0].reason
+
+
+def workers_at(address: str) -> int:
+    from distributed import Client
+
+    with Client(address, timeout=60, set_as_default=False) as client:
+        return len(client.scheduler_info(n_workers=-1)["workers"])

@@ -171,7 +171,7 @@ def test_what_unpacks_the_kernel_says_why_it_stops(files: Files) -> None:
 @pytest.mark.parametrize("line", [b"invalid opcode: 0000 [#1] PREEMPT SMP NOPTI", b"stack segment: 0010 [#2] SMP"])
 def test_every_exception_of_the_kernel_is_an_oops(files: Files, line: bytes) -> None:
     found = run(files, scripted.ScriptedMachine([b"[    1.0] " + line + b"\r\n", report()]))
-    assert not found.ok and [check.name for check in found.checks if not check.ok][0] == "log"
+    assert not found.ok and next(check.name for check in found.checks if not check.ok) == "log"
     assert found.cause is not None and found.cause.rule != "log"
 
 

@@ -9,7 +9,7 @@ from fivefold.errors import FivefoldError
 from fivefold.explain import Explanation, explain
 from fivefold.matrix.result import RunCause
 from fivefold.matrix.run.console import oops_of, panic_of
-from fivefold.matrix.run.places import Places
+from fivefold.matrix.run.places import MachinePlaces
 from fivefold.memory import Source
 
 _UNKNOWN: Final = "unknown"
@@ -26,7 +26,7 @@ def explained(log: str | bytes, source: Source | None) -> Explanation | None:
     return found if found.exceptions else None
 
 
-def cause_of_log(log: str | bytes, places: Places) -> RunCause | None:
+def cause_of_log(log: str | bytes, places: MachinePlaces) -> RunCause | None:
     """The first cause in a log of exceptions: a rule, a sentence, and the function that was running."""
     found = explained(log, places.source)
     if found is None:
@@ -38,7 +38,7 @@ def cause_of_log(log: str | bytes, places: Places) -> RunCause | None:
     return RunCause(str(found.cause.rule), sentence, symbol)
 
 
-def cause_of_console(console: bytes, places: Places) -> RunCause | None:
+def cause_of_console(console: bytes, places: MachinePlaces) -> RunCause | None:
     """Of what the kernel printed: its oops explained if there is one, else its panic's own words."""
     oops, panic = oops_of(console), panic_of(console)
     if oops is None and panic is None:

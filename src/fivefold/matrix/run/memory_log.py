@@ -6,14 +6,14 @@ import re
 from typing import Final
 
 from fivefold.errors import MemoryReadError
-from fivefold.matrix.run.places import Places
+from fivefold.matrix.run.places import MachinePlaces
 
 MOST_BYTES: Final = 1 << 22
 _SIZES: Final = (1 << 17, 1 << 12)
 _TEXT: Final = re.compile(rb"[\t\n\x20-\x7e]{4,}")
 
 
-def log_in_memory(places: Places) -> bytes:
+def log_in_memory(places: MachinePlaces) -> bytes:
     """The lines of the log's buffer in the order in which they lie there; empty where it is not found.
 
     Each text has a number of 8 bytes before it whose last ones cannot be printed. Source: Linux,

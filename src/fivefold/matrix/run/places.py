@@ -48,7 +48,7 @@ class CpuPlace:
 
 
 @dataclass
-class Places:
+class MachinePlaces:
     """Names of addresses in a machine that stands still; none where its memory cannot be read."""
 
     source: Source | None
@@ -166,7 +166,7 @@ class Places:
         return any(code[7 - size] == 0xFF and code[8 - size] >> 3 & 7 == 2 for size in (2, 3, 6, 7))
 
 
-def cpu_places(places: Places, registers: str, cpus: Sequence[CpuState]) -> list[CpuPlace]:
+def cpu_places(places: MachinePlaces, registers: str, cpus: Sequence[CpuState]) -> list[CpuPlace]:
     """Where each of *cpus* is; *registers* is QEMU's text of them, which says who is halted."""
     halted = _HLT.findall(registers)
     return [

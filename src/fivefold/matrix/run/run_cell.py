@@ -19,7 +19,7 @@ from fivefold.matrix.run.causes import cause_of_console
 from fivefold.matrix.run.console import Reports, oops_of
 from fivefold.matrix.run.keep import Kept
 from fivefold.matrix.run.looks import View, looks
-from fivefold.matrix.run.places import Places
+from fivefold.matrix.run.places import MachinePlaces
 from fivefold.matrix.run.told import told_checks
 from fivefold.matrix.run.verdict import FailedMachine
 from fivefold.matrix.run.watch import Patience, Stopped, watch
@@ -123,8 +123,8 @@ def _never_resumed(reports: Reports) -> Reports:
     return reports if reports.failures else replace(reports, failures=[("resume", 0)])
 
 
-def _places(task: Task, source: Source | None) -> Places:
-    return Places(source, lambda: task.symbols)
+def _places(task: Task, source: Source | None) -> MachinePlaces:
+    return MachinePlaces(source, lambda: task.symbols)
 
 
 def _source(machine: RunningMachine) -> Source | None:

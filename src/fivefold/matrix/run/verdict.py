@@ -11,7 +11,7 @@ from fivefold.matrix.result import Outcome, RunCause
 from fivefold.matrix.run.causes import cause_of_console, cause_of_log
 from fivefold.matrix.run.console import gave_up, last_line, panic_of
 from fivefold.matrix.run.memory_log import log_in_memory
-from fivefold.matrix.run.places import CpuPlace, Places, cpu_places
+from fivefold.matrix.run.places import CpuPlace, MachinePlaces, cpu_places
 from fivefold.matrix.run.watch import Stopped
 from fivefold.matrix.vmm.base import RunningMachine
 
@@ -24,7 +24,7 @@ class FailedMachine:
 
     machine: RunningMachine
     stopped: Stopped
-    places: Places
+    places: MachinePlaces
     silent: float
 
     @cached_property
