@@ -18,6 +18,7 @@ _OUTCOMES: Final[dict[Outcome, str]] = {
     "reset": "CPU reset",
 }
 _VERBS: Final = {Kind.READ: "read", Kind.WRITE: "write", Kind.FETCH: "jump"}
+_PREPOSITIONS: Final = {"read": "of", "pop": "from"}
 _PHRASES: Final[dict[RuleName, str]] = {
     "not-present": "which is not mapped",
     "reserved-bit": "through an entry with a reserved bit set",
@@ -94,7 +95,7 @@ def _subject(finding: FaultFinding) -> str:
 def _access(guilty: ExplainedException) -> str:
     finding, va = guilty.finding, guilty.address
     verb = _VERBS[finding.how.kind] if finding.how else "access"
-    if finding.use is not None and finding.use.how.stack:
+    if finding.use is not None and finding.use.moves_stack:
         verb = "push" if finding.use.how.kind is Kind.WRITE else "pop"
     if finding.rule == "stack":
         verb = "push"
@@ -102,7 +103,7 @@ def _access(guilty: ExplainedException) -> str:
         return f"{verb} at an unknown address"
     rsp = guilty.raised.rsp
     below = f" ({rsp - va} bytes below RSP)" if verb == "push" and rsp is not None and 0 < rsp - va <= 64 else ""
-    return f"{verb} {'of' if verb == 'read' else 'to'} {hex64(va)}{below}"
+    return f"{verb} {_PREPOSITIONS.get(verb, 'to')} {hex64(va)}{below}"
 
 
 def _where(raised: RaisedException) -> str:

@@ -108,7 +108,8 @@ class FaultCause:
     @property
     def manual(self) -> str:
         """The rule in the manual's words."""
-        return MANUAL[self.rule]
+        is_no_rule = self.rule == "unknown" and self.confidence == "certain"
+        return "no rule of the page tables" if is_no_rule else MANUAL[self.rule]
 
     def to_json(self) -> dict[str, object]:
         """The cause as the schema has it."""

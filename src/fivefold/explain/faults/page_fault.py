@@ -359,7 +359,7 @@ def _without_code(question: _Question, raised: RaisedException, spelled: str, re
     if raised.absent:
         sentence = f"{spelled} was refused: the kernel says that the page is not present"
         return _finding(question, "not-present", sentence, "likely", None, (), None, remarks)
-    if question.use is not None and question.use.how.stack and question.use.how.kind is Kind.WRITE:
+    if question.use is not None and question.use.moves_stack and question.use.how.kind is Kind.WRITE:
         sentence = f"{spelled} failed; without memory or error code it is not known which rule refused it"
         return _finding(question, "stack", sentence, "likely", None, (), None, remarks)
     if is_null(question.va) and (question.va or raised.kind is not None):

@@ -29,8 +29,8 @@ def with_pointer(finding: FaultFinding, raised: RaisedException) -> FaultFinding
     va = finding.va
     if va is None or finding.rule not in ("not-present", "unknown", "smap", "smep", "user-supervisor", "stack"):
         return finding
-    if finding.use is not None and finding.use.how.stack:
-        return _lost_stack(finding, va)
+    if finding.use is not None and finding.use.is_of_stack:
+        return _lost_stack(finding, va, raised)
     if raised.guard:
         return finding
     if is_null(va):
@@ -48,10 +48,11 @@ def with_pointer(finding: FaultFinding, raised: RaisedException) -> FaultFinding
     return finding
 
 
-def _lost_stack(finding: FaultFinding, va: int) -> FaultFinding:
+def _lost_stack(finding: FaultFinding, va: int, raised: RaisedException) -> FaultFinding:
     """A stack of the kernel in the lower half: RSP is wrong, and no page is missing."""
     rip = finding.here.registers.rip
-    if va >> 63 or rip is None or not rip >> 63 or finding.here.state.cpl or finding.here.memory is not None:
+    has_memory = finding.here.memory is not None and not raised.entries
+    if va >> 63 or rip is None or not rip >> 63 or finding.here.state.cpl or has_memory:
         return finding
     words = "RSP is in the lower half while the code is in the upper one: its upper half was lost, or it was never set"
     return replace(finding, remarks=(words, *finding.remarks), advice=("an RSP that points to a stack of the kernel",))

@@ -50,6 +50,16 @@ class Use(NamedTuple):
     how: Access
     text: str
 
+    @property
+    def is_of_stack(self) -> bool:
+        """Whether a push or a pop makes it, or RSP addresses it. RBP may hold any pointer."""
+        return self.text.startswith(("a push", "a pop")) or "rsp" in self.text or "esp" in self.text
+
+    @property
+    def moves_stack(self) -> bool:
+        """Whether a push or a pop makes it."""
+        return self.text.startswith(("a push", "a pop"))
+
 
 class ControlWrite(NamedTuple):
     """A write to a control register, an MSR or a descriptor-table register."""

@@ -50,8 +50,6 @@ class Frame:
     code: Code | None = None
     has_code_line: bool = False
     numbers: dict[str, int] = field(default_factory=dict)
-    is_old: bool = False
-    """Printed by a kernel before 4.18, where ``Code:`` comes last, after the trace."""
     in_trace: bool = False
     ended: bool = False
     is_over: bool = False
@@ -66,7 +64,7 @@ class Frame:
 def frames_of(report: Report) -> list[Frame]:
     """The blocks of *report* in order; the first may have no ``RIP:``."""
     is_old = _prints_code_last(report.text)
-    frames = [Frame(is_old=is_old)]
+    frames = [Frame()]
     in_trace = ended = False
     for line in report.lines:
         if _TRACE.search(line.text):
@@ -115,7 +113,7 @@ def _read(line: Line, frames: list[Frame], in_trace: bool, ended: bool, is_old: 
     if (match := _RIP.search(text)) and (match[1] or match[2] or match[5]):
         if match[1] is None and frame.cs is not None:
             return  # older kernels repeat RIP and RSP at the end, without selector
-        frame = Frame(in_trace=in_trace, ended=ended, is_old=is_old)
+        frame = Frame(in_trace=in_trace, ended=ended)
         frames.append(frame)
         frame.cs = int(match[1], 16) if match[1] else None
         frame.rip = _address(match[2] or match[4], frame.cs) if not match[3] else _unpadded(match[3], frame)
