@@ -100,7 +100,7 @@ def _access(guilty: ExplainedException) -> str:
     if finding.rule == "stack":
         verb = "push"
     if va is None:
-        return f"{verb} at an unknown address"
+        return f"{verb} {_PREPOSITIONS.get(verb, 'to')} an unknown address"
     rsp = guilty.raised.rsp
     below = f" ({rsp - va} bytes below RSP)" if verb == "push" and rsp is not None and 0 < rsp - va <= 64 else ""
     return f"{verb} {_PREPOSITIONS.get(verb, 'to')} {hex64(va)}{below}"

@@ -111,6 +111,12 @@ def _page_fault_in_delivery(here: Situation, vector: int, raised: RaisedExceptio
     gate = gate_address(here, vector)
     code = raised.error_code
     kind = Kind.READ if code is None else kind_of(here, code, va, None)
+    if kind is Kind.FETCH:
+        sentence = (
+            f"an instruction fetch from {hex64(va)} failed, which no delivery makes: perhaps of the handler of {name}, "
+            "after it"
+        )
+        return _placed(here, "unknown", sentence, va, FETCH, "guess", code)
     how = replace(FETCH, kind=kind, implicit=True)
     if gate is not None and gate <= va < gate + here.gate_size:
         sentence = f"the gate of {name} at {hex64(gate)} could not be read"

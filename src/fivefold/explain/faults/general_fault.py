@@ -295,17 +295,21 @@ def _by_registers(here: Situation, raised: RaisedException, trace: Trace) -> Fau
     """Guess from the registers what the instruction, which is not in the source, was about to use."""
     rsp = here.registers.rsp
     if raised.vector == Vector.SS or (rsp is not None and _bad_stack_address(here, rsp) is not None):
-        return _by_stack(here)
+        return _by_stack(here, raised)
     if (finding := _by_control(here)) is not None:
         return finding
     return _by_pointer(here)
 
 
-def _by_stack(here: Situation) -> FaultFinding:
+def _by_stack(here: Situation, raised: RaisedException) -> FaultFinding:
     rsp = here.registers.rsp
     va = None if rsp is None else _bad_stack_address(here, rsp)
     if rsp is not None and va is not None:
         sentence = f"RSP is {hex64(rsp)}: an access to the stack there is not canonical{in_other_mode(here, va)}"
+        # A push is below RSP and a pop is at it: which it was is known only at the edge of what is canonical.
+        if raised.line and va != rsp and not _mode_or_widest(here).is_canonical(rsp):
+            subject = f"stack access with a non-canonical RSP, {hex64(rsp)},"
+            return FaultFinding("non-canonical", sentence, "likely", here, subject=subject)
         return FaultFinding("non-canonical", sentence, "likely", here, va)
     return FaultFinding("stack", "an access to the stack failed; nothing shows which", "guess", here)
 

@@ -20,11 +20,11 @@ from fivefold.explain.logs.text.lines import Line
 from fivefold.explain.logs.trace import RaisedException, Trace
 
 _HEX: Final = (
-    r"(0x(?:0(?=[^0-9a-f])|[1-9a-f][0-9a-f]{0,15}(?![_`'])|[0-9a-f]{1,8}(?:[_`'][0-9a-f]{4}){1,3}"
+    r"(0x(?:0(?=[^0-9a-f])(?!\W[0-9a-f]{6})|[1-9a-f][0-9a-f]{0,15}(?![_`'])|[0-9a-f]{1,8}(?:[_`'][0-9a-f]{4}){1,3}"
     r"|[0-9a-f]{8}[_`'][0-9a-f]{8}|0[0-9a-f]{15})"
     r"|[0-9a-f]{8}[`'_]?[0-9a-f]{8})(?![0-9a-z`'_])"
 )
-"""A number; one with leading zeros is padded to 16 digits, else it was cut."""
+"""A number; one with leading zeros is padded to 16 digits, else it was cut, or broken in two."""
 _OF_OTHERS: Final = re.compile(
     r"\bOops\b|\bBUG: |RIP: 00[0-9a-f]{2}:|Call Trace:|\(XEN\)|check_exception|\[CPU\d+ *\]|X64 Exception Type"
     r"|KVM internal|\bv=[0-9a-f]{2} e=|segfault|end trace|Comm: |#PF: |trap type \d+ code|\bEIP\b|\bpstate\b",
@@ -134,8 +134,11 @@ def _raised(vector: int, text: str, line: int) -> RaisedException | None:
             numbers.setdefault(name, _number(match[1]))
     is_fault = vector == Vector.PF
     named = _ADDRESS.search(text) if is_fault else None
-    address = numbers.get("cr2") if is_fault else None
     dropped: list[str] = []
+    if len({_number(value) for name, value in _REGISTER.findall(text) if name.lower() == "cr2"}) > 1:
+        dropped.append("CR2 is printed twice, with different numbers")
+        del numbers["cr2"]
+    address = numbers.get("cr2") if is_fault else None
     if named is not None:
         if address is not None and address != _number(named[1]):
             dropped.append("CR2 and the address that the report names are not the same")

@@ -62,6 +62,8 @@ _OTHER_DIE: Final = re.compile(
     re.I,
 )
 """Names in the line with the error code that are not of a page fault."""
+_NAMED_DIE: Final = re.compile(r": [0-9a-f]{4}(?![0-9a-f])", re.I)
+"""The code in that line, whose number in brackets may be damaged."""
 
 
 @dataclass(slots=True)
@@ -168,6 +170,8 @@ def _is_of_another(report: Report, text: str) -> bool:
     """
     if report.kind != "fault" or report.ended:
         return report.is_over
+    if report.lines and _NAMED_DIE.search(text) and _is_other_die(report, text):
+        report.is_over = True
     stage = _stage(text)
     if stage is None:
         return report.is_over
