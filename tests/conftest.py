@@ -1,8 +1,9 @@
 """What every test may count on.
 
 Tests marked `qemu` need QEMU. Without it they are skipped by name, saying what to install;
-with FIVEFOLD_REQUIRE_QEMU set, as in CI, they fail instead. So do those marked `bochs` with FIVEFOLD_REQUIRE_BOCHS, and
-`gdb` with FIVEFOLD_REQUIRE_GDB. FIVEFOLD_NEWER_QEMU names a second QEMU for tests/boot/test_newer_qemu.py.
+with FIVEFOLD_REQUIRE_QEMU set, as in CI, they fail instead. So do those marked `bochs` with FIVEFOLD_REQUIRE_BOCHS,
+`gdb` with FIVEFOLD_REQUIRE_GDB and `libvirt` with FIVEFOLD_REQUIRE_LIBVIRT. FIVEFOLD_NEWER_QEMU names a second QEMU for
+tests/boot/test_newer_qemu.py.
 
 `mutated` puts a mistake into a copy of the kernel: a test named after a mistake shows that it
 fails when the mistake is back.
@@ -41,7 +42,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for engine, lacks in (("qemu", available), ("bochs", _bochs_lacks), ("gdb", _gdb_lacks)):
+    lacking = {"qemu": available, "bochs": _bochs_lacks, "gdb": _gdb_lacks, "libvirt": _libvirt_lacks}
+    for engine, lacks in lacking.items():
         if item.get_closest_marker(engine) is not None and (reason := lacks(engine)) is not None:
             if os.environ.get(f"FIVEFOLD_REQUIRE_{engine.upper()}"):
                 pytest.fail(f"{engine} is required here: {reason}", pytrace=False)
@@ -51,6 +53,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _gdb_lacks(engine: str) -> str | None:
     """Why the tests cannot run gdb."""
     return None if shutil.which(engine) else f"{engine} is not installed; expected gdb 12 or later with Python"
+
+
+def _libvirt_lacks(_: str) -> str | None:
+    """Why the tests cannot start libvirtd."""
+    here = shutil.which("virsh") and shutil.which("libvirtd", path="/usr/sbin:/usr/bin")
+    return None if here else "libvirtd or virsh is not installed; expected libvirt-daemon-driver-qemu, libvirt-clients"
 
 
 def _bochs_lacks(engine: str) -> str | None:

@@ -20,7 +20,7 @@ PAGES = (
 )
 
 _PLACEHOLDER = re.compile(
-    r"\b(SOURCE|FILE|LOG|ADDRESS|PYTHON|FOLDER|NAME|COMMAND|PATH|ID|SOCKET|KERNEL)\b|\[-|…"
+    r"\b(SOURCE|FILE|LOG|ADDRESS|PYTHON|FOLDER|NAME|COMMAND|PATH|ID|SOCKET|DOMAIN|KERNEL)\b|\[-|…"
     r"|\bbzImage\b|\.deb\b|matrix --bisect`?$"  # kernels that a reader has
     r"|--engine (?:bochscpu|kvm)\b"  # no package of Debian's
 )

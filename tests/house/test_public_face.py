@@ -160,7 +160,7 @@ def wrong_calls() -> list[tuple[str, Callable[[ff.Space], object], type[Exceptio
         ("timeout is '5'; expected float or int", lambda s: call("open", guest, timeout="5"), TypeError),
         ("live_ram is 'no': unknown way to read RAM; expected one of auto, file, process, pmemsave",
          lambda s: call("open", guest, live_ram="no"), ValueError),
-        ("spec is 5; expected the name of a file, or qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT",
+        ("spec is 5; expected the name of a file, or qmp:SOCKET, libvirt:DOMAIN, pid:NUMBER, gdb:HOST:PORT",
          lambda s: call("open", 5), TypeError),
         ("space is 'x'; expected Space or AddressSpace", lambda s: call("walk", "x", 5), TypeError),
         ("va is '5'; expected an integer", lambda s: call("translate", s, "5"), TypeError),

@@ -33,7 +33,8 @@ def test_no_file_with_bytes(tmp_path: Path) -> None:
         with pytest.raises(FormatError) as error:
             FileBytes.open(path)
         assert str(error.value) == (
-            f"{path} {what}; expected a file that holds memory, or qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT"
+            f"{path} {what}; expected a file that holds memory, or "
+            "qmp:SOCKET, libvirt:DOMAIN, pid:NUMBER, gdb:HOST:PORT"
         )
 
 

@@ -59,7 +59,7 @@ def test_options_by_name_or_together(saved) -> None:
         ("pid:abc", ValueError, "'abc' is not a process number; expected pid:NUMBER"),
         ("pid:999999999", MachineError, "cannot read the command line of process 999999999: No such file or directory"),
         ("qmp:/absent/socket", MachineError, "cannot connect to /absent/socket for QMP: No such file or directory"),
-        ("qmp:", ValueError, "'qmp:' has no address; expected qmp:SOCKET, pid:NUMBER or gdb:HOST:PORT"),
+        ("qmp:", ValueError, "'qmp:' has no address; expected qmp:SOCKET, libvirt:DOMAIN, pid:NUMBER, gdb:HOST:PORT"),
         (
             "gdb:localhost:1",
             MachineError,

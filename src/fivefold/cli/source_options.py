@@ -177,8 +177,8 @@ def choose(
         typer.Argument(
             metavar="SOURCE",
             help="A file (raw, ELF core, kdump, LiME, AVML, Windows crash dump, what VMware, VirtualBox, Xen, Hyper-V, "
-            "QEMU, libvirt, Firecracker and Cloud Hypervisor save; also .xz .gz .zst), qmp:SOCKET, pid:NUMBER, "
-            "gdb:HOST:PORT, kcore: for this machine, or - for standard input.",
+            "QEMU, libvirt, Firecracker and Cloud Hypervisor save; also .xz .gz .zst), qmp:SOCKET, libvirt:DOMAIN, "
+            "pid:NUMBER, gdb:HOST:PORT, kcore: for this machine, or - for standard input.",
         ),
     ],
     *,

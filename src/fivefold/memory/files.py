@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 SMALL: Final = 16 * MIB
 """Files up to this size are read: they cannot be cut under us, and reading is faster than mapping."""
 
-EXPECTED: Final = "expected a file that holds memory, or qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT"
+LIVE_NAMES: Final = "qmp:SOCKET, libvirt:DOMAIN, pid:NUMBER, gdb:HOST:PORT"
+EXPECTED: Final = f"expected a file that holds memory, or {LIVE_NAMES}"
 
 _BLOCK: Final = 512
 """Bytes of a block that ``st_blocks`` counts."""

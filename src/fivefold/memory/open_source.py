@@ -10,7 +10,7 @@ from typing import Final, Literal, TypedDict, Unpack, get_args
 
 from fivefold import _arguments
 from fivefold.errors import FivefoldError, FormatError, both_told
-from fivefold.memory.files import FileBytes
+from fivefold.memory.files import LIVE_NAMES, FileBytes
 from fivefold.memory.formats import avml, elf_core, kdump, lime, vmware
 from fivefold.memory.formats.compressed import compression_of, read_stream, unpack
 from fivefold.memory.formats.raw_image import read_raw
@@ -88,7 +88,7 @@ _UNSUPPORTED: Final = {
 
 
 _STREAMS: Final = (b"QEVM", b"LibvirtQemudSave", b"LibvirtQemudPart", b"QFI\xfb")
-LIVE: Final = ("qmp:", "pid:", "gdb:", "kcore:")
+LIVE: Final = ("qmp:", "libvirt:", "pid:", "gdb:", "kcore:")
 """How the names of sources begin that are no files."""
 
 
@@ -105,8 +105,8 @@ def is_snapshot(path: str | os.PathLike[str]) -> bool:
 def open_source(
     spec: str | os.PathLike[str], options: SourceOptions | None = None, **changes: Unpack[SourceKeywords]
 ) -> Source:
-    """Open *spec*: a file, ``-`` (standard input), ``qmp:SOCKET`` (a path or HOST:PORT), ``pid:NUMBER`` or
-    ``gdb:HOST:PORT``, or ``kcore:``, the memory of the kernel that runs us.
+    """Open *spec*: a file, ``-`` (standard input), ``qmp:SOCKET`` (a path or HOST:PORT), ``libvirt:DOMAIN``,
+    ``pid:NUMBER`` or ``gdb:HOST:PORT``, or ``kcore:``, the memory of the kernel that runs us.
 
     Files are raw images, ELF cores, kdump files, LiME and what docs/memory.md lists, also inside .xz, .gz or .zst; the
     first bytes decide, never the name; a path object is always a file. *changes* are fields of `SourceOptions`.
@@ -118,13 +118,13 @@ def open_source(
     chosen = replace(options or SourceOptions(), **changes)
     if isinstance(spec, os.PathLike):
         return open_file(os.fspath(spec), chosen)
-    _arguments.instance("spec", spec, str, expected="the name of a file, or qmp:SOCKET, pid:NUMBER, gdb:HOST:PORT")
+    _arguments.instance("spec", spec, str, expected=f"the name of a file, or {LIVE_NAMES}")
     if spec == "-":
         return _open_bytes(read_stream(0, "standard input", max_bytes=chosen.max_unpacked), chosen)
     if spec == "kcore:":
         return _open_kcore(chosen)
     prefix, colon, rest = spec.partition(":")
-    if colon and prefix in ("qmp", "pid", "gdb"):
+    if colon and prefix in ("qmp", "libvirt", "pid", "gdb"):
         return _open_live(prefix, rest, chosen)
     return open_file(spec.removeprefix("file:"), chosen)
 
@@ -222,10 +222,10 @@ _READERS: Final[dict[bytes, Callable[[FileBytes], Source]]] = {
 
 def _open_live(prefix: str, rest: str, options: SourceOptions) -> Source:
     # Imported here: files are the common case, and these need sockets and processes.
-    from fivefold.memory.live import gdb_stub, live_qemu
+    from fivefold.memory.live import gdb_stub
 
     if not rest:
-        raise ValueError(f"'{prefix}:' has no address; expected qmp:SOCKET, pid:NUMBER or gdb:HOST:PORT")
+        raise ValueError(f"'{prefix}:' has no address; expected {LIVE_NAMES}")
     if prefix == "gdb":
         return gdb_stub.attach_gdb(
             rest,
@@ -234,8 +234,7 @@ def _open_live(prefix: str, rest: str, options: SourceOptions) -> Source:
             timeout=options.timeout,
             max_copy=options.most_copied,
         )
-    attach = live_qemu.attach_qmp if prefix == "qmp" else live_qemu.attach_pid
-    return attach(
+    return _attacher(prefix)(
         rest,
         freeze=options.freeze,
         ram=options.live_ram,
@@ -243,3 +242,11 @@ def _open_live(prefix: str, rest: str, options: SourceOptions) -> Source:
         max_copy=options.most_copied,
         progress=options.progress,
     )
+
+
+def _attacher(prefix: str) -> Callable[..., Source]:
+    from fivefold.memory.live import libvirt, live_qemu
+
+    if prefix == "libvirt":
+        return libvirt.attach_libvirt
+    return live_qemu.attach_qmp if prefix == "qmp" else live_qemu.attach_pid

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from fivefold.errors import both_told
 from fivefold.memory.banked import BankedMemory, PagedMemory, SourceMemory
@@ -16,6 +17,14 @@ Progress = Callable[[int, int | None], None]
 """Called with bytes done and bytes in all, None where that is not known."""
 
 
+class LiveGuest(Protocol):
+    """What can stop a live guest for a moment."""
+
+    def stopped_briefly(self) -> AbstractContextManager[bool]:
+        """Have it stand still inside the ``with`` block; True where it ran before and runs afterwards."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """An opened source. Close it, or use it in a ``with`` statement.
@@ -23,6 +32,7 @@ class Source:
     *format* names what it was recognised as. *cpus* is empty where the source has no registers.
     *notes* are remarks for people: what was assumed, left out or found odd. *live* says that a
     guest is behind it, *torn* that it runs while it is read, so that two reads may disagree.
+    *guest* stops it for a moment, where that can be done while it is open.
     """
 
     memory: SourceMemory
@@ -32,6 +42,7 @@ class Source:
     vmcoreinfo: dict[str, str] = field(default_factory=dict)
     live: bool = False
     torn: bool = False
+    guest: LiveGuest | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,8 @@ from fivefold.errors import MachineError, both_told
 from fivefold.memory.banked import MAX_COPY, BankedMemory, PagedMemory
 from fivefold.memory.live import live_ram
 from fivefold.memory.live.connection import NoAnswerError
-from fivefold.memory.live.frozen import QmpGuest
+from fivefold.memory.live.frozen import QmpGuest, StoppedGuest
+from fivefold.memory.live.monitor import Monitor
 from fivefold.memory.live.mtree import RamRange, ram_ranges
 from fivefold.memory.live.qmp_client import QmpClient
 from fivefold.memory.registers import parse_info_registers
@@ -38,40 +39,49 @@ def attach_qmp(
     until the source is closed; without it the guest goes on and what is read may be torn, as the
     source says. *pid* is QEMU's process when the socket does not say. Raises `MachineError`.
     """
+    check_way(ram)
+    client = QmpClient(address, timeout=timeout)
+    unknown = "the process is not known over TCP; give pid:NUMBER"
+    at = AttachedQemu(client, pid or client.peer_pid, unknown, f"qmp:{address}", max_copy, progress)
+    return at.open(QmpGuest(client, timeout), freeze=freeze, ram=ram)
+
+
+def check_way(ram: str) -> None:
+    """Refuse a way to RAM that there is not, with `ValueError`."""
     if ram not in WAYS:
         raise ValueError(f"unknown way to read RAM {ram!r}; expected one of {', '.join(WAYS)}")
-    client = QmpClient(address, timeout=timeout)
-    guest = QmpGuest(client, timeout)
-    try:
-        running = guest.is_running()
-        if freeze and running:
-            guest.freeze()
-        cpus = parse_info_registers(client.monitor("info registers -a"))
-        ranges = ram_ranges(client.monitor("info mtree -f"))
-        at = _Attachment(client, ranges, pid or client.peer_pid, f"qmp:{address}", max_copy, progress)
-        way, memory, remarks = at.memory(ram)
-    except BaseException as error:  # Ctrl-C too must let the guest go on
-        with both_told(error):
-            guest.leave()
-        raise
-    memory.when_closed(guest.leave)
-    torn = running and not freeze
-    if torn:
-        remarks = (*remarks, "the guest runs on: two reads may disagree unless it is frozen")
-    return Source(memory=memory, format=f"live QEMU, RAM by {way}", cpus=cpus, notes=remarks, live=True, torn=torn)
 
 
-class _Attachment(NamedTuple):
-    """What the three ways to RAM need."""
+class AttachedQemu(NamedTuple):
+    """What the ways to RAM need: a monitor, QEMU's process, or why that is not known, and what may be copied."""
 
-    client: QmpClient
-    ranges: Sequence[RamRange]
+    client: Monitor
     pid: int | None
+    no_pid: str
     name: str
     max_copy: int
     progress: Progress | None
 
-    def memory(self, way: str) -> tuple[str, BankedMemory | PagedMemory, tuple[str, ...]]:
+    def open(self, guest: StoppedGuest, *, freeze: bool, ram: str) -> Source:
+        """The guest as a source, read by the way *ram*; *guest* is let go on when it is closed, or refused."""
+        try:
+            running = guest.is_running()
+            if freeze and running:
+                guest.freeze()
+            cpus = parse_info_registers(self.client.monitor("info registers -a"))
+            way, memory, remarks = self.memory(ram, ram_ranges(self.client.monitor("info mtree -f")))
+        except BaseException as error:  # Ctrl-C too must let the guest go on
+            with both_told(error):
+                guest.leave()
+            raise
+        memory.when_closed(guest.leave)
+        torn = running and not freeze
+        if torn:
+            remarks = (*remarks, "the guest runs on: two reads may disagree unless it is frozen")
+        by = f"live QEMU, RAM by {way}"
+        return Source(memory=memory, format=by, cpus=cpus, notes=remarks, live=True, torn=torn, guest=guest)
+
+    def memory(self, way: str, ranges: Sequence[RamRange]) -> tuple[str, BankedMemory | PagedMemory, tuple[str, ...]]:
         """RAM by *way*, or by the first that works; `MachineError` with all reasons when none does.
 
         A QEMU that falls silent or goes away ends the search: it would do so for every way.
@@ -79,7 +89,7 @@ class _Attachment(NamedTuple):
         refusals = []
         for each in WAYS[1:] if way == "auto" else (way,):
             try:
-                memory, remarks = self._by(each)
+                memory, remarks = self._by(each, ranges)
             except NoAnswerError:
                 raise
             except MachineError as error:
@@ -90,13 +100,13 @@ class _Attachment(NamedTuple):
             return each, memory, (*remarks, *why)
         raise MachineError(f"cannot read RAM of {self.name}; " + "; ".join(refusals))
 
-    def _by(self, way: str) -> tuple[BankedMemory | PagedMemory, tuple[str, ...]]:
+    def _by(self, way: str, ranges: Sequence[RamRange]) -> tuple[BankedMemory | PagedMemory, tuple[str, ...]]:
         if way == "pmemsave":
-            copy = live_ram.saved_memory(self.client, self.ranges, self.name, self.max_copy, self.progress)
+            copy = live_ram.saved_memory(self.client, ranges, self.name, self.max_copy, self.progress)
             return copy, ("RAM is a copy made when attached",)
         if self.pid is None:
-            raise MachineError("the process is not known over TCP; give pid:NUMBER")
-        located = live_ram.locate(self.client, self.ranges)
+            raise MachineError(self.no_pid)
+        located = live_ram.locate(self.client, ranges)
         if way == "file":
             return live_ram.shared_memory(self.pid, located, self.name)
         return live_ram.process_memory(self.pid, located, self.name, self.max_copy), ()

@@ -16,6 +16,7 @@ from fivefold.memory.banked import Bank, BankedMemory, PagedMemory
 from fivefold.memory.base import Extent
 from fivefold.memory.bus_error import BusGuard
 from fivefold.memory.files import FileBytes
+from fivefold.memory.live.monitor import Monitor
 from fivefold.memory.live.mtree import RamRange
 from fivefold.memory.live.process_memory import (
     Mapping,
@@ -24,7 +25,6 @@ from fivefold.memory.live.process_memory import (
     mappings_of,
     open_shared_file,
 )
-from fivefold.memory.live.qmp_client import QmpClient
 from fivefold.memory.source import Progress
 from fivefold.memory.spans import extents_of
 from fivefold.units import MIB, PAGE
@@ -53,7 +53,7 @@ class Located(NamedTuple):
         return self.ram.end - self.ram.start
 
 
-def locate(client: QmpClient, ranges: Sequence[RamRange]) -> list[Located]:
+def locate(client: Monitor, ranges: Sequence[RamRange]) -> list[Located]:
     """Ask QEMU for the host address of each range; `MachineError` when its monitor does not answer that."""
     if len(ranges) > MAX_LOCATED:
         raise MachineError(f"{len(ranges)} ranges of RAM, at most {MAX_LOCATED} are asked for one by one")
@@ -178,7 +178,7 @@ def _fetched(process: ProcessMemory, item: Located, pa: int, size: int, name: st
 
 
 def saved_memory(
-    client: QmpClient, ranges: Sequence[RamRange], name: str, max_copy: int, progress: Progress | None
+    client: Monitor, ranges: Sequence[RamRange], name: str, max_copy: int, progress: Progress | None
 ) -> BankedMemory:
     """A copy of guest RAM that QEMU writes to files without a name: nothing is left, however we end.
 
@@ -198,7 +198,7 @@ def saved_memory(
         return BankedMemory(banks, name, on_close=files.pop_all().close)
 
 
-def _save(client: QmpClient, ram: RamRange) -> FileBytes:
+def _save(client: Monitor, ram: RamRange) -> FileBytes:
     size = ram.end - ram.start
     with tempfile.TemporaryFile(prefix="fivefold-") as file:
         # Without a name it can only be reached through us; QEMU may be another user, and opens it anew.

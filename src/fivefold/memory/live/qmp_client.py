@@ -15,18 +15,12 @@ from typing import Any, Final
 
 from fivefold.errors import FivefoldError, MachineError
 from fivefold.memory.live.connection import Connection, connect
+from fivefold.memory.live.monitor import QmpError, given_file
 from fivefold.units import MIB
 
 MAX_ANSWER: Final = 64 * MIB
 
-
-class QmpError(MachineError):
-    """QEMU refused a command; *kind* is the class of its error."""
-
-    def __init__(self, command: str, kind: str, reason: str) -> None:
-        super().__init__(f"QEMU refuses {command}: {reason}")
-        self.command = command
-        self.kind = kind
+__all__ = ["MAX_ANSWER", "QmpClient", "QmpError"]
 
 
 class QmpClient:
@@ -93,8 +87,7 @@ class QmpClient:
             answer = self._answer("add-fd", {}, file)
         except QmpError:
             return None
-        number, group = (answer.get("fd"), answer.get("fdset-id")) if isinstance(answer, dict) else (None, None)
-        return (number, group) if isinstance(number, int) and isinstance(group, int) else None
+        return given_file(answer)
 
     @contextlib.contextmanager
     def patience(self, seconds: float) -> Iterator[None]:

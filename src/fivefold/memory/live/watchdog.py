@@ -27,9 +27,10 @@ class Watchdog:
     """The process, from the side that it watches."""
 
     def __init__(self, protocol: str, address: str) -> None:
-        """Watch this process; should it be killed, let the guest behind *address*, ``qmp`` or ``gdb``, go on.
+        """Watch this process; should it be killed, let the guest behind *address* go on.
 
-        Where no process can be had the guest is not watched over.
+        *protocol* is ``qmp``, ``gdb`` or ``libvirt``, whose addresses are URI#DOMAIN. Where no process can be had the
+        guest is not watched over.
         """
         script = os.path.abspath(__file__)  # noqa: PTH100
         command = [sys.executable, "-I", "-S", script, protocol, address, str(os.getpid())]
@@ -84,7 +85,8 @@ def main() -> int:
         let_go(protocol, address)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        say(f"{told}, and it cannot be let go on: {reason}; give 'cont' to its monitor")
+        remedy = "virsh resume it" if protocol == "libvirt" else "give 'cont' to its monitor"
+        say(f"{told}, and it cannot be let go on: {reason}; {remedy}")
         return 1
     say(f"{told}; the guest goes on")
     return 0
@@ -102,6 +104,8 @@ def let_go(protocol: str, address: str) -> None:
     until = time.monotonic() + PATIENCE
     while True:
         try:
+            if protocol == "libvirt":
+                return continue_by_virsh(address)
             with connected(address, min(10.0, max(until - time.monotonic(), 1.0))) as stream:
                 return (continue_by_qmp if protocol == "qmp" else continue_by_gdb)(stream)
         except (FileNotFoundError, ConnectionRefusedError):
@@ -139,6 +143,25 @@ def continue_by_qmp(stream: socket.socket) -> None:
                 pass
             if "error" in said:
                 raise ValueError(json.dumps(said["error"])[:200])
+
+
+def continue_by_virsh(address: str) -> None:
+    """Have libvirt continue; `OSError` where it does not answer, `ValueError` where it refuses."""
+    uri, _, domain = address.rpartition("#")
+    command = ["virsh", "-q", "-c", uri, "resume", f"--domain={domain}"]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE / 10,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError("virsh gives no answer") from error
+    said = " ".join(done.stderr.decode("utf-8", "replace").split())
+    if done.returncode and "already running" not in said and "not running" not in said:
+        raise ValueError(said.removeprefix("error: ")[:200])
 
 
 def answer(line: bytes) -> dict[str, object]:
