@@ -49,6 +49,10 @@ class Action:
     register: Register | None = None
     """What is written, for an instruction that writes a register; the case's address is then the value."""
     msr: int | None = None
+    to_user: bool = False
+    """It goes on at privilege level 3, whichever it was made at: its access is a user's."""
+    align: int = 1
+    """What the address has to be a multiple of."""
 
     @property
     def size(self) -> int:
@@ -125,6 +129,35 @@ def _steps() -> Iterator[Action]:
         yield Action(f"stale{name}", STALE, whole, None, text, supervisor_only=True, stale=name)
 
 
+def _more_accesses() -> Iterator[Action]:
+    """Other instructions of the same kinds, which engines write in other ways."""
+    through_stack = Access(_READ, 8, stack=True), Access(_WRITE, 8, stack=True)
+    yield _a("readbp8", "read", "4889fd488b4500", through_stack[0], "mov rbp, rdi; mov rax, [rbp]")
+    yield _a("writebp8", "write", "4889fd48895d00", through_stack[1], "mov rbp, rdi; mov [rbp], rbx")
+    yield _a("call8", "push", "e800000000", through_stack[1], "call to the next instruction", stack=8)
+    yield _a("stos8", "write", "48ab", Access(_WRITE, 8), "stosq")
+    yield _a("movnti8", "write", "480fc31f", Access(_WRITE, 8), "movnti [rdi], rbx")
+    yield _a("not8", RMW, "48f717", Access(_WRITE, 8), "not qword [rdi]")
+    text = "lock cmpxchg16b [rdi], which differs"
+    yield _a("cmpxchg16", RMW, "f0480fc70f", Access(_WRITE, 16), text, align=16)
+    text = "lar ebx, eax, from an LDT at the address"
+    yield _a("lar", IMPLICIT, "0f02d8", Access(_READ, 8, implicit=True), text, implicit=True)
+
+
+def _returns() -> Iterator[Action]:
+    """Returns to another segment or privilege level."""
+    fetch = Access(Kind.FETCH, 1)
+    returns: dict[str, object] = {"fetches": True, "scratch": True}
+    # push cs, rdi; retfq
+    yield _a("retfq", "fetch", "8cc8505748cb", fetch, "retfq to an int3", **returns)
+    # push 0x23, rsp, rflags, 0x1b, rdi; iretq
+    code, text = "6a23549c6a1b5748cf", "iretq to an int3 at privilege level 3"
+    yield _a("iretq3", "fetch", code, fetch, text, supervisor_only=True, to_user=True, **returns)
+    # mov rcx, rdi; mov r11d, 2; sysretq
+    code, text = "4889f941bb02000000480f07", "sysretq to an int3 at privilege level 3"
+    yield _a("sysretq", "fetch", code, fetch, text, supervisor_only=True, to_user=True, needs="syscall", **returns)
+
+
 ACTIONS: Final = {
     action.name: action
     for action in (
@@ -166,6 +199,8 @@ ACTIONS: Final = {
             supervisor_only=True, needs="cet",
         ),
         *_steps(),
+        *_more_accesses(),
+        *_returns(),
         # push the descriptor, its first word last; mov al, type; invpcid rax, [rsp]
         _a("invpcid0", INVPCID, "576a0031c0660f38820424", None, "invpcid, type 0, address rdi", invpcid=0, **_INVPCID),
         _a("invpcid1", INVPCID, "6a0057b001660f38820424", None, "invpcid, type 1, PCID rdi", invpcid=1, **_INVPCID),

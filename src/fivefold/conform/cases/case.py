@@ -20,7 +20,22 @@ from fivefold.errors import FivefoldError
 from fivefold.units import MASK64, VirtAddr, hex64
 
 MODES: Final = {"la48": LA48, "la57": LA57}
-FLAGS: Final = ("wp", "nxe", "smep", "smap", "ac", "pke", "pks", "pge", "lass", "pcide", "fsgsbase", "cet", "pwt")
+FLAGS: Final = (
+    "wp",
+    "nxe",
+    "smep",
+    "smap",
+    "ac",
+    "pke",
+    "pks",
+    "pge",
+    "lass",
+    "pcide",
+    "fsgsbase",
+    "cet",
+    "pwt",
+    "sce",
+)
 """What may be set, in the order of the id; what is not named is clear."""
 USUAL: Final = 0x7
 """P, RW, US: A and D are clear, so that it is seen who sets them."""
@@ -95,11 +110,12 @@ class Case:
 
     def state(self) -> ControlState:
         """The registers during the access."""
-        base = ControlState.long(self.paging, ROOT, self.cpl)
+        base = ControlState.long(self.paging, ROOT, 3 if self.what.to_user else self.cpl)
         has = self.flags.__contains__
         cr0 = base.cr0 if has("wp") else base.cr0 & ~int(Cr0.WP)
         cr4 = base.cr4 | sum(int(bit) for name, bit in _CR4.items() if has(name))
         efer = base.efer if has("nxe") else base.efer & ~int(Efer.NXE)
+        efer |= int(Efer.SCE) if has("sce") else 0
         rflags = 2 | (RFLAGS_AC if has("ac") else 0)
         return replace(
             base,
@@ -116,7 +132,7 @@ class Case:
         """The feature that *cpu* lacks to run this case, if it lacks one."""
         if self.mode == "la57" and not cpu.la57:
             return "LA57"
-        if self.what.needs is not None and not getattr(cpu, self.what.needs):
+        if self.what.needs not in (None, "syscall") and not getattr(cpu, str(self.what.needs)):
             return self.what.needs.upper()
         return next(
             (flag.upper() for flag in self.flags if flag in _FEATURE and not getattr(cpu, _FEATURE[flag])), None
@@ -249,8 +265,11 @@ def impossible(case: Case) -> str | None:
         return "the driver cannot set PCIDE over a PCID"
     if case.what.stale is not None and (reason := _no_steps(case)):
         return reason
-    if case.what.needs in ("cet", "fsgsbase") and case.what.needs not in case.flags:
-        return f"{case.what.name} needs {case.what.needs}"
+    wanted = {"cet": "cet", "fsgsbase": "fsgsbase", "syscall": "sce"}.get(case.what.needs or "")
+    if wanted is not None and wanted not in case.flags:
+        return f"{case.what.name} needs {wanted}"
+    if case.va % case.what.align:
+        return f"its address is a multiple of {case.what.align}"
     if case.what.register is not None:
         return "a register write is for privilege level 0 here" if case.cpl == 3 else None
     if case.what.access is not None and case.what.access.shadow and case.va & 7:

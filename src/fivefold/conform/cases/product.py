@@ -32,7 +32,22 @@ Stratum = tuple[object, ...]
 CaseStream = Iterator[tuple[Stratum, Case]]
 
 CORE: Final = ("read8", "write8", "rmw8", "push8", "fetch", "descriptor", "accessed")
-WIDE: Final = ("read8", "write8", "rmw8", "lock8", "xchg8", "cmpxchg8", "push8", "pop8", "descriptor", "fetch10")
+WIDE: Final = (
+    "read8",
+    "write8",
+    "rmw8",
+    "lock8",
+    "xchg8",
+    "cmpxchg8",
+    "push8",
+    "pop8",
+    "descriptor",
+    "fetch10",
+    "readbp8",
+    "writebp8",
+    "call8",
+    "stos8",
+)
 ACCESSES: Final = tuple(
     name for name, action in ACTIONS.items() if (action.register, action.invpcid, action.stale) == (None, None, None)
 )
@@ -50,7 +65,20 @@ def systematic() -> tuple[Case, ...]:
     """Every case of the product, each once, strata interleaved. The order is the same in every process."""
     strata: dict[Stratum, list[Case]] = {}
     seen: set[Case] = set()
-    themes = (bits, rights, keys, edges, straddles, history, registers, separation, shadow_stacks, invalidations, stale)
+    themes = (
+        bits,
+        rights,
+        instructions,
+        keys,
+        edges,
+        straddles,
+        history,
+        registers,
+        separation,
+        shadow_stacks,
+        invalidations,
+        stale,
+    )
     for stratum, case in chain.from_iterable(theme() for theme in themes):
         if case not in seen and impossible(case) is None:
             seen.add(case)
@@ -66,15 +94,16 @@ def _case(
     pkru: int = 0, pkrs: int = 0, new: int = 0,
 ) -> Iterator[Case]:  # fmt: skip
     """The case, if it is one."""
+    more = ("sce",) if ACTIONS[action].needs == "syscall" else ()
     try:
-        yield make_case(mode, action, cpl, flags, va, entries, pkru, pkrs, new)
+        yield make_case(mode, action, cpl, (*flags, *more), va, entries, pkru, pkrs, new)
     except CaseError:
         return
 
 
 def _offset(action: str) -> int:
     """Where in its page an access starts that lies in one page."""
-    return 0x126 if action == "fetch10" else 0x128
+    return {"fetch10": 0x126, "cmpxchg16": 0x120}.get(action, 0x128)
 
 
 def _va(paging: PagingMode, action: str, slot: int = _UPPER) -> int:
@@ -135,6 +164,18 @@ def rights() -> CaseStream:
                 entries[place] = raw & ~((missing & 3) << 1) | (NX if missing & 4 and "nxe" in flags else 0)
             stratum = ("rights", mode, action, missing)
             yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
+
+
+def instructions() -> CaseStream:
+    """Every other instruction: the leaf or the root entry without a right, absent and malformed."""
+    protections = (PLAIN, ("nxe",), GUARDED, (*GUARDED, "ac"), ("wp", "nxe", "cet"))
+    others = [name for name in ACCESSES if name not in CORE]
+    for (mode, paging), action, cpl, flags in cross(MODES.items(), others, (0, 3), protections):
+        va = _va(paging, action, _LOWER)
+        for place, changed in cross(("pt", LEVELS[paging.top - 1]), (0, 1, RW, US, NX, 1 << 51, 1 << 8, 1 << 52)):
+            entries = {place: _usual({}, mode, va, place) ^ changed}
+            for case in _case(mode, action, cpl, flags, va, entries):
+                yield ("instructions", mode, action, changed), case
 
 
 def keys() -> CaseStream:
@@ -238,8 +279,8 @@ def history() -> CaseStream:
 
 _CR0, _CR4, _EFER = 0x8000_0031, 0x20, 0xD00
 # A few only: they end the driver where an engine takes them.
-_CR3_BITS: Final = (52, 59, 61, 62, 63)
-_CR4_BITS: Final = (15, 26, 31, 40, 63)
+_CR3_BITS: Final = (40, 46, 51, 52, 59, 61, 62, 63)
+_CR4_BITS: Final = (15, 19, 25, 26, 29, 30, 31, 33, 40, 63)
 
 
 def registers() -> CaseStream:

@@ -10,6 +10,7 @@ from random import Random
 from typing import Final
 
 from fivefold.arch import Level, PagingMode
+from fivefold.conform.cases.actions import ACTIONS
 from fivefold.conform.cases.case import FLAGS, LEVELS, MODES, Case, canonical_va, impossible, large_frame, make_case
 from fivefold.conform.cases.product import ACCESSES, edge_addresses
 
@@ -46,6 +47,9 @@ def _draw(random: Random, mode: str) -> Case:
     flags = tuple(flag for flag in FLAGS if random.random() < _ODDS.get(flag, 0))
     if action == "wruss8":
         va, flags = va & ~7, (*flags, "wp", "cet")
+    va -= va % ACTIONS[action].align
+    if ACTIONS[action].needs == "syscall":
+        flags = (*flags, "sce")
     bare = make_case(mode, action, random.choice((0, 3)), flags, va)
     entries = dict(_entries(random, bare, "pt", ""))
     if any(place.endswith("2") for place, _, _ in bare.path):
@@ -59,12 +63,12 @@ def _address(random: Random, paging: PagingMode, action: str) -> int:
     kind = random.random()
     if kind < 0.1:
         va = random.choice(list(edge_addresses(paging)))[1]
-        return va & ~7 | (6 if action == "fetch10" else 0) if action.startswith("fetch") else va
+        return va & ~7 | (6 if action == "fetch10" else 0) if ACTIONS[action].fetches else va
     slot = random.choice((1, 0x7F, 0xF5, 0xFF, 0x100, 0x188, 0x1F0, 0x1FF))
     page = random.choice((0x33, 0x1FF, random.randrange(0x3F0)))
     if action == "fetch10":
         offset = 0xFFE if kind < 0.3 else 0x126 + 16 * random.randrange(100)
-    elif action == "fetch":
+    elif ACTIONS[action].fetches:
         offset = 8 * random.randrange(510)
     else:
         offset = random.randrange(0xFF9, 0x1000) if kind < 0.3 else random.randrange(0xFF0)

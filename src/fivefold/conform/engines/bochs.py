@@ -5,13 +5,13 @@ Its memory cannot be read from outside, so this is what a real machine is too: j
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from fivefold.arch import Cpu
 from fivefold.boot.image.iso import iso_file
 from fivefold.conform.engines.base import EngineError
+from fivefold.conform.engines.patience import MachinePatience
 from fivefold.conform.judging.outcome import CaseOutcome, cause_of
 from fivefold.conform.payload import layout
 from fivefold.conform.payload.build import elf_file
@@ -26,9 +26,10 @@ from fivefold.units import MIB
 MEMORY: Final = 512 * MIB
 CHUNK: Final = 20_000
 LIMIT: Final = 600.0
-"""Seconds for one machine."""
+"""Seconds of its processor time for one machine."""
 STALL: Final = 40.0
-"""Seconds without a word on the serial port after which a machine is given up: more than GRUB takes to load cases."""
+"""Seconds of its processor time without a word on the serial port after which a machine is given up: more than GRUB
+takes to load cases."""
 _SLICE: Final = 1.0
 
 
@@ -83,14 +84,10 @@ class BochsEngine:
 
 def _run(machine: BochsMachine) -> str:
     """Run *machine* to its end, or until nothing comes any more; say why it stopped."""
-    start = since = time.monotonic()
-    seen = 0
+    patience = MachinePatience(STALL, lambda: machine.processor_seconds)
     try:
         while isinstance(machine.run(_SLICE), Timeout):
-            now = time.monotonic()
-            if len(machine.output) != seen:
-                seen, since = len(machine.output), now
-            if now - start > LIMIT or now - since > STALL:
+            if patience.ends(len(machine.output)) or machine.processor_seconds > LIMIT:
                 return "the machine hangs at this case"
     except MachineError as error:
         return str(error)

@@ -6,11 +6,11 @@ import mmap
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final, Self
 
 from fivefold.arch import Cpu, Refused
 from fivefold.conform.engines.base import EngineError
+from fivefold.conform.engines.patience import MachinePatience
 from fivefold.conform.judging.outcome import CaseOutcome
 from fivefold.conform.payload import layout
 from fivefold.conform.payload.records import Trial, read_head, read_outcomes, table
@@ -22,7 +22,7 @@ RAM: Final = 512 * MIB
 CHUNK: Final = 20_000
 """Cases in one start."""
 STALL: Final = 6.0
-"""Seconds in which a machine that has begun must do its next case."""
+"""Seconds of its processor time in which a machine that has begun must do its next case."""
 _POLL: Final = 0.02
 
 
@@ -125,7 +125,7 @@ class MachineEngine:
             except OSError as error:
                 raise EngineError(f"{self.name} cannot be started: {error.strerror}") from error
             try:
-                started = _wait(child.pid, ram, self.timeout)
+                started = _wait(child, ram, self.timeout)
             finally:
                 words = child.end().decode(errors="replace").strip().splitlines()
             if not started:
@@ -147,22 +147,16 @@ def _kind(trial: Trial) -> tuple[str, str, str]:
     return trial.case.mode, trial.case.action, found.rule if isinstance(found, Refused) else ""
 
 
-def _wait(pid: int, ram: SharedRam, timeout: float) -> bool:
+def _wait(child: Child, ram: SharedRam, timeout: float) -> bool:
     """Wait until the process is gone, the payload has finished, or has done nothing: *timeout* seconds at the start.
 
     False if the payload has not even begun.
     """
-    seen, deadline = (0, 0), time.monotonic() + timeout
-    while time.monotonic() < deadline and ram.word(layout.W_STATE) != layout.FINISHED and _lives(pid):
+    patience = MachinePatience(timeout, lambda: child.processor_seconds)
+    while ram.word(layout.W_STATE) != layout.FINISHED and not child.is_gone:
         time.sleep(_POLL)
-        if (now := (ram.word(layout.W_STATE), ram.word(layout.W_DONE))) != seen:
-            seen, deadline = now, time.monotonic() + STALL
+        state = ram.word(layout.W_STATE)
+        patience.seconds = STALL if state else timeout
+        if patience.ends((state, ram.word(layout.W_DONE))):
+            break
     return ram.word(layout.W_STATE) != 0
-
-
-def _lives(pid: int) -> bool:
-    """Whether our child runs; one that ended and was not waited for is a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -40,7 +40,9 @@ _WRPKRU: Final = bytes.fromhex("0f01ef")
 _WRPKRU_AT, _SYSRET_AT = 0xE00, 0xE40
 _MSR_EFER, _MSR_STAR = 0xC000_0080, 0xC000_0081
 _LDT_FLAGS: Final = 0x8200
-_NO_GDT: Final = dict.fromkeys(("iretq", "lldt"), "no descriptor table is set up in this engine")
+_NO_GDT: Final = dict.fromkeys(
+    ("iretq", "iretq3", "retfq", "sysretq", "lldt"), "no descriptor table is set up in this engine"
+)
 
 
 class UnicornEngine:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from fivefold.arch import (
+    FRAME_BITS,
     Access,
     AddressSpace,
     Allowed,
@@ -107,7 +108,7 @@ def expect(case: Case, cpu: Cpu) -> Expected:
         if case.crosses and not all(in_data(pa, 1) for pa in _mapped(case, space)):
             hidden = hidden or "an engine that errs would reach memory that is not the case's"
         return Expected(
-            verdict, int(verdict.vector), verdict.error_code, verdict.cr2, (), histories, hidden, space=space
+            verdict, int(verdict.vector), verdict.error_code, verdict.cr2, (), histories, hidden, space=space, cpu=cpu
         )
     pieces = _pieces(case, verdict)
     hidden = None
@@ -117,7 +118,7 @@ def expect(case: Case, cpu: Cpu) -> Expected:
         hidden = "the instruction after it lies in another page"
     elif not all(_is_ours(step.at) for page in verdict.pages for step in page.steps):
         hidden = _FOREIGN
-    return Expected(verdict, BREAKPOINT, 0, None, pieces, histories, hidden, space=space)
+    return Expected(verdict, BREAKPOINT, 0, None, pieces, histories, hidden, space=space, cpu=cpu)
 
 
 def decide(space: AddressSpace, state: ControlState, case: Case) -> tuple[Access, Verdict]:
@@ -159,7 +160,9 @@ def _register_write(case: Case, cpu: Cpu) -> Expected:
     found = check_write(case.state(), register, case.va, cpu, selector)
     if isinstance(found, Refused):
         return Expected(None, int(found.vector), found.error_code, None, (), (), written=found)
-    return Expected(None, BREAKPOINT, 0, None, (), (), written=found)
+    lost = register is Register.CR3 and (case.va ^ ROOT) & FRAME_BITS
+    hidden = "its tables are not the case's" if lost else None
+    return Expected(None, BREAKPOINT, 0, None, (), (), hidden, written=found)
 
 
 def _pieces(case: Case, verdict: Allowed) -> tuple[tuple[int, int], ...]:

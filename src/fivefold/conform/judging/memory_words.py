@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from fivefold.arch import Allowed, Mapped, translate
-from fivefold.conform.cases.actions import MOV_IMM64, VALUE
+from fivefold.conform.cases.actions import MOV_IMM64, VALUE, address_of
 from fivefold.conform.cases.case import Case, in_data
 from fivefold.conform.judging.expect import BREAKPOINT, Expected
 from fivefold.conform.places import PATTERN, pattern
@@ -66,14 +66,21 @@ def words_after(case: Case, expected: Expected, before: dict[int, int]) -> dict[
     words = dict(before)
     for number, pa in bytes_met(case, expected):
         old = words[pa & ~7] >> 8 * (pa & 7) & 0xFF
-        value = _ACCESSED if case.action == "accessed" else VALUE
-        words[pa & ~7] = put_byte(words[pa & ~7], pa, _written(case.action, old, value >> 8 * number & 0xFF))
+        words[pa & ~7] = put_byte(words[pa & ~7], pa, _written(case.action, old, _value(case) >> 8 * number & 0xFF))
     return words
 
 
+def _value(case: Case) -> int:
+    """What the instruction writes."""
+    values = {"accessed": _ACCESSED, "stos8": 0, "call8": address_of(case.what, case.cpl) + len(case.what.code)}
+    return values.get(case.action, VALUE)
+
+
 def _written(action: str, old: int, value: int) -> int:
-    if action == "cmpxchg8":
+    if action in ("cmpxchg8", "cmpxchg16"):
         return old
+    if action == "not8":
+        return old ^ 0xFF
     return old | value if action in ("rmw1", "rmw8", "lock8", "accessed") else value
 
 
@@ -81,7 +88,9 @@ def value_read(case: Case, expected: Expected) -> int | None:
     """What RAX holds after an access that went ahead, where it says what was read."""
     if expected.allowed is not None:
         return expected.value if expected.vector == BREAKPOINT else None
-    if case.action not in ("read1", "read8", "pop8", "cmpxchg8") or not isinstance(expected.verdict, Allowed):
+    if case.action not in ("read1", "read8", "readbp8", "pop8", "cmpxchg8") or not isinstance(
+        expected.verdict, Allowed
+    ):
         return None
     value = 0
     for number, pa in bytes_met(case, expected):

@@ -22,6 +22,7 @@ from fivefold.arch import (
     PageFault,
     Rule,
     Vector,
+    Vendor,
     access,
     translate,
 )
@@ -119,7 +120,7 @@ def checks(case: Case, expected: Expected, outcome: CaseOutcome) -> Iterator[Out
     if expected.vector == Vector.SS:
         yield OutcomeCheck(*Rules.STACK, outcome.vector == Vector.SS, expected_text(expected), str(outcome))
     if outcome.rip is not None and outcome.vector != BREAKPOINT:
-        yield _at_fault(case, outcome.rip)
+        yield _at_fault(case, expected, outcome.rip)
     if outcome.after is not None:
         yield from _memory(case, expected, outcome)
 
@@ -249,11 +250,13 @@ def expected_text(expected: Expected) -> str:
     return f"#{Vector(expected.vector).name}({expected.error_code:#x}){cr2}"
 
 
-def _at_fault(case: Case, rip: int) -> OutcomeCheck:
+def _at_fault(case: Case, expected: Expected, rip: int) -> OutcomeCheck:
     """Whether the saved RIP is that of the instruction that faulted."""
     start = address_of(case.what, case.cpl)
     at_branch = start <= rip < start + len(case.what.code)
     if case.what.fetches and not case.paging.is_canonical(case.va):
+        if case.action == "sysretq" and expected.cpu.vendor is Vendor.AMD:
+            return OutcomeCheck(*Rules.SYSRET, rip == case.va, f"RIP={hex64(case.va)}", f"RIP={hex64(rip)}")
         return OutcomeCheck(*Rules.BRANCH, at_branch, f"RIP={hex64(start)}", f"RIP={hex64(rip)}")
     right = at_branch or (case.what.fetches and rip == case.va)
     wanted = case.va if case.what.fetches else start

@@ -46,6 +46,10 @@ class Rules:
         "a jump or return to a non-canonical address faults at the branch: the saved RIP is its own",
         "Intel SDM volume 2, JMP, RET, IRET",
     )
+    SYSRET: Final = (
+        "SYSRET to a non-canonical address (AMD) faults at its target, at privilege level 3",
+        "AMD APM volume 3, SYSRET",
+    )
     RIP: Final = ("the saved RIP is that of the instruction that faulted", CLASSES)
     ZERO_CODE: Final = ("the error code of #GP and #SS is 0", GENERAL)
     OTHER_BITS: Final = ("reserved bits of the page fault's error code are 0", PAGE_FAULT)

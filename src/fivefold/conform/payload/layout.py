@@ -6,7 +6,7 @@
     16  CPUID, four words a leaf (`LEAVES`)
     96  batches, `BATCH` words each: levels, number of cases, address of the first
     112 the instructions, `CODE_WORDS` words, for both code pages
-    384 cases
+    576 cases
 
 A case is `HEAD` words, then `STORE` words for each word of memory that it sets: entries and data.
 """
@@ -40,8 +40,8 @@ SUBLEAVES: Final = (0, 0, 0, 1, 0, 0, 0, 0, 0)
 W_BATCH: Final = 96
 BATCH: Final = 4
 W_CODE: Final = 112
-CODE_WORDS: Final = 256
-W_CASES: Final = 384
+CODE_WORDS: Final = 448
+W_CASES: Final = 576
 
 # The words of a case. From C_VECTOR to C_RIP the payload writes.
 C_SIZE: Final = 0

@@ -2,6 +2,7 @@
 # It is linked where it is loaded, below 4 GiB. Nothing is asked of a loader but flat 32-bit protected mode.
 
         .set    MSR_EFER, 0xc0000080
+        .set    MSR_STAR, 0xc0000081
         .set    MSR_PKRS, 0x6e1
         .set    CS64, 0x08
         .set    DS0, 0x10
@@ -93,6 +94,10 @@ start_64:
         addq    $16, %rsi
         loop    4b
         lidt    idt_pointer(%rip)
+        movl    $MSR_STAR, %ecx                 # SYSRET: CS 0x18, level 3's; SS is whatever is before it
+        xorl    %eax, %eax
+        movl    $0x00080000, %edx
+        wrmsr
         call    payload_main
 5:      cli
         hlt

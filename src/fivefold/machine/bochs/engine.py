@@ -76,6 +76,11 @@ class BochsMachine:
         """Bochs cannot be asked: raises `MachineError`."""
         raise MachineError(OPAQUE)
 
+    @property
+    def processor_seconds(self) -> float:
+        """Processor time that Bochs has used so far."""
+        return self._child.processor_seconds if self._child else 0.0
+
     # -- running -------------------------------------------------------------------------
 
     def run(self, timeout: float = 10.0, limit: int | None = None) -> Event:
