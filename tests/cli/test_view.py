@@ -52,3 +52,20 @@ def test_a_place_that_cannot_be_written(
     assert run(monkeypatch, str(GUEST), "-o", str(tmp_path / "none" / "page.html")) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"), [(1 << 51 | 0x2007, "entry with reserved bits"), (0xF000_0007, "is not in memory")]
+)
+def test_wrong_tables_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, entry: int, said: str
+) -> None:
+    image, page = tmp_path / "wrong.img", tmp_path / "page.html"
+    memory = bytearray(0x4000)
+    memory[0x1000:0x1008] = entry.to_bytes(8, "little")
+    image.write_bytes(memory)
+    given = ["--cr3", "0x1000", "--levels", "4", "--phys-bits", "46"]
+    assert run(monkeypatch, str(image), *given, "-o", str(page)) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and said in told
+    assert told.removeprefix("fivefold: ").strip() in page.read_text()

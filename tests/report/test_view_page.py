@@ -151,6 +151,7 @@ def test_text_of_a_guest_is_never_markup(tmp_path: Path) -> None:
 
 def test_sizes_that_people_read() -> None:
     told = {0: "0", 1: "1", 1023: "1023", 1024: "1K", 1008 << 20: "1008M", 2**64 - 1: "16E"}
+    told |= {2**64 - 2**48: "15.9998E", (4 << 20) - 4096: "3.996M", (4 << 20) + 4096: "4.004M", 4 << 60: "4E"}
     assert {size: about_size(size) for size in told} == told
 
 

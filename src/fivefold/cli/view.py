@@ -30,14 +30,20 @@ def view(
     ] = False,
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Leave the findings of an audit out.")] = False,
 ) -> int:
-    """Write one page of HTML that needs nothing else: areas, tables, every region and its walk, findings."""
-    from fivefold.report.page.view_page import view_page
+    """Write one page of HTML that needs nothing else: areas, tables, every region and its walk, findings.
+
+    Status 1 when entries of the first root are malformed, tables are not in memory, or lead back to themselves or to
+    two levels. What the audit finds is on the page only.
+    """
+    from fivefold.report.page.view_page import page_of, shown_roots
 
     with chosen.open_space() as space:
-        others = _others(space) if all_roots else []
-        data = view_page(space, others, with_audit=not no_audit).encode()
+        shown = shown_roots(space, _others(space) if all_roots else [])
+        data = page_of(shown, with_audit=not no_audit).encode()
     write_output(output, data, f"{len(data)} bytes")
-    return 0
+    for sentence in shown[0].wrong:
+        print(f"fivefold: {sentence}", file=sys.stderr)
+    return int(shown[0].is_bad)
 
 
 def _others(space: Space) -> list[tuple[Space, str]]:

@@ -183,6 +183,8 @@ def test_xen_is_named_by_its_text(build: Callable[..., Any]) -> None:
     assert space.system.name.value == "Xen"
     assert space.areas.name_at(0xFFFF_82D0_4020_0000) == "hypervisor"
     assert space.areas.name_at(0xFFFF_8800_0000_0000) is None
+    gap = next(area for area in space.areas.areas if area.kind == "non_canonical")
+    assert (gap.start, gap.end) == (1 << 47, 2**64 - 2**47)
     for wrong in (0xFFFF_82CF_FFE0_0000, 0xFFFF_82E0_0000_0000):
         assert build(LA48).page(wrong, 0x40_0000 | 1, Level.PD).space().system.name.value is None
     user = build(LA48).page(0xFFFF_82D0_4020_0000, 0x40_0000 | 5, Level.PD).space()

@@ -130,6 +130,16 @@ def test_a_result_stays_as_it_is_while_the_scanner_goes_on() -> None:
     assert [len(result) for result in again] == [1, 1, 1]
 
 
+def test_small_results_that_are_kept_share_one_buffer() -> None:
+    data, root = scattered(3)
+    scanner, made = TableScanner([(BASE, data)]), []
+    real = scan_buffers.memory
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_buffers, "memory", lambda size: made.append(size) or real(size))
+        kept = [scanner.scan(root, 4) for _ in range(40)]
+    assert len(kept) == 40 and sum(size for size in made if size == scan_buffers._RANGE_BYTES << 20) < 64 << 20
+
+
 def test_reserved_bits_follow_from_the_cpu() -> None:
     data, root = chain_of_tables({0: 0x7000 | P, 1: 1 << 45 | P, 2: 0x8000 | P | NX})
 

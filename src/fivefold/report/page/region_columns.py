@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from fivefold.report.page.packed import Packed, pack
+from fivefold.report.text.dump import Findings
 from fivefold.survey.scan.regions import Region
 from fivefold.survey.space import Space
 
@@ -34,6 +35,8 @@ class RegionColumns(NamedTuple):
     names: list[str]
     at: int
     cut: int
+    wrong: str | None
+    """What `fivefold dump` says of entries that are malformed and tables that are not in memory."""
 
 
 class _Names:
@@ -46,7 +49,8 @@ class _Names:
 
 def region_columns(space: Space, max_rows: int = MAX_ROWS) -> RegionColumns:
     """What `fivefold dump` lists, in its order. Raises what scans raise."""
-    first, last, cut = _kept(space.regions(all_bits=False, repeat_above=SHARED_ABOVE), max_rows)
+    findings = Findings(space.regions(all_bits=False, repeat_above=SHARED_ABOVE))
+    first, last, cut = _kept(findings, max_rows)
     names = _Names()
     symbols = space.symbols
     rows = [
@@ -55,7 +59,8 @@ def region_columns(space: Space, max_rows: int = MAX_ROWS) -> RegionColumns:
     ]
     table = np.array(rows, np.uint64).reshape(-1, len(COLUMNS))
     packed = pack({name: table[:, index] for index, name in enumerate(COLUMNS)})
-    return RegionColumns(packed, list(names.known), len(first), cut)
+    wrong = findings.sentence() if findings.kept else None
+    return RegionColumns(packed, list(names.known), len(first), cut, wrong)
 
 
 def _kept(regions: Iterable[Region], most: int) -> tuple[list[Region], Iterable[Region], int]:

@@ -12,6 +12,8 @@ from markupsafe import Markup
 
 from fivefold.units import hex64
 
+MOST_DIGITS: Final = 8
+"""Of a size that people read: what differs from a whole number by less is shown as that."""
 _PACKAGE: Final = "fivefold.report.page"
 
 
@@ -21,14 +23,17 @@ def render(template: str, **context: object) -> str:
 
 
 def about_size(size: int) -> str:
-    """*size* to three digits or more, in the largest unit that it fills.
+    """*size* to three digits or more, in the largest unit that it fills; a whole number only where it is exact.
 
-    >>> about_size(4096), about_size(524156 << 10), about_size(16256 << 50)
-    ('4K', '512M', '15.9E')
+    >>> about_size(4096), about_size(524156 << 10), about_size(16256 << 50), about_size((1 << 64) - (1 << 48))
+    ('4K', '511.9M', '15.9E', '15.9998E')
     """
     unit = min(max(size.bit_length() - 1, 0) // 10, 6)
     amount = size / (1 << 10 * unit)
-    return f"{amount:.{3 if amount < 100 else 4}g}{' KMGTPE'[unit].strip()}"
+    rounded = (f"{amount:.{digits}g}" for digits in range(3 if amount < 100 else 4, MOST_DIGITS))
+    exact = size % (1 << 10 * unit) == 0
+    shown = next((one for one in rounded if exact or "." in one), f"{amount:.{MOST_DIGITS}g}")
+    return f"{shown}{' KMGTPE'[unit].strip()}"
 
 
 @cache

@@ -13,6 +13,7 @@ from fivefold.report.page.entry_bits import all_fields, decoding_rules
 from fivefold.report.page.region_columns import RegionColumns, region_columns
 from fivefold.report.page.table_columns import TableColumns, table_columns
 from fivefold.report.page.templating import about_size, render
+from fivefold.report.text.dump import NOT_LOOKED_AT, loops_of
 from fivefold.survey.audit.audit import audit
 from fivefold.survey.scan.regions import PAGE_NAMES
 from fivefold.survey.scan.scan_result import RegionKind
@@ -33,12 +34,33 @@ class ShownRoot(NamedTuple):
     space: Space
     label: str
     regions: RegionColumns
+    wrong: list[str]
+    """What is wrong with its tables, which the audit takes as they are; sentences of `fivefold dump`."""
+    is_bad: bool
+    """Whether any of these is a finding, and not that something was not looked for."""
+
+    @classmethod
+    def of(cls, space: Space, label: str) -> ShownRoot:
+        """Scan *space*. Raises what scans raise."""
+        regions, loops = region_columns(space), loops_of(space)
+        wrong = [*([regions.wrong] if regions.wrong else []), *(loop["message"] for loop in loops)]
+        is_bad = regions.wrong is not None or any(loop["what"] != NOT_LOOKED_AT for loop in loops)
+        return cls(space, label, regions, wrong, is_bad)
 
 
 def view_page(space: Space, others: Sequence[tuple[Space, str]] = (), *, with_audit: bool = True) -> str:
     """The page of *space*, and of *others* with their labels to switch to. Raises what scans raise."""
-    labelled = [(space, space.root.how), *others]
-    shown = [ShownRoot(one, label, region_columns(one)) for one, label in labelled]
+    return page_of(shown_roots(space, others), with_audit=with_audit)
+
+
+def shown_roots(space: Space, others: Sequence[tuple[Space, str]] = ()) -> list[ShownRoot]:
+    """*space* and *others* with their labels, scanned. Raises what scans raise."""
+    return [ShownRoot.of(one, label) for one, label in [(space, space.root.how), *others]]
+
+
+def page_of(shown: Sequence[ShownRoot], *, with_audit: bool = True) -> str:
+    """The page of roots that were scanned; the first of them is the one that is audited."""
+    space = shown[0].space
     tables = table_columns(one.space for one in shown)
     findings, not_audited = _findings(space) if with_audit else ([], "not asked for")
     more_findings = max(len(findings) - MAX_FINDINGS, 0)
@@ -82,6 +104,7 @@ def _root(one: ShownRoot) -> dict[str, Any]:
         "names": columns.names,
         "cut_at": columns.at,
         "cut": columns.cut,
+        "wrong": one.wrong,
     }
 
 

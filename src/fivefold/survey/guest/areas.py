@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from fivefold.arch import LA48, LA57
 from fivefold.errors import LayoutError
 from fivefold.layout import (
     Area,
@@ -34,6 +35,9 @@ ASSUMED_RELEASE: Final = "6.1"
 
 OLD_RELEASE: Final = "4.19"
 """The map that is used where the direct map begins lower than since 4.20, and nothing says which release it is."""
+
+
+_OTHERS: Final = "a guest's, or nothing's"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def detect_areas(levels: int, bases: KernelBases, system: GuestSystem, image_lim
     *image_limit* is the room for the kernel image where VMCOREINFO has it, 512 MiB or 1 GiB; else 1 GiB is taken.
     """
     if system.name.value == XEN:
-        found = AreaMap(_beside_hypervisor(), f"the hypervisor's alone: {system.name.how}")
+        found = AreaMap(tuple(_beside_hypervisor(levels)), f"the hypervisor's alone: {system.name.how}")
     elif not system.is_linux:
         found = AreaMap((), f"no names: {system.name.how}")
     elif bases.page_offset.value is None or bases.phys_base.value is None:
@@ -79,10 +83,13 @@ def detect_areas(levels: int, bases: KernelBases, system: GuestSystem, image_lim
     return found
 
 
-def _beside_hypervisor() -> tuple[Area, ...]:
+def _beside_hypervisor(levels: int) -> Iterator[Area]:
     source = "Xen, public/arch-x86/xen-x86_64.h: HYPERVISOR_VIRT_START to HYPERVISOR_VIRT_END"
     own = Area("hypervisor", HYPERVISOR.start, HYPERVISOR.stop, "mapped", source)
-    return tuple(_tiled([own], 0, MASK64 + 1, "a guest's, or nothing's"))
+    gap = (LA57 if levels == 5 else LA48).gap
+    yield Area("unnamed_low", 0, gap.start, "unknown", _OTHERS)
+    yield Area("non_canonical", gap.start, gap.stop, "non_canonical", "the CPU refuses every address")
+    yield from _tiled([own], gap.stop, MASK64 + 1, _OTHERS)
 
 
 def _of_linux(levels: int, bases: KernelBases, release: Found[str | None], image_limit: int | None) -> AreaMap:

@@ -34,6 +34,8 @@ MAX_RANGES: Final = 1 << 24
 
 FIRST_RANGES: Final = 1 << 20
 """Room to begin with; memory that is not used costs nothing."""
+FEW: Final = 16
+"""What takes less of a buffer than one part in so many is copied out of it."""
 
 MAX_WALKS: Final = 1 << 26
 """No scan walks more tables than this; a guest of 1 TiB has room for fewer in its real ones."""
@@ -126,7 +128,7 @@ class TableScanner:
         else:
             build = self._build(levels)
             records, rows, counts = self._scan(build, root, settings, max_ranges)
-            build.take_back(records, rows)
+            rows = build.take_back(records, rows)
         if len(rows) > max_ranges:
             raise TooManyRuns(root, max_ranges)
         return ScanResult(root, levels, settings, rows, counts)
@@ -163,8 +165,7 @@ class TableScanner:
         count = split_scan.join_rows(first.rows(first.room), [rows for _, rows, _ in parts], windows[0].contiguity)
         if count is None or counts is None:
             return None
-        rows = first.rows(count)
-        builds[0].take_back(first, rows)
+        rows = builds[0].take_back(first, first.rows(count))
         for build, (records, part, _) in zip(builds[1:], parts[1:], strict=False):
             build.take_back(records, part)
         return rows, counts
@@ -309,10 +310,18 @@ class _Build:
                 return self._spare.pop(i)
         return Records(self.code, room)
 
-    def take_back(self, records: Records, rows: Rows) -> None:
-        """Use the buffer again once *rows*, and all columns of it, are gone; large ones are not kept."""
-        if records.room <= FIRST_RANGES:
+    def take_back(self, records: Records, rows: Rows) -> Rows:
+        """*rows*, of which few are copied, so that a result does not keep the whole buffer: the next scan has it again.
+
+        With many it is used again once they, and all columns of them, are gone. Large buffers are not kept.
+        """
+        if FEW * len(rows) < records.room:
+            rows = rows.copy()
+            if records.room <= FIRST_RANGES:
+                self._spare.append(records)
+        elif records.room <= FIRST_RANGES:
             weakref.finalize(rows, self._spare.append, records).atexit = False
+        return rows
 
     def start(self, records: Records, settings: ScanSettings) -> None:
         """Hand over buffers, and settings if they are others than last time."""

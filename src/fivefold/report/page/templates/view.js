@@ -40,7 +40,7 @@ function row(i) {
   const tone = one.kind === "MAPPED" ? shade(one.rights) : one.kind === "REPEAT" ? "" : "bad";
   const button = make("button", { class: "address", onclick: () => showWalk(BigInt(start)) }, start);
   const sentence = rest.length < 6;
-  const others = rest.map((text, at) => make("td", { colspan: sentence && at === 0 ? 4 : null }, text));
+  const others = rest.map((text, at) => make("td", { class: !sentence && at === 0 ? "page" : null, colspan: sentence && at === 0 ? 4 : null }, text));
   if (marks.length) others[sentence ? 0 : 1].append(make("span", { class: "mark" }, " ⚠ " + [...new Set(marks)].join(", ")));
   return make("tr", { class: tone, id: "row-" + i }, make("td", {}, button), make("td", {}, last), make("td", { class: "n" }, size), ...others);
 }
@@ -145,9 +145,14 @@ function showWalk(va, move = true) {
   if (move) byId("h-walk").focus();
 }
 
+// Why a page can be written that an entry on the way makes read-only.
+function overruled(steps) {
+  return steps.at(-1).rights.w && steps.some((step) => !(step.raw & 2n)) ? ": CR0.WP=0, so the supervisor writes whatever RW says" : "";
+}
+
 function ending(walk) {
   switch (walk.end) {
-    case "mapped": return `physical ${hex(walk.phys)}, ${data.pages[walk.level]} page, effective ${spell(walk.rights)}`;
+    case "mapped": return `physical ${hex(walk.phys)}, ${data.pages[walk.level]} page, effective ${spell(walk.rights)}` + overruled(walk.steps);
     case "empty": return "not mapped: the last entry is not present";
     case "malformed": return "malformed: the last entry has reserved bits set, and the CPU faults";
     default: return data.tables.left_out
@@ -228,20 +233,24 @@ function drawAreas() {
     make("td", {}, area.start ? make("button", {
       onclick: () => { byId("q").value = area.name; search(area.name); byId("h-regions").scrollIntoView(); },
     }, area.name) : area.name),
-    make("td", { class: "n" }, area.size || ""), make("td", { class: "n", title: `${area.mapped_bytes} bytes` }, area.mapped),
-    make("td", {}, bar(area)), make("td", {}, area.start || "")));
+    make("td", { class: area.size ? "n of" : "n" }, area.size || ""), make("td", { class: "n", title: `${area.mapped_bytes} bytes` }, area.mapped),
+    make("td", { class: "wide" }, bar(area)), make("td", { class: area.start ? "from" : "" }, area.start || "")));
   byId("areas").tBodies[0].replaceChildren(...rows);
 }
 
+// Rights in a sentence stay on one line: a browser would break them behind a dash.
+const unbroken = (text) => text.split(/(\br[w-][x-][u-]?(?=[ ,.;:)]|$))/).map((part, i) => i % 2 ? make("span", { class: "rights" }, part) : part);
+
 function drawFindings() {
   const shown = state.root === 0 ? data.findings : [];
+  byId("wrong").replaceChildren(...root().wrong.map((text) => make("li", { class: "bad" }, text)));
   byId("no-findings").textContent = state.root !== 0 ? "The audit looked at the first root alone."
     : data.not_audited ? `No audit: ${data.not_audited}.` : data.more_findings ? `${data.more_findings} more findings are not on this page.`
     : shown.length ? "" : "None.";
   byId("findings").replaceChildren(...shown.map((found) => make("li", { class: found.severity },
     make("strong", {}, found.rule), " ",
     found.start ? make("button", { class: "address", onclick: () => showWalk(BigInt(found.start)) }, found.start) : "registers",
-    ` ${found.area || ""} `, found.message,
+    found.area ? ` ${found.area}: ` : ": ", ...unbroken(found.message),
     found.excepted ? make("small", {}, ` (excepted: ${found.excepted})`) : "")));
 }
 
