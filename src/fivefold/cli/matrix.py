@@ -118,13 +118,13 @@ def matrix(
             return _dry_run(plan, options)
         _check_writable(None if dask else keep, junit, html)
         table = _run(plan, options, state, dask)
-        _write_files(table, junit, html)
+        _print(table, as_json, verbose)
+        _write_files(table, junit, html)  # last: a disk that is full costs these, and not the table
     except (FivefoldError, OSError) as error:
         if not bisect:
             raise
         refuse(str(error))
         return STOP_GIT
-    _print(table, as_json, verbose)
     return bisect_status(table) if bisect else status(table)
 
 
@@ -199,8 +199,12 @@ def _run(plan: MatrixPlan, options: Options, state: Path | None, dask: str | Non
         if dask is not None:
             from fivefold.matrix.cluster import run_on_cluster
 
-            return run_on_cluster(plan, options, kept, told, dask)
-        return run_plan(plan, options, kept, told)
+            table = run_on_cluster(plan, options, kept, told, dask)
+        else:
+            table = run_plan(plan, options, kept, told)
+    if kept.not_kept is not None:
+        refuse(f"{state}: {kept.not_kept}; what was run after that is not in it")
+    return table
 
 
 def _write_files(table: MatrixTable, junit: Path | None, html: Path | None) -> None:

@@ -29,6 +29,8 @@ class MatrixState:
     def __init__(self, path: str | None, plan: MatrixPlan, engine: str) -> None:
         """Take what the file at *path* has, if one is named. `CampaignError` where it is another matrix'."""
         self.done: dict[tuple[str, int], CellRun] = {}
+        self.not_kept: str | None = None
+        """Why the file has not all that was done: a disk that is full ends what is kept, and not the matrix."""
         self._stack = ExitStack()
         self._file = self._stack.enter_context(open_state(Path(path) if path else None, identity(plan, engine)))
         try:
@@ -47,8 +49,12 @@ class MatrixState:
     def add(self, cell: str, number: int, run: CellRun) -> None:
         """Keep a run that was made."""
         self.done[cell, number] = run
-        if run.outcome != "worker-lost":
+        if run.outcome == "worker-lost" or self.not_kept is not None:
+            return
+        try:
             self._file.add(PartDone(f"{cell}{_BETWEEN}{number}", run.to_json()))
+        except OSError as error:
+            self.not_kept = error.strerror or str(error)
 
     def __enter__(self) -> Self:
         return self
@@ -56,4 +62,7 @@ class MatrixState:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        try:
+            self._stack.close()
+        except OSError as failed:  # closing tries once more to write what could not be written
+            self.not_kept = self.not_kept or failed.strerror or str(failed)

@@ -18,14 +18,15 @@ PANIC: Final = re.compile(rb"(?:Kernel panic - not syncing: ?|PANIC: (?=early ex
 PANIC_END: Final = b"end Kernel panic"
 OOPS: Final = re.compile(
     rb"(Oops: [^\r\n]*|Oops(?=[^\r\n]*#PF)[^\r\n]*|BUG: [^\r\n]*|general protection fault[^\r\n]*"
-    rb"|PANIC: (?:double|early) [^\r\n]*|kernel BUG at [^\r\n]*|Internal error: [^\r\n]*"
-    rb"|[a-z][a-z -]{2,40}: [0-9a-f]{4} \[#\d+\][^\r\n]*)"
+    rb"|PANIC: (?:double|early) [^\r\n]*|kernel BUG at [^\r\n]*|Internal error: [^\r\n]*)"
 )
-"""The last of them is how 6.1 begins every other exception in the kernel, such as ``invalid opcode: 0000 [#1]``."""
-_GAVE_UP: Final = re.compile(rb"([^\r\n]+)[\r\n]+ *-- System halted")
+_OTHER_OOPS: Final = re.compile(rb": [0-9a-f]{4} \[#\d+\][^\r\n]*")
+"""How 6.1 begins the oops of any other exception, such as ``invalid opcode: 0000 [#1]``."""
+_STOPS: Final = b" -- System halted"
 _CURSOR: Final = re.compile(rb"\x1b\[[0-9;?=]*[A-Za-z]|\x1b[c()][0-9A-Z]?|[\x00-\x09\x0b\x0c\x0e-\x1f]")
 _LAST: Final = 1 << 12
 _SHOWN: Final = 160
+_LONGEST: Final = 400
 WARNING: Final = re.compile(rb"WARNING: [^\r\n]*|x86/mm: Found insecure W\+X[^\r\n]*")
 
 
@@ -145,13 +146,15 @@ def _raw_text(sent: bytes, size: int, checked: int) -> bytes | None:
 def panic_of(console: bytes) -> str | None:
     """What the first panic says."""
     match = PANIC.search(console)
-    return match[1].decode(errors="replace").strip() if match else None
+    return match[1][:_LONGEST].decode(errors="replace").strip() if match else None
 
 
 def gave_up(console: bytes) -> str | None:
     """What the code that unpacks the kernel says before it stops. Source: Linux, *boot/compressed/error.c*."""
-    match = _GAVE_UP.search(console)
-    return match[1].decode(errors="replace").strip() if match else None
+    at = console.find(_STOPS)
+    lines = console[max(0, at - _LAST) : at].splitlines() if at >= 0 else []
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1].decode(errors="replace")[:_SHOWN] if said else None
 
 
 def last_line(console: bytes) -> str | None:
@@ -162,5 +165,12 @@ def last_line(console: bytes) -> str | None:
 
 def oops_of(console: bytes) -> str | None:
     """What the first oops, BUG or fault in the kernel says."""
-    match = OOPS.search(console)
-    return match[1].decode(errors="replace").strip() if match else None
+    found = [match for match in (OOPS.search(console), _OTHER_OOPS.search(console)) if match is not None]
+    if not found:
+        return None
+    match = min(found, key=lambda one: one.start())
+    words = match[0]
+    if match.re is _OTHER_OOPS:
+        before = console[max(0, match.start() - _SHOWN) : match.start()]
+        words = re.split(rb"[\r\n]|\] ", before)[-1] + words
+    return words[:_LONGEST].decode(errors="replace").strip()

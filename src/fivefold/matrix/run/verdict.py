@@ -14,6 +14,7 @@ from fivefold.matrix.run.memory_log import log_in_memory
 from fivefold.matrix.run.places import CpuPlace, MachinePlaces, cpu_places
 from fivefold.matrix.run.watch import Stopped
 from fivefold.matrix.vmm.base import RunningMachine
+from fivefold.units import MIB
 
 _FROM_MEMORY: Final = " (it never came to the console: read from the kernel's log in memory)"
 
@@ -76,7 +77,9 @@ class FailedMachine:
         cpus, symbol = self.cpus, self._guilty.function if self._guilty else None
         if self.stopped.kind == "timeout":
             spot = self._guilty.sentence if self._guilty else "at an unknown place"
-            return RunCause("timeout", f"it was still running {spot} when its time was up{_last(last)}", symbol)
+            much = f", after {len(self.console) // MIB} MiB on the console" if len(self.console) >= MIB else ""
+            said = f"it was still running {spot} when its time was up{much}{_last(last)}"
+            return RunCause("timeout", said, symbol)
         if not cpus:
             where = "the CPU is running in one place at an unknown place"
         elif len(cpus) == 1:

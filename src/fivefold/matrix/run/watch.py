@@ -16,6 +16,8 @@ SILENT_SECONDS: Final = 30.0
 PANIC_SECONDS: Final = 5.0
 """How long a kernel that panicked may go on printing its trace."""
 _STEP: Final = 0.25
+_GATHER: Final = 0.01
+"""What comes is looked at so much later, with what comes behind it: a serial port is read byte by byte."""
 _SAMPLES: Final = 10
 _SAMPLED: Final = 6
 """The looks take this part of the silence that led to them: five seconds of thirty."""
@@ -74,6 +76,7 @@ def watch(machine: RunningMachine, reports: int, patience: Patience, symbols: As
         machine.wait(_STEP)
         now = time.monotonic()
         if len(machine.console) != size:
+            time.sleep(_GATHER)
             size, heard = len(machine.console), now
         if size != looked and (b"f5 " in machine.console[max(0, looked - 64) :] or found.reports):
             found = read_reports(bytes(machine.console))
