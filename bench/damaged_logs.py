@@ -68,6 +68,7 @@ UNFIT: Final = (
     "two CPUs mixed without a prefix",
     "two tasks by their caller prefix",
     "the first of two processes",
+    "CR2 twice",
 )
 """Vectors with two causes, or with a number that is already damaged."""
 

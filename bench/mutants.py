@@ -397,10 +397,10 @@ def main() -> int:
     asked = options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     tests = split_up([*(asked.tests or tests_of(asked.folder)), *(() if asked.alone else AFTERWARDS)])
-    with tempfile.TemporaryDirectory(prefix="fivefold-mutants-") as place:
+    with tempfile.TemporaryDirectory(prefix="ff-") as place:
         project = Copy(PROJECT, Path(place) / "before").place  # which nobody edits meanwhile
         drawn = draw(project, asked)
-        copies = [Copy(project, Path(place) / f"copy{number}" / "project") for number in range(max(asked.jobs, 1))]
+        copies = [Copy(project, Path(place) / str(number) / "project") for number in range(max(asked.jobs, 1))]
         for module in ("pytest", "hypothesis", "numpy", "typer", "rich.console", "llvmlite.binding"):
             __import__(module)  # once, and not in every child
         learnt = learn(copies, Kept(project), tests)

@@ -46,7 +46,8 @@ PYTEST: Final = [
 ]
 PR_SET_PDEATHSIG: Final = 1
 MEMORY: Final = 8 << 30
-"""Address space of one run: a mutant that asks for all there is fails, and takes nothing down with it."""
+"""Writable memory of one run: a mutant that asks for all there is fails, and takes nothing down with it. Files that are
+mapped do not count: tests have sparse ones of a tebibyte."""
 CANNOT: Final = 71
 """Status of a run in which the changed code could not be put in."""
 PASSED: Final = (0, 5)
@@ -100,7 +101,7 @@ class Copy:
 
     def own_folder(self) -> str:
         """A new folder for the temporary files of this process."""
-        folder = self.place.parent / f"tmp-{os.getpid()}"
+        folder = self.place.parent / f"t{os.getpid()}"  # short: a socket's path has 107 bytes at most
         folder.mkdir()
         return str(folder)
 
@@ -110,7 +111,7 @@ class Copy:
 
     def tidy(self) -> None:
         """Remove the files of tests that have ended."""
-        for place in self.place.parent.glob("tmp-*"):
+        for place in self.place.parent.glob("t[0-9]*"):
             shutil.rmtree(place, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -330,7 +331,7 @@ def _dies_with_parent(by: int = signal.SIGKILL) -> None:
     os.setsid()
     _libc().prctl(PR_SET_PDEATHSIG, by)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
 @functools.cache

@@ -42,7 +42,6 @@ _OPENS: Final = re.compile(
 _NO_WORDS: Final = re.compile(r"[\W\d]|\b[CT]\d+\]|BUG", re.I)
 _ADDRESSED: Final = re.compile(r"\b(?:at|address)\b", re.I)
 _END: Final = re.compile(r"-\[? ?end trace|end Kernel panic", re.I)
-_RULE: Final = re.compile(r"={30,}")
 
 
 _ORDER: Final = (
@@ -111,8 +110,7 @@ def find_reports(lines: Iterable[Line]) -> list[Report]:
         if report is None or len(report.lines) >= MOST_LINES or _is_of_another(report, line.text):
             continue
         report.lines.append(line)
-        if _END.search(line.text) or (report.kind == "other" and _RULE.search(line.text) and len(report.lines) > 3):
-            report.ended = True
+        report.ended |= _END.search(line.text) is not None
     return found
 
 
