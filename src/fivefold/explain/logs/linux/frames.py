@@ -83,8 +83,12 @@ def exception_frame(frames: list[Frame], by_user: bool | None = None) -> Frame:
     fitting = [frame for frame in frames if by_user is None or frame.cs is None or frame.is_user == by_user]
     own = [frame for frame in fitting if not frame.in_trace and not frame.ended]
     again = [frame for frame in fitting if frame.ended]
-    first = next((frame for frame in own if frame.cs is not None or frame.symbol), own[0])
-    if first is not own[0]:
+    first = next((frame for frame in own if frame.cs is not None), None) or next(
+        (frame for frame in own if frame.symbol), own[0]
+    )
+    if own[0].symbol and first.symbol and own[0].symbol.split()[0] != first.symbol.split()[0]:
+        first = own[0]  # the line ``IP:`` of the exception, and a block of another
+    elif first is not own[0]:
         _complete(first, own[0])
     for other in again:
         is_same = (other.cs, other.symbol) == (first.cs, first.symbol) or (first.cs is None and not first.symbol)
