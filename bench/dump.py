@@ -24,7 +24,8 @@ from fivefold.memory import Bank
 from fivefold.metal.run import host
 from fivefold.survey.scan import split_scan
 from fivefold.survey.scan.leaves import Leaves
-from fivefold.survey.scan.scan import TableScanner, leaves_of, program
+from fivefold.survey.scan.programs import scan_program
+from fivefold.survey.scan.scan import TableScanner, leaves_of
 from fivefold.survey.scan.scan_result import Contiguity, ScanResult, ScanSettings
 from fivefold.survey.space import open_space
 from fivefold.units import PhysAddr
@@ -165,7 +166,7 @@ def cold(rounds: int, place: Path) -> tuple[Rows, list[Claim]]:
 
         return measured
 
-    code = host.load(program(5, prefetch=False))
+    code = host.load(scan_program(5, prefetch=False))
 
     def scan(mapped: mmap.mmap) -> ScanResult:
         with TableScanner([(BASE, mapped)], load=lambda _: code) as scanner:

@@ -110,10 +110,15 @@ def source_path(name: str) -> Path | None:
 
 
 @once
+def compiler_digest() -> str:
+    """Return a digest of the compiler's own sources."""
+    return sources_digest(Path(__file__).parents[1], ("metal",))
+
+
+@once
 def toolchain() -> str:
     """Return what the compiler is: its own sources, Python, llvmlite."""
-    own = sources_digest(Path(__file__).parents[1], ("metal",))
-    return f"{own} python {sys.version_info[:2]} llvmlite {_llvmlite_version()}"
+    return f"{compiler_digest()} python {sys.version_info[:2]} llvmlite {_llvmlite_version()}"
 
 
 def _llvmlite_version() -> str:

@@ -113,7 +113,7 @@ def test_plain_python_waits_for_tables_too() -> None:
 
 
 def test_the_store_grows_and_keeps_what_it_has() -> None:
-    code = module.host.load(module.program(4, prefetch=False, brought=True))
+    code = module.host.load(module.scan_program(4, prefetch=False, brought=True))
     frames = np.random.default_rng(3).permutation(20_000).astype(np.uint64) << np.uint64(12)
     asked: list[int] = []
 

@@ -8,21 +8,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from fivefold.metal.lang import export, load8, load16, load64, store8, store64, u64
+from fivefold.metal.program import Program
 
 if TYPE_CHECKING:
     from fivefold.metal.run.instance import Instance
 
 BROKEN: Final = (1 << 64) - 1
+PROGRAM: Final = Program((__name__,))
+"""The build of this file, which a wheel has as prebuilt code."""
+
 _known: list[Instance] = []
 
 
 def unpack_block(packed: bytes, room: int) -> bytes:
     """What the block *packed* unpacks to, at most *room* bytes; `ValueError` where it is broken."""
     if not _known:
-        from fivefold.metal.program import Program
         from fivefold.metal.run import host
 
-        _known.append(host.load(Program((__name__,))))
+        _known.append(host.load(PROGRAM))
     native = _known[0]
     source, target = bytearray(packed) + bytes(8), bytearray(room + 8)
     at, to = native.map(source), native.map(target)

@@ -1,7 +1,7 @@
 """Read what a linker needs of a relocatable ELF object, 64-bit or 32-bit.
 
 Source: "System V Application Binary Interface", object files; its AMD64 and Intel386
-supplements for the relocation types.
+supplements for the relocation types, and "ELF for the Arm 64-bit Architecture (AArch64)".
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _MOST_ALIGN: Final = 1 << 21
 
 _EM_X86_64: Final = 62
 _EM_386: Final = 3
+_EM_AARCH64: Final = 183
 
 
 class Section(NamedTuple):
@@ -88,8 +89,25 @@ _FORMS: Final = {
         24: "pc64",
     },
     _EM_386: {1: "32", 2: "pc32", 4: "pc32", 20: "16", 21: "pc16", 22: "8", 23: "pc8"},
+    _EM_AARCH64: {
+        257: "64",
+        260: "pc64",
+        261: "pc32",
+        275: "adrp",
+        277: "lo12",
+        278: "lo12",
+        282: "b26",
+        283: "b26",
+        284: "lo12>>1",
+        285: "lo12>>2",
+        286: "lo12>>3",
+        299: "lo12>>4",
+    },
 }
-"""Relocation types by number. What goes through a GOT is not here: every symbol must be hidden."""
+"""Relocation types by number; the last ones are for fields of AArch64's instructions (`emit/fields.py`).
+
+What goes through a GOT is not here: every symbol must be hidden.
+"""
 
 
 class _Header(NamedTuple):
@@ -123,8 +141,8 @@ class _Reader:
             raise ImageError(f"{name} is not a little-endian ELF object")
         self._is64 = data[4] == 2
         kind, self._machine = struct.unpack_from("<HH", data, 16)
-        if kind != 1 or self._machine != (_EM_X86_64 if self._is64 else _EM_386):
-            raise ImageError(f"{name} is no relocatable x86 object (type {kind}, machine {self._machine})")
+        if kind != 1 or self._machine not in ((_EM_X86_64, _EM_AARCH64) if self._is64 else (_EM_386,)):
+            raise ImageError(f"{name} is no relocatable x86 or AArch64 object (type {kind}, machine {self._machine})")
 
     def read(self) -> ObjectFile:
         headers = self._headers()

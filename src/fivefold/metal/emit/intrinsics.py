@@ -1,4 +1,4 @@
-"""How each intrinsic is spelled in LLVM IR, for the three kinds of machine code."""
+"""How each intrinsic is spelled in LLVM IR, for the four kinds of machine code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Target:
     @property
     def register(self) -> str:
         """The integer type that is as wide as a register."""
-        return "i64" if self.arch == "x86_64" else "i32"
+        return "i32" if self.arch == "i386" else "i64"
 
 
 class InstructionWriter(Protocol):
@@ -68,7 +68,7 @@ def _store(bits: int) -> Callable[[InstructionWriter, list[str], bool], str]:
 
 
 def _fill64(w: InstructionWriter, args: list[str], kept: bool) -> str:
-    if w.target.arch == "i386":
+    if w.target.arch != "x86_64":
         w.do(f"call void @metal.fill64(i64 {args[0]}, i64 {args[1]}, i64 {args[2]})")
     else:
         text = _asm("rep stosq", "={di},={cx},{ax},0,1")
@@ -77,7 +77,7 @@ def _fill64(w: InstructionWriter, args: list[str], kept: bool) -> str:
 
 
 def _copy64(w: InstructionWriter, args: list[str], kept: bool) -> str:
-    if w.target.arch == "i386":
+    if w.target.arch != "x86_64":
         w.do(f"call void @metal.copy64(i64 {args[0]}, i64 {args[1]}, i64 {args[2]})")
     else:
         text = _asm("rep movsq", "={di},={si},={cx},0,1,2")
@@ -257,4 +257,4 @@ COPY64: Final = _LOOP.format(
   %source = inttoptr i64 %read to ptr
   %value = load volatile i64, ptr %source, align 1""",
 )
-"""In 32-bit code the two words that a 64-bit string instruction does elsewhere."""
+"""The two words that a string instruction does in 64-bit x86 code."""

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from fivefold.errors import ImageError
 from fivefold.metal.emit.elf import ObjectFile, Relocation, Section, read_object
+from fivefold.metal.emit.fields import FIELDS, fill
 from fivefold.units import MASK64, hex64
 
 _FILLER: Final = b"\xcc"
@@ -225,8 +226,11 @@ def _bytes(job: _Link, group: Group, start: int, end: int) -> Placed:
 
 
 def _relocate(job: _Link, piece: _Piece, relocation: Relocation, image: bytearray, offset: int) -> None:
-    """Fill one place. The forms: S + A or, relative to the place, S + A - P."""
+    """Fill one place. The forms: S + A or, relative to the place, S + A - P; or a field of an instruction."""
     form = relocation.form
+    if form in FIELDS:
+        _relocate_field(job, piece, relocation, image, offset)
+        return
     width = int(form.removeprefix("pc").removesuffix("s")) // 8
     if offset + width > len(image):
         raise ImageError(f"{job.names[piece.object]}: a relocation lies outside {piece.section.name}")
@@ -244,6 +248,19 @@ def _relocate(job: _Link, piece: _Piece, relocation: Relocation, image: bytearra
         where = f"{job.names[piece.object]}: {piece.section.name}+{relocation.offset:#x}"
         raise ImageError(f"{where}: {symbol} is out of reach: {hex64(value & MASK64)} does not fit {form}")
     image[offset : offset + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+
+
+def _relocate_field(job: _Link, piece: _Piece, relocation: Relocation, image: bytearray, offset: int) -> None:
+    """Fill a field of an AArch64 instruction, which moves with the image: nothing is to be fixed up."""
+    where = f"{job.names[piece.object]}: {piece.section.name}+{relocation.offset:#x}"
+    if offset + 4 > len(image) or relocation.addend is None:
+        raise ImageError(f"{where}: a relocation of an instruction that is not there")
+    value = _symbol(job, piece.object, relocation.symbol) + relocation.addend
+    word = int.from_bytes(image[offset : offset + 4], "little")
+    filled = fill(relocation.form, word, value, piece.address + relocation.offset)
+    if filled is None:
+        raise ImageError(f"{where}: {hex64(value & MASK64)} is out of reach of the instruction, or not aligned for it")
+    image[offset : offset + 4] = filled.to_bytes(4, "little")
 
 
 def _fits(value: int, form: str, width: int) -> bool:

@@ -15,7 +15,7 @@ from fivefold.metal.check.tree import Function, Signature, Unit, ValueKind
 from fivefold.metal.emit.function import FunctionWriter, convention, signed
 from fivefold.metal.emit.intrinsics import COPY64, DECLARATIONS, FILL64, Target
 
-TRIPLES: Final = {"x86_64": "x86_64-unknown-none-elf", "i386": "i386-unknown-none-elf"}
+TRIPLES: Final = {cpu: f"{cpu}-unknown-none-elf" for cpu in ("x86_64", "i386", "aarch64")}
 _ATTRIBUTES: Final = 'noredzone nounwind null_pointer_is_valid "no-builtins" "no-jump-tables"="true"'
 _MARKS: Final = {"inline": " alwaysinline", "noinline": " noinline", "cold": " noinline cold"}
 

@@ -15,7 +15,7 @@ from fivefold.metal.emit.llvm import TRIPLES, write
 from fivefold.metal.program import Program
 
 INSTALL: Final = "install it with: pip install 'fivefold[compile]'"
-_CPUS: Final = {"x86_64": "x86-64", "i386": "i686"}
+_CPUS: Final = {"x86_64": "x86-64", "i386": "i686", "aarch64": "generic"}
 _METAL_FEATURES: Final = {"x86_64": "-mmx,-sse,-sse2,+soft-float", "i386": "-mmx,-sse,+soft-float"}
 
 _PASSES: Final = (
@@ -42,8 +42,8 @@ def compile_object(program: Program, *, arch: str = "x86_64", prefix: str = "", 
     name, of a variable or buffer ``module.name``. All are hidden. An object for
     ``i386`` has no relocations but for calls of externs. Raises `CompileError`.
     """
-    if arch not in TRIPLES:
-        raise ImageError(f"no code for {arch!r}; expected one of {', '.join(sorted(TRIPLES))}")
+    if arch not in _METAL_FEATURES:
+        raise ImageError(f"no code for {arch!r}; expected one of {', '.join(sorted(_METAL_FEATURES))}")
     unit = check(program)
     _check_metal(unit, arch)
     target = Target(arch, prefix)
@@ -78,8 +78,8 @@ def emit(text: str, target: Target) -> bytes:
         features="" if target.host else _METAL_FEATURES[target.arch],
         opt=2,
         # 32-bit code has no data to reach; position-independent calls there would drag in a GOT.
-        reloc="pic" if target.arch == "x86_64" else "static",
-        codemodel="small" if target.arch == "x86_64" else "default",
+        reloc="static" if target.arch == "i386" else "pic",
+        codemodel="default" if target.arch == "i386" else "small",
     )
     module = binding.parse_assembly(text)
     module.verify()

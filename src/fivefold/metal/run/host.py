@@ -12,18 +12,22 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fivefold.errors import CompileError, MemoryReadError
+from fivefold.metal import prebuilt
 from fivefold.metal.build import cached
 from fivefold.metal.program import Program
 from fivefold.metal.run.instance import MACHINE_WORDS, Callee, Instance, checked, find
-from fivefold.metal.run.native import CodeImage, PinnedBuffer
+from fivefold.metal.run.native import CodeImage, PinnedBuffer, this_cpu
 from fivefold.units import MASK64, PAGE
 
 if TYPE_CHECKING:
     from fivefold.metal.check.tree import Unit
     from fivefold.metal.emit.link import Linked
 
-_ALLOWED: Final = ("cpuid", "rdtsc", "pause")
-"""Machine intrinsics that a process may execute."""
+_ALLOWED: Final = {"x86_64": ("cpuid", "rdtsc", "pause"), "aarch64": ()}
+"""Machine intrinsics that a process may execute, by the CPU."""
+
+_ALIGN: Final = {"x86_64": 4096, "aarch64": 65536}
+"""Where protection may change: the largest page of Linux on that CPU that is no huge one."""
 
 Extern = Callable[..., int | None] | int
 
@@ -44,27 +48,30 @@ def load(program: Program, *, externs: Mapping[str, Extern] | None = None) -> Ho
     *externs* as in `interpreter.load`. An exception in one is raised when the native call returns;
     until then the program goes on with 0.
     """
-    return HostInstance(Blob(cached("host", program, lambda: compile_blob(program))), dict(externs or {}))
+    cpu = this_cpu()
+    blob = prebuilt.find(program, cpu) or cached(f"host {cpu}", program, lambda: compile_blob(program, cpu))
+    return HostInstance(Blob(blob), dict(externs or {}))
 
 
-def compile_blob(program: Program) -> bytes:
-    """Compile and link *program* for this process: a header of text lines, an empty line, the image."""
+def compile_blob(program: Program, cpu: str) -> bytes:
+    """Compile and link *program* for a process on *cpu*: a header of text lines, an empty line, the groups' bytes."""
     from fivefold.metal.check.check import check
     from fivefold.metal.emit.intrinsics import Target
-    from fivefold.metal.emit.link import link
+    from fivefold.metal.emit.link import DEFAULT_GROUPS, link
     from fivefold.metal.emit.llvm import write
     from fivefold.metal.emit.objects import emit
 
     unit = check(program)
-    _check_host(unit)
-    target = Target("x86_64", host=True)
-    linked = link({"program": emit(write(unit, target), target)}, base=0)
-    return "\n".join(_header(unit, linked)).encode() + b"\n\n" + linked.flat()
+    _check_host(unit, cpu)
+    target = Target(cpu, host=True)
+    groups = [group._replace(align=_ALIGN[cpu]) for group in DEFAULT_GROUPS]
+    linked = link({"program": emit(write(unit, target), target)}, base=0, groups=groups)
+    return "\n".join(_header(unit, linked)).encode() + b"\n\n" + b"".join(group.data for group in linked.groups)
 
 
-def _check_host(unit: Unit) -> None:
+def _check_host(unit: Unit, cpu: str) -> None:
     for word in MACHINE_WORDS:
-        if word in unit.uses and word not in _ALLOWED:
+        if word in unit.uses and word not in _ALLOWED[cpu]:
             site = unit.uses[word]
             raise CompileError(site.file, site.line, f"{word} on the host", "replace the function that uses it")
 
@@ -73,6 +80,7 @@ def _header(unit: Unit, linked: Linked) -> list[str]:
     """Spell what an instance must know of the image: no name in it holds a tab or a newline."""
     code, data = linked.group(".rodata").address, linked.group(".data").address
     items = [Item("image", "-", "-", linked.end, f"{code} {data}")]
+    items += [Item("group", group.name, "-", group.address, str(len(group.data))) for group in linked.groups]
     for name, full in unit.exports.items():
         signature = unit.functions[full].signature
         kinds = " ".join(kind.value for _, kind in signature.parameters)
@@ -104,10 +112,14 @@ class Blob:
     """A compiled image and its header."""
 
     def __init__(self, data: bytes) -> None:
-        header, _, self.image = data.partition(b"\n\n")
+        header, _, rest = data.partition(b"\n\n")
         self.items = [_read_item(line) for line in header.decode().split("\n")]
         self.size = self.items[0].offset
         self.code, self.data = (int(number) for number in self.items[0].extra.split())
+        self.groups: list[tuple[int, bytes]] = []
+        for group in self.of("group").values():
+            self.groups.append((group.offset, rest[: int(group.extra)]))
+            rest = rest[int(group.extra) :]
 
     def of(self, what: str) -> dict[str, Item]:
         """Return the items of a sort by full name."""
@@ -135,7 +147,7 @@ class HostInstance(Instance):
 
     def __init__(self, blob: Blob, externs: dict[str, Extern]) -> None:
         size = (blob.size + PAGE - 1) // PAGE * PAGE
-        self._code = CodeImage(blob.image, blob.code, blob.data, size)
+        self._code = CodeImage(blob.groups, blob.code, blob.data, size)
         self._functions, self._variables, self._buffers = (blob.of(what) for what in ("function", "variable", "buffer"))
         self._names = {
             what: _spellings(items)

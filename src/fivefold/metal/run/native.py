@@ -1,17 +1,33 @@
-"""Native memory of this process: code that runs, and Python buffers by address. Linux on x86-64 only."""
+"""Native memory of this process: code that runs, and Python buffers by address. Linux on x86-64 and AArch64."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import os
+import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 from fivefold.errors import MachineError
 from fivefold.units import PAGE
 
+CPUS: Final = ("x86_64", "aarch64")
+"""What native code is made for, by the kernel's names."""
+
 _PROT_READ: Final = 1
 _PROT_EXEC: Final = 4
+
+
+def this_cpu() -> str:
+    """Return what native code for this process is made for; `MachineError` on a CPU that there is none for."""
+    found = os.uname().machine
+    if found in CPUS and sys.maxsize > 1 << 32:
+        return found
+    bits = "" if sys.maxsize > 1 << 32 else ", with a 32-bit Python"
+    raise MachineError(
+        f"no prebuilt code fits this CPU ({found}{bits}), and fivefold[compile] compiles for {' and '.join(CPUS)}"
+    )
 
 
 class _PyBuffer(ctypes.Structure):
@@ -48,14 +64,17 @@ class PinnedBuffer:
 
 
 class CodeImage:
-    """A linked image in memory of its own: *code* bytes executable, then read-only, then writable."""
+    """A linked image in memory of its own: *code* bytes executable, then read-only, then writable.
 
-    def __init__(self, image: bytes, code: int, read_only: int, size: int) -> None:
-        if os.uname().machine != "x86_64":
-            raise MachineError(f"native code needs an x86-64 processor; this one is {os.uname().machine}")
+    AArch64 fetches instructions past its data cache. Linux makes the two agree for a page that becomes executable,
+    so it is written before, and never after.
+    """
+
+    def __init__(self, groups: Sequence[tuple[int, bytes]], code: int, read_only: int, size: int) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._mapping = mmap.mmap(-1, max(size, PAGE), flags, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._mapping[: len(image)] = image
+        for offset, data in groups:
+            self._mapping[offset : offset + len(data)] = data
         # Keeps the mapping from being closed while code may run in it.
         self._anchor = ctypes.c_char.from_buffer(self._mapping)
         self.base = ctypes.addressof(self._anchor)

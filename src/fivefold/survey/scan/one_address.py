@@ -18,16 +18,14 @@ from fivefold.arch import (
     translate,
     walk,
 )
-from fivefold.kernel.modes import mode_bindings
 from fivefold.kernel.scan import translate as kernel_translate
 from fivefold.memory import SourceMemory
 from fivefold.metal.extents import attach
-from fivefold.metal.program import Program
 from fivefold.metal.run import host
+from fivefold.survey.scan.programs import ONE, walk_program
 from fivefold.survey.scan.scan_result import RegionKind
 from fivefold.units import MASK64, PhysAddr, VirtAddr
 
-_ONE: Final = "fivefold.kernel.scan.translate_one"
 _FRAME: Final = MASK64 & ~0xFFF
 _KIND, _LEVEL, _RIGHTS = 7, 4, 8
 _MAPPED: Final = int(RegionKind.MAPPED)
@@ -108,19 +106,19 @@ class OneAddress:
         self._memory = memory
         banks = memory.banks()
         levels = int(tables.mode.top)
-        code = host.load(program(levels, scattered=len(banks) > 1))
+        code = host.load(walk_program(levels, scattered=len(banks) > 1))
         reach = attach(code, banks)
         code.set("scan_entries.reserved", tables.cpu.must_be_zero(Entry(0, Level.PT), tables.nxe))
         code.set("scan_entries.reserved_top", tables.cpu.must_be_zero(Entry(0, Level.PML4), tables.nxe))
         code.set("scan_entries.gib_pages", int(tables.cpu.gib_pages))
-        code.set(f"{_ONE}.root", tables.root)
+        code.set(f"{ONE}.root", tables.root)
         self._buffer = bytearray(24 * levels)
         self._words = struct.Struct(f"<{3 * levels}Q").unpack
-        code.set(f"{_ONE}.steps", code.map(self._buffer))
+        code.set(f"{ONE}.steps", code.map(self._buffer))
         self._levels, self._upper = levels, 3 * (levels - 2)
         self._known: dict[tuple[int, ...], tuple[Step, ...]] = {}
-        self.word: Callable[[int], int] = code.direct(f"{_ONE}.translate_one")
-        self._walk: Callable[[int], int] = code.direct(f"{_ONE}.walk_one")
+        self.word: Callable[[int], int] = code.direct(f"{ONE}.translate_one")
+        self._walk: Callable[[int], int] = code.direct(f"{ONE}.walk_one")
         memory.when_closed(reach.close)
 
     def translate(self, va: VirtAddr) -> Translation:
@@ -172,13 +170,3 @@ class OneAddress:
 
 _ENDS: Final = frozenset({_MAPPED, kernel_translate.ABSENT, int(RegionKind.MALFORMED)})
 """Kinds of answers for which every entry was read."""
-
-
-def program(levels: int, *, scattered: bool) -> Program:
-    """The build of the walk for trees of *levels* tables, in one extent or *scattered* over several."""
-    lookup = "any_page" if scattered else "phys_to_page"
-    return Program(
-        (_ONE,),
-        bindings=mode_bindings(levels),
-        replace={"fivefold.kernel.scan.tables.phys_table": f"fivefold.metal.extents.{lookup}"},
-    )

@@ -17,13 +17,13 @@ import numpy as np
 
 from fivefold.arch import ENTRIES, FRAME_BITS, TooManyRuns
 from fivefold.errors import MemoryReadError
-from fivefold.kernel.modes import mode_bindings
 from fivefold.kernel.scan import scan as kernel_scan
 from fivefold.metal.extents import Attachment, attach
 from fivefold.metal.program import Program
 from fivefold.metal.run import host
 from fivefold.metal.run.instance import Instance
 from fivefold.survey.scan import split_scan
+from fivefold.survey.scan.programs import scan_program
 from fivefold.survey.scan.scan_buffers import Memo, Records
 from fivefold.survey.scan.scan_result import COUNT_NAMES, Rows, ScanCounts, ScanResult, ScanSettings
 from fivefold.survey.scan.table_store import MAX_TABLES, Bring, TableStore
@@ -49,31 +49,6 @@ SLICE: Final = 1 << 16
 ProgramLoader = Callable[[Program], Instance]
 Banks = Sequence[tuple[int, Any]]
 """Physical memory: (physical start, buffer) for each run of it."""
-
-
-def program(levels: int, *, prefetch: bool, brought: bool = False) -> Program:
-    """The build of the scan for trees of *levels* tables (4 or 5), reading through `metal.extents`.
-
-    With *brought* it reads through `metal.table_store` and stops for tables that are not there yet.
-    """
-    if levels not in (4, 5):
-        raise ValueError(f"{levels} levels of page tables; expected 4 or 5")
-    scan, tables, reached = "fivefold.kernel.scan", "fivefold.kernel.scan.tables", "fivefold.metal.extents"
-    modules: tuple[str, ...] = (f"{scan}.scan",)
-    replaced = {}
-    if brought:
-        reached = "fivefold.metal.table_store"
-        modules = (*modules, f"{scan}.scan_awaited", reached)
-        replaced[f"{tables}.is_awaited"] = f"{reached}.is_awaited"
-    return Program(
-        modules,
-        bindings={**mode_bindings(levels), f"{scan}.scan_runs.prefetching": int(prefetch and not brought)},
-        replace={
-            f"{tables}.phys_table": f"{reached}.phys_to_page",
-            f"{tables}.frame_index": f"{reached}.frame_index",
-            **replaced,
-        },
-    )
 
 
 def scan_space(
@@ -174,7 +149,7 @@ class TableScanner:
         """A second build over the same memory, for another thread."""
         helpers = self._helpers.setdefault(levels, [])
         while len(helpers) < number:
-            code = self._load(program(levels, prefetch=self._prefetch))
+            code = self._load(scan_program(levels, prefetch=self._prefetch))
             helpers.append(_Build(code, attach(code, self._banks), levels))
         return helpers[number - 1]
 
@@ -239,7 +214,7 @@ class TableScanner:
 
     def _build(self, levels: int) -> _Build:
         if levels not in self._builds:
-            code = self._load(program(levels, prefetch=self._prefetch, brought=self._bring is not None))
+            code = self._load(scan_program(levels, prefetch=self._prefetch, brought=self._bring is not None))
             reach = attach(code, self._banks) if self._bring is None else TableStore(code, self._bring)
             self._builds[levels] = _Build(code, reach, levels)
         return self._builds[levels]
@@ -368,4 +343,4 @@ def leaves_of(result: ScanResult) -> int:
     return int((result.size // span)[result.kind == 1].sum())
 
 
-__all__ = ["TableScanner", "leaves_of", "program", "scan_space"]
+__all__ = ["TableScanner", "leaves_of", "scan_space"]

@@ -14,13 +14,13 @@ import numpy.typing as npt
 from fivefold import _arguments
 from fivefold.arch import FRAME_BITS, Cpu, Entry, Level
 from fivefold.errors import MemoryReadError
-from fivefold.kernel.modes import mode_bindings
 from fivefold.kernel.scan import translate as kernel_translate
 from fivefold.metal.extents import attach
 from fivefold.metal.program import Program
 from fivefold.metal.run import host
 from fivefold.metal.run.instance import Instance
 from fivefold.survey.scan.info_word import kind_of, level_of, rights_of
+from fivefold.survey.scan.programs import translate_program
 from fivefold.survey.scan.scan_result import Flags, RegionKind, Rows, Words, column
 from fivefold.survey.scan.table_store import Bring, TableStore, bring_from
 from fivefold.survey.space import Space
@@ -90,7 +90,7 @@ class Translator:
     ) -> None:
         cpu = cpu or Cpu()
         self.root = root
-        self._code = load(program(levels, scattered=len(banks) > 1, brought=bring is not None))
+        self._code = load(translate_program(levels, scattered=len(banks) > 1, brought=bring is not None))
         self._store = None if bring is None else TableStore(self._code, bring)
         if self._store is None:
             attach(self._code, banks)
@@ -162,19 +162,3 @@ def translator_of(space: Space) -> Translator:
         space.nxe.value is not False,
         bring=None if in_place else bring_from(memory, mask),
     )
-
-
-def program(levels: int, *, scattered: bool, brought: bool = False) -> Program:
-    """The build of the walk for trees of *levels* tables, 4 or 5, in one extent or *scattered* over several.
-
-    With *brought* it reads tables that are brought one by one.
-    """
-    if levels not in (4, 5):
-        raise ValueError(f"{levels} levels of page tables; expected 4 or 5")
-    # The extent that was used last is the right one where there is no other, and next to never among many.
-    lookup = "any_page" if scattered else "phys_to_page"
-    reached = f"fivefold.metal.extents.{lookup}"
-    modules: tuple[str, ...] = ("fivefold.kernel.scan.translate",)
-    if brought:
-        reached, modules = "fivefold.metal.table_store.phys_to_page", (*modules, "fivefold.metal.table_store")
-    return Program(modules, bindings=mode_bindings(levels), replace={"fivefold.kernel.scan.tables.phys_table": reached})
