@@ -43,7 +43,10 @@ class Action:
     needs: str | None = None
     """The feature without which it is no instruction, as `Cpu` names it."""
     stale: str | None = None
-    """What follows a store to the leaf entry, for a list of steps: none, invlpg, other, cr3 or pge."""
+    """What follows a store to the leaf entry, for a list of steps: none, invlpg, other, cr3, keep, pge, invpcid0 to 3.
+
+    After "pd" the store is to the PD entry above.
+    """
     invpcid: int | None = None
     """The type, for an INVPCID; the case's address is then part of its descriptor."""
     register: Register | None = None
@@ -127,6 +130,18 @@ def _steps() -> Iterator[Action]:
         whole = bytes.fromhex(f"488b07488911{code}488b07")
         text = f"mov rax, [rdi]; mov [rcx], rdx to its leaf entry{text}; mov rax, [rdi]"
         yield Action(f"stale{name}", STALE, whole, None, text, supervisor_only=True, stale=name)
+        if name in ("none", "invlpg", "other"):
+            text = text.replace("leaf", "PD")
+            yield Action(f"stalepd{name}", STALE, whole, None, text, supervisor_only=True, stale=f"pd{name}")
+    # bit 63 of CR3: keep the entries
+    whole = bytes.fromhex("488b07488911" + "0f20d8480fbae83f0f22d8" + "488b07")
+    text = "mov rax, [rdi]; mov [rcx], rdx to its leaf entry; mov cr3, cr3 | 1 << 63; mov rax, [rdi]"
+    yield Action("stalekeep", STALE, whole, None, text, supervisor_only=True, stale="keep", needs="pcid")
+    for kind in range(4):
+        # push rdi; push 0; mov eax, kind; invpcid rax, [rsp]
+        whole = bytes.fromhex(f"488b07488911576a00b80{kind}000000660f38820424488b07")
+        text = f"mov rax, [rdi]; mov [rcx], rdx to its leaf entry; invpcid, type {kind}, PCID 0; mov rax, [rdi]"
+        yield Action(f"staleinvpcid{kind}", STALE, whole, None, text, stale=f"invpcid{kind}", **_INVPCID)  # type: ignore[arg-type]
 
 
 def _more_accesses() -> Iterator[Action]:

@@ -291,11 +291,16 @@ def impossible(case: Case) -> str | None:
 
 def _no_steps(case: Case) -> str | None:
     """Why a case of steps cannot be run, or None: its first access must go ahead, and both pages be data."""
-    if set(case.flags) - {"wp", "nxe", "pge"} or any(place != "pt" for place, _ in case.entries):
-        return "steps are run with wp, nxe and pge, and the leaf entry alone may be unusual"
+    if set(case.flags) - {"wp", "nxe", "pge", "pcide"} or any(place != "pt" for place, _ in case.entries):
+        return "steps are run with wp, nxe, pge and pcide, and the leaf entry alone may be unusual"
+    if case.what.stale == "keep" and "pcide" not in case.flags:
+        return "a load of CR3 that keeps entries needs pcide"
     if case.va & 7:
         return "the address of steps is a multiple of 8"
     old = dict(case.entries).get("pt", USUAL | usual_frame(case.va))
+    above = (case.what.stale or "").startswith("pd")
+    if above and case.new & 1:
+        return "a PD entry of steps is taken away"
     for raw in (old, case.new):
         if raw & 1 and not in_data(raw & ~0xFFF, 4096):
             return "a page of steps is data"

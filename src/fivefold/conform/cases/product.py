@@ -334,7 +334,8 @@ def stale() -> CaseStream:
             continue
         va = _va(paging, action.name, slot)
         old = make_case(mode, "read8", 0, (), va).usual("pt")
-        for flags, bits, new in cross((PLAIN, (*PLAIN, "pge")), (0, 1 << 8, A | D), (0, old ^ 0x1000, old ^ 0x2001)):
+        protections = (PLAIN, (*PLAIN, "pge"), (*PLAIN, "pcide"), (*PLAIN, "pge", "pcide"))
+        for flags, bits, new in cross(protections, (0, 1 << 8, A | D), (0, old ^ 0x1000, old ^ 0x2001)):
             for case in _case(mode, action.name, 0, flags, va, {"pt": old | bits}, new=new):
                 yield ("stale", mode, action.name, flags, bits), case
 

@@ -10,7 +10,16 @@ from typing import Final, NamedTuple
 
 from fivefold.arch import AddressSpace, Cpu, Vector
 from fivefold.arch.stale.allowed import WordMemory, allowed_answers
-from fivefold.arch.stale.steps import EntryStore, Invlpg, LoadCr3, StaleStep, TogglePge, TranslationUse
+from fivefold.arch.stale.steps import (
+    EntryStore,
+    Invlpg,
+    Invpcid,
+    InvpcidType,
+    LoadCr3,
+    StaleStep,
+    TogglePge,
+    TranslationUse,
+)
 from fivefold.conform.cases.case import Case
 from fivefold.conform.places import ROOT, pattern
 from fivefold.units import PhysAddr, VirtAddr
@@ -19,7 +28,9 @@ CACHING: Final = "Intel SDM volume 3, Caching Translation Information"
 UNDECIDABLE: Final = "undecidable here: this engine drops the old translation by itself"
 _TEXTS: Final = {
     "none": "no invalidation", "invlpg": "INVLPG", "other": "INVLPG of another page", "cr3": "a load of CR3",
-    "pge": "a change of CR4.PGE",
+    "pge": "a change of CR4.PGE", "keep": "a load of CR3 with bit 63 set",
+    "invpcid0": "INVPCID of the address", "invpcid1": "INVPCID of the PCID",
+    "invpcid2": "INVPCID of all PCIDs and global pages", "invpcid3": "INVPCID of all PCIDs but no global pages",
 }  # fmt: skip
 
 
@@ -33,8 +44,19 @@ class StaleAnswer(NamedTuple):
 
 
 def place_written(case: Case) -> int:
-    """The physical address of the leaf entry that is stored to."""
-    return next(slot.at for slot in case.path if slot.place == "pt")
+    """The physical address of the entry that is stored to."""
+    place = "pd" if _is_above(case) else "pt"
+    return next(slot.at for slot in case.path if slot.place == place)
+
+
+def _is_above(case: Case) -> bool:
+    """Whether the store is to the PD entry, which leads to the leaf entry's table."""
+    return (case.what.stale or "").startswith("pd")
+
+
+def _kind(case: Case) -> str:
+    """What follows the store."""
+    return (case.what.stale or "none").removeprefix("pd")
 
 
 def answers(case: Case, cpu: Cpu) -> tuple[StaleAnswer, frozenset[StaleAnswer]]:
@@ -44,7 +66,8 @@ def answers(case: Case, cpu: Cpu) -> tuple[StaleAnswer, frozenset[StaleAnswer]]:
     steps: list[StaleStep] = [TranslationUse(case.va), store, *_invalidation(case)]
     if "pge" not in case.flags:  # no entry is global then
         before = {at: raw & ~_GLOBAL for at, raw in before.items()}
-    old = {_seen(case, found) for found in allowed_answers(space, VirtAddr(case.va), steps, before)}
+    pcide = "pcide" in case.flags
+    old = {_seen(case, found) for found in allowed_answers(space, VirtAddr(case.va), steps, before, pcide)}
     new = allowed_answers(space, VirtAddr(case.va), (), before | {store.at: store.value})
     return _seen(case, new.pop()), frozenset(old)
 
@@ -53,13 +76,15 @@ _GLOBAL: Final = 1 << 8
 
 
 def _invalidation(case: Case) -> list[StaleStep]:
-    match case.what.stale:
+    match _kind(case):
         case "invlpg":
             return [Invlpg(case.va)]
         case "other":
             return [Invlpg(case.va ^ 0x1000)]
-        case "cr3":
-            return [LoadCr3(ROOT)]
+        case "cr3" | "keep" as kind:
+            return [LoadCr3(ROOT, keep=kind == "keep")]
+        case "invpcid0" | "invpcid1" | "invpcid2" | "invpcid3" as kind:
+            return [Invpcid(InvpcidType(int(kind[-1])), 0, case.va)]
         case "pge":
             return [TogglePge(), TogglePge()]
         case _:
@@ -74,16 +99,26 @@ def _seen(case: Case, found: tuple[PhysAddr, object] | None) -> StaleAnswer:
 
 def title(case: Case) -> str:
     """The rule that the answer is held against."""
-    return f"which translation is used after a store to its entry and {_after(case)}"
+    which = "the PD entry above" if _is_above(case) else "its entry"
+    return f"which translation is used after a store to {which} and {_after(case)}"
 
 
 def witness_title(case: Case) -> str:
     """The rule that an engine shows by giving the old translation."""
-    forgets = {"none": "forgets to invalidate", "cr3": "relies on a load of CR3 to drop a global page"}
-    wrong = forgets.get(case.what.stale or "", f"relies on {_TEXTS[case.what.stale or 'none']}")
+    wrong = f"relies on {_TEXTS[_kind(case)]}" + (" to drop a global page" if _is_global(case) else "")
+    if _kind(case) == "none":
+        wrong = "forgets to invalidate"
+    elif _kind(case) == "other":
+        wrong = f"relies on {_TEXTS['other']}"
+    if _is_above(case):
+        wrong += " after it took a table away"
     return f"a kernel that {wrong} is caught: the old translation is used"
 
 
+def _is_global(case: Case) -> bool:
+    return "pge" in case.flags and any(place == "pt" and raw & _GLOBAL for place, raw in case.entries)
+
+
 def _after(case: Case) -> str:
-    is_global = "pge" in case.flags and any(place == "pt" and raw & _GLOBAL for place, raw in case.entries)
-    return _TEXTS[case.what.stale or "none"] + (", global page" if is_global else "")
+    pcids = ", PCIDE=1" if "pcide" in case.flags and _kind(case) == "cr3" else ""
+    return _TEXTS[_kind(case)] + pcids + (", global page" if _is_global(case) else "")

@@ -10,6 +10,7 @@ from typing import Final
 
 from fivefold.arch import Cpu, Fault, Refused, Rule
 from fivefold.arch.registers.control import write_rules
+from fivefold.conform.cases.actions import ACTIONS
 from fivefold.conform.cases.case import Case
 from fivefold.conform.judging.expect import expect, refused_invpcid
 
@@ -30,11 +31,11 @@ NO_WITNESS: Final = {
     "walk: HLAT restart": "no engine has HLAT; hand-made vectors",
     "walk: C-bit, shared bit, key bits": "no engine encrypts memory; hand-made vectors, and memory dumps of SEV guests",
     "EPT": "no engine has VMX; hand-made vectors",
-    "NPT": "no payload runs a nested guest; hand-made vectors",
+    "NPT": "no payload runs a nested guest; hand-made vectors, and captures of Linux hosts with one",
     "VT-d second level": "no payload programs an IOMMU; hand-made vectors",
     "stale: INVLPGB": "no engine has it; hand-made lists of steps",
-    "stale: PCIDs, INVPCID": "the steps of cases are without PCIDs; hand-made lists of steps",
-    "stale: paging-structure caches": "the steps of cases store to leaf entries; hand-made lists of steps",
+    "stale: other PCIDs": "the steps of cases stay in PCID 0; hand-made lists of steps",
+    "stale: other CPUs": "a list of steps is one CPU's; bench/broken.py boots kernels that forget a shootdown",
 }
 """Rules of `arch` that no engine shows, and why, with what they rest on."""
 
@@ -44,7 +45,7 @@ _BESIDE: Final = {name for name in NO_WITNESS if name.split(":")[0] not in ("acc
 def arch_rules() -> set[str]:
     """The rules of `arch` by name: of accesses, of register writes, of INVPCID and of stale translations."""
     accesses = {f"access: {rule.name}" for rule in Rule}
-    stale = {f"stale: {kind}" for kind in ("none", "invlpg", "other", "cr3", "pge")}
+    stale = {f"stale: {action.stale}" for action in ACTIONS.values() if action.stale is not None}
     return accesses | {f"write: {name}" for name in write_rules()} | stale | {"INVPCID"} | _BESIDE
 
 
