@@ -1,0 +1,143 @@
+"""Where a machine is: names by its stack, its kernel's file and its log, in memory that is built here."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from fivefold.arch import LA57, AddressSpace, Cpu, Entry, Frames, Level, map_page
+from fivefold.matrix.kernels.file_symbols import FileSymbols, file_symbols
+from fivefold.matrix.run.console import panic_of
+from fivefold.matrix.run.memory_log import log_in_memory
+from fivefold.matrix.run.places import MachinePlaces, cpu_places
+from fivefold.matrix.run.verdict import FailedMachine
+from fivefold.matrix.run.watch import Stopped
+from fivefold.memory import Bank, BankedMemory, CpuState, Ram, Source
+from fivefold.symbols import Symbols, SymbolSpan
+from fivefold.units import MIB, PhysAddr, VirtAddr
+
+TEXT, STACK, DATA = 0xFFFF_FFFF_8100_0000, 0xFFA0_0000_0000_4000, 0xFFFF_FFFF_8200_0000
+IMAGE = 4 * MIB
+"""Where the image lies in physical memory."""
+NAMES = [(TEXT, "T", "_stext"), (TEXT + 0x100, "t", "waits"), (TEXT + 0x200, "T", "asks"), (TEXT + 0x300, "T", "panic"),
+         (TEXT + 0x400, "t", "boots"), (DATA, "d", "log_buf"), (DATA + 8, "d", "log_buf_len")]  # fmt: skip
+SYMBOLS = Symbols((SymbolSpan.of(NAMES, DATA + 0x1000),), "a table of ours", is_running=True)
+UNPACKER = bytes(range(1, 200))
+
+
+class World:
+    """Memory with five levels: a page of text, one of data, a stack of four pages, and a CPU that waits."""
+
+    def __init__(self, rip: int = TEXT + 0x110) -> None:
+        self.ram = Ram.of_size(8 * MIB)
+        space = AddressSpace(self.ram, PhysAddr(0x1000), LA57, Cpu(46))
+        frames = Frames(self.ram, PhysAddr(0x2000), 32)
+        pages = [(TEXT, IMAGE), (DATA, IMAGE + 0x10_0000)]
+        pages += [(STACK + 0x1000 * number, 0x20_0000 + 0x1000 * number) for number in range(4)]
+        for va, pa in pages:
+            map_page(self.ram, space, VirtAddr(va), Entry(pa | 3, Level.PT), frames)
+        general = {"rip": rip, "rsp": STACK + 0x3F00}
+        cpu = CpuState("ours", cr0=0x8001_0033, cr3=0x1000, cr4=0x1020, efer=0xD01, general=general)
+        banks = [Bank(start, memoryview(data)) for start, data in self.ram.banks()]
+        self.source = Source(BankedMemory(banks, "world"), "ours", (cpu,))
+        self.places = MachinePlaces(self.source)
+        self.places.__dict__["symbols"] = SYMBOLS
+
+    def write(self, pa: int, data: bytes) -> None:
+        self.ram.write(PhysAddr(pa), data)
+
+    def push(self, *words: int) -> None:
+        """What is on the stack from its top on."""
+        self.write(0x20_3F00, struct.pack(f"<{len(words)}Q", *words))
+
+    def call(self, at: int, target: int) -> int:
+        """Write a call to *target* and return the address behind it."""
+        self.write(IMAGE + at - TEXT, b"\xe8" + struct.pack("<i", target - at - 5))
+        return at + 5
+
+
+def test_the_stack_tells_who_called() -> None:
+    """Return addresses behind calls only: neither a pointer into the text nor a number like one."""
+    world = World()
+    back = world.call(TEXT + 0x220, TEXT + 0x100)
+    world.write(IMAGE + 0x410, b"\xff\xd0")  # call *%rax
+    world.push(7, TEXT + 0x304, back, DATA, TEXT + 0x412, back)
+    place = cpu_places(world.places, "CPU#0\nHLT=0", world.source.cpus)[0]
+    assert (place.function, place.stack) == ("waits", ("asks", "boots"))
+    assert place.sentence == "at 0xffffffff81000110 (waits); on its stack: asks, boots"
+
+
+def test_a_stack_that_ends_where_nothing_is_mapped() -> None:
+    world = World()
+    assert world.places.of(0, TEXT, rsp=STACK + 0x3FF9).stack == ()
+    assert world.places.of(0, TEXT, rsp=0x1234).stack == ()
+
+
+class Silent:
+    """A machine that never said a word."""
+
+    console = bytearray()
+    ended = None
+    last_words = log = ""
+
+    def registers(self) -> str:
+        return "CPU#0\nHLT=0\n"
+
+
+def logged(world: World, *lines: bytes) -> None:
+    at = 0xFFFF_FFFF_8200_0100
+    blocks = b"".join(struct.pack("<Q", 0xFFFF_FFFF_0000_0000 + n) + line for n, line in enumerate(lines))
+    world.write(IMAGE + 0x10_0000, struct.pack("<QI", at, 0x800))
+    world.write(IMAGE + 0x10_0100, blocks)
+
+
+def test_a_panic_that_never_came_to_the_console() -> None:
+    world = World(TEXT + 0x110)
+    back = world.call(TEXT + 0x420, TEXT + 0x300)
+    world.push(world.call(TEXT + 0x320, TEXT + 0x100), back)
+    logged(world, b"Linux version 6.1\0\0", b"Kernel panic - not syncing: no memory at all\0")
+    assert log_in_memory(world.places) == b"Linux version 6.1\nKernel panic - not syncing: no memory at all\n"
+    outcome, cause = FailedMachine(Silent(), Stopped("hang", None), world.places, 30).verdict()  # type: ignore[arg-type]
+    assert (outcome, cause.rule, cause.symbol) == ("panic", "panic", "boots")
+    assert cause.sentence.startswith("no memory at all (it never came to the console")
+
+
+def test_a_hang_before_the_console_tells_the_last_line_of_the_log() -> None:
+    world = World()
+    logged(world, b"Linux version 6.1\0\0", b"Memory: 1K\0\0\0\0\0")
+    outcome, cause = FailedMachine(Silent(), Stopped("hang", None), world.places, 30).verdict()  # type: ignore[arg-type]
+    assert (outcome, cause.rule, cause.symbol) == ("hang", "hang", "waits")
+    assert cause.sentence.endswith("(waits); the last line is 'Memory: 1K'")
+
+
+@pytest.mark.parametrize(("buffer", "size"), [(0, 0x800), (DATA, 0), (DATA, 1 << 30), (0xFFFF_FFFF_9000_0000, 0x800)])
+def test_a_log_that_lies_nowhere(buffer: int, size: int) -> None:
+    world = World()
+    world.write(IMAGE + 0x10_0000, struct.pack("<QI", buffer, size))
+    assert panic_of(log_in_memory(world.places)) is None
+
+
+def in_file() -> FileSymbols:
+    return FileSymbols(SYMBOLS, TEXT, 0x1000, bytes(range(256)), UNPACKER)
+
+
+def test_the_image_has_names_before_it_runs_at_its_own_addresses() -> None:
+    world = World()
+    head = bytearray(range(256))
+    head[8:16] = bytes(8)  # relocated
+    world.write(2 * MIB + 0x1000, bytes(head))  # not where an image can begin
+    world.write(IMAGE, bytes(head))
+    assert list(in_file().loaded_at(world.source.memory)) == [IMAGE]
+    places = MachinePlaces(Source(world.source.memory, "ours"), in_file)
+    assert places.name(IMAGE + 0x210) == "asks" and places.name(IMAGE + 0x2000) is None
+    assert places.where(IMAGE + 0x210) == ", in the kernel's image before it runs at its own addresses"
+    world.write(0x50_0000, UNPACKER)
+    assert places.where(0x50_0010) == ", in the code that unpacks the kernel"
+    assert places.where(0x60_0000).startswith(", in low memory") and places.where(TEXT) == ""
+
+
+@pytest.mark.parametrize("data", [b"", b"MZ", b"\x7fELF", bytes(4096), b"\x7fELF\2\1\1" + bytes(57)])
+def test_a_file_without_names(data: bytes, tmp_path: Path) -> None:
+    assert file_symbols(data) is None
