@@ -26,6 +26,9 @@ class ScriptedMachine:
     ended: Ended | None = None
     running: bool = True
     closed: bool = False
+    works: float | None = None
+    """Seconds of CPU time that each look finds more than the one before; None where it is not known."""
+    _worked: float = 0.0
     _looks: int = 0
     _written: int = 0
 
@@ -38,6 +41,8 @@ class ScriptedMachine:
             part = self.chunks.pop(0)
             self._written += len(part)
             self.console += part[: 1 << 16]
+            if not part:
+                time.sleep(0.01)
         else:
             self.ended = self.end
             time.sleep(min(seconds, 0.01))
@@ -52,6 +57,12 @@ class ScriptedMachine:
         self._looks += 1
         rip = self.rips[self._looks % len(self.rips)]
         return f"CPU#0\nRIP={rip:016x} RFL=00000246 CPL=0 II=0 A20=1 SMM=0 HLT={int(self.halted)}\n"
+
+    def worked(self) -> float | None:
+        if self.works is None:
+            return None
+        self._worked += self.works
+        return self._worked
 
     def source(self) -> None:
         return

@@ -6,6 +6,7 @@ import importlib.util
 import lzma
 import os
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,23 @@ def test_a_silent_machine_that_moves_is_given_its_time(files: Files) -> None:
     moving = [0xFFFF_FFFF_8100_0000 + 0x10000 * number for number in range(40)]
     found = run(files, scripted.ScriptedMachine([b"quiet\r\n"], rips=moving))
     assert found.outcome == "hang" and found.cause is not None and found.cause.rule == "timeout"
+
+
+def test_a_machine_that_its_host_starves_is_given_more_time(files: Files) -> None:
+    """It stands in one place because it gets next to nothing of a core: the report comes after the silence is over."""
+    late = [b"booting\r\n", *[b""] * 80, report()]
+    starved = run(files, scripted.ScriptedMachine(list(late), works=0.001))
+    assert starved.outcome == "ready"
+    fed = run(files, scripted.ScriptedMachine(list(late), works=0.2))
+    assert fed.outcome == "hang"
+    halted = run(files, scripted.ScriptedMachine(list(late), works=0.001, halted=True))
+    assert halted.outcome == "hang"
+
+
+def test_a_starved_machine_is_given_up_in_the_end(files: Files) -> None:
+    began = time.monotonic()
+    found = run(files, scripted.ScriptedMachine([b"booting\r\n"], works=0.0))
+    assert found.outcome == "hang" and time.monotonic() - began >= 1.2
 
 
 def test_a_loader_may_be_silent_for_longer_than_a_kernel(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ _SAMPLED: Final = 6
 """The looks take this part of the silence that led to them: five seconds of thirty."""
 _NEAR: Final = 0x1000
 """Where no symbols are known, instructions closer than this are taken for one function."""
+STARVED: Final = 4.0
+"""A machine that got less than one part in so many of a core is starved by its host: it has so many times as long."""
 _RIP: Final = re.compile(r"\b[RE]IP=([0-9a-f]{8,16})")
 _HLT: Final = re.compile(r"\bHLT=([01])")
 
@@ -66,9 +68,9 @@ def watch(machine: RunningMachine, reports: int, patience: Patience, symbols: As
 
     *symbols* is asked for names only when the machine has been silent, and it stands still then.
     """
-    end = time.monotonic() + patience.whole
-    heard = time.monotonic()
-    asked_again = heard
+    began = heard = asked_again = time.monotonic()
+    end = began + patience.whole
+    worked = 0.0
     size = looked = 0
     found = Reports()
     panicked: float | None = None
@@ -77,7 +79,7 @@ def watch(machine: RunningMachine, reports: int, patience: Patience, symbols: As
         now = time.monotonic()
         if len(machine.console) != size:
             time.sleep(_GATHER)
-            size, heard = len(machine.console), now
+            size, heard, worked = len(machine.console), now, machine.worked() or 0.0
         if size != looked and (b"f5 " in machine.console[max(0, looked - 64) :] or found.reports):
             found = read_reports(bytes(machine.console))
         if panicked is None and PANIC.search(machine.console, max(0, looked - 256)):
@@ -91,12 +93,23 @@ def watch(machine: RunningMachine, reports: int, patience: Patience, symbols: As
             return Stopped("flood", found)
         if panicked is not None and (PANIC_END in machine.console or now - panicked > patience.panic):
             return Stopped("panic", found)
-        if now > end:
+        if now > end and not (now < began + STARVED * patience.whole and _starved(machine, now - began, 0.0)):
             return Stopped("timeout", found, *_where(machine))
-        if now - max(heard, asked_again) > patience.silence(size > 0):
+        silence = patience.silence(size > 0)
+        if now - max(heard, asked_again) > silence:
             asked_again = now
+            if now < heard + STARVED * silence and _starved(machine, now - heard, worked):
+                continue
             if (still := _stands_still(machine, symbols, patience.silent / _SAMPLED)) is not None:
                 return Stopped("hang", found, *still)
+
+
+def _starved(machine: RunningMachine, seconds: float, before: float) -> bool:
+    """Whether it runs, and got next to nothing of its host in the last *seconds*; *before*: what it had used then."""
+    worked = machine.worked()
+    if worked is None or (worked - before) * STARVED >= seconds:
+        return False
+    return not _all_halted(machine.registers())
 
 
 def _where(machine: RunningMachine) -> tuple[tuple[int, ...], bool]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from fivefold.matrix.result import CellRun, lost
+from fivefold.matrix.run.watch import STARVED
 from fivefold.matrix.supervise.job import Job
 
 SLACK: Final = 240.0
@@ -80,12 +81,12 @@ def _answer(process: subprocess.Popen[bytes], job: Job, stopped: Callable[[], bo
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(job.to_json().encode() + b"\n")
         process.stdin.flush()
-    deadline = time.monotonic() + job.patience * (1 + bool(job.cell.hibernate)) + SLACK
+    deadline = time.monotonic() + STARVED * job.patience * (1 + bool(job.cell.hibernate)) + SLACK
     said, words = b"", b""
     readers = [process.stdout.fileno(), process.stderr.fileno()]
     while readers and not said.endswith(b"\n"):
         if time.monotonic() > deadline:
-            return lost(f"the supervisor did not answer in {job.patience + SLACK:.0f} s")
+            return lost("the supervisor did not answer in time")
         if stopped():
             return lost("stopped")
         for file in select.select(readers, (), (), 0.5)[0]:

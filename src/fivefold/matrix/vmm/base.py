@@ -62,6 +62,9 @@ class RunningMachine(Protocol):
     def registers(self) -> str:
         """The registers of all CPUs, as QEMU prints them; empty where the monitor does not tell."""
 
+    def worked(self) -> float | None:
+        """Seconds of CPU time that its process has used so far; None where that is not known."""
+
     def source(self) -> Source | None:
         """Its memory and registers, for our instruments; None where the monitor gives no way in."""
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from fivefold.errors import MachineError
 from fivefold.machine.child import Child
 from fivefold.matrix.vmm.base import MOST_CONSOLE, Ended
+from fivefold.matrix.vmm.cpu_time import cpu_seconds
 
 _CHUNK = 1 << 16
 
@@ -65,6 +66,10 @@ class ConsoleMachine:
     def registers(self) -> str:
         """None are told."""
         return ""
+
+    def worked(self) -> float | None:
+        """By the kernel's own count."""
+        return cpu_seconds(self._child.pid)
 
     def source(self) -> None:
         """There is no way in."""

@@ -26,6 +26,7 @@ from fivefold.machine.qemu.text import ends_in_triple_fault
 from fivefold.matrix.cells import Cell, memory_parts
 from fivefold.matrix.vmm import qemu_command
 from fivefold.matrix.vmm.base import MOST_CONSOLE, Ended, Files
+from fivefold.matrix.vmm.cpu_time import cpu_seconds
 from fivefold.matrix.vmm.grub_cd import grub_refusal, make_cd
 from fivefold.memory import Source
 from fivefold.memory.live import live_ram
@@ -229,6 +230,10 @@ class QemuCellMachine:
     def registers(self) -> str:
         """Of all CPUs."""
         return self._qmp.monitor("info registers -a")
+
+    def worked(self) -> float | None:
+        """By the kernel's own count."""
+        return cpu_seconds(self._child.pid)
 
     def source(self) -> Source:
         """Memory and registers now; the memory is the guest's own, so that it is read without copying."""
