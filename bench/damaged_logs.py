@@ -69,6 +69,8 @@ UNFIT: Final = (
     "two tasks by their caller prefix",
     "the first of two processes",
     "CR2 twice",
+    "the line with the error code is of another exception",
+    "a register that comes twice",
 )
 """Vectors with two causes, or with a number that is already damaged."""
 

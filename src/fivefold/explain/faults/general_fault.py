@@ -142,15 +142,25 @@ def _by_write(here: Situation, instruction: Instruction, trace: Trace) -> FaultF
     what = f"{instruction.text} writes {hex64(write.value)} to {write.register.value}"
     if refused is not None:
         va = write.value if rule == "non-canonical" else None
-        return FaultFinding(
-            rule, f"{what}, which is refused: {refused.sentence}", "certain", here, va, instruction=instruction
-        )
+        confidence: Certainty = "certain" if _is_refused_by_any_state(here, write) else "guess"
+        doubt = "" if confidence == "certain" else ", if CR4 was as assumed before"
+        sentence = f"{what}, which is refused: {refused.sentence}{doubt}"
+        return FaultFinding(rule, sentence, confidence, here, va, instruction=instruction)
     if (clears := _of_vmx(here, write)) is not None:
         sentence = f"{what}, which clears {clears}: that is refused in VMX operation, between VMXON and VMXOFF"
         return FaultFinding(rule, sentence, "likely", here, instruction=instruction)
     changed = _changed(here, write)
     sentence = f"{what}, which was refused, though only features that this CPU may lack could forbid it{changed}"
     return FaultFinding(rule, sentence, "likely", here, instruction=instruction)
+
+
+def _is_refused_by_any_state(here: Situation, write: ControlWrite) -> bool:
+    """Whether the write is refused whatever CR4 was before, where that is not known: some rules forbid a change."""
+    if write.register is not Register.CR4 or here.knows("cr4"):
+        return True
+    changes = (Cr4.LA57, Cr4.PCIDE, Cr4.LA57 | Cr4.PCIDE)
+    states = (here.with_state(replace(here.state, cr4=here.state.cr4 ^ int(change))) for change in changes)
+    return all(explain_write(state, write) is not None for state in states)
 
 
 def _of_vmx(here: Situation, write: ControlWrite) -> str | None:

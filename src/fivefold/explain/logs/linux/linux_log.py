@@ -34,7 +34,7 @@ _SEGFAULT: Final = re.compile(
     re.I,
 )
 _SEGFAULT_ONLY: Final = re.compile(r"segfault at (?:0x)?([0-9a-f]{1,16}) r?ip\b", re.I)
-_SEGFAULT_CODE: Final = re.compile(r"segfault at .*\berror:? ?([0-9a-f]{1,8})(?![0-9a-z])", re.I)
+_SEGFAULT_CODE: Final = re.compile(r"segfault at .*\berror:? ?([0-9a-f]{1,8})(?=[\s,\"'\\<]|$)", re.I | re.M)
 _USER_NAMES: Final = {
     "general protection": Vector.GP,
     "invalid opcode": Vector.UD,

@@ -40,6 +40,11 @@ _OPENS: Final = re.compile(
     re.I,
 )
 _NO_WORDS: Final = re.compile(r"[\W\d]|\b[CT]\d+\]|BUG", re.I)
+_FOREIGN: Final = re.compile(
+    r"Unexpected Exception:\d|Fatal trap \d|!!!! X64 Exception|BAD TRAP: type|-\[ Xen-\d|check_exception old:"
+    r"|KVM internal error|panic\(cpu \d|trap type \d+ code|kernel: page fault trap, code|^EXCEPTION: [A-Z]"
+)
+"""Begins the report of another kernel, or of an emulator: what follows is not of the report before it."""
 _ADDRESSED: Final = re.compile(r"\b(?:at|address)\b", re.I)
 _END: Final = re.compile(r"-\[? ?end trace|end Kernel panic", re.I)
 
@@ -95,7 +100,7 @@ def find_reports(lines: Iterable[Line]) -> list[Report]:
     found: list[Report] = []
     current: dict[str | None, Report] = {}
     for line in lines:
-        if line.number < 0:
+        if line.number < 0 or _FOREIGN.search(line.text):
             current.clear()
         report = current.get(line.caller)
         opened = _opened(line, report)
