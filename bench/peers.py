@@ -45,6 +45,8 @@ from peer_images import CAPTURES, Image, NoGuestError, captured, leaves_in, live
 from peer_verdicts import Spans, Truth, answer_verdict, list_verdict, past_ram, unsigned, without
 
 HERE: Final = Path(__file__).parent
+ELSEWHERE: Final = {"volatility3": HERE.parent / "integrations" / "volatility3" / "bench"}
+"""Peers whose licence asks for what runs them, too: their scripts are kept under it."""
 MAPPED: Final = 16_000
 OTHERS: Final = 4_000
 SECONDS: Final = 300
@@ -191,7 +193,7 @@ def truth_of(image: Image, space: Space, addresses: list[int]) -> tuple[Truth, A
     return Truth(f"{judge}, the plain walk", ram, mapped, phys, words, not_ram), Asked(addresses, readable)
 
 
-def ask(python: str, script: str, request: Path, rounds: int) -> Answers:
+def ask(python: str, script: Path, request: Path, rounds: int) -> Answers:
     """A peer's answers, with the times of *rounds* processes, or why there are none, on one line."""
     made: list[Answers] = []
     for _ in range(rounds):
@@ -202,11 +204,16 @@ def ask(python: str, script: str, request: Path, rounds: int) -> Answers:
     return replace(kept, seconds={asked: [t for one in made for t in one.seconds[asked]] for asked in kept.seconds})
 
 
-def asked_once(python: str, script: str, request: Path) -> Answers:
+def asked_once(python: str, script: Path, request: Path) -> Answers:
     """What one process of a peer says."""
     try:
         done = subprocess.run(
-            [python, str(HERE / script), str(request)], capture_output=True, text=True, timeout=SECONDS, check=False
+            [python, str(script), str(request)],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(HERE)},
         )
     except subprocess.TimeoutExpired:
         return Answers(refused=f"no answer in {SECONDS} s")
@@ -221,11 +228,11 @@ def answers_of(image: Image, space: Space, asked: Asked, python: str, place: Pat
     found = {"fivefold": ours(space, asked, rounds), "fivefold, one by one": one_by_one(space, asked)}
     request = image.request(place, asked.addresses, asked.readable)
     for name in PEERS:
-        found[name] = ask(python, f"peer_{name}.py", request, rounds)
+        found[name] = ask(python, ELSEWHERE.get(name, HERE) / f"peer_{name}.py", request, rounds)
     if image.levels == 5:
         told = "".join(line for line in image.vmcoreinfo.splitlines(True) if not line.startswith(FIVE_LEVELS))
         request = replace(image, vmcoreinfo=told).request(place, asked.addresses, asked.readable)
-        found["drgn, levels not told"] = ask(python, "peer_drgn.py", request, rounds)
+        found["drgn, levels not told"] = ask(python, HERE / "peer_drgn.py", request, rounds)
     return found
 
 

@@ -1,7 +1,7 @@
 """Files that virtual machine monitors save machines in, made field by field from the formats' public descriptions.
 
 Each writer gets pages by physical address, ascending, and registers by name; what it cannot hold it leaves out. The
-tests load this module through a fixture, `bench/fuzz.py` and `bench/witness.py` by its path.
+tests load this module through a fixture, `bench/fuzz.py` and `integrations/volatility3/bench/witness.py` by its path.
 """
 
 from __future__ import annotations

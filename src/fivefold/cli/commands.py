@@ -56,6 +56,7 @@ COMMANDS: Final = {
     "vectors": "Write test vectors for page-table walkers",
     "explain": "Why a fault happened, and how it became a triple fault",
     "gdb": "The line that brings these commands into a gdb session",
+    "volatility": "Symbols and layers for volatility3, five levels too",
 }
 """Commands with their line of help. Each is a function of its name, in a module of its name."""
 

@@ -341,9 +341,16 @@ def on_source_without(*left_out: str) -> Callable[[Callable[..., int]], Callable
     return functools.partial(_spliced, left_out=left_out)
 
 
-def _spliced(command: Callable[..., int], left_out: tuple[str, ...]) -> Callable[..., int]:
+def on_optional_source(command: Callable[..., int]) -> Callable[..., int]:
+    """Like `on_source`, for a command that does something without SOURCE, too: then it gets None."""
+    return _spliced(command, (), optional=True)
+
+
+def _spliced(command: Callable[..., int], left_out: tuple[str, ...], *, optional: bool = False) -> Callable[..., int]:
     every = inspect.signature(choose, eval_str=True).parameters
     common = [parameter for name, parameter in every.items() if name not in left_out]
+    if optional:
+        common[0] = common[0].replace(default=None)
     for parameter in common[1:]:
         parameter.annotation.__metadata__[0].rich_help_panel = SOURCE
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
@@ -351,8 +358,8 @@ def _spliced(command: Callable[..., int], left_out: tuple[str, ...]) -> Callable
 
     @functools.wraps(command)
     def run(**given: Any) -> int:
-        chosen = choose(**{parameter.name: given.pop(parameter.name) for parameter in common})
-        return command(chosen, **given)
+        said = {parameter.name: given.pop(parameter.name) for parameter in common}
+        return command(None if said["source"] is None else choose(**said), **given)
 
     # What reads the signature is to see the spliced one, and not the wrapped command's.
     del run.__wrapped__

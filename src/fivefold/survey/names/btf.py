@@ -6,7 +6,10 @@ Source: Linux, "BPF Type Format (BTF)", sections "BTF Type and String Encoding" 
 from __future__ import annotations
 
 import struct
-from typing import Final
+from collections.abc import Iterator
+from enum import IntEnum
+from functools import cached_property
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +37,45 @@ def _by_kind(known: dict[int, int]) -> npt.NDArray[np.int64]:
 _ONCE: Final = _by_kind({1: 1, 3: 3, 14: 1, 17: 1})
 _EACH: Final = _by_kind({4: 3, 5: 3, 6: 2, 13: 2, 15: 3, 19: 3})
 _KNOWN: Final = _by_kind(dict.fromkeys(range(1, _KINDS), 1)) != 0
+
+
+class BtfKind(IntEnum):
+    """The kinds of types, by their numbers."""
+
+    INT = 1
+    PTR = 2
+    ARRAY = 3
+    STRUCT = 4
+    UNION = 5
+    ENUM = 6
+    FWD = 7
+    TYPEDEF = 8
+    VOLATILE = 9
+    CONST = 10
+    RESTRICT = 11
+    FUNC = 12
+    FUNC_PROTO = 13
+    VAR = 14
+    DATASEC = 15
+    FLOAT = 16
+    DECL_TAG = 17
+    TYPE_TAG = 18
+    ENUM64 = 19
+
+
+class BtfType(NamedTuple):
+    """One type. *size* is in bytes, or the number of the type that it refers to, as its kind has it.
+
+    *flag*: for structures, that offsets hold the widths of bit fields; for enumerations, that values have a sign; for
+    forward declarations, that it is a union.
+    """
+
+    name: str
+    kind: BtfKind
+    flag: bool
+    parts: int
+    size: int
+    place: int
 
 
 def size_of(head: bytes) -> int:
@@ -79,6 +121,59 @@ class Btf:
         if 4 * at != len(self._types):
             raise FormatError("BTF: the last type is cut")
         return places
+
+    def __len__(self) -> int:
+        """How many types there are: their numbers are 1 to this."""
+        return len(self._places) - 1
+
+    def type(self, number: int) -> BtfType:
+        """The type of a number; `FormatError` where there is none."""
+        if not 0 < number < len(self._places):
+            raise FormatError(f"BTF: a type refers to type {number}; expected 1 to {len(self)}")
+        place = self._places[number]
+        text, info, size = _TYPE.unpack_from(self._types, place)
+        kind = BtfKind(info >> 24 & 0x1F)
+        return BtfType(self._text(text), kind, bool(info >> 31), info & 0xFFFF, size, place + _TYPE.size)
+
+    def members(self, one: BtfType) -> Iterator[tuple[str, int, int, int]]:
+        """Name, type's number, offset and width in bits of each member; the width is 0 for what is no bit field."""
+        for text, number, bits in struct.iter_unpack("<III", self._body(one, _MEMBER.size * one.parts)):
+            at, width = (bits & 0xFF_FFFF, bits >> 24) if one.flag else (bits, 0)
+            yield self._text(text), number, at, width
+
+    def choices(self, one: BtfType) -> Iterator[tuple[str, int]]:
+        """Name and value of each constant of an enumeration of either size."""
+        if one.kind == BtfKind.ENUM:
+            signed = one.flag or not self._says_signs
+            for text, value in struct.iter_unpack("<Ii" if signed else "<II", self._body(one, 8 * one.parts)):
+                yield self._text(text), value
+            return
+        for text, low, high in struct.iter_unpack("<III", self._body(one, 12 * one.parts)):
+            value = high << 32 | low
+            yield self._text(text), value - (1 << 64) if one.flag and value >> 63 else value
+
+    @cached_property
+    def _says_signs(self) -> bool:
+        """Whether enumerations say if they have a sign, which those of compilers and kernels before 6.0 do not."""
+        words = np.array(self._places[1:], np.int64) // 4
+        kinds = self._words[words + 1] >> 24 & 0x1F
+        enums = kinds == BtfKind.ENUM
+        return bool(np.any(kinds == BtfKind.ENUM64) or np.any(self._words[words + 1][enums] >> 31))
+
+    def details(self, one: BtfType, count: int) -> tuple[int, ...]:
+        """The *count* numbers of 32 bits behind a type: an int's encoding, an array's element, index and length."""
+        return struct.unpack(f"<{count}I", self._body(one, 4 * count))
+
+    def _body(self, one: BtfType, size: int) -> bytes:
+        if one.place + size > len(self._types):
+            raise FormatError("BTF: the parts of a type are cut")
+        return self._types[one.place : one.place + size]
+
+    def _text(self, at: int) -> str:
+        end = self._texts.find(b"\0", at)
+        if end < 0:
+            raise FormatError(f"BTF: a name begins at {at}; expected less than {len(self._texts)}")
+        return self._texts[at:end].decode("utf-8", "backslashreplace")
 
     def offset(self, structure: str, *members: str) -> int | None:
         """The byte at which a member lies, the first of *members* that there is; None without any.

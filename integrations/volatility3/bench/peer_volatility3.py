@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LicenseRef-VSL-1.0
 """Volatility 3: its layer for Linux on x86-64, over the raw image."""
 
 from __future__ import annotations

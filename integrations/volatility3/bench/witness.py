@@ -1,6 +1,7 @@
+# SPDX-License-Identifier: LicenseRef-VSL-1.0
 """What volatility3 reads of the files that the tests make, against what Fivefold reads: the same bytes everywhere?
 
-    python bench/witness.py            # needs volatility3 and its snappy, and pytest, which the tests import
+    python integrations/volatility3/bench/witness.py  # needs volatility3 and its snappy, and pytest for the tests
 
 The files are those that `tests/memory` makes, and QEMU's where it is installed. Each row says which layer of
 volatility3 opened the file, and how many pages were compared; a page that differs ends with status 1.
@@ -18,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "memory"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "memory" / "formats"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "memory"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "memory" / "formats"))
 
 import machine_files as make
 
