@@ -47,6 +47,7 @@ COMMANDS: Final = {
     "roots": "Page-table roots in a memory, without registers",
     "audit": "What breaks W^X, isolation and the architecture's rules",
     "diff": "What differs between two address spaces",
+    "watch": "What changes in the tables of a live guest",
     "find": "Who maps a frame, or bytes, under all roots",
     "stats": "What page tables take and map",
     "layout": "What a kernel puts where, and what an address is",

@@ -58,6 +58,10 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("fivefold diff before.elf after.elf", "what changed between two moments"),
         ("fivefold diff one.elf other.elf --relative --no-phys", "two boots with KASLR"),
     ),
+    "watch": (
+        ("fivefold watch qmp:/run/vm.qmp", "what changes, a look each second, until Ctrl-C"),
+        ("fivefold watch libvirt:web --range ffff800000000000- --for 60 --json", "the kernel's half for a minute"),
+    ),
     "find": (
         ("fivefold find guest.elf.xz --phys 9a000", "who maps this frame"),
         ("fivefold find guest.elf.xz --phys 1000000+2M", "who maps any of these 2 MiB"),

@@ -18,7 +18,9 @@ Progress = Callable[[int, int | None], None]
 
 
 class LiveGuest(Protocol):
-    """What can stop a live guest for a moment."""
+    """What can stop a live guest for a moment. *stood_still*: for how many seconds it did the last time, at most."""
+
+    stood_still: float
 
     def stopped_briefly(self) -> AbstractContextManager[bool]:
         """Have it stand still inside the ``with`` block; True where it ran before and runs afterwards."""
@@ -32,7 +34,7 @@ class Source:
     *format* names what it was recognised as. *cpus* is empty where the source has no registers.
     *notes* are remarks for people: what was assumed, left out or found odd. *live* says that a
     guest is behind it, *torn* that it runs while it is read, so that two reads may disagree.
-    *guest* stops it for a moment, where that can be done while it is open.
+    *guest* stops it for a moment, where that can be done and its memory is read in place.
     """
 
     memory: SourceMemory

@@ -250,6 +250,11 @@ class Space:
                 return partner, theirs
         return self, own
 
+    @property
+    def kernel_space(self) -> Space:
+        """The space whose tables show the kernel: this one, or, of a user root, that of the kernel's root beside it."""
+        return self._of_kernel[0]
+
     @cached_property
     def notes(self) -> KernelNotes:
         """What a Linux says of itself, in a note of the source or in memory."""

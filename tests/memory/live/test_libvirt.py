@@ -177,6 +177,9 @@ def test_a_domain_is_what_libvirts_own_dump_of_it_says(
     live, dumped = (system.fivefold("dump", one, "--json") for one in (f"libvirt:{name}", f"{system.folder}/dump"))
     assert [region["start"] for region in printed(live)["regions"]]
     assert printed(live)["regions"] == printed(dumped)["regions"]
+    watched = system.fivefold("watch", f"libvirt:{name}", "--count", "2", "--interval", "0.1", "--json").stdout
+    summary = json.loads(watched.splitlines()[-1])["summary"]
+    assert (summary["looks"], summary["changes"], summary["stopped"]) == (2, 0, 0) and summary["stood_still"] > 0
     # QEMU's own walk.
     [walk] = printed(system.fivefold("walk", f"libvirt:{name}", f"{TEXT:#x}", "--json"))["walks"]
     assert len(walk["steps"]) == levels

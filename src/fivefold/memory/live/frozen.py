@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,9 @@ class StoppedGuest:
         """*protocol* and *address* as a `Watchdog` has them."""
         self._watched = (protocol, address)
         self._watchdog: Watchdog | None = None
+        self._stopped_at = 0.0
+        self.stood_still = 0.0
+        """Seconds that the guest stood still the last time, at most: from asking for it until it was let go on."""
 
     def is_running(self) -> bool:
         """Ask what runs it; `MachineError` where the answer makes no sense."""
@@ -27,11 +31,13 @@ class StoppedGuest:
         """Stop it."""
         # First: to let a guest go on that runs does no harm.
         self._watchdog = Watchdog(*self._watched)
+        self._stopped_at = time.monotonic()
         self._stop()
 
     @contextmanager
     def stopped_briefly(self) -> Iterator[bool]:
         """Have it stand still inside the ``with`` block, and give whether it was us who stopped it."""
+        self.stood_still = 0.0
         if self._watchdog is not None or not self.is_running():
             yield False
             return
@@ -53,6 +59,7 @@ class StoppedGuest:
                 raise
             finally:
                 self._watchdog = None
+                self.stood_still = time.monotonic() - self._stopped_at
 
     def leave(self) -> None:
         """Like `put_back`, and disconnect."""

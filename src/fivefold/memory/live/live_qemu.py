@@ -78,8 +78,15 @@ class AttachedQemu(NamedTuple):
         torn = running and not freeze
         if torn:
             remarks = (*remarks, "the guest runs on: two reads may disagree unless it is frozen")
-        by = f"live QEMU, RAM by {way}"
-        return Source(memory=memory, format=by, cpus=cpus, notes=remarks, live=True, torn=torn, guest=guest)
+        return Source(
+            memory=memory,
+            format=f"live QEMU, RAM by {way}",
+            cpus=cpus,
+            notes=remarks,
+            live=True,
+            torn=torn,
+            guest=None if way == "pmemsave" else guest,
+        )
 
     def memory(self, way: str, ranges: Sequence[RamRange]) -> tuple[str, BankedMemory | PagedMemory, tuple[str, ...]]:
         """RAM by *way*, or by the first that works; `MachineError` with all reasons when none does.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, Final, TextIO
 
 from fivefold.report.json_text import hex_or_null, write_stream
@@ -17,7 +17,7 @@ from fivefold.units import format_size, hex64
 
 SCHEMA: Final = "fivefold.diff/1"
 SIGNS: Final = {Nature.ADDED: "+", Nature.REMOVED: "-", Nature.CHANGED: "~"}
-_COLOURS: Final = {Nature.ADDED: "good", Nature.REMOVED: "bad", Nature.CHANGED: "warning"}
+COLOURS: Final = {Nature.ADDED: "good", Nature.REMOVED: "bad", Nature.CHANGED: "warning"}
 COLUMNS: Final = ("nature", "start", "end", "size", "area", "what", "before", "after")
 
 
@@ -29,12 +29,16 @@ def write_text(diff: Diff, out: Writable) -> None:
     if diff.slides:
         out.write(f"# further up in OTHER: {', '.join(f'{name} {by:+#x}' for name, by in diff.slides.items())}\n")
     for change in diff.changes:
-        ends = f"{hex64(change.place.start)}-{hex64(change.place.stop)} {format_size(change.size):>9}"
-        sign = paint(out, SIGNS[change.nature], _COLOURS[change.nature])
-        out.write(f"{sign} {ends} {_sides(change)}  {change.area or ''}".rstrip() + "\n")
+        out.write(f"{paint(out, SIGNS[change.nature], COLOURS[change.nature])} {told(change)}\n")
     for limit in diff.limits:
         out.write(f"# not compared: {limit}\n")
     out.write(sentence(diff) + "\n")
+
+
+def told(change: Change) -> str:
+    """A change on one line, without its sign."""
+    ends = f"{hex64(change.place.start)}-{hex64(change.place.stop)} {format_size(change.size):>9}"
+    return f"{ends} {_sides(change)}  {change.area or ''}".rstrip()
 
 
 def _doubt(space: Space) -> str:
@@ -65,13 +69,18 @@ def sentence(diff: Diff) -> str:
     """How many changes there are, on one line."""
     if diff.same:
         return "no differences" + (" in what was compared" if diff.limits else "")
-    counts = {nature: [change for change in diff.changes if change.nature is nature] for nature in Nature}
-    told = [
+    return counted(diff.changes)
+
+
+def counted(changes: Sequence[Change]) -> str:
+    """How many of *changes* are of each nature, and how much they span."""
+    counts = {nature: [change for change in changes if change.nature is nature] for nature in Nature}
+    parts = [
         f"{len(found)} {nature} ({format_size(sum(change.size for change in found))})"
         for nature, found in counts.items()
         if found
     ]
-    return ", ".join(told)
+    return ", ".join(parts)
 
 
 def write_json(diff: Diff, out: TextIO) -> None:
@@ -86,7 +95,7 @@ def write_json(diff: Diff, out: TextIO) -> None:
         "slides": dict(diff.slides),
         "limits": list(diff.limits),
     }
-    write_stream(head, "changes", _changes(diff), out, ())
+    write_stream(head, "changes", map(change_json, diff.changes), out, ())
 
 
 def _space_json(space: Space) -> dict[str, Any]:
@@ -101,19 +110,19 @@ def _space_json(space: Space) -> dict[str, Any]:
     }
 
 
-def _changes(diff: Diff) -> Iterator[dict[str, Any]]:
-    for change in diff.changes:
-        yield {
-            "nature": change.nature.value,
-            "start": hex64(change.place.start),
-            "end": hex64(change.place.stop),
-            "size": change.size,
-            "area": change.area,
-            "what": list(change.what),
-            "shift": change.shift,
-            "before": _side_json(change.before),
-            "after": _side_json(change.after),
-        }
+def change_json(change: Change) -> dict[str, Any]:
+    """A change as the schema has it."""
+    return {
+        "nature": change.nature.value,
+        "start": hex64(change.place.start),
+        "end": hex64(change.place.stop),
+        "size": change.size,
+        "area": change.area,
+        "what": list(change.what),
+        "shift": change.shift,
+        "before": _side_json(change.before),
+        "after": _side_json(change.after),
+    }
 
 
 def _side_json(region: Region | None) -> dict[str, Any] | None:
