@@ -71,3 +71,22 @@ def test_options_that_name_one_root(fivefold: Run, capture: Capture, words: tupl
     # click words it in two ways, by its version.
     assert done.err.replace(" '", ": ").startswith(f"fivefold: No such option: {words[0]}")
     assert f"│ {words[0]}" not in fivefold("roots", "--help").out
+
+
+def test_none_without_the_encryption_bit(fivefold: Run, tmp_path: Path) -> None:
+    """Four levels with bit 51 in every entry: 16 MiB at 0, at the kernel's direct map and in its window."""
+    bit = 1 << 51
+    leaves = [(table, index, index << 21 | 0x83) for table in (0x3000, 0x5000) for index in range(8)]
+    entries = [(0x1000, 0, 0x2007), (0x1000, 273, 0x2003), (0x1000, 511, 0x4003), (0x2000, 0, 0x3007),
+               (0x4000, 510, 0x5003), *leaves]  # fmt: skip
+    memory = bytearray(2 << 20)
+    for table, index, entry in entries:
+        memory[table + 8 * index : table + 8 * index + 8] = (entry | bit).to_bytes(8, "little")
+    path = tmp_path / "raw"
+    path.write_bytes(memory)
+    done = fivefold("roots", path)
+    hint = "; 1 with --c-bit 51, as where memory is encrypted"
+    assert (done.status, done.out, done.err) == (1, "", f"fivefold: no page-table roots in {path}{hint}\n")
+    assert fivefold("roots", path, "--c-bit", "51").status == 0
+    dumped = fivefold("dump", path, "--cr3", "0x1000", "--levels", "4")
+    assert "# entries of the root lead to memory without bit 51 only: for encryption give --c-bit 51\n" in dumped.out

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from fivefold.cli.source_options import JsonOption, SourceChoice, on_source_without
+
+if TYPE_CHECKING:
+    from fivefold.memory import Source
+    from fivefold.survey.guest.identify import GivenPaging
 
 
 @on_source_without("cr3", "cr4", "cpu", "force")
@@ -30,5 +35,16 @@ def roots(chosen: SourceChoice, as_json: JsonOption = False) -> int:
             write_roots(found, owners, sheet())
         if not found:
             depth = f" of {given.levels} levels" if given.levels else ""
-            print(f"fivefold: no page-table roots{depth} in {source.name}", file=sys.stderr)
+            hint = _encrypted(source, given) if given.c_bit is None else ""
+            print(f"fivefold: no page-table roots{depth} in {source.name}{hint}", file=sys.stderr)
     return 0 if found else 1
+
+
+def _encrypted(source: Source, given: GivenPaging) -> str:
+    """Whether there are roots with an encryption bit, at the places where CPUs have had it."""
+    from fivefold.survey.guest.cpu.encryption import USUAL_BITS
+    from fivefold.survey.guest.roots import find_roots
+
+    found = {bit: len(find_roots(source, given.levels, given.phys_bits, bit)) for bit in USUAL_BITS}
+    told = [f"{count} with --c-bit {bit}" for bit, count in found.items() if count]
+    return f"; {' and '.join(told)}, as where memory is encrypted" if told else ""

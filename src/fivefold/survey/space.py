@@ -29,7 +29,7 @@ from fivefold.memory.open_source import SourceKeywords
 from fivefold.notebook import html_table
 from fivefold.survey.guest.areas import AreaMap, detect_areas
 from fivefold.survey.guest.bases import KernelBases, find_bases
-from fivefold.survey.guest.cpu.encryption import WithoutBits, choose_c_bit, cpu_with
+from fivefold.survey.guest.cpu.encryption import WithoutBits, choose_c_bit, cpu_with, suspected_bit
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import GivenPaging, choose_mode, choose_phys_bits, choose_root, controls_of
 from fivefold.survey.guest.system import GuestSystem, guest_system, release_told
@@ -94,6 +94,11 @@ class Space:
     def cpu(self) -> Cpu:
         """The CPU by whose rules the tables are read: the widest there is, narrowed by what is known."""
         return cpu_with(self.c_bit.value, self.phys_bits.value)
+
+    @cached_property
+    def suspected_c_bit(self) -> int | None:
+        """The bit that keeps every entry of the root from leading to memory, where no encryption bit is known."""
+        return suspected_bit(self.source.memory, self.root.value) if self.c_bit.value is None else None
 
     @property
     def closed(self) -> bool:

@@ -72,6 +72,8 @@ def write_text(space: Space, regions: Iterable[Region], out: Writable, *, of_lea
     out.write(f"# rights: {'of the leaf entry' if of_leaf else _effective(space)}; r w x u\n")
     if space.c_bit.value is not None:
         out.write(f"# bit {space.c_bit.value} of entries is about encryption, not address ({space.c_bit.how})\n")
+    elif (bit := space.suspected_c_bit) is not None:
+        out.write(f"# entries of the root lead to memory without bit {bit} only: for encryption give --c-bit {bit}\n")
     width = width_of(out) or FULL
     if width < FULL:
         out.write("# start, size, page, rights, phys, flags, area; the end follows from the size\n")

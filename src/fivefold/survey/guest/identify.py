@@ -15,7 +15,7 @@ from fivefold.arch import FRAME_BITS, LA48, LA57, MAX_PHYS_BITS, TABLE_SIZE, Cr0
 from fivefold.errors import MemoryReadError, NotKnownError
 from fivefold.memory import CpuState, Source
 from fivefold.survey.guest.cpu.controls import WHICH, Controls, choose_controls
-from fivefold.survey.guest.cpu.encryption import LOWEST_BIT, WithoutBits, choose_c_bit
+from fivefold.survey.guest.cpu.encryption import LOWEST_BIT, WithoutBits, choose_c_bit, suspected_bit
 from fivefold.survey.guest.cpu.long_mode import why_no_root
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.level_evidence import contradicts, level_evidence
@@ -103,9 +103,11 @@ def choose_root(source: Source, given: GivenPaging) -> Found[PhysAddr]:
     try:
         source.memory.read(found.value, TABLE_SIZE)
     except MemoryReadError as error:
+        bit = None if given.c_bit is not None else suspected_bit(source.memory, found.value)
+        hint = "" if bit is None else f", or --c-bit {bit}: without bit {bit}, CR3 and every entry lead to memory"
         raise NotKnownError(
             f"{source.name} has no memory at the root {hex64(found.value)} ({found.how}); "
-            "expected the top-level table there: give another with --cr3"
+            f"expected the top-level table there: give another with --cr3{hint}"
         ) from error
     return found
 

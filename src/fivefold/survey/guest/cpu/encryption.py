@@ -12,12 +12,15 @@ from typing import Final
 
 import numpy as np
 
-from fivefold.arch import MAX_PHYS_BITS, Cpu, TableReader
+from fivefold.arch import FRAME_BITS, MAX_PHYS_BITS, TABLE_SIZE, Cpu, Flag, TableReader
+from fivefold.errors import MemoryReadError
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.vmcoreinfo import KernelNotes
 from fivefold.units import PhysAddr
 
 LOWEST_BIT: Final = 32
+USUAL_BITS: Final = (47, 51)
+"""Where CPUID of EPYC processors has it: 47 in the first two generations, 51 since."""
 
 
 def choose_c_bit(given: int | None, notes: KernelNotes) -> Found[int | None]:
@@ -31,6 +34,35 @@ def choose_c_bit(given: int | None, notes: KernelNotes) -> Found[int | None]:
     if mask and LOWEST_BIT <= bit < MAX_PHYS_BITS and mask == 1 << bit:
         return Found(bit, f"sme_mask in {notes.where}")
     return Found(None, f"sme_mask={mask:#x} in {notes.where}")
+
+
+def suspected_bit(memory: TableReader, root: int) -> int | None:
+    """The bit without which, and only without which, every entry of the table at *root* leads to memory.
+
+    None where there is no such bit. *root* may have it too, as CR3 does. Read it as a hint: nothing proves encryption.
+    """
+    bits = FRAME_BITS
+    if not _is_there(memory, root):
+        bits = 1 << root.bit_length() >> 1
+        root &= ~bits
+        if bits < 1 << LOWEST_BIT or not _is_there(memory, root):
+            return None
+    entries = np.frombuffer(memory.read(PhysAddr(root), TABLE_SIZE), "<u8")
+    targets = [int(entry) & FRAME_BITS for entry in entries[entries & np.uint64(Flag.P) != 0]]
+    for target in targets:
+        bits &= target
+    bit = bits.bit_length() - 1
+    if not targets or bit < LOWEST_BIT or any(_is_there(memory, target) for target in targets):
+        return None
+    return bit if all(_is_there(memory, target ^ 1 << bit) for target in targets) else None
+
+
+def _is_there(memory: TableReader, pa: int) -> bool:
+    try:
+        memory.read(PhysAddr(pa), TABLE_SIZE)
+    except MemoryReadError:
+        return False
+    return True
 
 
 def cpu_with(c_bit: int | None, phys_bits: int | None) -> Cpu:
