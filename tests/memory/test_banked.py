@@ -143,3 +143,41 @@ def test_what_is_known_to_be_zeros_is_not_read() -> None:
     small = PagedMemory(extents, fetch, "huge", max_copy=0x2FFF, written=lambda: written)
     with pytest.raises(MachineError, match="cannot copy huge: 12288 bytes, at most 12287 are allowed"):
         small.banks()
+
+
+BASE = 0x10_0000
+
+
+def damaged(*pages: int, end: int = 6) -> PagedMemory:
+    """Six pages, each full of its number, of which *pages* cannot be read."""
+
+    def fetch(pa: int, size: int) -> bytes:
+        if any(pa < BASE + 0x1000 * (page + 1) and BASE + 0x1000 * page < pa + size for page in pages):
+            raise FormatError("damaged")
+        return bytes((at - BASE) >> 12 for at in range(pa, pa + size))
+
+    return PagedMemory([Extent(BASE, BASE + 0x1000 * end)], fetch, "demo")
+
+
+@pytest.mark.parametrize(
+    ("pages", "start", "size", "runs"),
+    [
+        ((), 0x10, 0x2FF0, [(0x10, 0x2FF0)]),
+        ((1,), 0, 0x6000, [(0, 0x1000), (0x2000, 0x4000)]),
+        ((1, 3), 0x800, 0x3800, [(0x800, 0x800), (0x2000, 0x1000)]),
+        ((0,), 0, 0x1800, [(0x1000, 0x800)]),
+        ((0, 5), 0xFFF, 0x4002, [(0x1000, 0x4000)]),
+        ((1, 2), 0x1000, 0x2000, []),
+        ((4,), 0x3FFF, 2, [(0x3FFF, 1)]),
+    ],
+)
+def test_what_can_be_read_around_damage(
+    pages: tuple[int, ...], start: int, size: int, runs: list[tuple[int, int]]
+) -> None:
+    memory = damaged(*pages)
+    found = list(memory.readable(PhysAddr(BASE + start), size))
+    assert [(at - BASE, len(data)) for at, data in found] == runs
+    assert all(data == bytes((at + i - BASE) >> 12 for i in range(len(data))) for at, data in found)
+    assert set(memory.left_out) <= {BASE + 0x1000 * page for page in pages}
+    with pytest.raises(MemoryReadError):
+        next(memory.readable(PhysAddr(BASE + 0x5800), 0x801))

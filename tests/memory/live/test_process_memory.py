@@ -75,3 +75,45 @@ def test_permission_denied_says_what_to_do(monkeypatch) -> None:
         "cannot read /proc/4321/mem: permission denied; run as the same user as the process, "
         "with kernel.yama.ptrace_scope=0, or with CAP_SYS_PTRACE"
     )
+
+
+MAPS = """\
+00001000-00003000 rw-s 00000000 00:01 7    /memfd:ram (deleted)
+00003000-00004000 rw-s 00002000 00:01 7    /memfd:ram (deleted)
+00005000-00006000 rw-s 00003000 00:01 7    /memfd:ram (deleted)
+00006000-00007000 rw-s 00009000 00:01 7    /memfd:ram (deleted)
+00007000-00008000 rw-p 0000a000 00:01 7    /memfd:ram (deleted)
+00008000-00009000 rw-p 0000b000 00:02 7    /memfd:ram (deleted)
+00009000-0000a000 rw-p 0000c000 00:02 8    /memfd:ram (deleted)
+0000a000-0000b000 rw-p 0000d000 10:02 8    /a file: with spaces
+0000b000-0000c000 rw-p 00000000 00:00 0
+0000c000-0000d000 rw-p 00001000 00:00 0
+"""
+
+
+def test_parts_of_one_file_that_run_on_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path, errors: MAPS if str(path) == "/proc/77/maps" else "")
+    found = mappings_of(77)
+    assert [(one.start, one.end, one.shared, one.offset, one.inode) for one in found] == [
+        (0x1000, 0x4000, True, 0, 7),
+        (0x5000, 0x6000, True, 0x3000, 7),
+        (0x6000, 0x7000, True, 0x9000, 7),
+        (0x7000, 0x8000, False, 0xA000, 7),
+        (0x8000, 0x9000, False, 0xB000, 7),
+        (0x9000, 0xA000, False, 0xC000, 8),
+        (0xA000, 0xB000, False, 0xD000, 8),
+        (0xB000, 0xC000, False, 0, 0),
+        (0xC000, 0xD000, False, 0x1000, 0),
+    ]
+    assert (os.major(found[6].device), os.minor(found[6].device)) == (0x10, 2)
+    assert mapping_at(found, 0x1000, 0x3000) == found[0]
+    assert mapping_at(found, 0x1000, 0x3001) is mapping_at(found, 0xFFF, 2) is mapping_at(found, 0x4000, 1) is None
+
+
+def test_closed_twice() -> None:
+    process = ProcessMemory(os.getpid())
+    process.close()
+    other = os.open("/dev/null", os.O_RDONLY)  # which may have the number that was let go
+    process.close()
+    assert os.fstat(other)
+    os.close(other)
