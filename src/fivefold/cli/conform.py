@@ -30,7 +30,10 @@ class EngineName(StrEnum):
 
 
 def conform(
-    engine: Annotated[EngineName, typer.Option(help="What runs the cases.")] = EngineName.unicorn,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(help="What runs the cases, or ran them for --judge.", show_default=EngineName.unicorn.value),
+    ] = None,
     qemu: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="A QEMU, or the folder it is unpacked in; chooses qemu unless kvm is given."),
@@ -58,7 +61,9 @@ def conform(
     ] = None,
     payload: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write an ELF file, or an ISO by its name, that runs the cases, and stop."),
+        typer.Option(
+            metavar="FILE", help="Write an ELF file, or an ISO or EFI file by its name, that runs the cases, and stop."
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Known differences fail too.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the rules that agree, too.")] = False,
@@ -74,7 +79,8 @@ def conform(
     from fivefold.conform.cases.case import MODES, parse_case
 
     modes = tuple(MODES) if mode is CaseModeChoice.both else (mode.value,)
-    plan = Plan(_engine_name(engine, qemu, bochs), qemu or bochs, cpu, modes, cases, seed)
+    assumed = MACHINE if judge is not None else EngineName.unicorn.value
+    plan = Plan(_engine_name(engine, qemu, bochs) or assumed, qemu or bochs, cpu, modes, cases, seed)
     if payload is not None:
         from fivefold.conform.machine_text import write_payload
 
@@ -92,10 +98,16 @@ def conform(
     return _tell(report, as_json, strict, verbose, junit, html)
 
 
-def _engine_name(engine: EngineName, qemu: str | None, bochs: str | None) -> str:
+MACHINE = "machine"
+"""The engine's name for a text where none is given: no difference of it is known."""
+
+
+def _engine_name(engine: EngineName | None, qemu: str | None, bochs: str | None) -> str | None:
     if bochs:
         return "bochs"
-    return "qemu" if qemu and engine is not EngineName.kvm else engine.value
+    if qemu and engine is not EngineName.kvm:
+        return "qemu"
+    return engine.value if engine else None
 
 
 def _tell(

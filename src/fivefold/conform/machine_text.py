@@ -15,35 +15,48 @@ from fivefold.conform.campaign import Plan
 from fivefold.conform.cases.case import MODES
 from fivefold.conform.engines.base import EngineError
 from fivefold.conform.judging.expect import expect
+from fivefold.conform.judging.outcome import CaseOutcome
 from fivefold.conform.judging.report import ConformReport
 from fivefold.conform.payload import layout
-from fivefold.conform.payload.build import elf_file
+from fivefold.conform.payload.build import efi_file, elf_file
 from fivefold.conform.payload.read_text import SerialText, outcome_of_line, read_text
-from fivefold.conform.payload.records import Trial, table
+from fivefold.conform.payload.records import Trial, is_risky, table
 from fivefold.conform.run import choose_cases
 
+STOPPED: Final = "the machine stopped or reset at this case"
 ASSUMED: Final = Cpu(phys_bits=40)
 """The CPU whose outcomes the payload carries."""
 
 
 def trials_of(plan: Plan) -> list[Trial]:
-    """The cases of *plan* that can be run anywhere, four levels first, as the payload runs them."""
+    """The cases of *plan* that can be run anywhere, four levels first, as the payload runs them.
+
+    Those at which an engine that errs may end come last, and of the last mode only: they would cost the others.
+    """
     found = []
     for case in choose_cases(plan.cases, plan.seed, plan.modes):
         expected = expect(case, ASSUMED)
-        if not expected.hidden:
-            found.append(Trial(case, expected))
-    return [trial for mode in MODES for trial in found if trial.case.mode == mode]
+        trial = Trial(case, expected)
+        if not expected.hidden and not (is_risky(trial) and case.mode != plan.modes[-1]):
+            found.append(trial)
+    return [
+        trial for mode in MODES for risky in (False, True) for trial in found
+        if trial.case.mode == mode and is_risky(trial) == risky
+    ]  # fmt: skip
 
 
 def write_payload(plan: Plan, path: Path, block: int | None = None) -> None:
-    """Write what runs *plan* and prints what differs: an ELF file, or for a name in ``.iso`` a CD with GRUB for BIOS.
+    """Write what runs *plan* and prints what differs, by its name: ``.efi``, ``.iso`` for BIOS and UEFI, else ELF.
 
-    *block* asks for that block in full. `ImageError` without GRUB's tools.
+    *block* asks for that block in full. `ImageError` without GRUB's tools for an ISO.
     """
     wanted = layout.P_DIFFERING | (0 if block is None else (block + 1) << layout.P_BLOCK_SHIFT)
-    made = elf_file(table(trials_of(plan), wanted))
-    path.write_bytes(iso_file(None, made) if path.suffix == ".iso" else made)
+    cases = table(trials_of(plan), wanted)
+    if path.suffix == ".efi":
+        path.write_bytes(efi_file(cases))
+    else:
+        made = elf_file(cases)
+        path.write_bytes(iso_file(efi_file(cases), made) if path.suffix == ".iso" else made)
 
 
 def judge_text(plan: Plan, data: bytes) -> ConformReport:
@@ -59,6 +72,11 @@ def judge_text(plan: Plan, data: bytes) -> ConformReport:
             report.hide(trial.case, expected.hidden)
             continue
         report.add(trial.case, expected, outcome_of_line(trial, text.cases.get(number)))
+    if text.stopped_at is not None and text.stopped_at < len(trials):
+        trial = trials[text.stopped_at]
+        expected = expect(trial.case, text.cpu)
+        if not expected.hidden:
+            report.add(trial.case, expected, CaseOutcome(0, problem=STOPPED, stopped=True))
     report.incomplete = _incomplete(text, trials)
     return report
 

@@ -2,7 +2,7 @@
 
 ::
 
-    0x01000000  the payload's image
+    0x02000000  the payload's image
     0x04000000  the tables of a case: root first, then a table a level, twice
     0x04010000  the driver's tables: an identity map of the first 4 GiB, behind slot 0 of the root
     0x04100000  the code that makes the access: a page for privilege level 0, a page for 3
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from typing import Final
 
-IMAGE: Final = 0x0100_0000
+IMAGE: Final = 0x0200_0000
+"""Above what UEFI firmware unpacks itself to in low memory."""
 ARENA: Final = 0x0400_0000
 TABLES: Final = ARENA
 """The root, then PML4, PDPT, PD and PT of the first page; 0x5000 further those of the second."""

@@ -13,7 +13,7 @@ from fivefold.conform.engines.base import EngineError
 from fivefold.conform.engines.patience import MachinePatience
 from fivefold.conform.judging.outcome import CaseOutcome
 from fivefold.conform.payload import layout
-from fivefold.conform.payload.records import Trial, read_head, read_outcomes, table
+from fivefold.conform.payload.records import Trial, is_risky, read_head, read_outcomes, table
 from fivefold.conform.places import CASES
 from fivefold.machine.child import Child
 from fivefold.units import MIB
@@ -81,11 +81,11 @@ class MachineEngine:
         Register writes that must be refused come last, since they end the machine where they are not; once one
         has done so, no more of its kind are run.
         """
-        calm = sorted((trial for trial in trials if not _is_risky(trial)), key=_mode)
+        calm = sorted((trial for trial in trials if not is_risky(trial)), key=_mode)
         while calm:
             chunk, calm = calm[:CHUNK], calm[CHUNK:]
             yield from self._run_chunk(chunk)
-        risky = sorted((trial for trial in trials if _is_risky(trial)), key=_mode)
+        risky = sorted((trial for trial in trials if is_risky(trial)), key=_mode)
         while risky:
             stopped = None
             for trial, outcome in self._run_once(risky):
@@ -135,10 +135,6 @@ class MachineEngine:
 
 def _mode(trial: Trial) -> str:
     return trial.case.mode
-
-
-def _is_risky(trial: Trial) -> bool:
-    return trial.case.action in ("movcr0", "movcr3", "movcr4") and isinstance(trial.expected.written, Refused)
 
 
 def _kind(trial: Trial) -> tuple[str, str, str]:

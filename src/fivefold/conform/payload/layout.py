@@ -79,6 +79,8 @@ HEAD: Final = 27
 F_PKE: Final = 1
 F_PKS: Final = 2
 F_EFER: Final = 4
+F_RISKY: Final = 16
+"""An engine that errs may end here: its number is printed before it is run."""
 F_WRITES: Final = 8
 """Memory is written: where the outcome differs, data may be anything, and is made anew."""
 

@@ -109,7 +109,7 @@ def run_cases(first: u64, count: u64) -> None:
     """Run *count* cases from the record at *first* on."""
     record = first
     for _i in range(count):
-        if load64(BASE + 8 * layout.W_PRINT) & layout.P_NUMBERS != 0:
+        if announces(record):
             text.begin_line("run")
             text.put_hex(load64(BASE + 8 * layout.W_DONE))
             text.end_line()
@@ -121,6 +121,13 @@ def run_cases(first: u64, count: u64) -> None:
         if load64(BASE + 8 * layout.W_PRINT) != 0:
             tell(record, done - 1)
         record += load64(record + 8 * layout.C_SIZE) * 8
+
+
+def announces(record: u64) -> bool:
+    """Whether the number of the case at *record* is printed before it is run."""
+    wanted = load64(BASE + 8 * layout.W_PRINT)
+    risky = load64(record + 8 * layout.C_FLAGS) & layout.F_RISKY != 0
+    return wanted & layout.P_NUMBERS != 0 or (wanted != 0 and risky)
 
 
 def run_one(record: u64) -> None:

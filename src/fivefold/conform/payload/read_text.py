@@ -34,6 +34,8 @@ class SerialText(NamedTuple):
     done: int
     ended: bool
     garbled: int
+    stopped_at: int | None = None
+    """The case that was announced last, where nothing follows it."""
 
 
 def read_text(data: bytes) -> SerialText:
@@ -71,7 +73,8 @@ def _text(lines: list[tuple[str, tuple[int, ...]]], garbled: int) -> SerialText:
         elif word == "end" and numbers:
             done, ended = numbers[0], True
     cpu = cpu_from_cpuid(lambda leaf, sub: leaves.get((leaf, sub), (0, 0, 0, 0)), encrypts=False)
-    return SerialText(lines[0][1][1] if len(lines[0][1]) > 1 else 0, cpu, cases, done, ended, garbled)
+    stopped = lines[-1][1][0] if lines[-1][0] == "run" and lines[-1][1] else None
+    return SerialText(lines[0][1][1] if len(lines[0][1]) > 1 else 0, cpu, cases, done, ended, garbled, stopped)
 
 
 def outcome_of_line(trial: Trial, numbers: tuple[int, ...] | None) -> CaseOutcome:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from fivefold.arch import Cpu, Flag, Register, cpu_from_cpuid
+from fivefold.arch import Cpu, Flag, Refused, Register, cpu_from_cpuid
 from fivefold.conform.cases.actions import LDT_SELECTOR, VALUE, address_of, code_page
 from fivefold.conform.cases.case import MODES, Case
 from fivefold.conform.judging.expect import BREAKPOINT, Expected
@@ -30,6 +30,11 @@ class Trial(NamedTuple):
     expected: Expected
 
 
+def is_risky(trial: Trial) -> bool:
+    """Whether an engine that lets the write of a control register through would end the machine."""
+    return trial.case.action in ("movcr0", "movcr3", "movcr4") and isinstance(trial.expected.written, Refused)
+
+
 def words_of(trial: Trial) -> list[int]:
     """The record of a case."""
     case, expected = trial
@@ -40,7 +45,7 @@ def words_of(trial: Trial) -> list[int]:
     head[at.C_STORES] = len(stores)
     head[at.C_FLAGS] = (at.F_PKE if "pke" in case.flags else 0) | (at.F_PKS if "pks" in case.flags else 0)
     head[at.C_FLAGS] |= at.F_EFER if what.register is Register.EFER else 0
-    head[at.C_FLAGS] |= at.F_WRITES if what.writes else 0
+    head[at.C_FLAGS] |= (at.F_WRITES if what.writes else 0) | (at.F_RISKY if is_risky(trial) else 0)
     head[at.C_RIP_IN] = address_of(what, case.cpl)
     head[at.C_CS] = _CS[case.cpl]
     head[at.C_RSP] = stack_pointer(case)

@@ -60,13 +60,62 @@ pvh_entry:
         movl    %eax, %cr4
         movl    $tables + 0x1000, %eax
         movl    %eax, %cr3
-        movl    $MSR_EFER, %ecx
-        rdmsr
-        orl     $0x900, %eax                    # NXE, LME
+        movl    $MSR_EFER, %ecx                 # whatever firmware had set in it
+        xorl    %edx, %edx
+        movl    $0x900, %eax                    # NXE, LME
         wrmsr
         movl    $0x80000031, %eax               # PG, NE, ET, PE
         movl    %eax, %cr0
         ljmpl   $CS64, $start_64
+
+# ---- UEFI: 64-bit code, RCX the image's handle, RDX the system table. The image is loaded where it is linked. ----
+        .code64
+        .globl  efi_entry
+efi_entry:
+        pushq   %rbx
+        pushq   %rsi
+        pushq   %rdi
+        subq    $0x40, %rsp                     # room for the callee, a fifth argument; RSP is aligned
+        movq    %rcx, %rsi
+        movq    0x60(%rdx), %rbx                # BootServices
+        movl    $8, %edi                        # attempts: the map may change until boot services end
+1:      movq    $0x10000, efi_map_size
+        movq    $efi_map_size, %rcx
+        movq    $efi_map, %rdx
+        movq    $efi_map_key, %r8
+        movq    $efi_entry_size, %r9
+        movq    $efi_version, %rax
+        movq    %rax, 0x20(%rsp)
+        call    *0x38(%rbx)                     # GetMemoryMap
+        testq   %rax, %rax
+        jnz     2f
+        movq    %rsi, %rcx
+        movq    efi_map_key, %rdx
+        call    *0xe8(%rbx)                     # ExitBootServices
+        testq   %rax, %rax
+        jz      3f
+        decl    %edi
+        jnz     1b
+2:      addq    $0x40, %rsp                     # the error is the firmware's to tell
+        popq    %rdi
+        popq    %rsi
+        popq    %rbx
+        ret
+3:      cli
+        lgdt    gdt_pointer
+        movl    $boot_stack_top, %esp
+        pushq   $CS32
+        pushq   $4f
+        lretq
+        .code32
+4:      movl    $DS0, %eax
+        movl    %eax, %ds
+        movl    %eax, %es
+        movl    %eax, %ss
+        movl    %cr0, %eax
+        btrl    $31, %eax                       # paging ends, and with it long mode
+        movl    %eax, %cr0
+        jmp     pvh_entry
 
         .code64
 start_64:
@@ -286,6 +335,17 @@ saved_r15:
 tss:    .fill   104, 1, 0
 
         .section .bss, "aw", @nobits
+        .p2align 12
+efi_map:
+        .skip   0x10000
+efi_map_size:
+        .skip   8
+efi_map_key:
+        .skip   8
+efi_entry_size:
+        .skip   8
+efi_version:
+        .skip   8
         .p2align 12
 tables: .skip   7 * 4096
 idt:    .skip   32 * 16
