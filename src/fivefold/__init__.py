@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from fivefold.explain import FaultCause as FaultCause
     from fivefold.explain import GivenState as GivenState
     from fivefold.explain import explain as explain
+    from fivefold.integrations.drgn_program import to_drgn as to_drgn
     from fivefold.layout import linux_areas as linux_areas
     from fivefold.memory import CpuState as CpuState
     from fivefold.memory import Ram as Ram
@@ -125,6 +126,7 @@ _HOMES: Final = {
         "MemoryReadError MissingFileError NotKnownError"
     ),
     "fivefold.explain": "Explanation FaultCause GivenState explain",
+    "fivefold.integrations.drgn_program": "to_drgn",
     "fivefold.layout": "linux_areas",
     "fivefold.memory": "CpuState Ram Segment Source SourceOptions",
     "fivefold.memory.open_source": "open_source",

@@ -69,7 +69,10 @@ def volatility() -> str:
     return version("volatility3")
 
 
-@pytest.fixture(scope="module", params=["6.1-la57", "6.1-la48", "6.12-la57", "6.12-la48"])
+GUESTS = ("6.1-la57", "6.1-la48", "6.12-la57", "6.12-la48")
+
+
+@pytest.fixture(scope="module", params=GUESTS)
 def guest(request: pytest.FixtureRequest, volatility: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A guest that stands still, with its dumps."""
     release, mode = request.param.split("-")

@@ -19,6 +19,9 @@ import pytest
 
 pytestmark = pytest.mark.qemu
 
+five_levels = pytest.mark.parametrize("guest", ["6.1-la57", "6.12-la57"], indirect=True)
+"""What says the same of four levels, where volatility3's own layer is used, and costs seconds a guest."""
+
 MAIN = "from fivefold.cli.main import main; main()"
 VOL = "import sys; from volatility3.cli import main; sys.argv[0] = 'vol'; main()"
 MANY = Path(__file__).with_name("many_plugins.py")
@@ -72,6 +75,7 @@ def test_pslist_is_the_guests_ps(guest: Any, given: list[str], tmp_path: Path) -
     assert {name for pid, (_, name) in theirs.items() if pid not in ours} <= GONE
 
 
+@five_levels
 def test_pstree_and_arguments(guest: Any, plugins: dict[str, list[dict[str, Any]]]) -> None:
     """The tree has the same processes, and each user's arguments are what the guest printed."""
     assert {row["PID"] for row in plugins["pstree.PsTree"]} == {row["PID"] for row in plugins["pslist.PsList"]}
@@ -86,11 +90,13 @@ def lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip() and not line.split()[0].startswith("PID")]
 
 
+@five_levels
 def test_modules(guest: Any, plugins: dict[str, list[dict[str, Any]]]) -> None:
     """Names are those of /proc/modules, in its order."""
     assert [row["Module Name"] for row in plugins["lsmod.Lsmod"]] == [line.split()[0] for line in lines(guest.modules)]
 
 
+@five_levels
 def test_maps_of_a_process(guest: Any, plugins: dict[str, list[dict[str, Any]]]) -> None:
     """The program's areas are where the shell had them: both are one busybox, moved by the same process's ASLR."""
     ours = [(row["Start"], row["End"], row["Flags"]) for row in plugins["proc.Maps"] if row["PID"] == 1]
@@ -100,6 +106,7 @@ def test_maps_of_a_process(guest: Any, plugins: dict[str, list[dict[str, Any]]])
     assert names == kinds
 
 
+@five_levels
 def test_system_calls_lead_to_their_functions(guest: Any, plugins: dict[str, list[dict[str, Any]]]) -> None:
     """Each handler's name and address are a line of the guest's own /proc/kallsyms."""
     theirs = {(line.split()[0], line.split()[2]) for line in lines(guest.kallsyms)}
@@ -111,6 +118,7 @@ def test_system_calls_lead_to_their_functions(guest: Any, plugins: dict[str, lis
         assert (f"{address & (1 << 64) - 1:016x}", row["Handler Symbol"]) in theirs, row
 
 
+@pytest.mark.parametrize("guest", ["6.1-la57"], indirect=True)
 def test_a_live_guest(guest: Any, tmp_path: Path) -> None:
     """`-f` is printed for what is no file."""
     done = run(sys.executable, "-c", MAIN, "volatility", f"qmp:{guest.qmp}", "--output", tmp_path)

@@ -58,6 +58,7 @@ COMMANDS: Final = {
     "explain": "Why a fault happened, and how it became a triple fault",
     "gdb": "The line that brings these commands into a gdb session",
     "volatility": "Symbols and layers for volatility3, five levels too",
+    "drgn": "drgn on a guest whose memory has no VMCOREINFO note",
 }
 """Commands with their line of help. Each is a function of its name, in a module of its name."""
 

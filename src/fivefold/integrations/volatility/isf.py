@@ -68,6 +68,7 @@ class SymbolFile:
         for name in sorted(EXPECTED):
             types.user_types.setdefault(name, {"kind": "struct", "size": 0, "fields": {}})
         symbols = {name: self._symbol(one, written.get(name)) for name, one in chosen.items()}
+        symbols["linux_banner"].get("type", {})["count"] = len(self.banner)  # kallsyms need not have what follows it
         symbols["linux_banner"]["constant_data"] = base64.b64encode(self.banner).decode()
         return {
             "metadata": {"format": FORMAT, "producer": {"name": "fivefold", "version": version("fivefold")}},
