@@ -23,6 +23,10 @@ framework.require_interface_version(2, 0, 0)
 
 vollog = logging.getLogger(__name__)
 
+if not hasattr(intel, "LinuxIntel32e"):
+    vollog.warning(f"fivefold: volatility3 {constants.PACKAGE_VERSION} is too old for the layers of -p: 2.26 or newer")
+    raise ImportError("fivefold needs volatility3 2.26 or newer")
+
 _MOST_TRIED = 16
 """Banners in a dump that are looked into: memory may hold copies without end."""
 
