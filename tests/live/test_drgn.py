@@ -1,6 +1,6 @@
 """drgn on the dump of a real Linux that it refuses, in either mode, against what that Linux says of itself.
 
-drgn walks the tables by its own code and reads what the guest printed of its symbols; neither shares anything with ours.
+drgn walks the tables by its own code, and symbols are held against what the guest printed; neither shares code with us.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def fivefold(*words: object) -> subprocess.CompletedProcess[str]:
 
 def test_a_program_over_a_dump_that_drgn_refuses(drgn: Any, guest: Any, dump: Path, theirs: dict[str, int]) -> None:
     """Symbols by name and by address are the guest's, and drgn's walk leads where ours does."""
-    with pytest.raises(ValueError, match="vmcoreinfo|VMCOREINFO|QEMU"):
+    with pytest.raises(ValueError, match=r"vmcoreinfo|VMCOREINFO|QEMU"):
         drgn.Program().set_core_dump(str(dump))
     draw = random.Random(guest.levels)
     with ff.open(dump) as space:
@@ -93,9 +93,10 @@ def test_a_program_over_a_dump_that_drgn_refuses(drgn: Any, guest: Any, dump: Pa
 
 
 def test_the_command_on_the_living_guest(guest: Any, theirs: dict[str, int]) -> None:
-    """`fivefold drgn qmp:SOCKET -e` says what needs debug information, runs the code, and tells its error by its status."""
+    """It says what needs debug information, runs the code that is given, and tells its error by its status."""
     name = random.Random(guest.levels).choice(sorted(theirs))
-    done = fivefold("drgn", f"qmp:{guest.qmp}", "-e", f"print(hex(prog.symbol({name!r}).address)); print(prog.flags)")
+    code = f"print(hex(prog.symbol({name!r}).address)); print(prog.flags)"
+    done = fivefold("drgn", f"qmp:{guest.qmp}", "-e", code)
     assert done.returncode == 0 and done.stdout.splitlines()[0] == hex(theirs[name]), done.stderr
     assert "IS_LINUX_KERNEL" in done.stdout and "IS_LIVE" in done.stdout
     assert "no debug information" in done.stderr and done.stderr.count("\n") == 1

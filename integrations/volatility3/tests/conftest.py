@@ -22,8 +22,9 @@ $b mount -t proc proc /proc
 $b mount -t devtmpfs dev /dev
 $b insmod /dummy.ko
 $b sleep 9998 &
+sleeper=$!
 ( $b cat /proc/kallsyms; echo ===; $b cat /proc/modules; echo ===; $b ps -o pid,ppid,comm; echo ===
-  $b cat /proc/1/maps; echo ===; $b ps -o pid,args; echo === ) | $b dd of=/dev/nvme0n1 bs=64k 2>/dev/null
+  $b cat /proc/$sleeper/maps; echo ===; $b ps -o pid,args; echo === ) | $b dd of=/dev/nvme0n1 bs=64k 2>/dev/null
 $b sync
 echo the guest is ready
 exec $b sleep 9999
