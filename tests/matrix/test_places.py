@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fivefold.arch import LA57, AddressSpace, Cpu, Entry, Frames, Level, map_page
 from fivefold.matrix.kernels.file_symbols import FileSymbols, file_symbols
+from fivefold.matrix.result import CellCheck
 from fivefold.matrix.run.console import panic_of
 from fivefold.matrix.run.memory_log import log_in_memory
 from fivefold.matrix.run.places import MachinePlaces, cpu_places
-from fivefold.matrix.run.verdict import FailedMachine
+from fivefold.matrix.run.verdict import FailedMachine, cause_of_check
 from fivefold.matrix.run.watch import Stopped
 from fivefold.memory import Bank, BankedMemory, CpuState, Ram, Source
 from fivefold.symbols import Symbols, SymbolSpan
@@ -117,6 +119,19 @@ def test_a_log_that_lies_nowhere(buffer: int, size: int) -> None:
     world = World()
     world.write(IMAGE + 0x10_0000, struct.pack("<QI", buffer, size))
     assert panic_of(log_in_memory(world.places)) is None
+
+
+def test_a_check_that_fails_tells_what_lies_there_and_who_is_missing() -> None:
+    world = World()
+    bad = CellCheck("audit-wx-kernel", False, "0xffffffff81000200-0xffffffff81001000: rwx-")
+    assert cause_of_check(bad, world.places, Silent()).symbol == "asks"  # type: ignore[arg-type]
+    lost = CellCheck("told-cpus", False, "1 of 2")
+    other = CpuState("ours", general={"rip": TEXT + 0x400})
+    world.places.source = replace(world.source, cpus=(*world.source.cpus, other))
+    found = cause_of_check(lost, world.places, Silent())  # type: ignore[arg-type]
+    assert found.sentence.startswith(
+        "check told-cpus failed: 1 of 2; CPU 1 is running in one place at 0xffffffff81000400 (boots)"
+    )
 
 
 def in_file() -> FileSymbols:

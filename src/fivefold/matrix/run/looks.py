@@ -74,10 +74,13 @@ def looks(view: View) -> Iterator[CellCheck]:
 
 
 def _mode(view: View) -> Iterator[CellCheck]:
-    found = [cpu.cr4 for cpu in view.source.cpus]
-    levels = {5 if (cr4 or 0) >> 12 & 1 else 4 for cr4 in found}
+    found = view.source.cpus
+    paging = [cpu for cpu in found if (cpu.cr0 or 0) >> 31 & 1]
+    levels = {5 if (cpu.cr4 or 0) >> 12 & 1 else 4 for cpu in paging}
     ok = levels == {view.levels} and view.space.levels == view.levels
-    yield CellCheck("mode", ok, f"CR4.LA57 of {len(found)} CPUs: {', '.join(str(n) for n in sorted(levels))} levels")
+    without = f"; {len(found) - len(paging)} without paging" if len(paging) < len(found) else ""
+    said = f"CR4.LA57 of {len(paging)} CPUs: {', '.join(str(n) for n in sorted(levels))} levels{without}"
+    yield CellCheck("mode", ok, said)
 
 
 def _areas(view: View) -> Iterator[CellCheck]:
@@ -180,7 +183,8 @@ def _audit(view: View) -> Iterator[CellCheck]:
     others = foreign_roots(view.space, had_others=bool(view.cell.kexec) or view.cell.hibernate)
     failing = [one for one in found.findings if one.fails and one.root not in others]
     for one in failing[:MOST_FINDINGS]:
-        yield CellCheck(f"audit-{one.rule.name}", False, f"{one.place}: {one.message}")
+        area = f" in {one.area}" if one.area else ""
+        yield CellCheck(f"audit-{one.rule.name}", False, f"{one.place}{area}: {one.message}")
     detail = f"{found.looked_at} roots, {len(failing)} findings" if failing else f"{found.looked_at} roots"
     passed = sorted({others[one.root] for one in found.findings if one.fails and one.root in others})
     detail += "".join(f"; findings of {what} are not counted" for what in passed)

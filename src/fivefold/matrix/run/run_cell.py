@@ -21,7 +21,7 @@ from fivefold.matrix.run.keep import Kept
 from fivefold.matrix.run.looks import View, looks
 from fivefold.matrix.run.places import MachinePlaces
 from fivefold.matrix.run.told import told_checks
-from fivefold.matrix.run.verdict import FailedMachine
+from fivefold.matrix.run.verdict import FailedMachine, cause_of_check
 from fivefold.matrix.run.watch import Patience, Stopped, watch
 from fivefold.matrix.vmm.base import Driver, Files, RunningMachine
 from fivefold.memory import Source
@@ -146,7 +146,7 @@ def _ready(task: Task, driver: Driver, machine: RunningMachine, stopped: Stopped
         with source:
             view = View(task.cell, last, promised[-1], machine, source)
             checks += looks(view)
-            mode = _mode_of(view.source, last)
+            mode = _mode_of(view.source)
             run = CellRun("ready", mode, tuple(checks), release=last.release)
             if mode != promised[-1] or not run.ok:
                 return _not_as_promised(task, driver, machine, run, promised[-1], source)
@@ -159,7 +159,7 @@ def _ready(task: Task, driver: Driver, machine: RunningMachine, stopped: Stopped
     )
 
 
-def _mode_of(source: Source, report: object) -> str | None:
+def _mode_of(source: Source) -> str | None:
     cr4 = source.cpus[0].cr4 if source.cpus else None
     return None if cr4 is None else "la57" if cr4 >> 12 & 1 else "la48"
 
@@ -167,7 +167,8 @@ def _mode_of(source: Source, report: object) -> str | None:
 def _not_as_promised(
     task: Task, driver: Driver, machine: RunningMachine, run: CellRun, promised: str, source: Source | None
 ) -> CellRun:
-    cause = cause_of_console(bytes(machine.console), _places(task, source))
+    places = _places(task, source)
+    cause = cause_of_console(bytes(machine.console), places)
     outcome: Outcome = "ready"
     before = [check for check in run.checks if _EARLIER.fullmatch(check.name) and not check.ok]
     if run.mode != promised:
@@ -177,8 +178,7 @@ def _not_as_promised(
         outcome = "wrong-mode"
         cause = cause or RunCause("wrong-mode", f"{before[0].name}: {before[0].detail}")
     elif cause is None:
-        first = next(check for check in run.checks if not check.ok)
-        cause = RunCause(first.name, f"check {first.name} failed: {first.detail}")
+        cause = cause_of_check(next(check for check in run.checks if not check.ok), places, machine)
     found = replace(run, outcome=outcome, cause=cause)
     return _keep(task, driver, machine, found, source)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
 from fivefold.errors import MachineError
-from fivefold.matrix.result import Outcome, RunCause
+from fivefold.matrix.result import CellCheck, Outcome, RunCause
 from fivefold.matrix.run.causes import cause_of_console, cause_of_log
 from fivefold.matrix.run.console import gave_up, last_line, panic_of
 from fivefold.matrix.run.memory_log import log_in_memory
@@ -16,6 +17,7 @@ from fivefold.matrix.run.watch import Stopped
 from fivefold.matrix.vmm.base import RunningMachine
 from fivefold.units import MIB
 
+_ADDRESS: Final = re.compile(r"0x[0-9a-f]{16}")
 _FROM_MEMORY: Final = " (it never came to the console: read from the kernel's log in memory)"
 
 
@@ -111,6 +113,17 @@ class FailedMachine:
         symbol = self._guilty.function if self._guilty else None
         said = f"the machine {how} before its init was ready{spot}{_last(last_line(self.console))}"
         return RunCause("reset", said, symbol)
+
+
+def cause_of_check(check: CellCheck, places: MachinePlaces, machine: RunningMachine) -> RunCause:
+    """Why a machine that waits is not as promised, by the first check that failed: what lies there, who is missing."""
+    said, symbol = f"check {check.name} failed: {check.detail}", None
+    if check.name.startswith("audit-") and (found := _ADDRESS.search(check.detail)):
+        symbol = places.name(int(found[0], 16))
+    if check.name == "told-cpus" and places.source is not None:
+        cpus = cpu_places(places, machine.registers(), places.source.cpus)
+        said += "".join(f"; CPU {cpu.number} is {_state(cpu)} {cpu.sentence}" for cpu in cpus[1:])
+    return RunCause(check.name, said, symbol)
 
 
 def _state(cpu: CpuPlace) -> str:
