@@ -24,7 +24,7 @@ TEXT, STACK, DATA = 0xFFFF_FFFF_8100_0000, 0xFFA0_0000_0000_4000, 0xFFFF_FFFF_82
 IMAGE = 4 * MIB
 """Where the image lies in physical memory."""
 NAMES = [(TEXT, "T", "_stext"), (TEXT + 0x100, "t", "waits"), (TEXT + 0x200, "T", "asks"), (TEXT + 0x300, "T", "panic"),
-         (TEXT + 0x400, "t", "boots"), (DATA, "d", "log_buf"), (DATA + 8, "d", "log_buf_len")]  # fmt: skip
+         (TEXT + 0x400, "t", "boots"), (DATA, "d", "prb")]  # fmt: skip
 SYMBOLS = Symbols((SymbolSpan.of(NAMES, DATA + 0x1000),), "a table of ours", is_running=True)
 UNPACKER = bytes(range(1, 200))
 
@@ -88,19 +88,34 @@ class Silent:
         return "CPU#0\nHLT=0\n"
 
 
-def logged(world: World, *lines: bytes) -> None:
-    at = 0xFFFF_FFFF_8200_0100
-    blocks = b"".join(struct.pack("<Q", 0xFFFF_FFFF_0000_0000 + n) + line for n, line in enumerate(lines))
-    world.write(IMAGE + 0x10_0000, struct.pack("<QI", at, 0x800))
-    world.write(IMAGE + 0x10_0100, blocks)
+def logged(world: World, *lines: bytes, since_512: bool = True) -> None:
+    """A log of at most four lines in a ring of 256 bytes: descriptors, what is known of each, and the texts."""
+    base = IMAGE + 0x10_0000 - DATA
+    ring, descriptors, known, texts = (DATA + offset for offset in (0x40, 0x100, 0x200, 0x400))
+    head = struct.pack("<I4xQQ", 2, descriptors, known) + bytes(24 if since_512 else 16)
+    world.write(base + DATA, struct.pack("<Q", ring))
+    world.write(base + ring, head + struct.pack("<I4xQ", 8, texts))
+    at = 256  # the ring went round once
+    for number, line in enumerate(lines):
+        size = 8 + len(line) + 7 & ~7
+        if at // 256 != (at + size - 1) // 256:
+            begin, end, place = at, (at // 256 + 1) * 256 + size, 0
+        else:
+            begin, end, place = at, at + size, at % 256
+        world.write(base + descriptors + 24 * number, struct.pack("<QQQ", 1, begin, end))
+        world.write(base + known + 88 * number, struct.pack("<QQH", 7 + number, 1_500_000 * number, len(line)))
+        world.write(base + texts + place, struct.pack("<Q", number) + line + b"left over"[: -len(line) % 8])
+        at = end
 
 
 def test_a_panic_that_never_came_to_the_console() -> None:
     world = World(TEXT + 0x110)
     back = world.call(TEXT + 0x420, TEXT + 0x300)
     world.push(world.call(TEXT + 0x320, TEXT + 0x100), back)
-    logged(world, b"Linux version 6.1\0\0", b"Kernel panic - not syncing: no memory at all\0")
-    assert log_in_memory(world.places) == b"Linux version 6.1\nKernel panic - not syncing: no memory at all\n"
+    logged(world, b"Linux version 6.1", b"Kernel panic - not syncing: no memory at all")
+    assert log_in_memory(world.places) == (
+        b"[    0.000000] Linux version 6.1\n[    0.001500] Kernel panic - not syncing: no memory at all\n"
+    )
     outcome, cause = FailedMachine(Silent(), Stopped("hang", None), world.places, 30).verdict()  # type: ignore[arg-type]
     assert (outcome, cause.rule, cause.symbol) == ("panic", "panic", "boots")
     assert cause.sentence.startswith("no memory at all (it never came to the console")
@@ -108,16 +123,23 @@ def test_a_panic_that_never_came_to_the_console() -> None:
 
 def test_a_hang_before_the_console_tells_the_last_line_of_the_log() -> None:
     world = World()
-    logged(world, b"Linux version 6.1\0\0", b"Memory: 1K\0\0\0\0\0")
+    logged(world, b"Linux version 6.1", b"Memory: 1K", since_512=False)
     outcome, cause = FailedMachine(Silent(), Stopped("hang", None), world.places, 30).verdict()  # type: ignore[arg-type]
     assert (outcome, cause.rule, cause.symbol) == ("hang", "hang", "waits")
-    assert cause.sentence.endswith("(waits); the last line is 'Memory: 1K'")
+    assert cause.sentence.endswith("(waits); the last line is '[    0.001500] Memory: 1K'")
 
 
-@pytest.mark.parametrize(("buffer", "size"), [(0, 0x800), (DATA, 0), (DATA, 1 << 30), (0xFFFF_FFFF_9000_0000, 0x800)])
-def test_a_log_that_lies_nowhere(buffer: int, size: int) -> None:
+def test_a_text_that_would_reach_over_the_end_of_the_ring() -> None:
     world = World()
-    world.write(IMAGE + 0x10_0000, struct.pack("<QI", buffer, size))
+    logged(world, b"a" * 100, b"b" * 100, b"c" * 60)
+    assert log_in_memory(world.places).splitlines()[-1] == b"[    0.003000] " + b"c" * 60
+
+
+@pytest.mark.parametrize(("offset", "word"), [(0, 0), (0x40, 99), (0x48, 5), (0x78, 60), (0x70, 60), (0x50, 0)])
+def test_a_log_that_is_broken(offset: int, word: int) -> None:
+    world = World()
+    logged(world, b"Kernel panic - not syncing: no")
+    world.write(IMAGE + 0x10_0000 + offset, struct.pack("<Q", word))
     assert panic_of(log_in_memory(world.places)) is None
 
 

@@ -2,38 +2,61 @@
 
 from __future__ import annotations
 
-import re
+import struct
+from collections.abc import Iterator
 from typing import Final
 
 from fivefold.errors import MemoryReadError
 from fivefold.matrix.run.places import MachinePlaces
+from fivefold.survey.names.kernel_memory import KernelMemory
 
-MOST_BYTES: Final = 1 << 22
-_SIZES: Final = (1 << 17, 1 << 12)
-_TEXT: Final = re.compile(rb"[\t\n\x20-\x7e]{4,}")
+MOST_BYTES: Final = 1 << 24
+_HEAD: Final = struct.Struct("<I4xQQ")
+"""Of the ring of descriptors: the binary logarithm of their number, the descriptors, what is known of each."""
+_DATA_AT: Final = (48, 40)
+"""Where the ring of texts begins: since 5.12; before that it had one number less in front of it."""
+_TEXTS: Final = struct.Struct("<I4xQ")
+_DESCRIPTOR: Final = struct.Struct("<QQQ")
+_KNOWN: Final = struct.Struct("<QQH")
+_KNOWN_SIZE: Final = 88
+_NUMBER: Final = 8
+"""A text has the number of its descriptor before it."""
 
 
 def log_in_memory(places: MachinePlaces) -> bytes:
-    """The lines of the log's buffer in the order in which they lie there; empty where it is not found.
+    """The lines of the log, oldest first, as `dmesg` shows them; empty where it is not found or not whole.
 
-    Each text has a number of 8 bytes before it whose last ones cannot be printed. Source: Linux,
-    *kernel/printk/printk_ringbuffer.c*: ``prb_data_block``; names of variables since 2.6.12.
+    Source: Linux since 5.10, *kernel/printk/printk_ringbuffer.h*: ``printk_ringbuffer``, ``prb_desc``, ``printk_info``.
     """
-    at, size = places.symbols.only_address("log_buf"), places.symbols.only_address("log_buf_len")
-    memory = places.memory
+    memory, at = places.memory, places.symbols.only_address("prb")
     if memory is None or at is None:
         return b""
     try:
-        start = memory.word(at)
-        length = memory.half(size) if size is not None else _SIZES[0]
-    except MemoryReadError:
+        return b"".join(_lines(memory, memory.word(at)))
+    except (MemoryReadError, struct.error):
         return b""
-    if not start >> 63 or not 0 < length <= MOST_BYTES:
-        return b""
-    for part in (length, *_SIZES):
-        try:
-            found = memory.read(start, min(part, length))
-        except MemoryReadError:
-            continue
-        return b"".join(line.strip(b"\n") + b"\n" for line in _TEXT.findall(found))
-    return b""
+
+
+def _lines(memory: KernelMemory, ring: int) -> Iterator[bytes]:
+    count_bits, descriptors, known = _HEAD.unpack(memory.read(ring, _HEAD.size))
+    rings = [_TEXTS.unpack(memory.read(ring + at, _TEXTS.size)) for at in _DATA_AT]
+    bits, texts = next((one for one in rings if one[1] >> 63), (0, 0))
+    size = 1 << min(bits, 64)
+    if not texts or size > MOST_BYTES or not 0 < count_bits < 20:
+        return
+    data = memory.read(texts, size)
+    found = []
+    for number in range(1 << count_bits):
+        place = memory.read(descriptors + number * _DESCRIPTOR.size, _DESCRIPTOR.size)
+        sequence, when, length = _KNOWN.unpack(memory.read(known + number * _KNOWN_SIZE, _KNOWN.size))
+        if length:
+            found.append((sequence, when, _text(data, place, length)))
+    for _, when, text in sorted(found):
+        yield b"[%5d.%06d] %s\n" % (when // 10**9, when // 1000 % 10**6, text.rstrip(b"\n"))
+
+
+def _text(data: bytes, place: bytes, length: int) -> bytes:
+    """A text in the ring; one that would reach over its end lies at its beginning."""
+    _, begin, end = _DESCRIPTOR.unpack(place)
+    at = begin % len(data) if begin // len(data) == (end - 1) // len(data) else 0
+    return data[at + _NUMBER : at + _NUMBER + length]
