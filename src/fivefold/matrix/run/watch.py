@@ -23,6 +23,8 @@ _SAMPLED: Final = 6
 """The looks take this part of the silence that led to them: five seconds of thirty."""
 _NEAR: Final = 0x1000
 """Where no symbols are known, instructions closer than this are taken for one function."""
+_HASHED: Final = b" * "
+"""Stands in each line of the init, and in none of the kernel's text of its page tables, which is long."""
 STARVED: Final = 4.0
 """A machine that got less than one part in so many of a core is starved by its host: it has so many times as long."""
 _RIP: Final = re.compile(r"\b[RE]IP=([0-9a-f]{8,16})")
@@ -80,7 +82,7 @@ def watch(machine: RunningMachine, reports: int, patience: Patience, symbols: As
         if len(machine.console) != size:
             time.sleep(_GATHER)
             size, heard, worked = len(machine.console), now, machine.worked() or 0.0
-        if size != looked and (b"f5 " in machine.console[max(0, looked - 64) :] or found.reports):
+        if size != looked and _HASHED in machine.console[machine.console.rfind(b"\n", 0, looked) + 1 :]:
             found = read_reports(bytes(machine.console))
         if panicked is None and PANIC.search(machine.console, max(0, looked - 256)):
             panicked = now
