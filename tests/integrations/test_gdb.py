@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 
 from fivefold.boot import DEFAULT_LOAD_ADDRESS, build_image
 from fivefold.integrations.gdb_line import gdb_line
+from fivefold.machine.program import find_program
 from fivefold.memory.live.qmp_client import QmpClient
 
 TEXT = 0xFFFFFFFF81000000
@@ -58,14 +61,47 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> No
         time.sleep(0.02)
 
 
-def session(folder: Path, *lines: str, line: str = "") -> list[str]:
+@dataclass(frozen=True)
+class Gdb:
+    """A gdb: the system's, or one in a folder, which needs to be told where its Python and its data are."""
+
+    command: tuple[str, ...] = ("gdb",)
+    home: str = ""
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**os.environ, **({"PYTHONHOME": self.home, "PYTHONDONTWRITEBYTECODE": "1"} if self.home else {})}
+
+
+SYSTEM = Gdb()
+
+
+@pytest.fixture(params=["system", "newer"])
+def gdb(request: pytest.FixtureRequest) -> Gdb:
+    """The system's gdb, and the one in the folder that FIVEFOLD_NEWER_GDB names."""
+    return SYSTEM if request.param == "system" else newer_gdb()
+
+
+def newer_gdb() -> Gdb:
+    """The gdb in the folder that FIVEFOLD_NEWER_GDB names."""
+    if not os.environ.get("FIVEFOLD_NEWER_GDB"):
+        reason = "FIVEFOLD_NEWER_GDB names no other gdb (.ci/unpack FOLDER trixie gdb makes one)"
+        (pytest.fail if os.environ.get("FIVEFOLD_REQUIRE_NEWER_GDB") else pytest.skip)(reason)
+    found = find_program(["gdb"], None, "FIVEFOLD_NEWER_GDB")
+    assert found is not None
+    return Gdb((*found.command, f"--data-directory={found.root}/usr/share/gdb"), f"{found.root}/usr")
+
+
+def session(folder: Path, *lines: str, line: str = "", gdb: Gdb = SYSTEM) -> list[str]:
     """What gdb prints for each of *lines*, stdout and stderr together, the first after its own greeting."""
     (folder / "line.gdb").write_text(line or gdb_line())
-    call = ["gdb", "-nx", "-q", "-batch", "-x", "line.gdb"]
+    call = [*gdb.command, "-nx", "-q", "-batch", "-x", "line.gdb"]
     for one in lines:
         call += ["-ex", one, "-ex", r"echo \n@@@\n"]
     # Merged by a file each: gdb orders its own two streams, and -batch keeps going after an error.
-    done = subprocess.run(call, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    done = subprocess.run(
+        call, cwd=folder, env=gdb.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240
+    )
     assert "Traceback" not in done.stdout
     return [part.strip() for part in done.stdout.split("@@@\n")][: len(lines)]
 
@@ -129,14 +165,16 @@ def test_the_commands_say_what_they_say_of_a_dump(start: Start, image: Path, tmp
 
 @pytest.mark.gdb
 @pytest.mark.qemu
-def test_the_prompt_survives(start: Start, tmp_path: Path) -> None:
+def test_the_prompt_survives(start: Start, tmp_path: Path, gdb: Gdb) -> None:
     """No target, a machine at reset, mistakes in typing, 32 bits, a target that goes away: a line each."""
     guest = start("qemu-system-i386", "-S")
     moved = gdb_line(str(tmp_path / "nowhere"))
-    assert session(tmp_path, "target remote gdb", "ff info", line=moved)[1].startswith("ff: FileNotFoundError: ")
+    assert session(tmp_path, "target remote gdb", "ff info", line=moved, gdb=gdb)[1].startswith(
+        "ff: FileNotFoundError: "
+    )
     no_target, _, reset, symbol, option, nothing, _, gone, after = session(
         tmp_path, "ff info", "target remote gdb", "ff walk 0", "ff walk nosuch+1", "ff dump --nosuch", "ff walk",
-        f"shell kill -9 {guest.pid}", "ff walk 0", "ff info",
+        f"shell kill -9 {guest.pid}", "ff walk 0", "ff info", gdb=gdb,
     )  # fmt: skip
     assert no_target == "ff: there is no target; expected one of QEMU's stub: target remote localhost:1234"
     assert reset.startswith("ff: CPU 0 of gdb:gdb has paging off (CR0.PG=0)")
@@ -146,6 +184,43 @@ def test_the_prompt_survives(start: Start, tmp_path: Path) -> None:
     assert nothing == "ff: Missing argument 'ADDRESS'."
     assert gone.startswith("ff: Remote co") and "\n" not in gone
     assert after == no_target
+    process = f"file {shutil.which('true')}\nstarti\n{gdb_line()}"
+    native, words, options, unknown = session(
+        tmp_path, "ff info", "ff", "ff walk --help", "ff nosuch", line=process, gdb=gdb
+    )
+    assert native.endswith("ff: the target is native; expected the stub of a machine: target remote …")
+    assert "ff audit -- What breaks W^X" in words
+    assert "--json" in options and "ADDRESS" in options
+    assert unknown.startswith('ff: "nosuch" is no command; expected info, dump, walk, audit, explain or find')
+
+
+@pytest.mark.gdb
+@pytest.mark.qemu
+@pytest.mark.parametrize("ours_first", [False, True])
+def test_nothing_of_pwndbg_and_gef_is_overridden(start: Start, tmp_path: Path, gdb: Gdb, ours_first: bool) -> None:
+    """Neither can be had here: a stand-in takes all names that their documents list, their hooks and the prompt."""
+    start("qemu-system-x86_64", "-S")
+    here = Path(__file__).parent
+    names = repr(str(here / "other_plugins.txt"))
+    theirs = f"python exec(open({str(here / 'stand_in.py')!r}).read(), {{'NAMES': {names}, '__name__': 'stand_in'}})"
+    both = [gdb_line(), theirs] if ours_first else [theirs, gdb_line()]
+    spaces = "python print(sorted(name for name in globals() if name[0] != '_'))"
+    line = "\n".join([spaces, *both, spaces])
+    done = session(tmp_path, "target remote gdb", "ff walk 0", "standing", line=line, gdb=gdb)
+    before, after = (text for text in done[0].splitlines() if text.startswith("["))
+    assert before == after
+    assert done[1].startswith("ff: CPU 0 of gdb:gdb has paging off")
+    taken = len([word for text in (here / "other_plugins.txt").read_text().splitlines() if text[0] != "#"
+                 for word in text.split()[2:]])  # fmt: skip
+    assert done[2].splitlines() == [f"lost [] True of {taken}", "seen ['StopEvent']"] and taken > 250
+
+
+def test_no_name_of_others_begins_with_ours() -> None:
+    text = (Path(__file__).parent / "other_plugins.txt").read_text()
+    names = [word for line in text.splitlines() if line[0] != "#" for word in line.split()[2:]]
+    assert not [name for name in names if name == "ff" or "ff".startswith(name)]
+    source = (Path(gdb_line.__code__.co_filename).with_name("gdb_commands.py")).read_text()
+    assert not re.findall(r"gdb\.(?:events|prompt_hook|Parameter|Function|set_parameter)|\bset (?!to)", source)
 
 
 def test_the_line_is_one_and_needs_no_package_of_ours() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 import subprocess
@@ -15,13 +16,15 @@ from typing import Any
 import pytest
 
 from fivefold.arch import FETCH, READ, WRITE, Allowed, ControlState, Flag, Mapped, access
+from fivefold.integrations.gdb_line import gdb_line
+from fivefold.machine.program import find_program
 from fivefold.memory import open_source
 from fivefold.survey.audit.all_roots import audit_all_roots
 from fivefold.survey.guest.info import About
 from fivefold.survey.guest.roots import find_roots
 from fivefold.survey.scan.scan_result import ALL_FLAGS, Contiguity, expand_leaves
 from fivefold.survey.space import Space, open_space
-from fivefold.units import VirtAddr
+from fivefold.units import PhysAddr, VirtAddr
 
 pytestmark = pytest.mark.qemu
 
@@ -166,3 +169,50 @@ def test_flags_are_spelled_as_in_the_manual() -> None:
     assert [1 << bit for bit, _ in _LETTERS] == [
         int(flag) for flag in (Flag.NX, Flag.G, Flag.BIT7, Flag.D, Flag.A, Flag.PCD, Flag.PWT, Flag.US, Flag.RW)
     ]
+
+
+GDBS = ["system", "newer"]
+
+
+def gdb_command(which: str) -> tuple[list[str], dict[str, str]]:
+    """How to start the system's gdb, or the one in the folder that FIVEFOLD_NEWER_GDB names; and its environment."""
+    if which == "system":
+        return ["gdb"], dict(os.environ)
+    if not os.environ.get("FIVEFOLD_NEWER_GDB"):
+        reason = "FIVEFOLD_NEWER_GDB names no other gdb (.ci/unpack FOLDER trixie gdb makes one)"
+        (pytest.fail if os.environ.get("FIVEFOLD_REQUIRE_NEWER_GDB") else pytest.skip)(reason)
+    found = find_program(["gdb"], None, "FIVEFOLD_NEWER_GDB")
+    assert found is not None
+    env = {**os.environ, "PYTHONHOME": f"{found.root}/usr", "PYTHONDONTWRITEBYTECODE": "1"}
+    return [*found.command, f"--data-directory={found.root}/usr/share/gdb"], env
+
+
+@pytest.mark.gdb
+@pytest.mark.parametrize("which", GDBS)
+def test_gdbs_commands_on_linux(guest: Any, tmp_path: Path, which: str) -> None:
+    """In a real session: a register and a symbol of gdb's, against QEMU's own walk and the same command by QMP."""
+    command, env = gdb_command(which)
+    told = Path(guest.told).read_bytes().decode(errors="replace")
+    banner = int(re.search(r"^([0-9a-f]{16}) \w linux_banner$", told, re.MULTILINE)[1], 16)  # type: ignore[index]
+    (tmp_path / "names.S").write_text(f".globl linux_banner\n.set linux_banner, {banner:#x}\n")
+    subprocess.run(["gcc", "-c", "names.S", "-o", "names.o"], cwd=tmp_path, check=True)
+    (tmp_path / "line.gdb").write_text(gdb_line())
+    guest.monitor.monitor(f"gdbserver unix:{tmp_path}/gdb,server=on,wait=off")
+    lines = [f"target remote {tmp_path}/gdb", "symbol-file names.o", "ff walk -j $rip &linux_banner", "ff info -j"]
+    call = [*command, "-nx", "-q", "-batch", "-x", "line.gdb"]
+    try:
+        call += [word for line in (*lines, "info registers rip") for word in ("-ex", line, "-ex", r"echo \n@@@\n")]
+        done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    finally:
+        guest.monitor.ask("stop")  # gdb detached, which lets a guest go on
+        guest.monitor.monitor("gdbserver none")
+    _, _, walked, info, rip = (text.strip() for text in done.stdout.split("@@@\n")[:5])
+    walks = json.loads(walked)["walks"]
+    assert json.loads(info)["levels"] == guest.levels == walks[1]["steps"][0]["level"]
+    assert int(walks[0]["address"], 16) == int(rip.split()[1], 16)
+    assert int(walks[1]["address"], 16) == banner
+    for walk in walks:
+        answer = guest.monitor.monitor(f"gva2gpa {walk['address']}")
+        assert int(answer.split()[-1], 16) == int(walk["phys"], 16)
+    with open_source(f"qmp:{guest.qmp}") as source:
+        assert source.memory.read(PhysAddr(int(walks[1]["phys"], 16)), 14) == b"Linux version "

@@ -177,8 +177,6 @@ def selected_cpu():
 def words_of(command, argument, source):
     """The words of `fivefold` for what was typed after ``ff``."""
     typed = ["--json" if word == "-j" else word for word in gdb.string_to_argv(argument)]
-    if "-h" in typed or "--help" in typed:
-        return [command, "--help"]
     given = [source, "--freeze"]
     if command not in ("explain", "find") and not any(word.split("=")[0] in ("--cpu", "--cr3") for word in typed):
         given += ["--cpu", str(selected_cpu())]
@@ -198,6 +196,8 @@ def addressed(typed):
 
 def run(command, argument):
     """Run one command; its output is gdb's, its refusal one line."""
+    if {"-h", "--help"} & set(gdb.string_to_argv(argument)):
+        return explained(command)
     connection = remote()
     folder = tempfile.mkdtemp(prefix="ff-gdb-")
     lender = Lender(connection, selected_cpu() if command == "explain" else None)
@@ -215,6 +215,13 @@ def run(command, argument):
             show(status, *(told(stream, place, connection) for stream in (out, err)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def explained(command):
+    """Print the help of `fivefold`, which needs no target."""
+    call = [PYTHON, "-P", "-c", START, command, "--help", "--color", "never"]
+    done = subprocess.run(call, stdin=subprocess.DEVNULL, capture_output=True, env=environment(), check=False)
+    show(done.returncode, *(stream.decode("utf-8", "replace") for stream in (done.stdout, done.stderr)))
 
 
 def helped(words, listener, lender, out, err):
@@ -254,6 +261,15 @@ class Prefix(gdb.Command):
 
     def __init__(self):
         super().__init__("ff", gdb.COMMAND_DATA, gdb.COMPLETE_NONE, True)
+
+    def invoke(self, argument, from_tty):
+        self.dont_repeat()
+        if argument:
+            *most, last = COMMANDS
+            names = f"{', '.join(most)} or {last}"
+            raise gdb.GdbError(f'ff: "{argument.split()[0]}" is no command; expected {names}')
+        for name, text in COMMANDS.items():
+            gdb.write(f"ff {name} -- {text}\n")
 
 
 class Command(gdb.Command):

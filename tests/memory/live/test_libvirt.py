@@ -238,6 +238,40 @@ def test_an_unprivileged_user_reads_a_domain_of_a_session(session: Daemon, level
     assert (info["levels"], info["format"]) == (levels, f"live QEMU, RAM by {way}")
 
 
+@pytest.fixture
+def without_virsh(tmp_path: Path) -> dict[str, str]:
+    """An environment with libvirt's Python module, as Debian has it, and without virsh."""
+    files = list(Path("/usr/lib/python3/dist-packages").glob("libvirt*"))
+    if not any(f"cpython-{sys.version_info[0]}{sys.version_info[1]}-" in file.name for file in files):
+        pytest.skip("python3-libvirt is not installed, or not for this Python")
+    for file in files:
+        (tmp_path / file.name).symlink_to(file)
+    return {"PYTHONPATH": str(tmp_path), "PATH": "/nowhere"}
+
+
+@pytest.mark.libvirt
+@pytest.mark.qemu
+def test_libvirts_python_module_does_where_there_is_no_virsh(system: Daemon, without_virsh: dict[str, str]) -> None:
+    name = system.start("ff-python", 5)
+    text = (
+        "import sys; from fivefold.errors import MachineError; from fivefold.memory import open_source\n"
+        "for name in sys.argv[1:3]:\n"
+        "  print(open_source('libvirt:' + name, live_ram='pmemsave').format)\n"
+        "try: open_source('libvirt:nosuch')\n"
+        "except MachineError as error: print('no such domain' in str(error))\n"
+        "held = open_source('libvirt:' + sys.argv[1], freeze=True); print(held.torn, flush=True); input()\n"
+    )
+    env = {**os.environ, "LIBVIRT_DEFAULT_URI": system.uri, **without_virsh}
+    command = [sys.executable, "-c", text, name, system.virsh("domuuid", name)]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        said = [killed.stdout.readline().strip() for _ in range(4)]
+        assert said == ["live QEMU, RAM by pmemsave"] * 2 + ["True", "False"]
+        assert system.virsh("domstate", name) == "paused"
+        killed.kill()
+    until(lambda: system.virsh("domstate", name) == "running", "the watchdog")
+
+
 @pytest.mark.parametrize("named", ["", "qemu:///session", "qemu:///session#", "#a://", "a#qemu://b"])
 def test_a_name_without_a_domain_is_refused(named: str) -> None:
     with pytest.raises(ValueError, match="expected"):

@@ -5,6 +5,7 @@ virsh comes first since a call of it can be given up. Each question is a call of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -155,15 +156,14 @@ class PythonDomain:
         self.uuid = self._call(self._domain.UUIDString)
 
     def _look_up(self) -> Any:
-        ways = [self._connection.lookupByName, self._connection.lookupByUUIDString]
+        """Look for a number, a UUID, and last a name, whose refusal counts."""
+        ways = [self._connection.lookupByUUIDString]
         if self.domain.isdecimal() and self.domain.isascii():
             ways.insert(0, lambda number: self._connection.lookupByID(int(number)))
-        for way in ways[:-1]:
-            try:
+        for way in ways:
+            with contextlib.suppress(self._library.libvirtError, OverflowError):
                 return way(self.domain)
-            except (self._library.libvirtError, OverflowError):
-                continue
-        return ways[-1](self.domain)
+        return self._connection.lookupByName(self.domain)
 
     def state(self) -> str:
         """In virsh's words."""
