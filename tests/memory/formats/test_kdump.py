@@ -370,3 +370,17 @@ def test_empty_pages_are_described_and_fill_nothing(make, saved, monkeypatch) ->
     monkeypatch.setattr(kdump_pages, "LEAST_FILLED", 100)
     with open_source(path) as source:
         assert list(source.memory.pages_that_begin(b"OSRELEASE")) == [4000 * 4096]
+
+
+@pytest.mark.parametrize("version", range(1, 7))
+def test_what_a_version_has_of_the_second_header(make, saved, version: int) -> None:
+    """Parts of a split dump since version 2, VMCOREINFO since 3; before that there may be anything in their places."""
+    part = saved(make.kdump(PAGES, version=version, split=1))
+    if version >= 2:
+        with pytest.raises(FormatError, match="is one part of a split dump"):
+            open_source(part)
+    else:
+        with open_source(part) as source:
+            assert source.memory.read(PhysAddr(0x3000), 4096) == PAGES[3]
+    with open_source(saved(make.kdump(PAGES, version=version))) as source:
+        assert bool(source.vmcoreinfo) == (version >= 3)

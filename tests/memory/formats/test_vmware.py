@@ -14,8 +14,9 @@ from fivefold.units import PhysAddr
 MAGIC = b"\xd2\xbe\xd2\xbe"
 
 
-def tag(name: str, data: bytes, *indices: int, long: bool = False) -> bytes:
-    size = 63 if long else len(data)
+def tag(name: str, data: bytes, *indices: int, long: int = 0) -> bytes:
+    """*long* is the size that stands for one that comes in front of the data: 62 or 63."""
+    size = long or len(data)
     out = bytes([len(indices) << 6 | size, len(name)]) + name.encode()
     out += b"".join(struct.pack("<I", one) for one in indices)
     return out + (struct.pack("<QQH", len(data), len(data), 0) if long else b"") + data
@@ -30,7 +31,7 @@ def snapshot(groups: dict[str, bytes], magic: bytes = MAGIC) -> bytes:
 
 
 def regions(*rows: tuple[int, int, int]) -> bytes:
-    out = tag("note", b"n" * 5000, long=True) + tag("regionsCount", struct.pack("<I", len(rows)))
+    out = tag("note", b"n" * 5000, long=63) + tag("regionsCount", struct.pack("<I", len(rows)))
     for number, row in enumerate(rows):
         for name, value in zip(("regionPPN", "regionPageNum", "regionSize"), row, strict=True):
             out += tag(name, struct.pack("<I", value), number)
@@ -66,6 +67,26 @@ def test_both_names(files: Path, name: str) -> None:
         assert source.cpus[0].rip == 0xFFFFFFFF81000000
 
 
+@pytest.mark.parametrize("long", [62, 63])
+@pytest.mark.parametrize("magic", [b"\xd0\xbe\xd2\xbe", MAGIC])
+def test_data_whose_size_comes_in_front(files: Path, long: int, magic: bytes) -> None:
+    """Old snapshots have sizes of 4 bytes, which the first byte says."""
+    data = bytes(range(256)) * 17
+    first = tag("before", data, long=long)
+    if magic[0] & 0xF == 0:
+        first = first.replace(
+            struct.pack("<QQH", len(data), len(data), 0), struct.pack("<IIH", len(data), len(data), 0)
+        )
+        memory = regions((0, 0, 4)).partition(tag("regionsCount", struct.pack("<I", 1)))
+    else:
+        memory = ("", "", regions((0, 0, 4)))
+    tags = first + (memory[1] + memory[2] if memory[1] else memory[2])
+    (files / "guest.vmss").write_bytes(snapshot({"memory": tags, "cpu": CPU}, magic))
+    with open_source(files / "guest.vmss") as source:
+        assert source.extents == [(0, 0x4000)]
+        assert source.cpus[1].cr3 == 0x6000
+
+
 def test_alone(files: Path) -> None:
     (files / "guest.vmss").rename(files / "other.vmss")
     with open_source(files / "guest.vmem") as source:
@@ -75,7 +96,10 @@ def test_alone(files: Path) -> None:
 
 
 def test_cut(files: Path) -> None:
+    note = GOOD.index(b"n" * 5000)
     for size in range(4, len(GOOD) - 2):
+        if note + 8 < size < note + 4992 and size % 499:
+            continue  # all alike
         (files / "guest.vmss").write_bytes(GOOD[:size])
         with pytest.raises(FormatError):
             open_source(files / "guest.vmss")

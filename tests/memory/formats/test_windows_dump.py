@@ -90,3 +90,16 @@ def test_forged(tmp_path: Path, data: bytes, says: str) -> None:
     (tmp_path / "dump").write_bytes(data)
     with pytest.raises(FormatError, match=says):
         open_source(tmp_path / "dump")
+
+
+def test_a_context_that_was_never_written(tmp_path: Path) -> None:
+    """The header is full of the word PAGE until the crash writes to it."""
+    data = bytearray(full())
+    data[0x348:0x34C] = b"PAGE"
+    (tmp_path / "dump").write_bytes(data)
+    with open_source(tmp_path / "dump") as source:
+        assert (source.cpus[0].cr3, source.cpus[0].rip, source.cpus[0].general) == (CR3, None, {})
+    data[0x34B] = 0
+    (tmp_path / "dump").write_bytes(data)
+    with open_source(tmp_path / "dump") as source:
+        assert source.cpus[0].rip == 0xFFFFF80012345678

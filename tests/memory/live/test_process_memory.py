@@ -117,3 +117,31 @@ def test_closed_twice() -> None:
     process.close()
     assert os.fstat(other)
     os.close(other)
+
+
+def test_pages_that_were_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in steps of four pages, so that runs are cut where a step ends; the last page is wanted in part."""
+    monkeypatch.setattr("fivefold.memory.live.process_memory._PAGEMAP_STEP", 4 * mmap.PAGESIZE)
+    size = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 20 * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    for page in (1, 2, 3, 4, 9, 14, 15, 17):
+        memory[page * size] = 1
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    process = ProcessMemory(os.getpid())
+    found = [
+        ((low - start) / size, (high - start) / size) for low, high in process.present(start, start + 17 * size + 8)
+    ]
+    assert found == [(1, 4), (4, 5), (9, 10), (14, 16), (17, 17 + 8 / size)]
+    process.close()
+
+
+def test_all_pages_where_nothing_says_which_were_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = ProcessMemory(os.getpid())
+    process.close()
+    process.pid = 999999999
+    assert list(process.present(0x1000, 0x3000)) == [(0x1000, 0x3000)]
+    monkeypatch.setattr("fivefold.memory.live.process_memory._PAGEMAP_STEP", 4 * mmap.PAGESIZE)
+    process.pid = os.getpid()
+    beyond = 1 << 47  # above the user half, of which pagemap has nothing
+    assert list(process.present(beyond, beyond + 0x8000)) == [(beyond, beyond + 0x8000)]

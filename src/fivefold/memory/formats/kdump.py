@@ -55,7 +55,8 @@ def read_kdump(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
     flat = file.read_at(0, min(file.size, 16)).startswith(kdump_flat.SIGNATURE)
     data: ByteSource = kdump_flat.FlatBytes(file) if flat else file
     header = _HEADER.unpack(data.read_at(0, _HEADER.size))
-    sub = _SUB.unpack(data.read_at(PAGE, _SUB.size)) if header[1] >= 1 else (0,) * 14
+    # Version 1 has the first field only, and nothing here depends on that.
+    sub = _SUB.unpack(data.read_at(PAGE, _SUB.size)) if header[1] >= 2 else (0,) * 14
     geometry = _geometry(data, header, sub)
     written = geometry.bitmap + geometry.bitmap_size
     pages = KdumpPages(data, written, geometry.descriptors, geometry.pages, on_disk=file.on_disk)
