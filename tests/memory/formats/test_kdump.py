@@ -6,6 +6,7 @@ import importlib.util
 import lzma
 import random
 import struct
+import sys
 import zlib
 from collections import Counter
 
@@ -384,3 +385,12 @@ def test_what_a_version_has_of_the_second_header(make, saved, version: int) -> N
             assert source.memory.read(PhysAddr(0x3000), 4096) == PAGES[3]
     with open_source(saved(make.kdump(PAGES, version=version))) as source:
         assert bool(source.vmcoreinfo) == (version >= 3)
+
+
+@pytest.mark.parametrize("flags", PACKERS)
+def test_a_package_that_is_missing(make, saved, monkeypatch: pytest.MonkeyPatch, flags: int) -> None:
+    name, package, _ = PACKERS[flags]
+    monkeypatch.setitem(sys.modules, name, None)
+    with open_source(saved(make.kdump(PAGES, flags=flags))) as source, pytest.raises(MachineError) as error:
+        source.memory.read(PhysAddr(0x3000), 8)
+    assert str(error.value).endswith(f"page 0x3 is packed with {package}: pip install {package}")

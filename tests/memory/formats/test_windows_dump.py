@@ -103,3 +103,15 @@ def test_a_context_that_was_never_written(tmp_path: Path) -> None:
     (tmp_path / "dump").write_bytes(data)
     with open_source(tmp_path / "dump") as source:
         assert source.cpus[0].rip == 0xFFFFF80012345678
+
+
+@pytest.mark.parametrize(
+    ("runs", "number"), [([(1, 3), (0x100, 3)], 1), ([(1, 6), (0x100, 0)], 0), ([(1 << 40, 1)], 0)]
+)
+def test_a_run_that_the_file_does_not_hold(tmp_path: Path, runs: list[tuple[int, int]], number: int) -> None:
+    """The file has five pages. A page further, or beyond what an address can be, is refused, with the run."""
+    (tmp_path / "dump").write_bytes(bytes(header(1, runs)) + bytes(5 * 4096))
+    with pytest.raises(
+        FormatError, match=rf": run {number} has {runs[number][1]} pages from page {runs[number][0]:#x} on"
+    ):
+        open_source(tmp_path / "dump")

@@ -201,7 +201,7 @@ def _padded(match: re.Match[str]) -> int | None:
 def _is_hash(digits: str) -> bool:
     """``%p`` prints a hash of 32 bits since 4.15, which lies in no area of the kernel."""
     digits = digits.removeprefix("0x")
-    return len(digits) == _DIGITS and digits.startswith("00000000") and int(digits, 16) > 0
+    return len(digits) == _DIGITS and digits.startswith("00000000") and digits.strip("0") != ""
 
 
 def _error_code(head: str, vector: int, dropped: list[str]) -> int | None:
