@@ -98,6 +98,7 @@ FORGED: dict[str, tuple[list[bytes], str]] = {
     ),
     "a length without an end": ([header(), chunk(PACKED, b"\x81" * 9)], "of 0 bytes; expected 1 to"),
     "cut": ([header(), b"\x01\x00\x20\0sum"], "a chunk of 8192 bytes at 0x20, the file ends at 0x2f"),
+    "cut by a byte": ([header(), b"\x01\x0c\0\0sum"], "a chunk of 12 bytes at 0x20, the file ends at 0x2f"),
 }
 
 

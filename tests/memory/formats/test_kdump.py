@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import lzma
 import random
@@ -9,6 +10,7 @@ import struct
 import sys
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,8 +18,10 @@ from hypothesis import strategies as st
 
 from fivefold.errors import FormatError, MachineError, MemoryReadError
 from fivefold.memory import open_source
+from fivefold.memory.files import FileBytes
 from fivefold.memory.formats import kdump_pages
 from fivefold.memory.formats.kdump_bitmap import ranks, runs_of_bits
+from fivefold.memory.formats.kdump_flat import FlatBytes
 from fivefold.units import PhysAddr
 
 PAGES = {number: bytes([number % 251 + 1]) * 2000 + bytes(2096) for number in (3, 4, 5, 40, 70000)}
@@ -394,3 +398,24 @@ def test_a_package_that_is_missing(make, saved, monkeypatch: pytest.MonkeyPatch,
     with open_source(saved(make.kdump(PAGES, flags=flags))) as source, pytest.raises(MachineError) as error:
         source.memory.read(PhysAddr(0x3000), 8)
     assert str(error.value).endswith(f"page 0x3 is packed with {package}: pip install {package}")
+
+
+@pytest.mark.parametrize("number", range(11))
+def test_runs_of_bits(number: int) -> None:
+    """Whole bytes are one run, others one bit each; together they are what is set."""
+    bits = bytes([0x00, 0xFF, 0xFF, 0x81, 0x10, 0xFF, 0x00, 0xFE])[number % 8 :] + bytes(number)
+    runs = list(runs_of_bits(bits))
+    wanted = [bit for bit in range(8 * len(bits)) if bits[bit // 8] >> bit % 8 & 1]
+    assert [bit for first, end in runs for bit in range(first, end)] == wanted
+    assert all(end - first == 1 or first % 8 == end % 8 == 0 for first, end in runs)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(-1, 1), (0, -1), (0x10, 1 << 40), (1 << 40, 1)])
+def test_a_flattened_file_has_no_more_than_it_rebuilds_to(make, tmp_path: Path, offset: int, size: int) -> None:
+    (tmp_path / "flat").write_bytes(make.flattened(make.kdump(PAGES)))
+    with contextlib.closing(FileBytes.open(tmp_path / "flat")) as file:
+        flat = FlatBytes(file)
+        assert len(flat.read_at(flat.size - 3, 3)) == 3
+        for at, length in ((offset, size), (flat.size - 3, 4)):
+            with pytest.raises(FormatError, match=rf"rebuilds to {flat.size:#x} bytes; expected {length} at {at:#x}: "):
+                flat.read_at(at, length)

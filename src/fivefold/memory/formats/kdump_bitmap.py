@@ -34,7 +34,7 @@ def ranks(bitmap: bytes, step: int) -> list[int]:
 def runs_of_bits(bitmap: bytes) -> Iterator[tuple[int, int]]:
     """Set bits as (first, end) pairs, ascending; neighbours are not always joined."""
     for match in _RUNS_OF_BYTES.finditer(bitmap):
-        byte = match[0][0]
+        byte = bitmap[match.start()]
         if byte == 0xFF:
             yield match.start() * 8, match.end() * 8
             continue
