@@ -138,6 +138,8 @@ def test_when_there_are_colours(
         ("name   the value of it, long", 24, "name   the value of it,\n       long"),
         ("a  b   c", 6, "a  b\n    c"),
         ("0123456789abcdef", 10, "0123456789\n    abcdef"),
+        ("0x12345678-0x9abcdef0", 16, "0x12345678-\n    0x9abcdef0"),
+        ("ok  writable-code  that is writable", 20, "ok  writable-code\n    that is writable"),
         ("                 0123456789", 20, "     0123456789"),
     ],
 )

@@ -33,7 +33,8 @@ MARK: Final = f"<{os.urandom(8).hex()}>"
 
 _ESCAPES: Final = re.compile(f"((?:\x1b|{MARK})\\[[0-9;]*m)")
 _NAMED: Final = re.compile(r"\S+(?: \S+)?  +")
-_WORDS: Final = re.compile(r"( *)([^ ]+)")
+_WORDS: Final = re.compile(r"( *)([^ ]+)(?=((?: [^ ]+){0,30}))")
+"""Blanks, a word, and what follows it in the same column, as far as that could matter."""
 _HANG: Final = 4
 
 _color: Color = "auto"
@@ -135,13 +136,16 @@ def fold(line: str, width: int | None) -> str:
     line = _less_indented(line, width)
     hang = " " * _hang(line, width)
     lines, last = [], ""
-    for gap, word in _WORDS.findall(line):
-        if last and _length(last) + len(gap) + _length(word) > width:
+    for gap, word, column in _WORDS.findall(line):
+        taken = _length(last) + len(gap)
+        # What stands in a column of its own goes below as a whole, not after its first word.
+        whole = len(gap) > 1 and taken > width // 2
+        if last.strip() and taken + _length(word + column * whole) > width:
             lines.append(last)
             last, gap = hang, ""
         last += gap + word
         while _length(last) > width:  # one word that is wider than that
-            first, rest = _cut(last, width)
+            first, rest = _cut(last, _joint(last, len(hang), width))
             lines.append(first)
             last = hang + rest
     return "\n".join([*lines, last])
@@ -158,6 +162,13 @@ def _hang(line: str, width: int) -> int:
     if (named := _NAMED.match(line)) and len(named[0]) <= width // 3:
         return len(named[0])
     return len(line) - len(line.lstrip()) + _HANG
+
+
+def _joint(text: str, start: int, width: int) -> int:
+    """Where to cut a word that is too wide: behind the last dash or slash that fits, else at *width*."""
+    if _ESCAPES.search(text):
+        return width
+    return max(text.rfind(mark, start + 1, width) for mark in "-/") + 1 or width
 
 
 def _cut(text: str, width: int) -> tuple[str, str]:
