@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import size_images
 from fivefold.units import GIB, MIB
@@ -46,10 +46,10 @@ class Taken:
         return {"seconds": self.seconds, "peak": self.peak, "status": self.status, "said": self.said}
 
 
-def run(*words: str) -> Taken:
-    """Run fivefold with *words*."""
+def run(*words: str, out: int | IO[bytes] = subprocess.DEVNULL) -> Taken:
+    """Run fivefold with *words*; what it prints goes to *out*."""
     with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen([*PYTHON, *words], stdout=subprocess.DEVNULL, stderr=errors)
+        child = subprocess.Popen([*PYTHON, *words], stdout=out, stderr=errors)
         peak = 0
         while True:
             peak = max(peak, _resident(child.pid))

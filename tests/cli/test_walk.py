@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from fivefold.cli.main import main
 
 Run = Callable[..., Any]
 Capture = Callable[[str], Path]
@@ -106,3 +111,14 @@ def test_addresses_that_are_none(fivefold: Run, capture: Capture) -> None:
         "fivefold: Invalid value for 'ADDRESS': '0x10000000000000000' does not fit in 64 bits\n",
     )
     assert fivefold("walk", capture("plain-la48-kaslr")).status == 2
+
+
+def test_32_bit_code_in_long_mode_is_not_called_outside_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guest = Path(__file__).parents[1] / "data" / "others" / "memtest-ia32-wp0.elf.xz"
+    monkeypatch.setattr(sys, "argv", ["fivefold", "walk", str(guest), "0xff8000000000", "0x700000000000"])
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr().out
+    assert "la48" in told and "outside of long mode" not in told

@@ -148,6 +148,14 @@ def test_folding(line: str, width: int, expected: str) -> None:
     assert fold(line, None) == line
 
 
+def test_a_coloured_name_is_hung_below_as_a_plain_one() -> None:
+    out = io.StringIO()
+    page = Sheet(out, 24, color=True)
+    page.write(f"{paint(page, 'ok   ', 'good')} it is what it was, and so on\n")
+
+    assert re.sub("\x1b[^m]*m", "", out.getvalue()) == "ok    it is what it was,\n      and so on\n"
+
+
 def test_colours_take_no_columns() -> None:
     out = io.StringIO()
     page = Sheet(out, 12, color=True)

@@ -74,6 +74,9 @@ def _what_lies_there(space: Space, refused: list[Walked]) -> dict[int, str]:
 
     if not refused:
         return {}
+    # Without EFER it takes 32-bit code in long mode for PAE paging.
     told = explain(memory=space, addresses=[path.va for path in refused])
+    if told.mode not in (None, space.mode.value.name):
+        return {}
     area_at = {path.va: path.area for path in refused}
     return {place.address: place.sentence for place in told.places if place.area == area_at[VirtAddr(place.address)]}

@@ -240,7 +240,6 @@ def _open_live(prefix: str, rest: str, options: SourceOptions) -> Source:
         ram=options.live_ram,
         timeout=options.timeout,
         max_copy=options.most_copied,
-        progress=options.progress,
     )
 
 

@@ -159,6 +159,7 @@ def _less_indented(line: str, width: int) -> str:
 
 def _hang(line: str, width: int) -> int:
     """How far the later parts are indented: below the value where the line names one, else a little more than it is."""
+    line = _ESCAPES.sub("", line)
     if (named := _NAMED.match(line)) and len(named[0]) <= width // 3:
         return len(named[0])
     return len(line) - len(line.lstrip()) + _HANG

@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from fivefold.errors import MachineError
 from fivefold.memory import Source, open_source
-from fivefold.memory.live import gdb_stub, live_qemu
+from fivefold.memory.live import gdb_stub, live_qemu, live_ram
 from fivefold.memory.live.live_qemu import _qmp_addresses, qmp_address_of
 from fivefold.memory.live.qmp_client import QmpClient
+from fivefold.survey.space import GivenPaging, Space
 from fivefold.units import MIB, PhysAddr
 
 PATTERN_AT = 0x2345000
@@ -250,3 +252,24 @@ def test_a_process_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_sockets_on_command_lines(line: str, addresses: list[str]) -> None:
     assert list(_qmp_addresses(["qemu", *line.split()])) == addresses
+
+
+@pytest.mark.qemu
+def test_pmemsave_has_only_the_tables_written(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {0x2400000: 0x2401003, 0x2401000: 0x2402003, 0x2402000: 0x83}
+    loaders = [f"loader,addr={at:#x},data={entry:#x},data-len=8" for at, entry in entries.items()]
+    start(*PRIVATE, *PAUSED, *(word for one in loaders for word in ("-device", one)))
+    asked: list[int] = []
+    real = QmpClient.ask
+
+    def ask(self: QmpClient, command: str, **arguments: Any) -> Any:
+        if command == "pmemsave":
+            asked.append(arguments["size"])
+        return real(self, command, **arguments)
+
+    monkeypatch.setattr(QmpClient, "ask", ask)
+    monkeypatch.setattr(live_ram, "MOST_SEARCHED", 0)
+    with open_source(f"qmp:{tmp_path / 'qmp'}", live_ram="pmemsave") as source:
+        found = Space(source, GivenPaging(cr3=0x2400000, levels=4)).scan()
+        assert (found.start.tolist(), found.last.tolist()) == ([0], [2 * MIB - 1])
+        assert 3 * 4096 <= sum(asked) < MIB

@@ -17,7 +17,7 @@ from fivefold.memory.live.frozen import StoppedGuest
 from fivefold.memory.live.live_qemu import AttachedQemu, check_way
 from fivefold.memory.live.monitor import QmpError, given_file
 from fivefold.memory.live.virsh import LibvirtDomain, find_domain, is_running
-from fivefold.memory.source import Progress, Source
+from fivefold.memory.source import Source
 
 EXPECTED: Final = "libvirt:DOMAIN or libvirt:URI#DOMAIN, such as libvirt:qemu:///session#DOMAIN"
 
@@ -29,7 +29,6 @@ def attach_libvirt(
     ram: str = "auto",
     timeout: float = 10.0,
     max_copy: int = MAX_COPY,
-    progress: Progress | None = None,
 ) -> Source:
     """Attach to the domain *named* as ``DOMAIN`` or ``URI#DOMAIN``: its name, UUID or number.
 
@@ -41,7 +40,7 @@ def attach_libvirt(
     found = find_domain(uri, domain, timeout)
     monitor = LibvirtMonitor(found, timeout)
     pid, unknown = process_of(found)
-    at = AttachedQemu(monitor, pid, unknown, f"libvirt:{named}", max_copy, progress)
+    at = AttachedQemu(monitor, pid, unknown, f"libvirt:{named}", max_copy)
     return at.open(LibvirtGuest(found), freeze=freeze, ram=ram)
 
 

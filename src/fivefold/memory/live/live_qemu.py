@@ -16,7 +16,7 @@ from fivefold.memory.live.monitor import Monitor
 from fivefold.memory.live.mtree import RamRange, ram_ranges
 from fivefold.memory.live.qmp_client import QmpClient
 from fivefold.memory.registers import parse_info_registers
-from fivefold.memory.source import Progress, Source
+from fivefold.memory.source import Source
 
 WAYS: Final = ("auto", "file", "process", "pmemsave")
 
@@ -28,13 +28,12 @@ def attach_qmp(
     ram: str = "auto",
     timeout: float = 10.0,
     max_copy: int = MAX_COPY,
-    progress: Progress | None = None,
     pid: int | None = None,
 ) -> Source:
     """Attach to the QEMU behind a QMP socket: a path, or HOST:PORT.
 
     *ram* forces one way to its memory: ``file`` needs RAM in a shared file or memfd, ``process``
-    the right to read the process, ``pmemsave`` works also where both are refused and copies;
+    the right to read the process, ``pmemsave`` works also where both are refused and has QEMU write what is read;
     ``auto`` takes the first that works in this order. With *freeze* the guest stands still
     until the source is closed; without it the guest goes on and what is read may be torn, as the
     source says. *pid* is QEMU's process when the socket does not say. Raises `MachineError`.
@@ -42,7 +41,7 @@ def attach_qmp(
     check_way(ram)
     client = QmpClient(address, timeout=timeout)
     unknown = "the process is not known over TCP; give pid:NUMBER"
-    at = AttachedQemu(client, pid or client.peer_pid, unknown, f"qmp:{address}", max_copy, progress)
+    at = AttachedQemu(client, pid or client.peer_pid, unknown, f"qmp:{address}", max_copy)
     return at.open(QmpGuest(client, timeout), freeze=freeze, ram=ram)
 
 
@@ -60,7 +59,6 @@ class AttachedQemu(NamedTuple):
     no_pid: str
     name: str
     max_copy: int
-    progress: Progress | None
 
     def open(self, guest: StoppedGuest, *, freeze: bool, ram: str) -> Source:
         """The guest as a source, read by the way *ram*; *guest* is let go on when it is closed, or refused."""
@@ -102,15 +100,14 @@ class AttachedQemu(NamedTuple):
             except MachineError as error:
                 refusals.append(f"{each}: {error}")
                 continue
-            # What copies all of RAM is the last resort: say why it came to that.
+            # What holds QEMU up with each read is the last resort: say why it came to that.
             why = [f"not read by {refusal}" for refusal in refusals] if each == "pmemsave" else []
             return each, memory, (*remarks, *why)
         raise MachineError(f"cannot read RAM of {self.name}; " + "; ".join(refusals))
 
     def _by(self, way: str, ranges: Sequence[RamRange]) -> tuple[BankedMemory | PagedMemory, tuple[str, ...]]:
         if way == "pmemsave":
-            copy = live_ram.saved_memory(self.client, ranges, self.name, self.max_copy, self.progress)
-            return copy, ("RAM is a copy made when attached",)
+            return live_ram.saved_memory(self.client, ranges, self.name, self.max_copy), ()
         if self.pid is None:
             raise MachineError(self.no_pid)
         located = live_ram.locate(self.client, ranges)
@@ -126,7 +123,6 @@ def attach_pid(
     ram: str = "auto",
     timeout: float = 10.0,
     max_copy: int = MAX_COPY,
-    progress: Progress | None = None,
 ) -> Source:
     """Attach to the QEMU that is process *pid_text*, by the QMP socket on its command line.
 
@@ -141,7 +137,6 @@ def attach_pid(
         ram=ram,
         timeout=timeout,
         max_copy=max_copy,
-        progress=progress,
         pid=pid,
     )
 

@@ -1,4 +1,4 @@
-"""Three ways to the RAM of a QEMU guest: its shared file, its process's memory, a copy QEMU writes."""
+"""Three ways to the RAM of a QEMU guest: its shared file, its process's memory, copies QEMU writes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import re
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple
 
 from fivefold.errors import MachineError, MemoryReadError
 from fivefold.memory.banked import Bank, BankedMemory, PagedMemory
 from fivefold.memory.base import Extent
 from fivefold.memory.bus_error import BusGuard
-from fivefold.memory.files import FileBytes
 from fivefold.memory.live.monitor import Monitor
 from fivefold.memory.live.mtree import RamRange
 from fivefold.memory.live.process_memory import (
@@ -25,9 +24,8 @@ from fivefold.memory.live.process_memory import (
     mappings_of,
     open_shared_file,
 )
-from fivefold.memory.source import Progress
 from fivefold.memory.spans import extents_of
-from fivefold.units import MIB, PAGE
+from fivefold.units import GIB, MIB, PAGE
 
 MAX_ROM: Final = 64 * MIB
 """Private ranges up to this size in all (firmware, video) are copied when RAM itself is shared."""
@@ -36,7 +34,10 @@ MAX_LOCATED: Final = 1 << 10
 """Ranges whose place in QEMU's process is asked for: QEMU's own machines have some ten."""
 
 PMEMSAVE_SPEED: Final = 50 * MIB
-"""Bytes a second that a copy by QEMU is given at least before it counts as hung."""
+"""Bytes a second that QEMU is given at least to write before it counts as hung."""
+
+MOST_SEARCHED: Final = GIB
+"""What QEMU writes for a look at all of RAM, as for names; of a larger guest it writes what is asked for."""
 
 _HVA: Final = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)")
 
@@ -177,35 +178,44 @@ def _fetched(process: ProcessMemory, item: Located, pa: int, size: int, name: st
         raise MemoryReadError(pa, size, f"{name} (process {process.pid} gone or memory unplugged)") from error
 
 
-def saved_memory(
-    client: Monitor, ranges: Sequence[RamRange], name: str, max_copy: int, progress: Progress | None
-) -> BankedMemory:
-    """A copy of guest RAM that QEMU writes to files without a name: nothing is left, however we end.
+def saved_memory(client: Monitor, ranges: Sequence[RamRange], name: str, max_copy: int) -> PagedMemory:
+    """Guest RAM that QEMU writes, as it is asked for, to a file without a name: nothing is left, however we end.
 
-    `MachineError` above *max_copy* bytes, or when QEMU may not write where we may read.
+    `MachineError` when QEMU may not write where we may read, and by any read once QEMU does not answer.
     """
-    total = sum(ram.end - ram.start for ram in ranges)
-    if total > max_copy:
-        raise MachineError(f"cannot copy {name}: {total} bytes, at most {max_copy} are allowed")
-    banks, done = [], 0
-    with ExitStack() as files:
-        for ram in ranges:
-            file = files.enter_context(_save(client, ram))
-            banks.append(Bank(ram.start, file.view(0, file.size)))
-            done += file.size
-            if progress is not None:
-                progress(done, total)
-        return BankedMemory(banks, name, on_close=files.pop_all().close)
+    held = ExitStack()
+    try:
+        saved = held.enter_context(_Saved.lent(client))
+        saved.fetch(ranges[0].start, 1)  # refused here, where another way may be taken
+    except BaseException:
+        held.close()
+        raise
+    extents = [Extent(ram.start, ram.end) for ram in ranges]
+    small = sum(extent.end - extent.start for extent in extents) <= MOST_SEARCHED
+    return PagedMemory(extents, saved.fetch, name, on_close=held.close, max_copy=max_copy, searchable=small)
 
 
-def _save(client: Monitor, ram: RamRange) -> FileBytes:
-    size = ram.end - ram.start
-    with tempfile.TemporaryFile(prefix="fivefold-") as file:
-        # Without a name it can only be reached through us; QEMU may be another user, and opens it anew.
-        os.fchmod(file.fileno(), 0o666)
-        with client.lend(file.fileno()) as path, client.patience(size / PMEMSAVE_SPEED):
-            client.ask("pmemsave", val=ram.start, size=size, filename=path)
-        saved = os.fstat(file.fileno()).st_size
-        if saved != size:
-            raise MachineError(f"QEMU saved {saved} bytes of {ram.region} at {ram.start:#x}, expected {size}")
-        return FileBytes.from_fd(os.dup(file.fileno()), f"the copy of {ram.region}")
+class _Saved:
+    """A file of ours that QEMU writes parts of RAM to, one over the other."""
+
+    def __init__(self, client: Monitor, file: int, path: str) -> None:
+        self._client, self._file, self._path = client, file, path
+
+    @classmethod
+    @contextmanager
+    def lent(cls, client: Monitor) -> Iterator[_Saved]:
+        with tempfile.TemporaryFile(prefix="fivefold-") as file:
+            # Without a name it can only be reached through us; QEMU may be another user, and opens it anew.
+            os.fchmod(file.fileno(), 0o666)
+            with client.lend(file.fileno()) as path:
+                yield cls(client, file.fileno(), path)
+
+    def fetch(self, pa: int, size: int) -> bytes:
+        with self._client.patience(size / PMEMSAVE_SPEED):
+            self._client.ask("pmemsave", val=pa, size=size, filename=self._path)
+        found = os.pread(self._file, size, 0)
+        saved = os.fstat(self._file).st_size
+        if saved != size or len(found) != size:
+            raise MachineError(f"QEMU saved {saved} bytes at {pa:#x}, expected {size}")
+        os.ftruncate(self._file, 0)
+        return found

@@ -65,8 +65,8 @@ def _write_finding(found: Finding, out: Writable, everything: bool, symbol: str 
     if found.size is None:
         out.write(f"         {found.message}\n")
     else:
-        where = f"{found.area or '-'}{f' {symbol}' if symbol else ''}"
-        out.write(f"         {found.place} {format_size(found.size):>9} {where}: {found.message}{elsewhere}\n")
+        where = "".join(f" {name}" for name in (found.area, symbol) if name)
+        out.write(f"         {found.place} {format_size(found.size):>9}{where}: {found.message}{elsewhere}\n")
     if found.excepted:
         out.write(f"           excepted: {found.excepted}\n")
     for path in found.evidence if everything else found.evidence[:1]:
