@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fivefold.explain.area_names import KERNEL_IMAGE
-from fivefold.explain.logs.trace import RaisedException, Trace
+from fivefold.explain.logs.trace import Caller, RaisedException, Trace
 from fivefold.symbols import Symbols
 from fivefold.units import GIB, MASK64, hex64
 
 _PRINTED: Final = re.compile(r"([A-Za-z_.$][\w.$]*)\+0x([0-9a-f]+)(?:/0x[0-9a-f]+)?( \[\w+\])?$", re.I)
+MOST_CALLERS: Final = 16
 _ALIGNED: Final = 0x1FFFFF
 """KASLR moves the image of x86-64 by multiples of 2 MiB."""
 
@@ -39,7 +40,17 @@ class Naming:
             at = _address(self.table, raised.symbol) if raised.rip is None else None
             if at is not None:
                 found.append(f"{raised.symbol} is at {hex64(at + self.slide & MASK64)}")
+        if any(caller.name is None for caller in trace.callers):
+            found.append(f"call trace: {', '.join(map(self._caller, trace.callers[:MOST_CALLERS]))}{self._rest(trace)}")
         return tuple(dict.fromkeys(found))
+
+    def _caller(self, caller: Caller) -> str:
+        name = caller.name or self.name_at(caller.address) or hex64(caller.address or 0)
+        return f"{name} (doubtful)" if caller.doubtful else name
+
+    def _rest(self, trace: Trace) -> str:
+        left = len(trace.callers) - MOST_CALLERS
+        return f", and {left} more" if left > 0 else ""
 
 
 def name_addresses(trace: Trace, table: Symbols, slide: int | None = None) -> tuple[Trace, Naming]:

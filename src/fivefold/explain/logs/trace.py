@@ -48,6 +48,14 @@ class EmulatorReason(NamedTuple):
     level: Level | None = None
 
 
+class Caller(NamedTuple):
+    """A line of a call trace: *address* is None where the log has only the *name*; *doubtful* has a ``?`` before it."""
+
+    address: int | None
+    name: str | None = None
+    doubtful: bool = False
+
+
 class Levels(NamedTuple):
     """The *number* of levels, with what it follows from."""
 
@@ -180,5 +188,7 @@ class Trace:
     """32 where the source is of a CPU outside of long mode."""
     says: str | None = None
     """What the source itself says happened, for where no exception explains it."""
+    callers: tuple[Caller, ...] = ()
+    """The call trace of the report, innermost first."""
     inferred: bool = False
     """The exceptions follow from registers and memory; no source reported them."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from fivefold.arch import HAS_ERROR_CODE, PageFault, Vector
 from fivefold.explain.logs.foreign.other_machines import machine_of
+from fivefold.explain.logs.linux.call_trace import callers_of
 from fivefold.explain.logs.linux.facts import Facts, facts_of, release_of
 from fivefold.explain.logs.linux.frames import Frame, exception_frame, frames_of
 from fivefold.explain.logs.linux.reports import Report, find_reports
@@ -73,6 +74,7 @@ def read_linux(lines: Sequence[Line], source: str) -> Trace | None:
         remarks=(f"{alike} reports in the log; this is the first",) if alike > 1 else (),
         release=release_of(report.text, text),
         placement=_placement(text),
+        callers=callers_of(line.text for line in report.lines),
     )
 
 
