@@ -1,0 +1,68 @@
+#!/bin/sh
+# audit_boot.sh KERNEL DIR: boot a bzImage with five levels and with four, and audit the page tables of each.
+# DIR gets la57.sarif, la48.sarif, JUnit XML, the text and the console of both.
+#
+# FIVEFOLD=fivefold    the command          POLICY=FILE       exceptions, as --write-policy makes them
+# FAIL_ON=warning      error, warning, note URI=PATH          the file that alerts are shown at
+# TIMEOUT=300          seconds for a boot   QEMU=qemu-system-x86_64
+#
+# Ends with 0 where there is nothing to say, 1 for findings, 2 where a kernel did not boot or could not be looked at.
+set -eu
+[ $# = 2 ] || { echo "expected: audit_boot.sh KERNEL DIR" >&2; exit 2; }
+kernel=$1 out=$2
+fivefold=${FIVEFOLD:-fivefold}
+[ -f "$kernel" ] || { echo "audit_boot.sh: $kernel is no file" >&2; exit 2; }
+mkdir -p "$out"
+place=$(mktemp -d)
+pid=
+trap '[ -z "$pid" ] || kill "$pid" 2> /dev/null || :; rm -rf "$place"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+"$fivefold" matrix "$kernel" --preset quick --dry-run --initramfs "$place/init.cpio" > "$place/cells" || exit 2
+set --
+[ -z "${POLICY:-}" ] || set -- "$@" --policy "$POLICY"
+
+booted() { # the init says "end" when it begins to wait
+    waited=0
+    until grep -aq '^f5 [0-9]* end ' "$out/$1.log"; do
+        kill -0 "$pid" 2> /dev/null || return 1
+        [ "$waited" -lt "${TIMEOUT:-300}" ] || return 1
+        waited=$((waited + 1))
+        sleep 1
+    done
+}
+
+audit() { # mode, format, file, further options
+    mode=$1 format=$2 file=$3
+    shift 3
+    status=0
+    "$fivefold" audit "qmp:$place/$mode.sock" --all-roots --format "$format" --fail-on "${FAIL_ON:-warning}" "$@" > "$file" || status=$?
+    [ "$status" -le "$worst" ] || worst=$status
+}
+
+worst=0
+for mode in la57 la48; do
+    cpu=max
+    [ "$mode" = la57 ] || cpu=max,la57=off
+    : > "$out/$mode.log"
+    "${QEMU:-qemu-system-x86_64}" -nodefaults -no-user-config -display none -accel tcg -M q35 -cpu "$cpu" -m 512M \
+        -kernel "$kernel" -initrd "$place/init.cpio" -append "console=ttyS0 no_timer_check panic=-1" -no-reboot \
+        -serial "file:$out/$mode.log" -qmp "unix:$place/$mode.sock,server=on,wait=off" < /dev/null > /dev/null &
+    pid=$!
+    if booted "$mode"; then
+        echo "== $mode"
+        audit "$mode" sarif "$out/$mode.sarif" ${URI:+--sarif-uri "$URI"} "$@"
+        audit "$mode" junit "$out/$mode.xml" "$@"
+        audit "$mode" text "$out/$mode.txt" "$@"
+        cat "$out/$mode.txt"
+    else
+        echo "$mode: the kernel's init did not come to its end; the last lines of $out/$mode.log:" >&2
+        tail -n 20 "$out/$mode.log" >&2
+        worst=2
+    fi
+    kill "$pid" 2> /dev/null || :
+    wait "$pid" 2> /dev/null || :
+    pid=
+done
+exit "$worst"
