@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from fivefold.arch import LA48, LA57, AddressSpace, Allowed, Cpu, Entry, Fault, Frames, Kind, Level, Mapped, map_page
+from fivefold.arch import (
+    LA48,
+    LA57,
+    AddressSpace,
+    Allowed,
+    Cpu,
+    Entry,
+    Fault,
+    Frames,
+    Kind,
+    Level,
+    Mapped,
+    PagingMode,
+    map_page,
+)
 from fivefold.arch.second_level.ept import EXECUTE, READ, USER_EXECUTE, WRITE, EptCause, Eptp, ept_walk
 from fivefold.arch.second_level.nested import SecondLevelFault, nested_translate, reads_of
 from fivefold.arch.second_level.npt import nested_space, npt_access
@@ -125,3 +139,19 @@ def test_vtd() -> None:
     assert "beyond 48 bits" in vtd_walk(memory, eptp.root, 4, 1 << 48, 1, CPU).reason
     with pytest.raises(ValueError, match="3 to 5"):
         vtd_walk(memory, eptp.root, 2, GPA)
+
+
+@pytest.mark.parametrize("mode", [LA48, LA57])
+def test_a_guests_physical_address_is_not_sign_extended(mode: PagingMode) -> None:
+    ram = Ram.of_size(0x1_0000, start=0x1000)
+    space = nested_space(ram, 0x1000, mode, CPU)
+    gpa = 1 << (mode.va_bits - 1) | 0x5000
+    entry = Entry(0x9007, Level.PT)
+    map_page(ram, space, mode.sign_extend(gpa), entry, Frames(ram, 0x2000, 8))
+    found = npt_access(space, gpa | 0x123)
+    assert isinstance(found, Allowed)
+    assert found.pa == 0x9123
+    for wide in (1 << mode.va_bits | gpa, int(mode.sign_extend(gpa)), gpa + 0x1000):
+        refused = npt_access(space, wide)
+        assert isinstance(refused, Fault)
+        assert refused.va == wide

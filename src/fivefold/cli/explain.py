@@ -14,7 +14,7 @@ import typer
 
 from fivefold.cli import values
 from fivefold.cli.choices import SYMBOLS_HELP
-from fivefold.cli.source_options import LegendOption
+from fivefold.cli.source_options import EptOption, LegendOption, NptOption, VtdOption, behind, second_level
 
 if TYPE_CHECKING:
     from fivefold.memory import Source
@@ -85,6 +85,9 @@ def explain(
             metavar="RANGES", help="Where a raw memory image lies: START-END[=OFFSET],… (see `fivefold info`)."
         ),
     ] = None,
+    ept: EptOption = None,
+    npt: NptOption = None,
+    vtd: VtdOption = None,
     freeze: Annotated[bool, typer.Option("--freeze", help="Stop a live guest while it is read.")] = False,
     address: Annotated[
         list[int] | None,
@@ -114,7 +117,8 @@ def explain(
     from fivefold.explain import explain as run_explain
 
     try:
-        with _opened(memory, ram_map, freeze, numbers, log, address) as (log, source):
+        second = second_level(ept, npt, vtd)
+        with _opened(memory, ram_map, freeze, numbers, log, address, second) as (log, source):
             explanation = run_explain(
                 log,
                 source,
@@ -146,13 +150,19 @@ def _opened(
     numbers: Mapping[str, int | None],
     log: str | None,
     address: list[int] | None,
+    second: tuple[str, int, int | None] | None,
 ) -> Iterator[tuple[str | None, Source | None]]:
     """The log and the source of memory, which is opened here for its map of RAM, and closed again."""
     from fivefold.errors import FormatError
+    from fivefold.explain.answer import is_source
     from fivefold.memory import LIVE, open_source
 
     if memory is None and log is not None and log.startswith(LIVE):
         log, memory = None, log  # it is opened here, as options say
+    if second is not None and memory is None and log is not None and is_source(log):
+        log, memory = None, log
+    if second is not None and memory is None:
+        raise typer.BadParameter(f"--{second[0]} is about the memory of a host: name it with --memory")
     if log is None and memory is None and not address and all(value is None for value in numbers.values()):
         raise FormatError("nothing to explain: expected a log, a source of memory, or numbers such as --cr2")
     with open_source(memory, ram_map=ram_map, freeze=freeze) if memory is not None else nullcontext() as source:
@@ -160,4 +170,18 @@ def _opened(
             # A log that is given as memory is raw memory, too.
             for note in source.notes:
                 print(f"fivefold: {source.name}: {note}", file=sys.stderr)
+        if source is not None:
+            source = behind(source, second)
+            _refuse_ept(source, numbers)
         yield log, source
+
+
+def _refuse_ept(source: Source, numbers: Mapping[str, int | None]) -> None:
+    """Raise `NotKnownError` where the CR3 that was given leads to EPT tables in *source*."""
+    from fivefold.arch import FRAME_BITS, Cr4
+    from fivefold.survey.second_level.sources import refuse_ept
+    from fivefold.units import PhysAddr
+
+    if (cr3 := numbers["cr3"]) is not None:
+        levels = numbers["levels"] or (5 if (numbers["cr4"] or 0) & Cr4.LA57 else 4)
+        refuse_ept(source.memory, PhysAddr(cr3 & FRAME_BITS), levels)

@@ -63,20 +63,7 @@ class SourceChoice:
 
     def open_source(self) -> Source:
         """Its memory and registers; with second-level tables those of the guest behind them."""
-        from fivefold.survey.second_level.sources import guest_source
-
-        source = self._open_host()
-        root = self._second_root(source)
-        return source if root is None else _or_close(source, lambda: guest_source(source, root))
-
-    def _second_root(self, source: Source) -> SecondLevelRoot | None:
-        from fivefold.survey.second_level.collect import ept_root
-        from fivefold.survey.second_level.sources import root_of
-
-        if self.second is None:
-            return None
-        kind, raw, levels = self.second
-        return _or_close(source, lambda: ept_root(raw) if kind == "ept" else root_of(kind, raw, levels, source))
+        return behind(self._open_host(), self.second)
 
     def _open_host(self) -> Source:
         from fivefold.memory import open_source
@@ -130,7 +117,7 @@ class SourceChoice:
         from fivefold.survey.space import Space
 
         source = self._open_host()
-        root = self._second_root(source)
+        root = _root_in(source, self.second)
         assert root is not None
         made = _or_close(source, lambda: tables_source(source, root))
         how = f"given with {root.option}"
@@ -168,6 +155,27 @@ def _tell_legend(wanted: bool) -> None:
 LegendOption = Annotated[
     bool,
     typer.Option("--legend", is_eager=True, callback=_tell_legend, help="Say what letters and words mean, and end."),
+]
+
+
+EptOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ept",
+        parser=values.address,
+        metavar="EPTP",
+        help="Read the guest behind these EPT tables: its space with --cr3, else the tables themselves.",
+    ),
+]
+NptOption = Annotated[
+    values.RootWithLevels | None,
+    typer.Option("--npt", parser=values.rooted, metavar="NCR3[:LEVELS]", help="The same through AMD's nested tables."),
+]
+VtdOption = Annotated[
+    values.RootWithLevels | None,
+    typer.Option(
+        "--vtd", parser=values.rooted, metavar="ROOT:LEVELS", help="The same through VT-d's second-stage tables."
+    ),
 ]
 
 
@@ -217,27 +225,9 @@ def choose(
             help="The bit of entries that is about encryption (SEV, TDX).",
         ),
     ] = None,
-    ept: Annotated[
-        int | None,
-        typer.Option(
-            "--ept",
-            parser=values.address,
-            metavar="EPTP",
-            help="Read the guest behind these EPT tables: its space with --cr3, else the tables themselves.",
-        ),
-    ] = None,
-    npt: Annotated[
-        values.RootWithLevels | None,
-        typer.Option(
-            "--npt", parser=values.rooted, metavar="NCR3[:LEVELS]", help="The same through AMD's nested tables."
-        ),
-    ] = None,
-    vtd: Annotated[
-        values.RootWithLevels | None,
-        typer.Option(
-            "--vtd", parser=values.rooted, metavar="ROOT:LEVELS", help="The same through VT-d's second-stage tables."
-        ),
-    ] = None,
+    ept: EptOption = None,
+    npt: NptOption = None,
+    vtd: VtdOption = None,
     as_if: Annotated[
         dict[str, bool] | None,
         typer.Option(parser=values.controls, metavar="wp=1,…", help="Judge rights as with these: wp, smep, smap, nxe."),
@@ -274,12 +264,37 @@ def choose(
     given |= {"c_bit": c_bit, "as_if": as_if or {}}
     options = {"ram_map": ram_map, "freeze": freeze, "live_ram": live_ram.value, "timeout": timeout}
     options["max_unpacked"] = max_unpacked
+    more = {**options, "progress": ProgressLine()}
+    return SourceChoice(source, given, more, symbols, second_level(ept, npt, vtd))
+
+
+def second_level(
+    ept: int | None, npt: values.RootWithLevels | None, vtd: values.RootWithLevels | None
+) -> tuple[str, int, int | None] | None:
+    """The second-level tables that were given, if any: kind, root, levels."""
     second: list[tuple[str, int, int | None]] = [] if ept is None else [("ept", ept, None)]
     second += [(kind, one.raw, one.levels) for kind, one in (("npt", npt), ("vtd", vtd)) if one is not None]
     if len(second) > 1:
         raise typer.BadParameter("give one of --ept, --npt and --vtd")
-    more = {**options, "progress": ProgressLine()}
-    return SourceChoice(source, given, more, symbols, second[0] if second else None)
+    return second[0] if second else None
+
+
+def behind(source: Source, second: tuple[str, int, int | None] | None) -> Source:
+    """*source*, or the memory of the guest behind *second* in it; *source* is closed where that is refused."""
+    from fivefold.survey.second_level.sources import guest_source
+
+    root = _root_in(source, second)
+    return source if root is None else _or_close(source, lambda: guest_source(source, root))
+
+
+def _root_in(source: Source, second: tuple[str, int, int | None] | None) -> SecondLevelRoot | None:
+    from fivefold.survey.second_level.collect import ept_root
+    from fivefold.survey.second_level.sources import root_of
+
+    if second is None:
+        return None
+    kind, raw, levels = second
+    return _or_close(source, lambda: ept_root(raw) if kind == "ept" else root_of(kind, raw, levels, source))
 
 
 _TELL_EVERY: Final = 10.0

@@ -85,7 +85,7 @@ def explain(
         given = given if given.phys_bits is not None else replace(given, phys_bits=memory.given.phys_bits)
         memory = space.source
     with ExitStack() as stack:
-        if isinstance(log, str | os.PathLike) and _is_source(os.fspath(log)):
+        if isinstance(log, str | os.PathLike) and is_source(os.fspath(log)):
             log, memory = None, memory if memory is not None else log
         if isinstance(memory, str | os.PathLike):
             memory = stack.enter_context(open_source(os.fspath(memory)))
@@ -203,7 +203,7 @@ def cpu_state(registers: Registers, source: str) -> CpuState:
 # -- what there is to go on ------------------------------------------------------------------
 
 
-def _is_source(name: str) -> bool:
+def is_source(name: str) -> bool:
     """Whether *name* is memory with registers rather than a log, by prefix or first bytes."""
     if name.startswith(LIVE) or is_snapshot(name):
         return True

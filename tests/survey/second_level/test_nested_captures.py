@@ -150,3 +150,19 @@ def test_other_options_are_refused_with_the_right_one(fivefold: Call, facts: dic
     status, out, err = fivefold("dump", f"--{kind}", words)
     assert (status, out) == (2, "")
     assert f"give --npt {root:#x}:{levels}" in err
+
+
+def test_explain_reads_the_guest_behind_npt(fivefold: Call, facts: dict[str, Any]) -> None:
+    cr4 = 0x1020 if facts["guest_levels"] == 5 else 0x20
+    words = (
+        "--npt", f"{facts['ncr3']:#x}", "--cr3", f"{facts['guest_cr3']:#x}", "--cr4", f"{cr4:#x}",
+        "--cr0", "0x80010033", "--efer", "0xd00", "--cr2", "0xffff900000000008", "--error-code", "3", "--cpl", "0",
+    )  # fmt: skip
+    status, out, err = fivefold("explain", *words)
+    assert (status, err) == (0, "")
+    assert "write-protected at PT, certain" in out
+    assert f"through --npt {facts['ncr3']:#x}:{facts['host_levels']}" in out
+    assert "PT entry is 0x8000000080000021" in out
+    status, out, err = fivefold("explain", "--vtd", f"{facts['ncr3']:#x}:{facts['host_levels']}", *words[2:])
+    assert (status, out) == (2, "")
+    assert f"give --npt {facts['ncr3']:#x}:{facts['host_levels']}" in err

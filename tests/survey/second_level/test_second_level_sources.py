@@ -109,3 +109,24 @@ def test_tables_that_lead_to_themselves_end(fivefold: object, tmp_path: Path, mo
     (tmp_path / "loop.raw").write_bytes((0x1007).to_bytes(8, "little") * 1024)
     with open_source(str(tmp_path / "loop.raw")) as source, pytest.raises(FormatError, match="more than 2000 tables"):
         collect.collect(source.memory, collect.ept_root(0x101E))
+
+
+@pytest.mark.parametrize(
+    ("leaf", "above", "options", "advice"),
+    [
+        (EPT_LEAF, 7, ("--cr3", f"{ROOT:#x}"), f"give --ept {ROOT | 3 << 3 | 6:#x}"),
+        (0x67, 7 | A, ("--cr3", f"{GUEST_ROOT:#x}", "--ept", f"{ROOT | 3 << 3 | 6:#x}"), f"give --npt {ROOT:#x}:4"),
+    ],
+)
+def test_explain_refuses_what_dump_refuses(
+    leaf: int, above: int, options: tuple[str, ...], advice: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    file = tmp_path / "host.raw"
+    file.write_bytes(image(4, leaf, above))
+    words = ("--memory", str(file), "--cr2", "0x400000", "--error-code", "0", *options)
+    monkeypatch.setattr("sys.argv", ["fivefold", "explain", *words])
+    assert run() == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert advice in err
