@@ -131,6 +131,40 @@ def test_a_wrong_base_of_the_direct_map_is_seen_without_kaslr() -> None:
     assert "area-direct_map" in planted("wrong-direct-map", "6.12.117", "nokaslr")
 
 
+@pytest.mark.parametrize("area", ["vmalloc", "vmemmap"])
+def test_a_wrong_base_of_another_area_is_seen_without_kaslr(area: str) -> None:
+    """Linux 6.1 of ours, whose base with five levels is another one."""
+    found = planted(f"wrong-{area}", "6.1.192-pglab", "nokaslr")
+    assert f"area-{area}" in found and found <= {f"area-{area}", *SPARSE}
+
+
+@pytest.mark.parametrize(
+    ("name", "area"), [("modules", "modules"), ("direct-map", "direct_map"), ("vmalloc", "vmalloc")]
+)
+def test_a_page_that_can_be_written_and_executed_is_seen_where_it_is(name: str, area: str) -> None:
+    """Linux 6.1 of ours that leaves one page so: the finding names its area."""
+    with open_source(DATA / "matrix" / f"wx-{area.replace('_', '-')}.elf.xz") as source:
+        report = InitReport({"release": ["6.1.192-pglab"], "flags": []}, symbols={"phys_base": 1})
+        seen = View(Cell("c"), report, "la57", Still(""), source)  # type: ignore[arg-type]
+        found = [check.detail for check in looks(seen) if check.name == "audit-wx-kernel" and not check.ok]
+    assert len(found) == 1 and f" in {area}: " in found[0], found
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "words"),
+    [
+        ("image-mapped-elsewhere", "not-present", "jump to 0x000000000a8000a2, which is not mapped"),
+        ("unpacker-without-idt", "idt-limit", "the IDT ends before its gate"),
+    ],
+)
+def test_triple_faults_of_planted_bugs_have_their_story(name: str, rule: str, words: str) -> None:
+    """Linux 6.1 of ours, as QEMU logged it: see ORIGIN.md for what was planted."""
+    log = lzma.decompress((DATA / "matrix" / f"{name}.log.xz").read_bytes())
+    with open_source(DATA / "matrix" / f"{name}.elf.xz") as source:
+        cause = cause_of_log(log, MachinePlaces(source))
+    assert cause is not None and cause.rule == rule and words in cause.sentence, cause
+
+
 def test_text_that_can_be_written_is_seen() -> None:
     """Debian's 6.1 that was told ``rodata=off``."""
     found = planted("rodata-off", "6.1.192", "rodata=off")

@@ -24,7 +24,7 @@ TEXT, STACK, DATA = 0xFFFF_FFFF_8100_0000, 0xFFA0_0000_0000_4000, 0xFFFF_FFFF_82
 IMAGE = 4 * MIB
 """Where the image lies in physical memory."""
 NAMES = [(TEXT, "T", "_stext"), (TEXT + 0x100, "t", "waits"), (TEXT + 0x200, "T", "asks"), (TEXT + 0x300, "T", "panic"),
-         (TEXT + 0x400, "t", "boots"), (DATA, "d", "prb")]  # fmt: skip
+         (TEXT + 0x400, "t", "boots"), (TEXT + 0x500, "t", "early_fixup_exception"), (DATA, "d", "prb")]  # fmt: skip
 SYMBOLS = Symbols((SymbolSpan.of(NAMES, DATA + 0x1000),), "a table of ours", is_running=True)
 UNPACKER = bytes(range(1, 200))
 
@@ -119,6 +119,15 @@ def test_a_panic_that_never_came_to_the_console() -> None:
     outcome, cause = FailedMachine(Silent(), Stopped("hang", None), world.places, 30).verdict()  # type: ignore[arg-type]
     assert (outcome, cause.rule, cause.symbol) == ("panic", "panic", "boots")
     assert cause.sentence.startswith("no memory at all (it never came to the console")
+
+
+def test_an_exception_that_startup_code_could_not_print() -> None:
+    """What 6.1 leaves in its log of an exception before it has a console: registers, and no word of why."""
+    world = World(TEXT + 0x510)
+    logged(world, b"RIP: 0010:start+0x74/0x1d0", b"CR2: 0000000000000010 CR3: 0")
+    outcome, cause = FailedMachine(Silent(), Stopped("hang", None), world.places, 30).verdict()  # type: ignore[arg-type]
+    assert (outcome, cause.rule, cause.symbol) == ("panic", "panic", "start")
+    assert "in start+0x74; CR2 is 0x0000000000000010 (it never came to the console" in cause.sentence
 
 
 def test_a_hang_before_the_console_tells_the_last_line_of_the_log() -> None:

@@ -5,6 +5,7 @@ Only what is asked for is named: a table gives the name of a number, and decodes
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ LONGEST_FUNCTION: Final = MIB
 
 MOST_ALIASES: Final = 64
 """Symbols at one address that are looked at for the best name."""
+
+
+_MARK: Final = re.compile(r"_+[a-z_]*text(_start|_end|_begin)?|_(sdata|edata|end|brk_end)")
+"""Names that a linker script gives to where sections begin and end, such as ``_stext`` and ``__noinstr_text_end``."""
 
 
 class KernelSymbol(NamedTuple):
@@ -66,7 +71,7 @@ class SymbolSpan:
         return self.addresses[0]
 
     def at(self, va: int) -> KernelSymbol | None:
-        """The symbol that *va* belongs to: of several at one address the global one first, then by name."""
+        """The symbol that *va* belongs to: of several at one address no section's mark, a global one, by name."""
         number = bisect_right(self.addresses, va) - 1
         if number < 0 or va >= self.end:
             return None
@@ -81,7 +86,7 @@ class SymbolSpan:
         address = self.addresses[number]
         first = max(bisect_left(self.addresses, address), number - MOST_ALIASES)
         aliases = (KernelSymbol(address, *self.name_of(one), self.module) for one in range(first, number + 1))
-        return min(aliases, key=lambda one: (not one.kind.isupper(), one.name))
+        return min(aliases, key=lambda one: (_MARK.fullmatch(one.name) is not None, not one.kind.isupper(), one.name))
 
     def address(self, name: str) -> int | None:
         """Where *name* lies, the lowest of several; None where there is none."""

@@ -16,7 +16,7 @@ from fivefold.memory import CpuState, Source
 from fivefold.survey.names.kernel_memory import KernelMemory
 from fivefold.survey.space import Space
 from fivefold.symbols import Symbols
-from fivefold.units import PhysAddr, VirtAddr, hex64
+from fivefold.units import MIB, PhysAddr, VirtAddr, hex64
 
 MOST_CALLERS: Final = 6
 _STACK: Final = 1 << 14
@@ -110,6 +110,8 @@ class MachinePlaces:
                 return ", in the kernel's image before it runs at its own addresses"
             if self._is_unpacker(pa):
                 return ", in the code that unpacks the kernel"
+        if va < MIB:
+            return ", below 1 MiB, where firmware runs and secondary CPUs begin"
         return ", in low memory, so before or below the kernel's own half"
 
     def _is_unpacker(self, pa: int) -> bool:

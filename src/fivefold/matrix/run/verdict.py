@@ -18,6 +18,11 @@ from fivefold.matrix.vmm.base import RunningMachine
 from fivefold.units import MIB
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]{16}")
+_IDLE: Final = frozenset(("do_idle", "cpu_startup_entry", "default_idle_call"))
+_EARLY: Final = frozenset(("early_fixup_exception",))
+"""Where startup code stops after an exception. Source: Linux, *arch/x86/mm/extable.c*."""
+_RIP_LINE: Final = re.compile(rb"RIP: 0010:([A-Za-z_][\w.]*)(\+0x[0-9a-f]+)")
+_CR2_LINE: Final = re.compile(rb"CR2: ([0-9a-f]{16})")
 _FROM_MEMORY: Final = " (it never came to the console: read from the kernel's log in memory)"
 
 
@@ -66,6 +71,8 @@ class FailedMachine:
             symbol = cause.symbol or _caller_of_panic(self.cpus)
             return "panic", replace(cause, sentence=cause.sentence + _FROM_MEMORY, symbol=symbol)
         told = told or cause_of_console(logged, self.places)
+        if told is None and _EARLY & {name for cpu in self.cpus for name in (cpu.function, *cpu.stack)}:
+            return "panic", self._early_exception(logged)
         if told is not None:
             return "hang", told
         if (words := gave_up(self.console)) is not None:
@@ -75,6 +82,15 @@ class FailedMachine:
             return "hang", RunCause("flood", f"it floods the console, and never comes to its init{_last(last)}")
         return "hang", self._stands_still(last_line(self.console) or last_line(logged))
 
+    def _early_exception(self, logged: bytes) -> RunCause:
+        """Of an exception that startup code met when nothing could be printed; its registers are in the log."""
+        at, cr2 = _RIP_LINE.search(logged), _CR2_LINE.search(logged)
+        symbol = at[1].decode() if at else None
+        said = "an exception before the kernel can handle one and before its console"
+        said += f", in {symbol}{at[2].decode()}" if at else ""
+        said += f"; CR2 is 0x{cr2[1].decode()}" if cr2 else ""
+        return RunCause("panic", said + _FROM_MEMORY, symbol)
+
     def _stands_still(self, last: str | None) -> RunCause:
         cpus, symbol = self.cpus, self._guilty.function if self._guilty else None
         if self.stopped.kind == "timeout":
@@ -82,13 +98,16 @@ class FailedMachine:
             much = f", after {len(self.console) // MIB} MiB on the console" if len(self.console) >= MIB else ""
             said = f"it was still running {spot} when its time was up{much}{_last(last)}"
             return RunCause("timeout", said, symbol)
+        idle = cpus and all(cpu.halted and _IDLE & {cpu.function, *cpu.stack} for cpu in cpus)
         if not cpus:
             where = "the CPU is running in one place at an unknown place"
         elif len(cpus) == 1:
             where = f"the CPU is {_state(cpus[0])} {cpus[0].sentence}"
         else:
             where = "; ".join(f"CPU {cpu.number} is {_state(cpu)} {cpu.sentence}" for cpu in self._told_cpus())
-        return RunCause("hang", f"nothing on the console for {self.silent:.0f} s; {where}{_last(last)}", symbol)
+        waits = "the kernel is idle, and what its boot waits for does not come; " if idle else ""
+        said = f"nothing on the console for {self.silent:.0f} s; {waits}{where}{_last(last)}"
+        return RunCause("hang", said, symbol)
 
     @property
     def _guilty(self) -> CpuPlace | None:
