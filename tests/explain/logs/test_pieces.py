@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fivefold.explain.logs.foreign.xen import read_xen
 from fivefold.explain.logs.register_file import cpu_of, text_of
 from fivefold.explain.logs.text.lines import GAP, Line, without_doubles
 from fivefold.memory import CpuState
@@ -43,3 +44,25 @@ def test_blank_lines_and_repeated_ones_are_no_pairs() -> None:
     texts = ["a", "a", "b", "", "c", "d", "e", "f", "g", "h"]
     twice = lines("before", *(text for text in texts for _ in range(2)), "after")
     assert [line.text for line in without_doubles(twice)] == ["before", *texts, "after"]
+
+
+XEN = """\
+(XEN) ----[ Xen-4.17.3  x86_64  debug=n  Not tainted ]----
+rax: 1111111111111111   cr2: 2222222222222222
+(XEN) CPU:    2
+(XEN) RIP:    e008:[<ffff82d04031a8c2>] demo_map+0x32/0x90
+(XEN) cr3: 000000043a3b2000   cr2: 0000000000000040
+(XEN) FATAL PAGE FAULT
+(XEN) [error_code=0002]
+(XEN) Faulting linear address: 0000000000000040
+"""
+
+
+def test_lines_between_those_of_xen_are_of_a_guest() -> None:
+    """In a long log, too, where lines have no number."""
+    for number in (0, 1, 7):
+        found = read_xen([Line(number, text, None) for text in XEN.splitlines()], "log")
+        assert found is not None
+        (raised,) = found.exceptions
+        assert (raised.vector, raised.error_code, raised.cr2, raised.symbol) == (14, 2, 0x40, "demo_map+0x32")
+        assert raised.cpu is not None and raised.cpu.cr2 == 0x40 and "rax" not in raised.cpu.general

@@ -216,7 +216,7 @@ def _by_selector(here: Situation, raised: RaisedException, code: int, trace: Tra
     if code & 2:
         return _by_gate(here, raised, code, text, instruction)
     table = "LDT" if code & 4 else "GDT"
-    sentence = f"{text}selector {code & ~3:#x} was refused: {table} entry {code >> 3} cannot be used so"
+    sentence = f"{text}selector {code & ~3:#x} was refused: {table} entry {code >> 3} cannot be used there"
     return FaultFinding("unknown", sentence, "certain", here, instruction=instruction)
 
 
