@@ -57,26 +57,31 @@ def virtualbox(pages: dict[int, bytes], registers: dict[str, int] = REGISTERS, *
     return head + headers + body
 
 
-def xen_core(pages: dict[int, bytes], registers: dict[str, int] = REGISTERS, *, is_pv: bool = False) -> bytes:
-    """As ``xl dump-core`` writes it, for one CPU; of a PV guest its frames are the machine's."""
+def xen_core(
+    pages: dict[int, bytes], registers: dict[str, int] = REGISTERS, *, is_pv: bool = False, cpus: int = 1
+) -> bytes:
+    """As ``xl dump-core`` writes it; of a PV guest its frames are the machine's. CPU N has a CR3 of N pages more."""
     names = ["r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"]
-    context = bytearray(5168)
-    struct.pack_into(
-        "<15Q8xQ8xQQ", context, 520, *(registers.get(name, 0) for name in [*names, "rip", "rflags", "rsp"])
-    )
-    control = registers["cr0"], 0, registers["cr2"], registers["cr3"], registers["cr4"], 0, 0, 0
-    struct.pack_into("<8Q", context, 4984, *control)
+    contexts = b""
+    for cpu in range(cpus):
+        context = bytearray(5168)
+        struct.pack_into(
+            "<15Q8xQ8xQQ", context, 520, *(registers.get(name, 0) for name in [*names, "rip", "rflags", "rsp"])
+        )
+        control = registers["cr0"], 0, registers["cr2"], registers["cr3"] + cpu * PAGE, registers["cr4"], 0, 0, 0
+        struct.pack_into("<8Q", context, 4984, *control)
+        contexts += context
     frames = [pa // PAGE for pa in sorted(pages)]
     if is_pv:
         table = b"".join(struct.pack("<QQ", number, frame) for number, frame in enumerate(frames))
     else:
         table = struct.pack(f"<{len(frames)}Q", *frames)
-    header = note(b"Xen", 0x2000001, struct.pack("<4Q", 0xF00FEBED if is_pv else 0xF00FEBEE, 1, len(frames), PAGE))
+    header = note(b"Xen", 0x2000001, struct.pack("<4Q", 0xF00FEBED if is_pv else 0xF00FEBEE, cpus, len(frames), PAGE))
     parts = {
         "": b"",
         ".shstrtab": b"",
         ".note.Xen": header + note(b"Xen", 0x2000003, struct.pack("<Q", 1)),
-        ".xen_prstatus": bytes(context),
+        ".xen_prstatus": contexts,
         ".xen_p2m" if is_pv else ".xen_pfn": table,
         ".xen_pages": b"".join(data for _, data in sorted(pages.items())),
     }

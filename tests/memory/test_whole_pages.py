@@ -192,3 +192,13 @@ def test_parts_that_cannot_be_read_are_left_out() -> None:
     }
     assert found == {at * PAGE: at for at in (0, 1, 2, 5, 6, 7)}
     assert sorted(memory.left_out) == sorted(bad)
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "pages"),
+    [(0x1001, 20, []), (0x1001, 0xFFF, []), (0x1001, 0x1FFE, []), (0x1001, 0x1FFF, [0x2000]), (0x1000, 0xFFF, []),
+     (0x1000, 0x1000, [0x1000]), (0x1000, 0x2FFF, [0x1000, 0x2000])],
+)  # fmt: skip
+def test_banks_that_hold_no_whole_page(start: int, size: int, pages: list[int]) -> None:
+    batches = list(in_buffers([Bank(start, memoryview(bytes(size)))], [Extent(start, start + size)]))
+    assert [int(address) for batch in batches for address in batch.addresses] == pages

@@ -389,6 +389,10 @@ def test_what_a_version_has_of_the_second_header(make, saved, version: int) -> N
             assert source.memory.read(PhysAddr(0x3000), 4096) == PAGES[3]
     with open_source(saved(make.kdump(PAGES, version=version))) as source:
         assert bool(source.vmcoreinfo) == (version >= 3)
+    fewer = bytearray(make.kdump(PAGES, version=version))
+    struct.pack_into("<Q", fewer, 4096 + 96, 4)  # how many pages there are, since version 6
+    with open_source(saved(bytes(fewer))) as source:
+        assert next(extent.end for extent in source.extents) == (0x4000 if version >= 6 else 0x6000)
 
 
 @pytest.mark.parametrize("flags", PACKERS)

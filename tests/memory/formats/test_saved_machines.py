@@ -59,6 +59,24 @@ def test_xen(tmp_path: Path, machine_files: ModuleType, is_pv: bool) -> None:
         assert ("machine addresses" in source.notes[0]) == is_pv
 
 
+def test_xen_with_three_cpus(tmp_path: Path, machine_files: ModuleType) -> None:
+    path = tmp_path / "xen.core"
+    path.write_bytes(machine_files.xen_core(machine_files.PAGES, cpus=3))
+    with open_source(path) as source:
+        first = machine_files.REGISTERS["cr3"]
+        assert [cpu.cr3 for cpu in source.cpus] == [first, first + 0x1000, first + 0x2000]
+
+
+def test_xen_with_less_pages_than_frames(tmp_path: Path, machine_files: ModuleType) -> None:
+    whole = bytearray(machine_files.xen_core(machine_files.PAGES))
+    size_of_last = 64 + 64 * 5 + 32
+    assert struct.unpack_from("<Q", whole, size_of_last) == (3 * 4096,)
+    struct.pack_into("<Q", whole, size_of_last, 3 * 4096 - 1)
+    (tmp_path / "xen.core").write_bytes(whole)
+    with pytest.raises(FormatError, match=r"3 page numbers for 12287 bytes of pages$"):
+        open_source(tmp_path / "xen.core")
+
+
 def test_xen_frames_that_cannot_be(tmp_path: Path, machine_files: ModuleType) -> None:
     """A page without a frame is left out; frames beyond any memory, or twice, are refused."""
     whole = machine_files.xen_core(machine_files.PAGES)
