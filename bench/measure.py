@@ -123,12 +123,14 @@ def parser_of(description: str, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
-def arguments(description: str, rounds: int) -> argparse.Namespace:
-    """Read ``--rounds``, ``--json`` and ``--clock``; processes that are started from here use the same clock."""
+def arguments(description: str, rounds: int, **flags: str) -> argparse.Namespace:
+    """Read ``--rounds``, ``--json``, ``--clock`` and *flags*; processes started from here use the same clock."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds of each side (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one object instead of a table")
     parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0], help="what times whole commands: %(default)s")
+    for name, meaning in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     found = parser.parse_args()
     os.environ[VARIABLE] = found.clock
     if found.rounds < 1:

@@ -1,4 +1,7 @@
-"""How long it takes before anything happens: the import, `--help`, and a compiled program out of the cache."""
+"""How long it takes before anything happens: the import, `--help`, and a compiled program out of the cache.
+
+With `--install` also what an installation from the wheel brings, and how long its first commands take.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from installations import installations
 from measure import Claim, Row, arguments, command, take_turns, tell
 
 HEAVY: Final = ("capstone", "llvmlite", "numpy", "rich", "unicorn")
@@ -67,7 +71,8 @@ def host_load(cache: Path, fresh: bool) -> Callable[[], float]:
 
 def main() -> int:
     """Time all of them in turns."""
-    options = arguments("Time what comes before the work.", rounds=9)
+    install = "install the wheel, without extras and with `boot`, and measure both; fetches packages"
+    options = arguments("Time what comes before the work.", rounds=9, install=install)
     imported = command(sys.executable, "-c", HELP)[1].rpartition("imported:")[2].split()
     program = str(Path(sys.executable).with_name("fivefold"))
     with tempfile.TemporaryDirectory() as cold, tempfile.TemporaryDirectory() as warm:
@@ -90,6 +95,9 @@ def main() -> int:
         Claim("host program, warm", found["host program, warm"].median, 0.02, "s"),
         Claim("host program, cold", found["host program, cold"].median, 0.5, "s"),
     ]
+    if options.install:
+        more, sizes = installations(options.rounds)
+        rows, claims = rows | more, claims + sizes
     return tell("fivefold.bench.startup/1", rows, claims, options.json)
 
 

@@ -11,7 +11,9 @@ set -eu
 [ $# = 2 ] || { echo "expected: audit_boot.sh KERNEL DIR" >&2; exit 2; }
 kernel=$1 out=$2
 fivefold=${FIVEFOLD:-fivefold}
+qemu=${QEMU:-qemu-system-x86_64}
 [ -f "$kernel" ] || { echo "audit_boot.sh: $kernel is no file" >&2; exit 2; }
+command -v "$qemu" > /dev/null || { echo "audit_boot.sh: there is no $qemu; install.sh installs it" >&2; exit 2; }
 mkdir -p "$out"
 place=$(mktemp -d)
 pid=
@@ -22,6 +24,10 @@ trap 'exit 143' TERM HUP
 "$fivefold" matrix "$kernel" --preset quick --dry-run --initramfs "$place/init.cpio" > "$place/cells" || exit 2
 set --
 [ -z "${POLICY:-}" ] || set -- "$@" --policy "$POLICY"
+
+doubled() { # a path for QEMU, to which a comma ends an option
+    printf '%s' "$1" | sed 's/,/,,/g'
+}
 
 booted() { # the init says "end" when it begins to wait
     waited=0
@@ -46,9 +52,9 @@ for mode in la57 la48; do
     cpu=max
     [ "$mode" = la57 ] || cpu=max,la57=off
     : > "$out/$mode.log"
-    "${QEMU:-qemu-system-x86_64}" -nodefaults -no-user-config -display none -accel tcg -M q35 -cpu "$cpu" -m 512M \
+    "$qemu" -nodefaults -no-user-config -display none -accel tcg -M q35 -cpu "$cpu" -m 512M \
         -kernel "$kernel" -initrd "$place/init.cpio" -append "console=ttyS0 no_timer_check panic=-1" -no-reboot \
-        -serial "file:$out/$mode.log" -qmp "unix:$place/$mode.sock,server=on,wait=off" < /dev/null > /dev/null &
+        -serial "file:$(doubled "$out/$mode.log")" -qmp "unix:$(doubled "$place/$mode.sock"),server=on,wait=off" < /dev/null > /dev/null &
     pid=$!
     if booted "$mode"; then
         echo "== $mode"

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
         except SystemExit as ended:
             status = ended.code
         print(f"status {status}", flush=True)
-    for name in ("llvmlite", "unicorn"):
+    for name in ("numpy", "llvmlite", "unicorn"):
         print(f"{name} {'imported' if name in sys.modules else 'not imported'}", file=sys.stderr)
 
 

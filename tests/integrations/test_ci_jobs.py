@@ -81,6 +81,17 @@ def test_a_step_that_cannot_be_done_ends_with_2(name: str, arguments: tuple[str,
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_missing_qemu_is_said(tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(bytes(4096))
+    done = step("audit_boot.sh", str(tmp_path / "kernel"), str(tmp_path / "out"), QEMU="/nonexistent/qemu")
+
+    assert (done.returncode, done.stderr) == (
+        2,
+        "audit_boot.sh: there is no /nonexistent/qemu; install.sh installs it\n",
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_no_kernel_is_refused_before_a_boot(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no kernel\n")
     done = step("audit_boot.sh", str(tmp_path / "text"), str(tmp_path / "out"), QEMU="false", TMPDIR=str(tmp_path))
