@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fivefold.explain.logs.bochs_log import _with_reasons
 from fivefold.explain.logs.foreign.xen import read_xen
 from fivefold.explain.logs.register_file import cpu_of, text_of
 from fivefold.explain.logs.text.lines import GAP, Line, without_doubles
+from fivefold.explain.logs.trace import EmulatorReason, RaisedException
 from fivefold.memory import CpuState
 
 
@@ -66,3 +68,12 @@ def test_lines_between_those_of_xen_are_of_a_guest() -> None:
         (raised,) = found.exceptions
         assert (raised.vector, raised.error_code, raised.cr2, raised.symbol) == (14, 2, 0x40, "demo_map+0x32")
         assert raised.cpu is not None and raised.cpu.cr2 == 0x40 and "rax" not in raised.cpu.general
+
+
+def test_the_reason_of_a_gate_is_that_of_the_last_exception_where_the_first_are_lost() -> None:
+    limit = EmulatorReason("vector must be within IDT table limits, IDT.limit = 0x0", "idt-limit")
+    chain = [RaisedException(13, line=1), RaisedException(13, line=2)]
+    for is_cut, wanted in ((True, [None, limit]), (False, [None, None])):
+        assert [one.reason for one in _with_reasons(chain, [limit], None, is_cut)] == wanted
+    nested = [RaisedException(14, line=1), RaisedException(13, during=14, line=2), RaisedException(8, line=3)]
+    assert [one.reason for one in _with_reasons(nested, [limit, limit], None, False)] == [None, limit, None]

@@ -119,6 +119,7 @@ def test_stubs_that_cannot(serve, options: dict[str, object], message: str) -> N
         (b"+$OK#00$OK#00$OK#00", "sends packets with wrong checksums"),
         (b"---", "refuses the packet 'qSupported'"),
         (b"+$" + b"x" * 300_000, "sends a packet of more than 131072 bytes"),
+        (b"+$" + b"x" * 131_000, "closed the connection in the middle; is the stub still there?"),
     ],
 )
 def test_stubs_that_misbehave(serve, sent: bytes, message: str) -> None:
@@ -179,3 +180,23 @@ def test_a_stub_that_is_given_up_at_once_is_left(serve) -> None:
     with pytest.raises(MachineError, match=r"gave no answer in 0.1 s$"):
         GdbClient(serve(script), timeout=0.1)
     assert requests == ["$qSupported#37", "$D#44"]
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", ""),
+        (b"abc", "abc"),
+        (b'0*"', "000000"),
+        (b"a*\x1eb", "aab"),
+        (b"a*\x1db", "ab"),
+        (b"a*\x1cb", "ab"),
+        (b'x0*"y1* z', "x000000y1111z"),
+        (b"a*", "a*"),
+        (b"**\x1e", "**"),
+        (b"\xff* ", "\xff" * 4),
+    ],
+)
+def test_runs_in_a_packet(body: bytes, text: str) -> None:
+    """A count from 29 up; less, which no stub sends, adds nothing. A star at the end is one."""
+    assert "".join(GdbClient._expanded(body)) == text
