@@ -56,16 +56,23 @@ class Totals:
 
     def sentence(self) -> str:
         """All of it on one line."""
-        natures = ", ".join(f"{number} {nature}" for nature, number in self.natures.items())
+        order = ("added", "removed", "changed")
+        natures = ", ".join(f"{self.natures[nature]} {nature}" for nature in order if nature in self.natures)
         parts = [
-            f"{self.changes} changes{f' ({natures})' * bool(natures)} in {self.looks} looks over {self.seconds:.1f} s",
+            f"{counted_as(self.changes, 'change')}{f' ({natures})' * bool(natures)} in "
+            f"{counted_as(self.looks, 'look')} over {self.seconds:.1f} s",
             f"the guest stood still for {self.still * 1000:.1f} ms in all, {self.longest * 1000:.1f} ms at most",
         ]
         if self.missed:
-            parts.append(f"{self.missed} looks without a comparison")
+            parts.append(f"{counted_as(self.missed, 'look')} without a comparison")
         if self.stopped:
             parts.append(f"it was stopped already at {self.stopped}")
         return "; ".join(parts)
+
+
+def counted_as(number: int, name: str) -> str:
+    """How many of what *name* is one of."""
+    return f"{number} {name}{'s' * (number != 1)}"
 
 
 def heading(space: Space, interval: float) -> str:
@@ -117,7 +124,7 @@ def shown_as_lines(out: Writable, space: Space, interval: float, totals: Totals)
         if look.missed:
             out.write(f"# {look.at:.1f} s: nothing compared: {look.missed}\n")
         elif look.changes is None:
-            out.write(f"# {look.at:.1f} s: {look.tables} tables, {_still(look)}\n")
+            out.write(f"# {look.at:.1f} s: {counted_as(look.tables, 'table')}, {_still(look)}\n")
         elif look.changes:
             out.write(f"# {look.at:.1f} s: {counted(look.changes)}; {_still(look)}\n")
             for change in look.changes[:LINES]:
@@ -173,7 +180,7 @@ def _screen(
     ]
     for row in rows:
         row.no_wrap, row.overflow = True, "ellipsis"
-    now = "" if last is None else f"{last.missed or _still(last)}, {last.tables} tables"
+    now = "" if last is None else f"{last.missed or _still(last)}, {counted_as(last.tables, 'table')}"
     quiet = [] if rows else [Text("no changes yet", style="dim")]
     return Group(Text(head, style="bold"), *rows, *quiet, Text(now), Text(totals.sentence()), Text("Ctrl-C ends it"))
 
