@@ -223,6 +223,13 @@ def test_an_oops_that_the_kernel_survives_fails_the_cell(files: Files) -> None:
     assert found.cause.rule == "not-present"
 
 
+def test_a_warning_is_told_and_does_not_fail_the_cell(files: Files) -> None:
+    line = b"[    1.0] WARNING: CPU: 0 PID: 1 at mm/some.c:12\r\n"
+    found = run(files, scripted.ScriptedMachine([line * 2, report()]))
+    log = next(check for check in found.checks if check.name == "log")
+    assert log.ok and log.detail.endswith("; 2 warnings, the first: WARNING: CPU: 0 PID: 1 at mm/some.c:12")
+
+
 def test_what_is_kept_of_a_failure(files: Files, tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     found = run(files, scripted.ScriptedMachine([PANIC, TRACE], log="the log"), keep=folder)

@@ -47,7 +47,8 @@ def cause_of_console(console: bytes, places: MachinePlaces) -> RunCause | None:
         start = console.find(oops.encode("ascii", "ignore")[:16])
         cause = cause_of_log(console[max(0, start - 4096) :], places)
         symbol = cause.symbol if cause else None
-        symbol = symbol or _symbol_in(console[max(0, start) :])
+        after = console[max(0, start) :]
+        symbol = symbol or _symbol_in(after) or _caller(after)  # a jump to nowhere has a caller
         if cause is not None and cause.rule != _UNKNOWN:
             return RunCause(cause.rule, cause.sentence, symbol)
         return RunCause("oops", oops, symbol)

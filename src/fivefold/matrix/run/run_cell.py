@@ -16,7 +16,7 @@ from fivefold.matrix.cells import HIBERNATE, KEXEC, Cell, Mode
 from fivefold.matrix.kernels.file_symbols import FileSymbols, file_symbols
 from fivefold.matrix.result import CellCheck, CellRun, Outcome, RunCause
 from fivefold.matrix.run.causes import cause_of_console
-from fivefold.matrix.run.console import Reports, oops_of
+from fivefold.matrix.run.console import WARNING, Reports, oops_of
 from fivefold.matrix.run.keep import Kept
 from fivefold.matrix.run.looks import View, looks
 from fivefold.matrix.run.places import MachinePlaces
@@ -31,8 +31,11 @@ BASE_WORDS: Final = "console=ttyS0 earlyprintk=serial,ttyS0,115200 no_timer_chec
 late, as it does on a host with more to do than it has cores."""
 DISK_BYTES: Final = 1 << 30
 _BY_FIRMWARE: Final = ("bios-grub", "uefi")
+_LONGEST: Final = 200
 _LOADERS: Final = 4.0
 """Firmware and a loader may be silent for so many times as long as a kernel."""
+_TELLING: Final = ("log", "restart", "audit-wx-kernel", "audit-wx-user")
+"""Checks that tell the cause, where others that fail with them may tell what follows from it."""
 _EARLIER: Final = re.compile(r"kernel-\d+-mode|saved")
 """Checks of the kernels that handed over to the one that waits."""
 
@@ -178,17 +181,24 @@ def _not_as_promised(
         outcome = "wrong-mode"
         cause = cause or RunCause("wrong-mode", f"{before[0].name}: {before[0].detail}")
     elif cause is None:
-        cause = cause_of_check(next(check for check in run.checks if not check.ok), places, machine)
+        failed = sorted((check for check in run.checks if not check.ok), key=lambda one: one.name not in _TELLING)
+        cause = cause_of_check(failed[0], places, machine)
     found = replace(run, outcome=outcome, cause=cause)
     return _keep(task, driver, machine, found, source)
 
 
 def _log_checks(console: bytes, reports: Reports) -> Iterator[CellCheck]:
     oops = oops_of(console)
-    yield CellCheck("log", oops is None, oops or "no oops, no BUG, no fault of the kernel")
+    warnings = WARNING.findall(console)
+    told = f"; {len(warnings)} warnings, the first: {_text(warnings[0])}" if warnings else ""
+    yield CellCheck("log", oops is None, (oops or "no oops, no BUG, no fault of the kernel") + told)
     failed = [f"{what} (error {(1 << 64) - error if error >> 63 else error})" for what, error in reports.failures]
     if failed:
         yield CellCheck("restart", False, f"the init could not {', '.join(failed)}")
+
+
+def _text(line: bytes) -> str:
+    return line[:_LONGEST].decode(errors="replace").strip()
 
 
 def _earlier(reports: Reports, promised: tuple[Mode, ...]) -> list[CellCheck]:
