@@ -103,6 +103,8 @@ def hand_over(top: VirtAddr) -> None:
         report.put("# kexec: the memory map has too many rows to hand on\n")
     elif outcome == kexec.NOT_IN_MEMORY:
         report.put("# kexec: the module lies where the map has no memory\n")
+    elif outcome == kexec.CMDLINE_TOO_LONG:
+        report.put("# kexec: the next kernel's command line would be cut short\n")
     elif outcome == kexec.NO_MEMORY:
         report.put("# kexec: no memory for the next kernel\n")
     else:
@@ -189,6 +191,8 @@ def take_memory() -> None:
         report.panic("the memory map has too many ranges")
     if memblock.memory_count == 0:
         report.panic("the memory map has no usable memory")
+    if not memblock.is_memory(load, report.get_word(report.W_IMAGE_END) - load):
+        report.panic("the image lies where the memory map has no memory")
     report.set_word(report.W_CUT_BYTES, cut)
     report.set_word(report.W_RAM_BYTES, memblock.total())
     report.set_word(report.W_RAM_END, memblock.end_of_memory())
@@ -211,27 +215,34 @@ def largest_page(cmdline: VirtAddr) -> u64:
     return PUD_LEVEL
 
 
+def give_up(text: str) -> None:
+    """Panic for want of memory; if the map listed what is not there, say that before."""
+    if memblock.lacking != 0:
+        report.put_line("# fivefold: the memory map lists memory that is not there, at", memblock.lacking)
+    report.panic(text)
+
+
 def build_tables(cmdline: VirtAddr) -> VirtAddr:
     """Build the final tables beside the early ones; return the top, as the direct map shows it."""
     root = memblock.allocate_table()
     if root == 0:
-        report.panic("no memory for the top page table")
+        give_up("no memory for the top page table")
     top = phys_to_virt(root)
     largest = largest_page(cmdline)
     left = direct_map_init(top, largest, kernel_map.image_text_phys(), kernel_map.image_read_only_end())
     if left != 0:
-        report.panic("no memory for the direct map's page tables")
+        give_up("no memory for the direct map's page tables")
     report.set_word(report.W_DIRECT_4K, mapping.mapped_4k)
     report.set_word(report.W_DIRECT_2M, mapping.mapped_2m)
     report.set_word(report.W_DIRECT_1G, mapping.mapped_1g)
     if not kernel_map.map_image(top):
-        report.panic("no memory for the image's page tables")
+        give_up("no memory for the image's page tables")
     if not vmemmap_init(top, largest):
-        report.panic("no memory for the page descriptors")
+        give_up("no memory for the page descriptors")
     if not kernel_map.map_areas(top):
-        report.panic("no memory for the areas")
+        give_up("no memory for the areas")
     if layout.has_shadow and not kasan.init(top, largest):
-        report.panic("no memory for the KASAN shadow")
+        give_up("no memory for the KASAN shadow")
     return top
 
 

@@ -117,7 +117,7 @@ def stop(hostile: Any, image: Image, world: Any, more_cr4: int = 0) -> tuple[Any
 def test_a_world_with_pcid_on_is_refused_in_one_line(hostile: Any, first_world: Draw, image: Image) -> None:
     world = first_world(lambda w: True, "kaslr=3")
     event, said = stop(hostile, image, world, hostile.PCIDE)
-    assert (event, said) == (Exit(18), b"fivefold: CR4.PCIDE is on; the 64-bit entry expects it off\n")
+    assert (event, said) == (Exit(18), b"Bail out! fivefold: CR4.PCIDE is on; the 64-bit entry expects it off\n")
 
 
 def test_a_second_kernel_where_the_map_has_no_memory_is_refused(hostile: Any, first_world: Draw, image: Image) -> None:

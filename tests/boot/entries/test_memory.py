@@ -156,6 +156,46 @@ def test_no_start_information_is_said(boot: Boot) -> None:
     assert "fivefold: no start information; expected PVH's structure with a memory map" in run.output
 
 
+NO_IMAGE = "panic: the image lies where the memory map has no memory"
+NOT_THERE = "fivefold: the memory map lists memory that is not there"
+CLAIMED = (0, 1 << 32, 1)
+"""Four GiB, where the machine has 32 MiB."""
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "said"),
+    [
+        ([*PC[:2], (MIB, 15 * MIB, 1), (20 * MIB, 12 * MIB, 1)], "", NO_IMAGE),
+        ([*PC, (16 * MIB, 4096, 2)], "", NO_IMAGE),
+        ([CLAIMED], "", f"# {NOT_THERE}, at 0x"),
+        ([CLAIMED], "kaslr=3", NOT_THERE + ", where kaslr would put the image"),
+    ],
+    ids=["no image", "image reserved", "too much", "too much, moved"],
+)
+def test_maps_that_leave_out_the_image_or_list_what_is_not_there(
+    boot: Boot, rows: list[tuple[int, int, int]], words: str, said: str
+) -> None:
+    """One line, where the first died of an exception and the last ran on in a place without memory for ever."""
+    run = boot("la57", before=forge(rows), cmdline=words)
+    assert run.event == "exit with code 18"
+    assert said in run.output
+
+
+@pytest.mark.parametrize("entry", ["pvh", "long48"])
+@pytest.mark.parametrize("filling", [b"x", b" ", b"kaslr=1 "])
+def test_a_command_line_without_an_end_is_said(boot: Boot, entry: str, filling: bytes) -> None:
+    """Its words were looked for up to the end of what is mapped: for ever, where a read of nothing gives ones."""
+
+    def write(machine: Machine) -> None:
+        info = machine.registers().rsi if entry == "long48" else machine.registers().rbx
+        machine.memory.write(PhysAddr(32 * MIB - 8192), filling * (8192 // len(filling)))
+        machine.memory.write(PhysAddr(info + 24), struct.pack("<Q", 32 * MIB - 8192))
+
+    run = boot("la57", entry=entry, before=write)
+    assert run.event == "exit with code 18"
+    assert "fivefold: the command line has no end within 4096 bytes" in run.output
+
+
 def test_modules_are_left_alone(passes: Boot) -> None:
     from fivefold.machine import Module
 

@@ -163,3 +163,10 @@ def test_a_chain_of_four_kernels_at_random_places(passes: Boot, seed: int) -> No
     names = {f"kexec_{which}_{what}" for which in ("first", "2", "3") for what in ("kernel", "mode")}
     assert {check.name for check in run.checks} >= {"kexec_arrived", *names}
     assert run.mode == "la57"
+
+
+def test_a_command_line_is_not_cut_on_the_way(boot: Boot) -> None:
+    """What is told of earlier kernels comes before it; "kaslr=123" would become "kaslr=12"."""
+    run = boot("la57", kexec="x" * 4000 + " kaslr=123")
+    assert not run.ok
+    assert "# kexec: the next kernel's command line would be cut short" in run.output

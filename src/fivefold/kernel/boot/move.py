@@ -13,7 +13,7 @@ from typing import Final
 from fivefold.kernel import params
 from fivefold.kernel.areas import kaslr
 from fivefold.kernel.boot import in_use, start_info
-from fivefold.kernel.boot.startup import note_all
+from fivefold.kernel.boot.startup import check_handed_over, die, note_all
 from fivefold.kernel.paging import memblock
 from fivefold.kernel.paging.pgtable import PMD_SIZE
 from fivefold.metal.lang import export, noinline, u64
@@ -29,8 +29,7 @@ MOST_PLACES: Final = HIGHEST
 @export
 def choose_place(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
     """Where the image should run: a random place if the command line asks for kaslr, else where it is."""
-    if not start_info.is_valid(info):
-        return load
+    check_handed_over(info)
     cmdline = VirtAddr(start_info.field64(info, start_info.OFFSET_CMDLINE))
     seed = params.find_option(cmdline, "kaslr=")
     if seed == params.ABSENT and not params.has_word(cmdline, "kaslr"):
@@ -47,7 +46,10 @@ def choose_place(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
     places = walk_places(size, MOST_PLACES)
     if places == 0:
         return load
-    return walk_places(size, kaslr.draw() % places)
+    place = walk_places(size, kaslr.draw() % places)
+    if not memblock.is_there(PhysAddr(place), size):
+        die("the memory map lists memory that is not there, where kaslr would put the image")
+    return place
 
 
 @noinline

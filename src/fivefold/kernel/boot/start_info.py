@@ -45,7 +45,7 @@ MAX_MAP_ENTRIES: Final = 512
 MODULE_ENTRY_SIZE: Final = 32
 MAX_MODULES: Final = 16
 MAX_CMDLINE: Final = 4096
-"""Bytes of the command line that are looked at; a loader that forgets the NUL must not cost more."""
+"""Bytes of the command line that are looked at, with its NUL; one that has none in them is refused."""
 
 
 @inline
@@ -102,6 +102,15 @@ def reserve_memory(info: PhysAddr) -> None:
         for i in range(modules):
             module = PhysAddr(list_at + MODULE_ENTRY_SIZE * i)
             memblock.reserve(PhysAddr(field64(module, 0)), field64(module, 8))
+
+
+def has_endless_cmdline(info: PhysAddr) -> bool:
+    """Whether there is a command line without a NUL in its first `MAX_CMDLINE` bytes.
+
+    Its words would be looked for in whatever follows: other structures, or a hole that reads as ones up to its end.
+    """
+    cmdline = PhysAddr(field64(info, OFFSET_CMDLINE))
+    return cmdline != 0 and cmdline_size(cmdline) == MAX_CMDLINE
 
 
 def cmdline_size(cmdline: PhysAddr) -> u64:

@@ -70,7 +70,7 @@ FRAME_RIP: Final = 136
 
 def die(text: str) -> None:
     """Say what is wrong on the serial port and stop the machine."""
-    report.put("fivefold: ")
+    report.put("Bail out! fivefold: ")
     report.put(text)
     report.put("\n")
     report.stop(report.EXIT_PANIC)
@@ -88,14 +88,21 @@ def die_without_start_info(info: PhysAddr) -> None:
     die("no start information; expected PVH's structure with a memory map")
 
 
+def check_handed_over(info: PhysAddr) -> None:
+    """Stop if what the loader hands over is not the structure, or its command line has no end."""
+    if not start_info.is_valid(info):
+        die_without_start_info(info)
+    if start_info.has_endless_cmdline(info):
+        die("the command line has no end within 4096 bytes")
+
+
 @export
 def switch_mode(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
     """Prepare a change of mode: the address of the trampoline's two pages, or 0 if the wanted mode is active.
 
     Low half of the first page: the root that the trampoline loads. Second page: its code.
     """
-    if not start_info.is_valid(info):
-        die_without_start_info(info)
+    check_handed_over(info)
     if read_cr4() & CR4_PCIDE != 0:
         die("CR4.PCIDE is on; the 64-bit entry expects it off")
     five_levels = wants_five_levels(reason_for_mode(start_info.field64(info, start_info.OFFSET_CMDLINE)))
@@ -152,8 +159,7 @@ def early_exception(frame: VirtAddr) -> None:
 def startup_64(info: PhysAddr, load: PhysAddr, image_end: PhysAddr, entered_levels: u64) -> u64:
     """Build the early tables; return their root. Long mode is on, in the mode that stays."""
     set_mode(read_cr4() & CR4_LA57 != 0)
-    if not start_info.is_valid(info):
-        die_without_start_info(info)
+    check_handed_over(info)
     if load & (PMD_SIZE - 1) != 0:
         die("the load address is not aligned to 2 MiB")
     if load >> max_physmem_bits() != 0:

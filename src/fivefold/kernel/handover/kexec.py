@@ -73,6 +73,7 @@ CANNOT_FIVE_LEVELS: Final = 4
 NO_MEMORY: Final = 5
 MAP_TOO_LONG: Final = 6
 NOT_IN_MEMORY: Final = 7
+CMDLINE_TOO_LONG: Final = 8
 
 first: u64 = 0
 end: u64 = 0
@@ -178,7 +179,8 @@ def make_start_info(old: PhysAddr, cmdline: VirtAddr, load: u64, load_end: u64) 
     """Start information for the next kernel: the same memory map and first module, and its command line.
 
     That begins with where this kernel lies, and those before it, whose reports are still to be read. The module stays,
-    so that the next kernel can start another.
+    so that the next kernel can start another. 0 without memory for it; `CMDLINE_TOO_LONG`, which is no address, where
+    words would be lost.
     """
     info = memblock.allocate(start_info.COPY_SIZE, PAGE_SIZE)
     if info == 0:
@@ -197,6 +199,8 @@ def make_start_info(old: PhysAddr, cmdline: VirtAddr, load: u64, load_end: u64) 
             store8(to, load8(rest))
             to += 1
             rest += 1
+        if load8(rest) != 0:
+            return PhysAddr(CMDLINE_TOO_LONG)
     return info
 
 
@@ -249,6 +253,8 @@ def start(old: PhysAddr, top: VirtAddr, cmdline: VirtAddr, largest: u64) -> u64:
         return outcome
     load = report.get_word(report.W_LOAD_ADDRESS)
     info = make_start_info(old, cmdline, load, report.get_word(report.W_IMAGE_END))
+    if info == CMDLINE_TOO_LONG:
+        return CMDLINE_TOO_LONG
     place = place_image(image)
     root = ident_map.map_all_memory(largest)
     if info == 0 or place == 0 or root == 0 or (down and smp.place == 0):

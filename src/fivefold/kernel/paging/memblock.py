@@ -41,6 +41,10 @@ pool_end: u64 = 0
 POOL_PAGES: Final = 16
 """Tables are cut from a small run of pages, so the reserved list does not grow with every table."""
 
+PATTERN: Final = 0x5AA5_C33C_0FF0_6996
+lacking: u64 = 0
+"""Where the map lists memory that is not there, as it was found out; 0 as long as all was."""
+
 free_tables: u64 = 0
 """The page that `free_table` took back last, 0 without any; its first word leads to the one before."""
 
@@ -251,15 +255,36 @@ def use_only_above(limit: PhysAddr) -> None:
     free_tables = 0
 
 
+def keeps(page: u64) -> bool:
+    """Whether the free page *page* keeps what is written to it."""
+    at = phys_to_virt(PhysAddr(page))
+    store64(at, PATTERN)
+    kept = load64(at) == PATTERN
+    store64(at, ~PATTERN)
+    return kept and load64(at) == ~PATTERN
+
+
+@noinline
+def is_there(start: PhysAddr, size: u64) -> bool:
+    """Whether the first and the last page of free memory keep what is written: a map may list more than there is."""
+    return keeps(start & ~(PAGE_SIZE - 1)) and keeps(start + size - 1 & ~(PAGE_SIZE - 1))
+
+
 @noinline
 def allocate(size: u64, align: u64) -> PhysAddr:
-    """Take *size* bytes (whole pages), not cleared; 0 when there is none, or when it cannot be noted as taken."""
-    global allocated_bytes
+    """Take *size* bytes (whole pages), not cleared; 0 when there is none, or when it cannot be noted as taken.
+
+    Nor is anything handed out that is not there, which `lacking` then tells.
+    """
+    global allocated_bytes, lacking
     place = find(size, align, PhysAddr(floor), end_of_memory())
     if place == 0:
         return place
     reserve(place, size)
     if overflowed:
+        return PhysAddr(0)
+    if not is_there(place, size):
+        lacking = place
         return PhysAddr(0)
     allocated_bytes += size
     return place
