@@ -47,6 +47,7 @@ def test_a_whole_report() -> None:
             "mode": "la57", "levels": 5, "image": "0x0000000001000000", "planned": CHECKS, "passed": CHECKS - 1,
             "failed": 0, "skipped": 1, "unreadable": 0, "complete": True, "ok": True, "failures": [],
             "skips": [{"name": "check_j_9", "reason": "this machine has none"}], "bail_out": None,
+            "started_next": False,
         }
     ]  # fmt: skip
 
@@ -92,6 +93,17 @@ def test_a_kernel_that_hibernates_goes_on_in_the_next_report() -> None:
     assert told(saved + FIRMWARE + report())[0]
     assert not told(saved)[0]
     assert not told(report(upto=40, failed=(3,), end=False) + "# hibernate: saved\n" + report())[0]
+
+
+@pytest.mark.parametrize("line", ["# kexec: starting the next kernel\n", "# kexec: startng the nxt kernel\r\n"])
+@pytest.mark.parametrize("after", ["", "TAP version 14\n", LINUX])
+def test_a_kernel_that_another_started_must_report(line: str, after: str) -> None:
+    """One that dies before its first line leaves a text that is whole."""
+    ok, (one,) = told(report() + line + after)
+    assert (ok, one["ok"], one["started_next"]) == (False, True, True)
+    assert told(report() + line + FIRMWARE + report(4))[0]
+    ok, reports = told(report() + line + "Bail out! fivefold: the CPU has no NX\n")
+    assert (ok, reports[0]["bail_out"]) == (False, "fivefold: the CPU has no NX")
 
 
 def test_a_kernel_that_gives_up() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fivefold.boot import BootOptions, Image, Run
+from fivefold.boot.judge.serial_text import judge_text
 from fivefold.errors import MachineError
 from fivefold.machine import Machine, Module
 from fivefold.machine.qemu.engine import QemuMachine
@@ -165,8 +166,17 @@ def test_a_chain_of_four_kernels_at_random_places(passes: Boot, seed: int) -> No
     assert run.mode == "la57"
 
 
+def test_a_text_without_the_second_kernel_is_no_pass(passes: Boot) -> None:
+    """What a machine leaves that triple-faults at the jump."""
+    whole = passes("la57", kexec="no5lvl").output
+    first = whole[: whole.rindex("TAP version 14")]
+    assert judge_text(whole.encode()).ok
+    assert [report.ok for report in judge_text(first.encode()).reports] == [True]
+    assert not judge_text(first.encode()).ok
+
+
 def test_a_command_line_is_not_cut_on_the_way(boot: Boot) -> None:
     """What is told of earlier kernels comes before it; "kaslr=123" would become "kaslr=12"."""
-    run = boot("la57", kexec="x" * 4000 + " kaslr=123")
+    run = boot("la57", kexec="x" * 4040 + " kaslr=123")
     assert not run.ok
     assert "# kexec: the next kernel's command line would be cut short" in run.output

@@ -16,6 +16,7 @@ IDENTITY_TEXT: Final = "# fivefold: 5 levels of page tables, image at 0x"
 SUMMARY_TEXT: Final = "# passed of , failed , skipped"
 BAIL_OUT: Final = "Bail out!"
 SAVED: Final = "hibernate: saved"
+STARTING: Final = "kexec: starting the next kernel"
 LIKE: Final = 0.75
 """Of a damaged line: how much of it and of ours must be the same."""
 
@@ -99,6 +100,11 @@ def results(line: str) -> Iterator[Result]:
         if bool(head) + bool(left[2]) + ("-" in line) >= 2:
             failed = bool(set(head) & set("nt"))
             yield Result(None, left[3], "failed" if failed else "skipped" if " #" in line else "ok")
+
+
+def starts_next(line: str) -> bool:
+    """Whether a kernel says that it starts another."""
+    return line.endswith(STARTING) or (line[:1] in ("#", " ", "k") and resembles(line, f"# {STARTING}"))
 
 
 def is_detail(line: str) -> bool:

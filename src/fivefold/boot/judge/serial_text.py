@@ -24,6 +24,7 @@ from fivefold.boot.judge.serial_lines import (
     lines_of,
     plan,
     results,
+    starts_next,
     summary,
 )
 from fivefold.units import hex64
@@ -51,6 +52,8 @@ class SerialReport:
     """With what words the kernel gave up."""
     saved: bool = False
     """Whether the kernel hibernated: what follows goes on in the next report."""
+    started_next: bool = False
+    """Whether the kernel said that it starts another, whose report must follow."""
 
     @property
     def mode(self) -> str | None:
@@ -89,6 +92,7 @@ class SerialReport:
             "failures": list(self.failures),
             "skips": [{"name": result.name, "reason": result.reason} for result in skips],
             "bail_out": self.bail_out or None,
+            "started_next": self.started_next,
         }
 
 
@@ -99,11 +103,17 @@ class Judgement:
     reports: tuple[SerialReport, ...]
 
     @property
+    def lacks_next(self) -> bool:
+        """Whether the last kernel started another, of which the text has nothing."""
+        return bool(self.reports) and self.reports[-1].started_next
+
+    @property
     def ok(self) -> bool:
         """Whether there is a report, and each is whole and without a failure; one that hibernated ends in the next."""
         ends = [report for report in self.reports if not report.saved]
         saved_well = all(not (report.failed or report.bail_out) for report in self.reports if report.saved)
-        return bool(ends) and self.reports[-1] is ends[-1] and saved_well and all(report.ok for report in ends)
+        ended = bool(ends) and self.reports[-1] is ends[-1] and not self.lacks_next
+        return ended and saved_well and all(report.ok for report in ends)
 
     def to_json(self) -> dict[str, object]:
         """The whole as the schema `fivefold.judge/1` has it."""
@@ -128,6 +138,7 @@ class _Draft:
     sum: Sum | bool = False
     bail_out: str = ""
     saved: bool = False
+    started_next: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -162,6 +173,8 @@ class _Draft:
             self.bail_out = line.partition(BAIL_OUT)[2].strip() or "no reason given"
         elif SAVED in line:
             self.saved = True
+        elif starts_next(line):
+            self.started_next = True
         elif (told := summary(line)) is not False:
             self.sum = told if isinstance(told, Sum) else self.sum or True
         elif (count := plan(line)) is not None:
@@ -192,8 +205,9 @@ class _Draft:
             passed = max(0, counted.planned - failed - skipped)
         ended = planned is not None or (self.sum is True and highest > 0)
         who = self.who or Identity(None, None)
+        saved = self.saved and not ended
         return SerialReport(
-            *who, planned, passed, failed, skipped, ended, tuple(checks), self.bail_out, self.saved and not ended
+            *who, planned, passed, failed, skipped, ended, tuple(checks), self.bail_out, saved, self.started_next
         )
 
 

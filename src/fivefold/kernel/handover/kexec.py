@@ -263,6 +263,7 @@ def start(old: PhysAddr, top: VirtAddr, cmdline: VirtAddr, largest: u64) -> u64:
     ident_map.add_kernel_half(phys_to_virt(root), top)
     smp.release_cpus()
     report.conclude()
+    report.put("# kexec: starting the next kernel\n")
     if down:
         kexec_jump_down(root, entry, info, prepare_trampoline(root, entry))
     kexec_jump(root, entry, info)

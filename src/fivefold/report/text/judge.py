@@ -16,6 +16,8 @@ def write_judgement(judgement: Judgement, out: Writable) -> None:
         for result in report.results:
             if result.outcome == "skipped":
                 out.write(f"  skipped {result.name}: {result.reason}\n")
+    if judgement.lacks_next:
+        out.write("  started another kernel, of which the text has no report\n")
     count = len(judgement.reports)
     verdict = "passed" if judgement.ok else "failed"
     out.write(f"{verdict}: {count} report{'' if count == 1 else 's'}\n")
