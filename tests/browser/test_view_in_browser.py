@@ -114,4 +114,4 @@ def test_nothing_is_cut_and_no_rule_of_accessibility_is_broken(drawn: Any, schem
     for width in (420, 1280):
         drawn.set_viewport_size({"width": width, "height": 900})
         assert drawn.evaluate("document.documentElement.scrollWidth") <= width
-    assert not serious_faults(drawn)
+        assert not serious_faults(drawn)

@@ -152,9 +152,9 @@ def fold(line: str, width: int | None) -> str:
 
 
 def _less_indented(line: str, width: int) -> str:
-    """*line* with no more than a quarter of *width* before its first word."""
+    """*line* with no more than three tenths of *width* before its first word."""
     own = len(line) - len(line.lstrip())
-    return " " * min(own, width // 4) + line.lstrip()
+    return " " * min(own, 3 * width // 10) + line.lstrip()
 
 
 def _hang(line: str, width: int) -> int:

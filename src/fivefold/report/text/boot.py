@@ -22,7 +22,9 @@ CPU_NAMES: Final = {"la57": "CPU with LA57", "la48": "CPU without LA57"}
 def print_boot(report: BootReport, console: Console, verbose: bool = False) -> None:
     """Print *report*; *verbose* adds every check and what the guests wrote to their serial port."""
     side_by_side = console.width >= _LABEL + _COLUMN * len(report.runs)
-    for runs in [report.runs] if side_by_side else [[run] for run in report.runs]:
+    for number, runs in enumerate([report.runs] if side_by_side else [[run] for run in report.runs]):
+        if number:
+            console.print()
         _print_table(_table(runs), console)
     for run in report.runs:
         _print_failures(run, console)
