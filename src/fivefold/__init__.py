@@ -244,6 +244,7 @@ __all__ = [
     "root_spaces",
     "search_memory",
     "stats",
+    "to_drgn",
     "translate",
     "translator_of",
     "units",

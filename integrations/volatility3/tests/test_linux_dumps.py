@@ -101,9 +101,9 @@ def test_maps_of_a_process(guest: Any, plugins: dict[str, list[dict[str, Any]]])
     """Each area of the process that sleeps has its bounds and rights in /proc/PID/maps, and no other."""
     sleeper = next(row["PID"] for row in plugins["psaux.PsAux"] if row["ARGS"] == "/bin/busybox sleep 9998")
     ours = [(row["Start"], row["End"], row["Flags"]) for row in plugins["proc.Maps"] if row["PID"] == sleeper]
-    theirs = [re.split(r"[- ]", line)[:3] for line in lines(guest.maps) if "[vsyscall]" not in line]
+    theirs = [line.replace("-", " ", 1).split() for line in lines(guest.maps) if "[vsyscall]" not in line]
     assert len(ours) > 4
-    assert ours == [(int(start, 16), int(end, 16), rights[:3]) for start, end, rights in theirs]
+    assert ours == [(int(start, 16), int(end, 16), rights[:3]) for start, end, rights, *_ in theirs]
 
 
 @five_levels
