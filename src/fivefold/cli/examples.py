@@ -35,6 +35,14 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("fivefold vectors --schema", "what such a file looks like"),
     ),
     "gdb": (("fivefold gdb >> ~/.gdbinit", "every gdb session knows ff info, ff walk $rip, …"),),
+    "volatility": (
+        ("vol -f dump $( fivefold volatility dump ) linux.pslist", "processes of a dump, five levels or four"),
+        ("fivefold volatility qmp:sock -o symbols", "for a guest that runs; symbols go into a folder"),
+    ),
+    "drgn": (
+        ("fivefold drgn dump", "a session of drgn, without a VMCOREINFO note"),
+        ("fivefold drgn qmp:sock -e 'print(prog.symbol(\"schedule\"))'", "run some code and end"),
+    ),
     "judge": (("qemu-system-x86_64 … -serial stdio | fivefold judge -", "whether that machine passed"),),
     "info": (
         ("fivefold info guest.elf.xz", "a core, as of dump-guest-memory"),
