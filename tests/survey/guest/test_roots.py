@@ -275,3 +275,16 @@ def test_memory_that_is_fetched_has_the_same_tables(built: Callable[..., Ram], m
     whole = TablePages(in_banks(ram.banks()))
     assert all(np.array_equal(found.of_level[level], whole.of_level[level]) for level in whole.of_level)
     assert told[-1][0] == told[-1][1] == sum(extent.end - extent.start for extent in extents)
+
+
+def test_halves_of_a_root() -> None:
+    """Slot 255 is the last of the lower half, and 256 the first of the upper; absent entries lead nowhere."""
+    entries = np.zeros(512, np.uint64)
+    entries[[0, 255, 256, 511]] = [0x1067, 0x2000 | 1 << 63 | 1, 0x3001, 0x4066]
+    candidate = roots._Candidate(PhysAddr(ROOT), 4, entries)
+    lower, upper = candidate.half(False), candidate.half(True)
+    assert (len(lower), int(lower[0]), int(lower[255])) == (256, 0x1000, 0x2000)
+    assert (len(upper), int(upper[0]), int(upper[255])) == (256, 0x3000, 0)
+    assert candidate.kernel_key == 0
+    entries[511] |= np.uint64(1)
+    assert candidate.kernel_key == 0x4000
