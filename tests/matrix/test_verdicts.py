@@ -214,7 +214,9 @@ def test_a_kexec_that_loses_a_level_on_the_way_is_seen(files: Files) -> None:
     assert lost.outcome == "wrong-mode" and lost.cause is not None
     assert lost.cause.sentence == "kernel-1-mode: la48, promised la57"
     last = run(files, scripted.ScriptedMachine([report(), report(False), report(False)]), cell)
-    assert last.outcome == "wrong-mode"
+    assert last.outcome == "wrong-mode" and last.cause is not None
+    said = "kernel 3, which the one before it started by kexec, runs in mode la48, and la57 was promised"
+    assert last.cause.sentence == said
 
 
 def test_an_oops_that_the_kernel_survives_fails_the_cell(files: Files) -> None:

@@ -176,7 +176,9 @@ def _not_as_promised(
     before = [check for check in run.checks if _EARLIER.fullmatch(check.name) and not check.ok]
     if run.mode != promised:
         outcome = "wrong-mode"
-        cause = cause or RunCause("wrong-mode", f"it runs in mode {run.mode or 'unknown'}, and {promised} was promised")
+        cause = cause or RunCause(
+            "wrong-mode", f"{_who(task.cell)} runs in mode {run.mode or 'unknown'}, and {promised} was promised"
+        )
     elif before:
         outcome = "wrong-mode"
         cause = cause or RunCause("wrong-mode", f"{before[0].name}: {before[0].detail}")
@@ -185,6 +187,10 @@ def _not_as_promised(
         cause = cause_of_check(failed[0], places, machine)
     found = replace(run, outcome=outcome, cause=cause)
     return _keep(task, driver, machine, found, source)
+
+
+def _who(cell: Cell) -> str:
+    return f"kernel {len(cell.kexec) + 1}, which the one before it started by kexec," if cell.kexec else "it"
 
 
 def _log_checks(console: bytes, reports: Reports) -> Iterator[CellCheck]:
