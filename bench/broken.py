@@ -247,6 +247,7 @@ MISTAKES: Final = (
     ),
     Mistake("in_use", "in_use.py", "    reserve_tables(load, image_end)\n", "", "boot", ASKED),
     Mistake("in_use", "in_use.py", "    start_info.reserve_memory(info)\n", "", "boot", ASKED),
+    Mistake("in_use", "startup.py", "    in_use.note_low_tables()\n", "", "boot", ASKED),
     Mistake("in_use", "memblock.py", "    reserve(place, size)\n    if overflowed", "    if overflowed", "boot", ASKED),
     Mistake(
         "in_use",

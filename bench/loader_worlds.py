@@ -74,6 +74,21 @@ class World:
         return ""
 
     @cached_property
+    def end(self) -> int:
+        """Exclusive end of the highest page that is all memory."""
+        at = max(low + size for low, size, kind in self.rows if kind == RAM) & ~(PAGE - 1)
+        while any(kind != RAM and size and low < at and at - PAGE < low + size for low, size, kind in self.rows):
+            at -= PAGE
+        return at
+
+    def maps_memory(self, start: int, end: int) -> str:
+        """Which table of 4 KiB pages lies in [start, end) and maps memory; "" if none does."""
+        for at, first in self.tables:
+            if at < end and start < at + PAGE and first < self.end:
+                return f"{start:#x} to {end:#x} meets the page table at {at:#x}, which maps {first:#x}"
+        return ""
+
+    @cached_property
     def read(self) -> list[tuple[int, int]]:
         """What the boot code reads or runs at its own address."""
         return [(low, high) for low, high, what in self.used if what in READ_EARLY]

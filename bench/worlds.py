@@ -63,12 +63,15 @@ class Kernel:
             self.memory[at : at + len(data)] = bytes(len(data))
 
     def low_pages(self, world: World) -> Iterator[str]:
-        """The change of mode: the highest pair of free pages."""
+        """The change of mode: the highest pair of free pages. Tables that map memory are looked into afterwards."""
+
+        def why_not(at: int) -> str:
+            return world.why_not(at, at + 2 * PAGE) or world.maps_memory(at, at + 2 * PAGE)
+
         got = self.call("startup.find_trampoline", world.info, world.load, world.image_end)
-        places = range(LIMIT - 2 * PAGE, 0, -PAGE)
-        want = next((at for at in places if not world.why_not(at, at + 2 * PAGE)), 0)
+        want = next((at for at in range(LIMIT - 2 * PAGE, 0, -PAGE) if not why_not(at)), 0)
         if got != want:
-            yield f"trampoline at {got:#x}, expected {want:#x}: {world.why_not(got, got + 2 * PAGE)}"
+            yield f"trampoline at {got:#x}, expected {want:#x}: {why_not(got)}"
 
     def moves(self, world: World) -> Iterator[str]:
         """The image's place: every free one, and no other."""

@@ -3,7 +3,8 @@
 `note` enters into memblock what the loader calls memory and what lies in it that must stay: the image (and with it the
 stack, GDT, IDT and early tables that the CPU uses), the start information and all that it points to, modules, earlier
 kernels, the pages of the change of mode. Rows of the map that are not RAM are no memory. `note_tables` adds the page
-tables that the CPU walks, as long as they are the loader's. Afterwards `memblock.find` returns free memory only.
+tables that the CPU walks, as long as they are the loader's, and `note_low_tables` those that are only looked into when
+a place is asked for again. Afterwards `memblock.find` returns free memory only.
 
 The boot code asks before it moves the image and before it borrows pages for the change of mode; the kernel proper asks
 for everything else: tables, the secondary CPUs' trampoline, the places of kexec and hibernation.
@@ -26,6 +27,12 @@ LOW_PAGES: Final = 2
 """Pages below 1 MiB that a change of mode needs: a root table and code that runs without paging."""
 TRAMPOLINE_LIMIT: Final = 0x9F000
 """Below the BIOS' extended data area on every PC; what is really free is asked of the memory map."""
+PLACES_END: Final = 1 << 32
+"""Exclusive end of where `move.py` looks for a place."""
+EVERYWHERE: Final = (1 << 64) - 1
+
+tables_end: u64 = 0
+"""End of the highest table that `reserve_path` met."""
 
 
 @noinline
@@ -67,23 +74,43 @@ def note_tables(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> None:
 
 
 @noinline
+def note_low_tables() -> None:
+    """Reserve the active tables below `TRAMPOLINE_LIMIT` that map tables, or memory in which there may be a place.
+
+    `can_run_at` is asked again when the borrowed pages are in use: it reads the tables of any place, at their own
+    addresses. Tables may lie beyond the memory that the map shows.
+    """
+    global tables_end
+    tables_end = 0
+    va = u64(0)
+    end = min(u64(memblock.end_of_memory()), PLACES_END)
+    while va < max(end, tables_end):
+        span = reserve_path(va, TRAMPOLINE_LIMIT)
+        va = (va & ~(span - 1)) + span
+
+
+@noinline
 def reserve_tables(start: u64, end: u64) -> None:
     """Reserve the active tables on the paths of [start, end)."""
     va = start
     while start <= va and va < end:  # the start information may name any address, the last one too
-        span = reserve_path(va)
+        span = reserve_path(va, EVERYWHERE)
         va = (va & ~(span - 1)) + span
 
 
-def reserve_path(va: u64) -> u64:
-    """Reserve the active tables on the path of *va*; return how many bytes around it have no other path.
+@noinline
+def reserve_path(va: u64, limit: u64) -> u64:
+    """Reserve the active tables below *limit* on the path of *va*; return how many bytes around it have no other path.
 
     All of a table of 4 KiB pages, but only one entry of a table above, whose next may lead to a table again.
     """
+    global tables_end
     at = active_root()
     level = active_levels()
     while True:
-        memblock.reserve(PhysAddr(at), PAGE_SIZE)
+        tables_end = max(tables_end, at + PAGE_SIZE)
+        if at < limit:
+            memblock.reserve(PhysAddr(at), PAGE_SIZE)
         entry = load64(phys_to_virt(PhysAddr(at)) + 8 * (va >> (3 + 9 * level) & 511))
         if entry & PRESENT == 0 or level == 1 or (level <= 3 and entry & PSE != 0):
             return u64(1) << (3 + 9 * max(level, 2))

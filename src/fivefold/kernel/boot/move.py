@@ -21,8 +21,7 @@ from fivefold.units import PhysAddr, VirtAddr
 
 LOWEST: Final = 1 << 24
 """Below 16 MiB lies what old devices reach, and often what loaders use."""
-HIGHEST: Final = 1 << 32
-MOST_PLACES: Final = HIGHEST
+MOST_PLACES: Final = 1 << 32
 """More than there can be, so that `walk_places` counts them."""
 
 
@@ -56,11 +55,11 @@ def choose_place(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> u64:
 def walk_places(size: u64, wanted: u64) -> u64:
     """Address of free place number *wanted* for *size* bytes; how many there are, if that is more."""
     found = u64(0)
-    at = memblock.find(size, PMD_SIZE, PhysAddr(LOWEST), PhysAddr(HIGHEST))
+    at = memblock.find(size, PMD_SIZE, PhysAddr(LOWEST), PhysAddr(in_use.PLACES_END))
     while at != 0:
         if in_use.can_run_at(at, at + size):
             if found == wanted:
                 return at
             found += 1
-        at = memblock.find(size, PMD_SIZE, PhysAddr(at + PMD_SIZE), PhysAddr(HIGHEST))
+        at = memblock.find(size, PMD_SIZE, PhysAddr(at + PMD_SIZE), PhysAddr(in_use.PLACES_END))
     return found

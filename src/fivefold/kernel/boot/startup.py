@@ -136,6 +136,7 @@ def make_trampoline_root(root: u64, five_levels: bool) -> None:
 def find_trampoline(info: PhysAddr, load: PhysAddr, image_end: PhysAddr) -> PhysAddr:
     """Highest two free pages below `in_use.TRAMPOLINE_LIMIT` that the active tables let code run in; 0 without any."""
     note_all(info, load, image_end)
+    in_use.note_low_tables()
     if memblock.overflowed:
         die("the memory map or the active tables are in too many pieces")
     return in_use.find_low_pages()
