@@ -12,6 +12,7 @@ from fivefold.boot.judge.serial_text import judge_text
 from fivefold.errors import MachineError
 from fivefold.machine import Machine, Module
 from fivefold.machine.qemu.engine import QemuMachine
+from fivefold.units import MIB
 
 Boot = Callable[..., Run]
 ARRIVED = {"kexec_arrived", "kexec_first_kernel", "kexec_first_mode"}
@@ -180,3 +181,12 @@ def test_a_command_line_is_not_cut_on_the_way(boot: Boot) -> None:
     run = boot("la57", kexec="x" * 4040 + " kaslr=123")
     assert not run.ok
     assert "# kexec: the next kernel's command line would be cut short" in run.output
+
+
+@pytest.mark.qemu
+def test_a_module_that_qemu_would_put_over_the_image_is_refused(boot: Boot) -> None:
+    """Its loader asks only how much memory there is; elsewhere the two are kept apart."""
+    top = {"memory": 63 * MIB, "load_address": 62 * MIB, "kexec": ""}
+    assert boot("la48", engine="unicorn", **top).ok
+    with pytest.raises(MachineError, match=r"puts the module of .* over the image, which ends at .*; load it lower"):
+        boot("la48", engine="qemu", **top)

@@ -14,7 +14,8 @@ from fivefold.conform.payload.build import elf_file
 from fivefold.errors import MachineError
 from fivefold.machine.child import Child
 from fivefold.machine.program import HostProgram, find_program
-from fivefold.machine.qemu.engine import VARIABLE, program_arguments, program_environment
+from fivefold.machine.qemu.command import program_arguments, program_environment
+from fivefold.machine.qemu.engine import VARIABLE
 from fivefold.units import MIB
 
 PROGRAM: Final = "qemu-system-x86_64"

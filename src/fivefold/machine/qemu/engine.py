@@ -26,7 +26,6 @@ from fivefold.arch import Cpu, cpu_from_cpuid
 from fivefold.errors import MachineError
 from fivefold.machine.base import (
     EFI_ENTRIES,
-    EXIT_PORT,
     START_SECONDS,
     Event,
     Exit,
@@ -39,11 +38,17 @@ from fivefold.machine.base import (
     Timeout,
 )
 from fivefold.machine.child import Child
-from fivefold.machine.loading.elf import load_segments, pvh_entry
 from fivefold.machine.loading.firmware import firmware, firmware_arguments
 from fivefold.machine.loading.memory_map import PC_SPLIT, split_extents
 from fivefold.machine.mapped_ram import MappedRam
 from fivefold.machine.program import HostProgram, find_program
+from fivefold.machine.qemu.command import (
+    channel_arguments,
+    check_guest,
+    guest_arguments,
+    program_arguments,
+    program_environment,
+)
 from fivefold.machine.qemu.monitor import QemuMonitor
 from fivefold.machine.qemu.text import cpu_of, ends_in_triple_fault, is_halted, last_story, parse_registers
 from fivefold.memory import PhysMemory
@@ -54,11 +59,6 @@ from fivefold.units import format_size
 PROGRAM: Final = "qemu-system-x86_64"
 VARIABLE: Final = "FIVEFOLD_QEMU"
 INSTALL: Final = "install it with: apt-get install qemu-system-x86"
-CPU_MODELS: Final = {
-    "tcg": {"la57": "max", "la48": "max,la57=off"},
-    # Under KVM -cpu host and max may fail where virtualisation is nested; qemu64 starts.
-    "kvm": {"la57": "qemu64,+la57,enforce", "la48": "qemu64"},
-}
 LEAST_SECONDS: Final = 2.0
 """How long QEMU may take to answer, however short a time limit is: under load a start takes as long, and a limit
 that is meant for the guest should end the guest."""
@@ -99,7 +99,7 @@ class QemuMachine:
         self._cpu: Cpu | None = None
         found = find_program((PROGRAM,), program, VARIABLE)
         self._program = found or HostProgram((PROGRAM,), Path("/"))
-        size = _check(guest, self.name, self._program.root)
+        size = check_guest(guest, self.name, self._program.root)
         try:
             self._start(guest, size, max(timeout, LEAST_SECONDS))
         except BaseException:  # Ctrl-C too must leave no process
@@ -117,8 +117,8 @@ class QemuMachine:
         self._log_pipe, log = self._pipe()
         command = [
             *program_arguments(self._program),
-            *_command(guest, self._accelerator, size, ram, image),
-            *_channels(monitor.fileno(), serial, exit_port.fileno()),
+            *guest_arguments(guest, self._accelerator, size, ram, image),
+            *channel_arguments(monitor.fileno(), serial, exit_port.fileno()),
             # KVM's exceptions are the CPU's own affair: nothing to log.
             *(("-d", "int,cpu_reset", "-D", f"/proc/self/fd/{log}") if self._accelerator == "tcg" else ()),
         ]
@@ -355,83 +355,6 @@ class _FeatureWords:
             return self._get("phys-bits"), 0, 0, 0
         word = self._words.get((leaf, subleaf), {})
         return word.get("EAX", 0), word.get("EBX", 0), word.get("ECX", 0), word.get("EDX", 0)
-
-
-def program_arguments(program: HostProgram) -> list[str]:
-    """*program*, and where its data is if that is not where it was built to be."""
-    places = [program.data(f"usr/share/{name}") for name in ("qemu", "seabios")] if program.is_unpacked else []
-    return [*program.command, *(word for place in places if place for word in ("-L", str(place)))]
-
-
-def program_environment(program: HostProgram) -> dict[str, str]:
-    """What tells an unpacked QEMU where its modules are."""
-    modules = program.data("usr/lib/x86_64-linux-gnu/qemu") if program.is_unpacked else None
-    return {"QEMU_MODULE_DIR": str(modules)} if modules else {}
-
-
-def _check(guest: Guest, name: str, root: Path) -> int:
-    """The size of RAM; refuses what QEMU's loader cannot do."""
-    for asked, what in (
-        (guest.cpuid, "CPUID overrides"),
-        (guest.start_info is not None, "a place for the start information"),
-        (guest.handover is not None, "a place for the loader's tables"),
-        (not isinstance(guest.memory, int), "a memory map of its own"),
-        (len(guest.modules) > 1, "more than one module"),
-        (any(module.cmdline for module in guest.modules), "command lines of modules"),
-    ):
-        if asked:
-            raise MachineError(f"the engine {name} cannot give a guest {what}")
-    assert isinstance(guest.memory, int)
-    split_extents(guest.memory, PC_SPLIT)
-    if guest.entry in EFI_ENTRIES:
-        firmware(root)
-        return guest.memory
-    if guest.entry == "multiboot2":
-        return guest.memory
-    # QEMU would say only that it cannot load the file.
-    load_segments(guest.image)
-    pvh_entry(guest.image)
-    return guest.memory
-
-
-def _command(guest: Guest, accelerator: str, size: int, ram: int, image: int) -> list[str]:
-    cpu = CPU_MODELS[accelerator].get(guest.cpu, guest.cpu)
-    return [
-        *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
-        *("-accel", accelerator, "-cpu", cpu, "-m", f"{size}B"),
-        # A PC has RAM up to 3.5 GiB below the hole by default; ours always ends at 3 GiB.
-        *_cpus(guest, accelerator),
-        *("-M", f"pc,memory-backend=ram,max-ram-below-4g={PC_SPLIT}"),
-        *("-object", f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{ram},share=on"),
-        *("-action", "reboot=shutdown,shutdown=pause"),
-        *_what_to_boot(guest, image),
-    ]
-
-
-def _what_to_boot(guest: Guest, image: int) -> list[str]:
-    if guest.entry == "multiboot2":
-        return ["-drive", f"media=cdrom,format=raw,readonly=on,file=/proc/self/fd/{image}", "-boot", "d"]
-    return ["-kernel", f"/proc/self/fd/{image}", "-append", guest.cmdline]
-
-
-def _cpus(guest: Guest, accelerator: str) -> list[str]:
-    """As many CPUs as asked for; the last may be a model of its own, with other features of the same type."""
-    if guest.cpus == 1:
-        return []
-    if guest.last_cpu is None:
-        return ["-smp", str(guest.cpus)]
-    model, _, features = CPU_MODELS[accelerator].get(guest.last_cpu, guest.last_cpu).partition(",")
-    place = f"socket-id={guest.cpus - 1},core-id=0,thread-id=0"
-    device = ",".join(part for part in (f"{model}-x86_64-cpu", features, place) if part)
-    return ["-smp", f"{guest.cpus - 1},sockets={guest.cpus},cores=1,threads=1,maxcpus={guest.cpus}", "-device", device]
-
-
-def _channels(monitor: int, serial: int, exit_port: int) -> list[str]:
-    return [
-        *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
-        *("-chardev", f"file,id=serial,path=/proc/self/fd/{serial}", "-serial", "chardev:serial"),
-        *("-chardev", f"socket,id=exit,fd={exit_port}", "-device", f"isa-debugcon,iobase={EXIT_PORT},chardev=exit"),
-    ]
 
 
 def _write_all(fd: int, data: bytes) -> None:
