@@ -13,6 +13,7 @@ from fivefold.kernel.boot import in_use, multiboot2
 from fivefold.kernel.paging.phys import LINK_ADDRESS
 from fivefold.units import GIB, KIB, MIB, PhysAddr, VirtAddr
 
+BAIL = "Bail out! fivefold: "
 INFO = 0x1_0000
 ROWS = INFO + 0x100
 CMDLINE = INFO + 0x800
@@ -176,7 +177,7 @@ def test_no_room_for_the_trampoline_is_said(loader: Any, stopped: Any) -> None:
     machine = loader(LA48, [(MIB, 63 * MIB, RAM)])
     with pytest.raises(stopped) as refusal:
         machine.call("startup.switch_mode", INFO, LOAD, END)
-    assert str(refusal.value) == "fivefold: no free 8 KiB of memory below 0x9f000 for the change of paging mode\n"
+    assert str(refusal.value) == f"{BAIL}no free 8 KiB of memory below 0x9f000 for the change of paging mode\n"
 
 
 @pytest.mark.parametrize("entry", ["switch_mode", "startup_64"])
@@ -200,7 +201,7 @@ def test_what_a_multiboot2_loader_did_wrong_is_said(loader: Any, stopped: Any, o
     machine.ram.write(PhysAddr(INFO), outcome.to_bytes(4, "little"))
     with pytest.raises(stopped) as refusal:
         machine.call("startup.startup_64", INFO, LOAD, END, 0)
-    assert str(refusal.value) == f"fivefold: {message}\n"
+    assert str(refusal.value) == f"{BAIL}{message}\n"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ def test_a_cpu_without_nx_is_refused(loader: Any, mode: PagingMode, stopped: Any
     machine = loader(mode, PC, leaves={(0x8000_0001, 0): (0, 0, 0, 0)})
     with pytest.raises(stopped) as refusal:
         early_space(machine, mode, LOAD, MIB)
-    assert str(refusal.value) == "fivefold: the CPU has no NX: nothing could be writable and not executable\n"
+    assert str(refusal.value) == f"{BAIL}the CPU has no NX: nothing could be writable and not executable\n"
 
 
 def test_limit_is_where_firmware_begins() -> None:
@@ -295,5 +296,5 @@ def test_pcid_is_refused_in_one_line(loader: Any, stopped: Any) -> None:
     """With it the low bits of CR3 are no part of an address, and a load of CR3 keeps translations of other numbers."""
     machine = loader(LA48, PC)
     machine.cpu.cr4 |= 1 << 17
-    with pytest.raises(stopped, match=r"^fivefold: CR4.PCIDE is on; the 64-bit entry expects it off\n$"):
+    with pytest.raises(stopped, match=rf"^{BAIL}CR4.PCIDE is on; the 64-bit entry expects it off\n$"):
         machine.call("startup.switch_mode", INFO, LOAD, END)
