@@ -87,7 +87,8 @@ def guest(request: pytest.FixtureRequest, volatility: str, tmp_path_factory: pyt
             package = live.find_package(place)
     else:
         package = live.find_package(place)
-    assert f"-{release}." in package.kernel.name
+    if f"-{release}." not in package.kernel.name and not os.environ.get("FIVEFOLD_REQUIRE_VOLATILITY"):
+        pytest.skip(f"this system's kernel package is {package.kernel.name}; this test boots {release}")
     (place / "run").mkdir()
     initrd = live.write_initrd(package, place, INIT)
     with live.started_guest(package, initrd, place / "run", {"la57": 5, "la48": 4}[mode]) as found:
