@@ -1,20 +1,24 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
+import fivefold.conform.cases as cases_package
 from fivefold.arch import Cpu
 from fivefold.conform.cases.actions import ACTIONS, SLOT
 from fivefold.conform.cases.case import MODES, Case, CaseError, impossible, make_case, parse_case
 from fivefold.conform.cases.listing import listing
-from fivefold.conform.cases.product import systematic
+from fivefold.conform.cases.product import strata_in_turn, systematic
 from fivefold.conform.cases.random_cases import random_case, random_cases
 from fivefold.conform.cases.shrink import smaller
 from fivefold.conform.judging.expect import expect
-from fivefold.conform.judging.report import EVERYTHING
+from fivefold.conform.judging.report import EVERYTHING, access_label
+from fivefold.conform.judging.rules import rule_of
 from fivefold.conform.run import choose_cases
 
+FIRST = Path(cases_package.__file__).with_name("first.txt")
 STRADDLE = "la57:write8:3:wp,nxe:fff00100443ffffc:pt=42ff005,pd2=0"
 
 
@@ -98,3 +102,17 @@ def test_the_second_page_shares_what_it_can() -> None:
     places = [slot.place for slot in parse_case("la48:read8:0::fffff800443ffffc:").path]
     assert places == ["pml4", "pdpt", "pd", "pt", "pd2", "pt2"]
     assert len(list(islice(smaller(parse_case("la48:read8:0::fffff80044233ffc:")), 3))) == 0
+
+
+def test_a_short_run_meets_every_rule() -> None:
+    cases, first = systematic(), len(FIRST.read_text().splitlines())
+    assert set(cases[:first]) <= set(strata_in_turn())
+    shown = {rule for case in cases[:first] for rule in rules_of(case)}
+    assert len(shown) > 150
+    assert not {rule for case in cases[first::400] for rule in rules_of(case)} - shown
+
+
+def rules_of(case: Case) -> set[tuple[str, str]]:
+    """The rule that decides in *case*, with its kind of access, on an Intel CPU with everything, if it can be shown."""
+    expected = expect(case, EVERYTHING)
+    return set() if expected.hidden else {(rule_of(case, expected)[0], access_label(case))}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from importlib import resources
 from itertools import chain, zip_longest
 from itertools import product as cross
 from random import Random
@@ -25,6 +26,7 @@ from fivefold.conform.cases.case import (
     impossible,
     large_frame,
     make_case,
+    parse_case,
 )
 from fivefold.units import MASK64
 
@@ -62,7 +64,14 @@ _PAGE_LEVELS: Final = (Level.PT, Level.PD, Level.PDPT)
 
 @cache
 def systematic() -> tuple[Case, ...]:
-    """Every case of the product, each once, strata interleaved. The order is the same in every process."""
+    """Every case of the product, each once, those first that show every rule; in every process in the same order."""
+    text = (resources.files("fivefold.conform.cases") / "first.txt").read_text(encoding="utf-8")
+    first = dict.fromkeys(parse_case(line) for line in text.splitlines())
+    return tuple(dict.fromkeys((*first, *strata_in_turn())))
+
+
+def strata_in_turn() -> tuple[Case, ...]:
+    """Every case of the product, each once, strata interleaved."""
     strata: dict[Stratum, list[Case]] = {}
     seen: set[Case] = set()
     themes = (
@@ -277,6 +286,7 @@ def history() -> CaseStream:
             yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
 
 
+_PAT, _PKRS = 0x277, 0x6E1
 _CR0, _CR4, _EFER = 0x8000_0031, 0x20, 0xD00
 # A few only: they end the driver where an engine takes them.
 _CR3_BITS: Final = (40, 46, 51, 52, 59, 61, 62, 63)
@@ -299,10 +309,9 @@ def registers() -> CaseStream:
             more = ("fsgsbase",) if action.needs == "fsgsbase" else ()
             for value in values.get(name) or list(_addresses(paging, action.msr)):
                 for flags in (PLAIN, ("wp", "nxe", "pcide")) if name == "movcr3" else ((*PLAIN, *more),):
-                    yield from (
-                        (("registers", mode, name, value.bit_length()), case)
-                        for case in _case(mode, name, 0, flags, value)
-                    )
+                    # A rule each, where the register has rules of its own; addresses differ in their highest bit.
+                    kind = value if name in values or action.msr in (_PAT, _PKRS) else value.bit_length()
+                    yield from ((("registers", mode, name, kind), case) for case in _case(mode, name, 0, flags, value))
         yield from _register_pairs(mode, la57)
 
 
@@ -357,10 +366,10 @@ def shadow_stacks() -> CaseStream:
 
 def _addresses(paging: PagingMode, msr: int | None) -> Iterator[int]:
     """Addresses that are canonical in both modes, in one, and in none."""
-    if msr == 0x277:
+    if msr == _PAT:
         yield from (0x0007_0406_0007_0406, 0x0007_0406_0007_0402, 0x0307_0406_0007_0406, 0x0807_0406_0007_0406)
         return
-    if msr == 0x6E1:
+    if msr == _PKRS:
         yield from (0, 1 << 32, 1 << 63)
         return
     for bit in range(46, 64):

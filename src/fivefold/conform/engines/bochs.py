@@ -6,6 +6,7 @@ Its memory cannot be read from outside, so this is what a real machine is too: j
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import Cpu
@@ -43,7 +44,8 @@ class BochsEngine:
         """Run the payload once with no case, for the CPU. `EngineError` or `MachineError` if that cannot be."""
         self._program, self._model = program, model or "la57"
         self.version = ".".join(map(str, installation(program).version))
-        self.cpu: Cpu = self._machine(())[0].cpu
+        # The payload lies in the lower half: a CPU with LASS set could not fetch its handlers.
+        self.cpu: Cpu = replace(self._machine(())[0].cpu, lass=False)
 
     def run(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, CaseOutcome]]:
         """The outcomes of *trials*. One that ends the machine is reported as such, and the rest run in a new one.
