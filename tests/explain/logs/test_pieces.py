@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fivefold.explain.logs.bochs_log import _with_reasons
+from fivefold.explain.logs.foreign.firmware import read_firmware
 from fivefold.explain.logs.foreign.xen import read_xen
 from fivefold.explain.logs.register_file import cpu_of, text_of
 from fivefold.explain.logs.text.lines import GAP, Line, without_doubles
@@ -77,3 +78,16 @@ def test_the_reason_of_a_gate_is_that_of_the_last_exception_where_the_first_are_
         assert [one.reason for one in _with_reasons(chain, [limit], None, is_cut)] == wanted
     nested = [RaisedException(14, line=1), RaisedException(13, during=14, line=2), RaisedException(8, line=3)]
     assert [one.reason for one in _with_reasons(nested, [limit, limit], None, False)] == [None, limit, None]
+
+
+def test_tables_of_a_report_of_uefi() -> None:
+    text = """!!!! X64 Exception Type - 0E(#PF - Page-Fault)  CPU Apic ID - 00000000 !!!!
+ExceptionData - 0000000000000000
+RIP  - 000000007E5A1C2F, CS  - 0000000000000038, RFLAGS - 0000000000010246
+CR0  - 0000000080010033, CR2 - 0000000000000010, CR3 - 000000007FC01000
+GDTR - 000000007F9EE698 0000000000000047, LDTR - 0000000000000000
+IDTR - 000000007F2DC018 0000000000000FFF,   TR - 0000000000000000"""
+    found = read_firmware(lines(*text.splitlines()), "log")
+    assert found is not None and found.cpu is not None
+    assert found.cpu.gdt == (0, 0x7F9EE698, 0x47, 0) and found.cpu.idt == (0, 0x7F2DC018, 0xFFF, 0)
+    assert found.cpu.segments["cs"][:3] == (0x38, 0, 0xFFFF_FFFF)
