@@ -2,8 +2,9 @@
 
     python bench/conform_table.py unicorn.json qemu7.json qemu11.json bochscpu.json bochs.json
 
-A row is a cause, a rule that at least one engine breaks: per engine what the simplest case did and the kinds of access
-or the instructions that differ, "no" where every case agreed, "not shown" where none could.
+Several files of one engine are one column. A row is a cause, a rule that at least one engine breaks: per engine what
+the simplest case did and the kinds of access or instructions that differ, "no" where every case agreed, "not shown"
+where none could.
 """
 
 from __future__ import annotations
@@ -24,9 +25,15 @@ AMD_BIT = re.compile(r"reserved bits of a PML[45] entry: bit 8 \(AMD\)")
 
 
 def main() -> None:
-    reports = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
-    if not reports:
+    read = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
+    if not read:
         sys.exit("expected files that fivefold conform --json printed")
+    columns: dict[tuple[str, str], Report] = {}
+    for report in read:
+        column = columns.setdefault((report["engine"], report["version"]), {**report, "rules": [], "cases": 0})
+        column["rules"] += report["rules"]
+        column["cases"] += report["cases"]
+    reports = list(columns.values())
     sections: dict[str, set[str]] = {}
     for report in reports:
         for row in report["rules"]:
