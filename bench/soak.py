@@ -7,7 +7,7 @@ Engine, CPU, entry, layout, words of the command line, memory, load address, mor
 and the world that a loader leaves (`hostile_loader.py`) are drawn from the seed and the boot's number: a third are UEFI
 with a random `kaslr`. What is in the log is not run again, so that parts and interrupted runs add up; `--kind` runs
 some of them first. An engine that is missing is named and its boots are given to Unicorn.
-The exit status is 1 if a boot failed.
+A boot that is refused in words which could not come earlier is counted by itself. The exit status is 1 if one failed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ MODELS: Final = {
     "bochs": ("la57", "la57", "la48", "corei7_icelake_u", "ryzen"),
 }
 """CPUs by our name, and models by the engine's own."""
-REFUSED: Final = "to the end of memory, over the image"
-"""What QEMU's loader cannot do, and is known only when a kernel has been saved."""
+REFUSED: Final = (
+    "to the end of memory, over the image",
+    "# kexec: no memory for the next kernel",
+    "# kexec: the memory map has too many rows to hand on",
+)
+"""Words of a refusal that cannot come before the boot: QEMU's loader and a kernel that was saved, a world too full."""
 
 
 @dataclass(frozen=True)
@@ -185,19 +189,21 @@ def run(boot: Boot, image: Image) -> Run:
 
 def outcome(number: int, boot: Boot, image: Image) -> dict[str, Any]:
     """A row of the log."""
-    began, checks, wrong, said = time.perf_counter(), 0, list[str](), ""
+    began, checks, wrong, said, refused = time.perf_counter(), 0, list[str](), "", ""
     try:
         done = run(boot, image)
         checks = len(done.checks)
         wrong = [f"{check.name}: {check.detail}" for check in done.checks if not check.ok]
         said = done.output[-400:] if wrong else ""
+        refused = next((words for words in REFUSED if wrong and boot.world is not None and words in done.output), "")
     except FivefoldError as error:
-        wrong = [] if REFUSED in str(error) else [str(error)]
+        wrong, refused = [str(error)], next((words for words in REFUSED if words in str(error)), "")
     options = boot.options
     return {
         "number": number, "kind": boot.kind, "engine": options.engine, "program": options.program, "cpu": boot.cpu,
-        "entry": options.entry, "world": boot.world, "call": str(options), "checks": checks, "wrong": wrong,
-        "said": said, "seconds": round(time.perf_counter() - began, 1),
+        "entry": options.entry, "world": boot.world, "call": str(options), "checks": checks,
+        "wrong": [] if refused else wrong, "refused": refused, "said": said,
+        "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 
 
@@ -207,7 +213,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
     lines = [f"{kind:8} {engine:8} {program}: {count}" for (kind, engine, program), count in sorted(by.items())]
     failed = sum(bool(row["wrong"]) for row in rows)
     checks, seconds = sum(row["checks"] for row in rows), sum(row["seconds"] for row in rows)
-    return "\n".join([*lines, f"{len(rows)} boots, {checks} checks, {failed} boots failed, {seconds:.0f} s"])
+    refused = sum(bool(row.get("refused")) for row in rows)
+    last = f"{len(rows)} boots, {checks} checks, {refused} refused, {failed} boots failed, {seconds:.0f} s"
+    return "\n".join([*lines, last])
 
 
 def main() -> int:
