@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from fivefold import _arguments
 from fivefold.errors import FormatError, MemoryReadError, MissingFileError
 from fivefold.memory import Source
 from fivefold.survey.space import Space
@@ -32,6 +33,7 @@ def to_drgn(space: Space) -> drgn.Program:
     need debug information (DWARF): `Program.load_debug_info` with the kernel's vmlinux. `FormatError` where there is
     no Linux, `MissingFileError` without drgn 0.3 or newer.
     """
+    _arguments.opened("space", space, Space)
     drgn = _drgn()
     program = drgn.Program(drgn.Platform(drgn.Architecture.X86_64), vmcoreinfo=vmcoreinfo_text(space))
     source = space.source
