@@ -1,4 +1,4 @@
-"""How long four cells take on two cores: `fivefold matrix --preset quick`, held to two cores of this machine.
+"""How long the four cells of the preset `quick` take on two cores, to which `fivefold matrix` is held here.
 
     python bench/matrix_quick.py vmlinuz-6.1… [--most 60]
 

@@ -142,6 +142,7 @@ def test_a_dry_run_gives_no_verdict(option: str, status: int, fivefold: Run) -> 
     assert told.status == status and told.err == f"fivefold: {option} is about boots, and --dry-run boots nothing\n"
 
 
+@pytest.mark.qemu
 @pytest.mark.parametrize("option", ["--keep", "--html", "--junit"])
 def test_what_cannot_be_written_is_refused_before_the_first_boot(option: str, tmp_path: Path, fivefold: Run) -> None:
     kernel, taken = tmp_path / "kernel", tmp_path / "taken"

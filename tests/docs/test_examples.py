@@ -46,7 +46,8 @@ STAND_FOR = {
 }
 """Names that the pages use for a reader's own captures."""
 NEEDS = {
-    "qemu-system-x86_64": r"^qemu-system|--engine qemu|--smp|--entry efi|--cmdline fault=",
+    "qemu-system-x86_64": r"\bqemu-system|--engine qemu|--smp|--entry efi|--cmdline fault=",
+    "man": r"\| man ",
     "grub-mkrescue": r"--format iso|\.iso\b",
     "xorriso": r"--format iso|\.iso\b",
     "mformat": r"--format iso|\.iso\b",

@@ -62,17 +62,21 @@ def mode_changes(cpu: str, options: BootOptions, image: Image) -> tuple[ModeStat
 
 
 def _stretches(cpu: str, options: BootOptions, image: Image) -> Iterator[tuple[int, int]]:
-    """Where something changes, as instructions executed before and after, up to the kernel's own root."""
+    """Where something changes, as instructions executed before and after, up to a stretch beyond the kernel's own root.
+
+    With its own tables the kernel sets the last bits of CR4.
+    """
     with start("unicorn", make_guest(cpu, options, image)) as machine:
         watch = _Watch(machine, image)
-        before = watch.key()
+        before, has_own_root = watch.key(), False
         while _count(machine) < MOST:
             begun = _count(machine)
             _run(machine, STRIDE)
             if (after := watch.key()) != before:
                 yield begun, _count(machine)
-                if watch.has_own_root(before, after):
-                    return
+            if has_own_root:
+                return
+            has_own_root = watch.has_own_root(before, after)
             before = after
     raise MachineError(f"no tables of the kernel's own after {MOST} instructions")
 

@@ -34,14 +34,20 @@ def _status(signals: _Signals) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from fivefold.cli.commands import run
 
-    signals.unwind()
-    try:
+    try:  # a signal may come between any two steps from here on
+        signals.unwind()
         status = run()
+        signals.end_at_once()
     except BaseException:  # Ctrl-C while a class is made comes out as another error
         if signals.happened is None:
             raise
     signals.end_at_once()
-    return status if signals.happened is None else SIGNALLED + signals.happened
+    if signals.happened is None:
+        return status
+    # Python notes that an interrupt left code made from text, as a dataclass is, and ends by SIGINT whatever the
+    # status is; other such code takes the note away.
+    exec("")
+    return SIGNALLED + signals.happened
 
 
 class _Signals:

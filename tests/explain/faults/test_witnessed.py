@@ -239,7 +239,7 @@ def test_states_that_no_cpu_can_be_in(cr0: int, cr4: int, says: str) -> None:
 EDGES = """
 la48  ffff800000000000  ffff7ffffffffff8  a push from the first address of the upper half
 la48  0000800000000000  0000800000000000  a pop from past the lower half
-la57  0100000000001000  0100000000000ff8  in the gap
+la57  0100000000001000  -                 in the gap, where a push and a pop are refused alike
 """
 
 
@@ -248,7 +248,7 @@ def test_a_stack_pointer_at_the_edge(line: str) -> None:
     mode, rsp, address, *_ = line.split()
     text = struck(13, rsp=int(rsp, 16)).replace("CR4=00001020", "CR4=00000020" if mode == "la48" else "CR4=00001020")
     cause = told_of("check_exception old: 0xffffffff new 0xd\n" + text).cause
-    assert (cause.rule, cause.address) == ("non-canonical", int(address, 16))
+    assert (cause.rule, cause.address) == ("non-canonical", None if address == "-" else int(address, 16))
 
 
 def test_an_access_that_reaches_the_gap(lab: Any) -> None:

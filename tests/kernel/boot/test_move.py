@@ -19,6 +19,8 @@ ROOT = 0x2_0000
 LOAD, END = 16 * MIB, 16 * MIB + 0x41000
 ALIGN = 2 * MIB
 PC = [(0, 0x9_F000, 1), (MIB, 63 * MIB, 1)]
+RAM = [(0x1000, 0xA_0000), (16 * MIB, 160 * MIB)]
+"""What is there: a place is asked whether it keeps what is written."""
 
 
 class Loaded:
@@ -36,7 +38,7 @@ class Loaded:
     ) -> None:
         cpu = processor(cr3=ROOT, cr4=0x20 | (mode is LA57) << 12)
         cpu.rdtsc = lambda: 0x1234_5678
-        self.helpers = code(None, "move", package=package, extents=[(0x1000, 0xA_0000)], window=0, processor=cpu)
+        self.helpers = code(None, "move", package=package, extents=RAM, window=0, processor=cpu)
         write = self.helpers.ram.write
         head = struct.pack("<IIIIQQQQII", 0x336E_C578, 1, 0, len(modules), MODULES, CMDLINE, 0, ROWS, len(rows), 0)
         write(INFO, head)
@@ -97,10 +99,11 @@ def test_it_stays_where_nobody_asks(loaded: Callable[..., Loaded], mode: PagingM
     assert loaded(mode, cmdline).place() == LOAD
 
 
-def test_without_start_information_it_stays(loaded: Callable[..., Loaded], mode: PagingMode) -> None:
+def test_without_start_information_it_stops(loaded: Callable[..., Loaded], mode: PagingMode, stopped: Any) -> None:
     one = loaded(mode)
     one.helpers.ram.write(INFO, bytes(4))
-    assert one.place() == LOAD
+    with pytest.raises(stopped, match="Bail out! fivefold: "):
+        one.place()
 
 
 def test_no_room_at_all_is_no_move(loaded: Callable[..., Loaded], mode: PagingMode) -> None:
