@@ -206,6 +206,16 @@ def test_memory_types_that_are_the_same_under_two_numbers(build: Build) -> None:
     assert audit(built.space(), pat=LINUX_PAT).findings == []
 
 
+def test_memory_types_of_the_chipset(build: Build) -> None:
+    """The MTRRs make what lies there UC; only WC stays another type. Beside it are devices that may be either."""
+    for at, second, pat, wanted in (
+        (0xFED0_0000, PCD, None, 0), (0xFED0_0000, PCD, LINUX_PAT, 0), (0xFED0_0000, PWT, LINUX_PAT, 1),
+        (0xFED0_0000, PWT, None, 1), (0xFEBF_F000, PCD, None, 1), (1 << 32, PCD, None, 1),
+    ):  # fmt: skip
+        built = build(LA48).page(KERNEL, at | P | NX).page(KERNEL + GIB, at | P | second | NX)
+        assert len(audit(built.space(), pat=pat).findings) == wanted, hex(at)
+
+
 def test_malformed_entries_and_missing_tables(build: Build) -> None:
     built = build(LA48).page(KERNEL, GIB | P | NX)
     built.entry(0x3000, 4, 4 * MIB | 0x2000 | P | int(Flag.BIT7)).entry(0x3000, 6, 0x5000_0000 | P)

@@ -16,6 +16,14 @@ from fivefold.survey.scan.scan_result import Flags, Words
 from fivefold.units import PAGE, hex64
 
 _PAGE: Final = np.uint64(PAGE)
+_DEVICES: Final = (0xFEC0_0000, 1 << 32)
+"""Of the chipset on every PC: IOAPIC, HPET, local APICs, flash. Its MTRRs say UC, with which all but WC is UC.
+
+Source: Intel SDM, "Effective Page-Level Memory Types". A Linux without PAT maps the HPET as WB and as UC- in one boot.
+"""
+_ELSEWHERE: Final = FrameSet(np.array([0, _DEVICES[1]], np.uint64), np.array([_DEVICES[0], (1 << 64) - 1], np.uint64))
+_UC_BY_MTRR: Final = frozenset(("WB", "WT", "WP", "UC_MINUS", "UC", "PAT entry 0", "PAT entry 2", "PAT entry 3"))
+"""Entries by number where the PAT MSR is not known: these have such types after a reset, and with Linux."""
 
 
 def _pairs(memory: FrameSet, one: LeafRuns, other: LeafRuns, message: str) -> Iterator[Hit]:
@@ -90,7 +98,9 @@ class MemoryTypes:
         }
         for (one, ours), (other, theirs) in combinations(by_kind.items(), 2):
             message = f"{one} at {{here}}, {other} at {{there}}"
-            yield from _pairs(ours.frames & theirs.frames, ours, theirs, message)
+            both = ours.frames & theirs.frames
+            memory = both & _ELSEWHERE if {one, other} <= _UC_BY_MTRR else both
+            yield from _pairs(memory, ours, theirs, message)
 
     def _kind(self, index: int) -> str:
         if self.pat is None:
