@@ -229,8 +229,9 @@ def test_a_cell_that_kills_its_worker_three_times_is_reported(cluster: Any) -> N
         ("killer", "worker-lost"),
         ("b", "hang"),
     ]
-    assert len(killed) == 3 and found.cells[1].runs[0].cause is not None
-    assert found.cells[1].runs[0].cause.sentence == "its worker died 3 times"
+    # Deaths are counted every two seconds: by then a fourth may have begun.
+    assert 3 <= len(killed) <= 4 and found.cells[1].runs[0].cause is not None
+    assert found.cells[1].runs[0].cause.sentence in ("its worker died 3 times", "its worker died 4 times")
 
 
 def test_workers_get_only_what_they_can_run(cluster: Any, tmp_path: Path) -> None:
