@@ -218,10 +218,12 @@ def test_a_cell_that_kills_its_worker_three_times_is_reported(cluster: Any) -> N
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(on_cluster, address, made, Options(silent=3, timeout=60))
         while not running.done():
+            # A fourth run may begin before the third death is counted: it is taken back, and nobody kills it.
             for qemu in filter(None, (qemu_below(one.pid, b"-smp") for one in nannies)):
-                killed.append(qemu)
-                os.kill(parent_of(parent_of(qemu)), signal.SIGKILL)
-                until(lambda at=qemu: gone(at), 30)
+                if len(killed) < 3:
+                    killed.append(qemu)
+                    os.kill(parent_of(parent_of(qemu)), signal.SIGKILL)
+                    until(lambda at=qemu: gone(at), 30)
             time.sleep(0.1)
         found = running.result(0)
     assert [(cell.id, cell.outcome) for cell in found.cells] == [
@@ -229,9 +231,8 @@ def test_a_cell_that_kills_its_worker_three_times_is_reported(cluster: Any) -> N
         ("killer", "worker-lost"),
         ("b", "hang"),
     ]
-    # Deaths are counted every two seconds: by then a fourth may have begun.
-    assert 3 <= len(killed) <= 4 and found.cells[1].runs[0].cause is not None
-    assert found.cells[1].runs[0].cause.sentence in ("its worker died 3 times", "its worker died 4 times")
+    assert len(killed) == 3 and found.cells[1].runs[0].cause is not None
+    assert found.cells[1].runs[0].cause.sentence == "its worker died 3 times"
 
 
 def test_workers_get_only_what_they_can_run(cluster: Any, tmp_path: Path) -> None:

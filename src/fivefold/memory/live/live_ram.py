@@ -37,7 +37,7 @@ PMEMSAVE_SPEED: Final = 50 * MIB
 """Bytes a second that QEMU is given at least to write before it counts as hung."""
 
 MOST_SEARCHED: Final = GIB
-"""What QEMU writes for a look at all of RAM, as for names; of a larger guest it writes what is asked for."""
+"""Bytes of RAM that a search for names reads at most. Of a larger guest QEMU writes only what is asked for."""
 
 _HVA: Final = re.compile(r"Host virtual address for 0x[0-9a-f]+ \(.*\) is 0x([0-9a-f]+)")
 
