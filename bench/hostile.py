@@ -11,14 +11,10 @@ character. What does not is printed; the exit status is 1 then.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import resource
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +33,25 @@ CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x8
 PROGRESS: Final = re.compile(rb"fivefold: (read |\d+ ranges read|comparing from )")
 """What long work says of itself where stderr is not a terminal."""
 LINES: Final = 4
+
+LAUNCHER: Final = """
+import os, resource, signal, sys
+seconds, space, command = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+pid = os.fork()
+if not pid:
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.execv(command[0], command)
+signal.signal(signal.SIGALRM, lambda *_: os.kill(pid, signal.SIGKILL))
+signal.setitimer(signal.ITIMER_REAL, seconds)
+_, status, used = os.wait4(pid, 0)
+text = f"{os.waitstatus_to_exitcode(status)} {used.ru_utime + used.ru_stime} {used.ru_maxrss}"
+os.write(0, text.encode())
+"""
+"""Runs a command and writes its status, processor time and memory to file 0, which can be written.
+
+The maximum resident set of a process begins with that of the process which made it, so a large one cannot measure.
+"""
 
 COMMANDS: Final = {
     "info": ("info", "{file}"),
@@ -87,24 +102,13 @@ class Ending:
 
 def run(words: list[str], seconds: float = GIVEN_UP, space: int = ADDRESS_SPACE) -> Ending:
     """Run a command of this Python's fivefold under limits."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (space, space))
-
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        command = [sys.executable, "-m", "fivefold", *words]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, preexec_fn=limit)
-        until = time.monotonic() + seconds
-        while True:
-            pid, status, used = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > until:
-                process.send_signal(signal.SIGKILL)
-            time.sleep(0.02)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        told = [file.seek(0) or file.read(1 << 24) for file in (out, err)]
-    return Ending(process.returncode, used.ru_utime + used.ru_stime, used.ru_maxrss << 10, told[0], told[1])
+    command = [sys.executable, "-m", "fivefold", *words]
+    launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(seconds), str(space), *command]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as report:
+        subprocess.run(launcher, stdin=report, stdout=out, stderr=err, check=True)
+        told = [file.seek(0) or file.read(1 << 24) for file in (out, err, report)]
+    status, used, memory = told[2].split()
+    return Ending(int(status), float(used), int(memory) << 10, told[0], told[1])
 
 
 def told(command: str, name: str, wrong: str, ending: Ending) -> str:

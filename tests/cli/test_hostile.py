@@ -70,3 +70,8 @@ def test_what_counts_as_wrong(bench: Any) -> None:
     bad = bench.Ending(3, 31.0, 3 << 30, b"\x1b[2J", b"Traceback\n")
     assert list(bad.wrong()) == ["status 3", "31 s", "3072 MiB", "many lines on stderr", "prints b'\\x1b'"]
     assert list(bench.Ending(2, 1.0, 1, b"", b"").wrong()) == ["no line on stderr"]
+
+
+def test_memory_is_that_of_the_command(bench: Any) -> None:
+    mine = bytearray(range(256)) * (1 << 20)
+    assert bench.run(["--version"]).memory < len(mine)
