@@ -136,6 +136,7 @@ class BusGuard:
     def __init__(self, mapped: mmap.mmap) -> None:
         """From now on *mapped* may lose pages."""
         self._number: int | None = None
+        self._was_broken = False
         table = _installed()
         if table is None:
             return
@@ -143,12 +144,19 @@ class BusGuard:
         self._number = table.add(start, start + len(mapped))
         if self._number is not None:
             # Views keep a mapping alive that everybody else has let go of.
-            weakref.finalize(mapped, table.remove, self._number).atexit = False
+            weakref.finalize(mapped, self._let_go, table, self._number).atexit = False
 
     @property
     def broken(self) -> bool:
-        """Whether an access met a page that was gone."""
-        return _table is not None and self._number is not None and bool(_table.entry(self._number)[2])
+        """Whether an access met a page that was gone, also when the mapping itself is gone by now."""
+        if _table is None or self._number is None:
+            return self._was_broken
+        return bool(_table.entry(self._number)[2])
+
+    def _let_go(self, table: _Table, number: int) -> None:
+        self._was_broken = self.broken
+        self._number = None
+        table.remove(number)
 
 
 def _installed() -> _Table | None:
