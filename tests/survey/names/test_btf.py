@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 
@@ -24,43 +25,12 @@ WORDS = {
 """By kind: words behind a type's three, once and for each part (Linux, "BPF Type Format")."""
 
 
-class Types:
-    """Types in order, with their names."""
-
-    def __init__(self) -> None:
-        self.types, self.texts, self.count = b"", b"\0", 0
-
-    def text(self, name: str) -> int:
-        if not name:
-            return 0
-        self.texts += name.encode() + b"\0"
-        return len(self.texts) - len(name) - 1
-
-    def add(self, kind: int, name: str = "", parts: int = 0, size: int = 0, flag: int = 0, body: bytes = b"") -> int:
-        self.types += struct.pack("<III", self.text(name), flag << 31 | kind << 24 | parts, size) + body
-        self.count += 1
-        return self.count
-
-    def struct(self, name: str, *members: tuple[str, int, int], kind: int = 4, flag: int = 0, size: int = 64) -> int:
-        body = b"".join(struct.pack("<III", self.text(text), number, bits) for text, number, bits in members)
-        return self.add(kind, name, len(members), size, flag, body)
-
-    def data(self, gap: int = 0) -> bytes:
-        """With *gap* bytes between header and types."""
-        types, texts = len(self.types), len(self.texts)
-        head = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, gap, types, gap + types, texts)
-        return head + bytes(gap) + self.types + self.texts
-
-    def btf(self) -> Btf:
-        return Btf(self.data())
-
-
 @pytest.mark.parametrize("kind", range(1, 20))
-def test_every_kind_takes_its_place(kind: int) -> None:
+def test_every_kind_takes_its_place(kind: int, new_types: Any) -> None:
     """The type after it is found, and those that do not refer to parts have none."""
     once, each = WORDS.get(kind, (0, 0))
     for parts in (0, 1, 3):
-        types = Types()
+        types = new_types()
         types.add(16, "first", size=4)
         types.add(kind, "it", parts, 77, 1, bytes(4 * (once + each * parts)))
         types.add(16, "last", size=8)
@@ -72,8 +42,8 @@ def test_every_kind_takes_its_place(kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 20, 31])
-def test_kinds_that_are_none(kind: int) -> None:
-    types = Types()
+def test_kinds_that_are_none(kind: int, new_types: Any) -> None:
+    types = new_types()
     types.add(16, "first")
     types.add(kind)
     with pytest.raises(FormatError, match=f"^BTF: type 2 is of kind {kind}; expected 1 to 19$"):
@@ -81,16 +51,16 @@ def test_kinds_that_are_none(kind: int) -> None:
 
 
 @pytest.mark.parametrize("number", [-1, 0, 2])
-def test_numbers_that_are_none(number: int) -> None:
-    types = Types()
+def test_numbers_that_are_none(number: int, new_types: Any) -> None:
+    types = new_types()
     types.add(16, "one")
     with pytest.raises(FormatError, match=rf"^BTF: a type refers to type {number}; expected 1 to 1$"):
         types.btf().type(number)
 
 
-def test_offsets_of_members() -> None:
+def test_offsets_of_members(new_types: Any) -> None:
     """By name, the first of several that is there; in structures without a name, and as parts of bytes."""
-    types = Types()
+    types = new_types()
     number = types.add(1, "int", size=4, body=bytes(4))
     inner = types.struct("", ("deep", number, 64), ("in_bits", number, 96))
     union = types.struct("", ("either", number, 0), ("or", number, 0), kind=5)
@@ -113,8 +83,8 @@ def test_offsets_of_members() -> None:
     assert list(found.members(task))[3] == ("pids", number, 640, 0)
 
 
-def test_constants_of_enumerations() -> None:
-    types = Types()
+def test_constants_of_enumerations(new_types: Any) -> None:
+    types = new_types()
     old = types.add(6, "old", 2, 4, body=struct.pack("<IiIi", types.text("minus"), -1, types.text("two"), 2))
     found = types.btf()
     # Before 6.0 nothing says whether values have a sign.
@@ -127,8 +97,8 @@ def test_constants_of_enumerations() -> None:
     assert list(found.choices(found.type(signed))) == [("big", 1 << 32 | 5), ("low", -1)]
 
 
-def test_details() -> None:
-    types = Types()
+def test_details(new_types: Any) -> None:
+    types = new_types()
     number = types.add(3, body=struct.pack("<III", 7, 8, 9))
     found = types.btf()
     assert found.details(found.type(number), 3) == (7, 8, 9)
@@ -136,8 +106,8 @@ def test_details() -> None:
         found.details(found.type(number), 4)
 
 
-def test_what_is_cut() -> None:
-    types = Types()
+def test_what_is_cut(new_types: Any) -> None:
+    types = new_types()
     types.struct("task", ("pid", 1, 0))
     whole = types.data(gap=8)
     assert Btf(whole).offset("task", "pid") == 0 and size_of(whole) == len(whole)
@@ -153,8 +123,8 @@ def test_what_is_cut() -> None:
 @pytest.mark.parametrize(
     ("at", "form", "value"), [(0, "<H", 0xEB9E), (2, "<B", 2), (4, "<I", 23), (12, "<I", MOST_BYTES)]
 )
-def test_heads_that_are_none(at: int, form: str, value: int) -> None:
-    head = bytearray(Types().data())
+def test_heads_that_are_none(at: int, form: str, value: int, new_types: Any) -> None:
+    head = bytearray(new_types().data())
     struct.pack_into(form, head, at, value)
     with pytest.raises(FormatError, match="expected"):
         size_of(bytes(head))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from fivefold.arch import AddressSpace, Mapped, translate
-from fivefold.errors import MemoryReadError, printable
-from fivefold.units import MASK64, PAGE, PhysAddr, VirtAddr
+from fivefold.errors import FormatError, MemoryReadError, printable
+from fivefold.units import MASK64, PAGE, PhysAddr, VirtAddr, hex64
 
 _PAGES_KEPT: Final = 1 << 14
 
@@ -55,6 +56,22 @@ class KernelMemory:
             found += self.read(at, part)
             at += part
         return printable(found.partition(b"\0")[0].decode("utf-8", "backslashreplace"))
+
+    def ring(self, head: int, most: int) -> Iterator[int]:
+        """The members of the kernel's list (`list_head`) at *head*, in its order.
+
+        `FormatError` where it comes upon one of them once more, or has more than *most*.
+        """
+        seen: set[int] = set()
+        at = self.word(head)
+        while at != head:
+            if at in seen or len(seen) == most:
+                raise FormatError(
+                    f"the list at {hex64(head)} leads to {hex64(at)} after {len(seen)} members; expected its head"
+                )
+            seen.add(at)
+            yield at
+            at = self.word(at)
 
     def _page(self, page: int) -> bytes:
         if page not in self._pages:

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from fivefold.errors import MemoryReadError
+from fivefold.errors import FormatError, MemoryReadError
 from fivefold.survey.names.btf import Btf
 from fivefold.survey.names.kernel_memory import KernelMemory
 from fivefold.symbols import Symbols, SymbolSpan
@@ -45,9 +45,9 @@ def module_spans(memory: KernelMemory, kernel: Symbols, btf: Btf) -> tuple[list[
         return [], "modules have no names here: " + ("no symbol 'modules'" if head is None else "BTF has other members")
     spans: list[SymbolSpan] = []
     try:
-        for module in _modules(memory, head, members):
-            spans += _spans(memory, module, members)
-    except MemoryReadError as error:
+        for node in memory.ring(head, MOST_MODULES):
+            spans += _spans(memory, node - members.list, members)
+    except (FormatError, MemoryReadError) as error:
         return spans, f"the list of modules breaks off: {error}"
     return spans, None
 
@@ -75,15 +75,6 @@ def _parts(btf: Btf) -> tuple[tuple[int, int], ...]:
     base, length = btf.offset("module_layout", "base"), btf.offset("module_layout", "size")
     found = [at for name in ("core_layout", "init_layout") if (at := btf.offset("module", name)) is not None]
     return () if base is None or length is None else tuple((at + base, at + length) for at in found)
-
-
-def _modules(memory: KernelMemory, head: int, members: _Members) -> Iterator[int]:
-    at = memory.word(head)
-    for _ in range(MOST_MODULES):
-        if at == head:
-            return
-        yield at - members.list
-        at = memory.word(at)
 
 
 def _spans(memory: KernelMemory, module: int, members: _Members) -> list[SymbolSpan]:

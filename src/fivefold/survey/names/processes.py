@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
-from fivefold.errors import MemoryReadError
+from fivefold.errors import FormatError, MemoryReadError
 from fivefold.survey.names.btf import Btf
 from fivefold.survey.names.kernel_memory import KernelMemory
 from fivefold.symbols import Symbols
@@ -79,9 +80,9 @@ def list_processes(memory: KernelMemory, symbols: Symbols, btf: Btf) -> ProcessL
     found: list[Process] = []
     how = "the list at init_task, by the kernel's own BTF"
     try:
-        for task in _tasks(memory, head, offsets):
-            found.append(_process(memory, task, offsets))
-    except MemoryReadError as error:
+        for node in memory.ring(head + offsets.tasks, MOST_PROCESSES):
+            found.append(_process(memory, node - offsets.tasks, offsets))
+    except (FormatError, MemoryReadError) as error:
         how = f"{how}; it breaks off after {len(found)}: {error}"
     return ProcessList(tuple(found), labels, how)
 
@@ -92,15 +93,6 @@ def _offsets(btf: Btf) -> _Task | None:
     known += [btf.offset("signal_struct", "thread_head"), btf.offset("task_struct", "thread_node")]
     known.append(btf.offset("mm_struct", "pgd"))
     return None if None in known else _Task(*(one or 0 for one in known))
-
-
-def _tasks(memory: KernelMemory, head: int, offsets: _Task) -> Iterator[int]:
-    at = memory.word(head + offsets.tasks)
-    for _ in range(MOST_PROCESSES):
-        if at == head + offsets.tasks:
-            return
-        yield at - offsets.tasks
-        at = memory.word(at)
 
 
 def _process(memory: KernelMemory, task: int, offsets: _Task) -> Process:
@@ -116,15 +108,9 @@ def _process(memory: KernelMemory, task: int, offsets: _Task) -> Process:
 
 def _space_of_threads(memory: KernelMemory, task: int, offsets: _Task) -> int:
     """The memory of a process whose first thread has ended, 0 where no thread has any."""
-    head = memory.word(task + offsets.signal) + offsets.thread_head
-    at = memory.word(head)
-    for _ in range(_MOST_THREADS):
-        if at == head:
-            break
-        if space := memory.word(at - offsets.thread_node + offsets.mm):
-            return space
-        at = memory.word(at)
-    return 0
+    ring = memory.ring(memory.word(task + offsets.signal) + offsets.thread_head, _MOST_THREADS)
+    spaces = (memory.word(node - offsets.thread_node + offsets.mm) for node in islice(ring, _MOST_THREADS))
+    return next(filter(None, spaces), 0)
 
 
 def _root(memory: KernelMemory, space: int, pgd: int) -> PhysAddr | None:
