@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,6 +14,7 @@ from rich.console import Console
 from fivefold.boot import BootOptions, Image, Run
 from fivefold.boot import boot as boot_all
 from fivefold.boot.command_line import LAYOUTS
+from fivefold.boot.judge.serial_text import judge_text
 from fivefold.errors import MachineError
 from fivefold.report.text.boot import print_boot
 from fivefold.units import GIB, MIB, format_size
@@ -127,3 +130,12 @@ def test_the_machine_is_switched_off_on_request(boot: Boot, entry: str) -> None:
     run = boot("la57", engine="qemu", entry=entry, cmdline="poweroff", memory=256 << 20)
     assert run.ok, [check for check in run.checks if not check.ok]
     assert run.event == "powered off by the guest"
+
+
+def test_a_machine_with_reduced_hardware_is_switched_off(image: Image, tmp_path: Path) -> None:
+    elf, serial = tmp_path / "image.elf", tmp_path / "serial.txt"
+    elf.write_bytes(image.place(image.load_address))
+    machine = "-machine microvm,acpi=on,accel=tcg -cpu max -m 256 -display none -nodefaults -no-reboot"
+    command = f"qemu-system-x86_64 {machine} -serial file:{serial} -append poweroff -kernel {elf}"
+    assert subprocess.run(command.split(), timeout=120, check=False).returncode == 0
+    assert judge_text(serial.read_bytes()).ok

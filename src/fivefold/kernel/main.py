@@ -69,7 +69,7 @@ def start_kernel(table: VirtAddr) -> None:
         hand_over(top)
     report.conclude()
     report.wait_until_sent()
-    acpi.power_off()
+    acpi.power_off(top)
     report.stop(report.EXIT_PASSED if report.get_word(report.W_FAILED) == 0 else report.EXIT_FAILED)
 
 

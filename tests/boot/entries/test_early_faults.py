@@ -44,6 +44,7 @@ def test_the_boot_code_tells_its_own_faults(boot: Boot, wrong_image: Callable[..
         ("pentium3", "long mode: it cannot run 64-bit code"),
         ("pentium", "PAE"),
         ("qemu64,-cmov", "CMOV"),
+        ("qemu64,level=0", "CPUID beyond leaf 0"),
     ],
 )
 def test_a_cpu_that_cannot_run_it_is_told_so(image: Image, tmp_path: Path, cpu: str, lacks: str) -> None:

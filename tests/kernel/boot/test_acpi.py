@@ -28,8 +28,13 @@ def rsdp(wide: bool) -> bytes:
     return body[:8] + bytes([total]) + body[9:] + struct.pack("<IQ", 36, ROOT if wide else 0)
 
 
-def tables(wide: bool = False, aml: bytes = b"\x10\x02\x5c\x00" + S5, named: bytes = b"FACP") -> dict[int, bytes]:
+def tables(
+    wide: bool = False, aml: bytes = b"\x10\x02\x5c\x00" + S5, named: bytes = b"FACP", reduced: bytes = b""
+) -> dict[int, bytes]:
     fadt = bytearray(116)
+    if reduced:
+        struct.pack_into("<I", fadt, 112, 1 << 20)
+        fadt += bytes(244 - 116) + reduced
     struct.pack_into("<I", fadt, 40, DSDT)
     struct.pack_into("<IB", fadt, 48, 0xB2, 0xF1)
     struct.pack_into("<II", fadt, 64, 0x604, 0x704)
@@ -81,7 +86,7 @@ def test_the_way_to_s5(code: Any, guards: Callable[..., None], wide: bool, told:
         at[place] = at.pop(RSDP)
         machine, ports = world(code, at, place if told else 0, package)
         assert [machine.get(f"acpi.{name}") for name in ("pm1a", "pm1b", "type_a", "type_b")] == [0x604, 0x704, 0, 5]
-        machine.call("acpi.power_off")
+        machine.call("acpi.power_off", 0)
         asked = [(0x604, 0x2000), (0x704, 0x3400)]
         again = [(port, value | 1) for port, value in asked]  # a bit that is on stays on
         assert ports.written == [*asked, (0xB2, 0xF1), *again]
@@ -90,6 +95,19 @@ def test_the_way_to_s5(code: Any, guards: Callable[..., None], wide: bool, told:
     if not wide and not told:
         guards(check, "acpi.py", ("first + size_of(first)", "first + 1 + size_of(first)"))
         guards(check, "acpi.py", ("type_b << SLEEP_TYPE", "type_a << SLEEP_TYPE"))
+
+
+@pytest.mark.parametrize("place", [0x604, 0xFFFF, 0x10000])
+def test_reduced_hardware_has_one_register_at_a_port(code: Any, guards: Callable[..., None], place: int) -> None:
+    def check(package: str) -> None:
+        register = struct.pack("<BBBBQ", 1, 8, 0, 1, place)
+        machine, ports = world(code, tables(reduced=register, aml=S5.replace(b"\0\x05", b"\x0a\x05")), package=package)
+        machine.call("acpi.power_off", 0)
+        assert ports.written == ([] if place > 0xFFFF else [(place, 5 << 2 | 1 << 5)])
+
+    check("fivefold.kernel")
+    if place == 0x604:
+        guards(check, "acpi.py", ("type_a << REDUCED_TYPE", "type_b << REDUCED_TYPE"))
 
 
 @pytest.mark.parametrize(
@@ -101,12 +119,25 @@ def test_the_way_to_s5(code: Any, guards: Callable[..., None], wide: bool, told:
         tables(aml=b"_S5_" + S5[5:]),
         tables(aml=S5[:7]),
         {**tables(), DSDT: bytes(64)},
+        tables(reduced=struct.pack("<BBBBQ", 0, 8, 0, 1, 1 << 52)),
+        tables(reduced=struct.pack("<BBBBQ", 2, 8, 0, 1, 0x604)),
+        tables(reduced=bytes(4)),
     ],
-    ids=["nothing", "sum", "no FADT", "not a name", "cut short", "no DSDT"],
+    ids=[
+        "nothing",
+        "sum",
+        "no FADT",
+        "not a name",
+        "cut short",
+        "no DSDT",
+        "beyond the CPU's addresses",
+        "in the space of PCI",
+        "without its register",
+    ],
 )
 def test_no_way_is_none(code: Any, at: dict[int, bytes]) -> None:
     machine, ports = world(code, at)
-    machine.call("acpi.power_off")
+    machine.call("acpi.power_off", 0)
     assert (machine.get("acpi.pm1a"), ports.written) == (0, [])
 
 

@@ -1,8 +1,8 @@
-"""Switch the machine off by ACPI: find the ports of the sleep state S5, and write to them.
+"""Switch the machine off by ACPI: find the registers of the sleep state S5, and write to them.
 
 Source: UEFI Forum, "Advanced Configuration and Power Interface Specification": "Root System Description Pointer
-(RSDP)", "Fixed ACPI Description Table (FADT)", "PM1 Control Registers", "\\_Sx (System States)"; of AML only the
-package that gives S5 its numbers is read.
+(RSDP)", "Fixed ACPI Description Table (FADT)", "PM1 Control Registers", "Sleep Control and Status Registers",
+"\\_Sx (System States)"; of AML only the package that gives S5 its numbers is read.
 
 The tables lie where the direct map shows nothing: they are read while early page faults still map what is touched.
 Nothing in them is trusted but what an address in them costs, a look.
@@ -13,9 +13,13 @@ from __future__ import annotations
 from typing import Final
 
 from fivefold.kernel.boot import start_info
-from fivefold.kernel.paging.phys import phys_to_virt
-from fivefold.metal.lang import inw, load8, load16, load32, load64, noinline, outb, outw, u64
-from fivefold.units import PhysAddr
+from fivefold.kernel.boot.detect import cpu_phys_bits
+from fivefold.kernel.paging.layout import FIXADDR_TOP
+from fivefold.kernel.paging.mapping import map_page
+from fivefold.kernel.paging.pgtable import KERNEL_RW, UNCACHED, entry_frame
+from fivefold.kernel.paging.phys import PAGE_SIZE, phys_to_virt
+from fivefold.metal.lang import inw, load8, load16, load32, load64, noinline, outb, outw, store8, u64
+from fivefold.units import PhysAddr, VirtAddr
 
 RSDP: Final = int.from_bytes(b"RSD PTR ", "little")
 RSDP_SIZE: Final = 20
@@ -35,7 +39,14 @@ FADT_SMI_COMMAND: Final = 48
 FADT_ENABLE: Final = 52
 FADT_PM1A: Final = 64
 FADT_PM1B: Final = 68
+FADT_FLAGS: Final = 112
 FADT_SIZE: Final = 116
+FADT_SLEEP_CONTROL: Final = 244
+FADT_SLEEP_SIZE: Final = 256
+REDUCED_HARDWARE: Final = 1 << 20
+"""The machine has no PM1 registers, but one for sleep alone."""
+IN_MEMORY: Final = 0
+AT_A_PORT: Final = 1
 MOST_TABLES: Final = 128
 MOST_BYTES: Final = 1 << 20
 
@@ -50,7 +61,12 @@ ENABLED: Final = 1
 SLEEP_TYPE: Final = 10
 SLEEP_ENABLE: Final = 1 << 13
 SLEEP_BITS: Final = 0x3C00
+REDUCED_TYPE: Final = 2
+REDUCED_ENABLE: Final = 1 << 5
 PATIENCE: Final = 100_000
+
+REGISTER: Final = FIXADDR_TOP - 4 * PAGE_SIZE
+"""Where the fixmap shows the page of a sleep control register that lies in memory."""
 
 pm1a: u64 = 0
 """The port of the first PM1 control register; 0 as long as no way to switch off is known."""
@@ -59,6 +75,9 @@ type_a: u64 = 0
 type_b: u64 = 0
 smi_command: u64 = 0
 enable: u64 = 0
+control: u64 = 0
+"""The sleep control register of reduced hardware; 0 without one."""
+control_space: u64 = 0
 
 
 def at8(at: u64) -> u64:
@@ -123,14 +142,29 @@ def find_power_off(info: PhysAddr) -> None:
 
 
 def read_fadt(fadt: u64) -> None:
-    """Take the ports of *fadt*, if its DSDT has the numbers for S5."""
+    """Take the registers of *fadt*, if its DSDT has the numbers for S5."""
     global pm1a, pm1b, smi_command, enable
     if not read_s5(at32(fadt + FADT_DSDT)):
+        return
+    if at32(fadt + FADT_FLAGS) & REDUCED_HARDWARE != 0:
+        if at32(fadt + 4) >= FADT_SLEEP_SIZE:
+            read_sleep_control(fadt + FADT_SLEEP_CONTROL)
         return
     pm1b = at32(fadt + FADT_PM1B) & 0xFFFF
     smi_command = at32(fadt + FADT_SMI_COMMAND) & 0xFFFF
     enable = at8(fadt + FADT_ENABLE)
     pm1a = at32(fadt + FADT_PM1A) & 0xFFFF
+
+
+def read_sleep_control(register: u64) -> None:
+    """Take what the generic address structure at *register* names: a port, or a byte in memory."""
+    global control, control_space
+    control_space = at8(register)
+    place = load64(phys_to_virt(PhysAddr(register + 4)))
+    if control_space == AT_A_PORT and place < 0x10000:
+        control = place
+    if control_space == IN_MEMORY and place < u64(1) << cpu_phys_bits():
+        control = place
 
 
 @noinline
@@ -162,6 +196,16 @@ def number(at: u64) -> u64:
     return (at8(at + 1) if at8(at) == BYTE else at8(at)) & 7
 
 
+@noinline
+def sleep_reduced(top: VirtAddr) -> None:
+    """Ask for S5 by the sleep control register, which the tables at *top* show first where it lies in memory."""
+    value = type_a << REDUCED_TYPE | REDUCED_ENABLE
+    if control_space == AT_A_PORT:
+        outb(control, value)
+    elif map_page(top, VirtAddr(REGISTER), entry_frame(control), KERNEL_RW | UNCACHED):
+        store8(REGISTER + (control & (PAGE_SIZE - 1)), value)
+
+
 def sleep() -> None:
     """Ask for S5, and wait until it takes effect, but not for ever."""
     outw(pm1a, inw(pm1a) & ~SLEEP_BITS | type_a << SLEEP_TYPE | SLEEP_ENABLE)
@@ -172,12 +216,14 @@ def sleep() -> None:
 
 
 @noinline
-def power_off() -> None:
-    """Switch the machine off, if a way is known; returns where that does nothing.
+def power_off(top: VirtAddr) -> None:
+    """Switch the machine off, if a way is known; returns where that does nothing. *top*: the tables in use.
 
     Chipsets take the request in legacy mode, too. It is tried first: going over to ACPI mode is a system management
     interrupt, from which Bochs 3.0 does not come back with LA57 on.
     """
+    if control != 0:
+        sleep_reduced(top)
     if pm1a == 0:
         return
     sleep()

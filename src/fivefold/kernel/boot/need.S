@@ -21,6 +21,11 @@ check_cpu:
         xorl    %ecx, %eax
         btl     $21, %eax
         jnc     cpu_lacks
+        leal    (lacks_leaf - _text)(%ebp), %esi
+        xorl    %eax, %eax
+        cpuid
+        testl   %eax, %eax                      # an old CPU, or a BIOS that limits it, answers 0
+        jz      cpu_lacks
         movl    $1, %eax
         cpuid
         leal    (lacks_msrs - _text)(%ebp), %esi
@@ -83,6 +88,7 @@ lacks_\name:
         .asciz  "\text\n"
         .endm
         lacks   cpuid, "CPUID"
+        lacks   leaf, "CPUID beyond leaf 0"
         lacks   msrs, "model-specific registers"
         lacks   pae, "PAE"
         lacks   cmov, "CMOV"

@@ -69,6 +69,8 @@ TABLE: Final = PRESENT | RW | USER | ACCESSED | DIRTY
 KERNEL_RW: Final = PRESENT | RW | ACCESSED | DIRTY | GLOBAL | NX
 KERNEL_RO: Final = PRESENT | ACCESSED | DIRTY | GLOBAL | NX
 KERNEL_RX: Final = PRESENT | ACCESSED | DIRTY | GLOBAL
+UNCACHED: Final = 0x18
+"""PWT and PCD: registers of devices are not cached."""
 
 
 def set_mode(five_levels: bool) -> None:

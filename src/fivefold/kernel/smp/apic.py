@@ -11,15 +11,13 @@ from fivefold.kernel import report
 from fivefold.kernel.paging import cpu
 from fivefold.kernel.paging.layout import FIXADDR_TOP
 from fivefold.kernel.paging.mapping import map_page
-from fivefold.kernel.paging.pgtable import KERNEL_RW, entry_frame
+from fivefold.kernel.paging.pgtable import KERNEL_RW, UNCACHED, entry_frame
 from fivefold.kernel.paging.phys import PAGE_SIZE
 from fivefold.metal.lang import cpuid, load32, noinline, pause, rdmsr, rdtsc, store32, u64
 from fivefold.units import VirtAddr
 
 APIC: Final = FIXADDR_TOP - 3 * PAGE_SIZE
 """Where the fixmap shows the local APIC (Intel SDM volume 3, "Local APIC Registers")."""
-APIC_UNCACHED: Final = 0x18
-"""PWT and PCD: device registers are not cached."""
 APIC_EOI: Final = 0xB0
 APIC_SPURIOUS: Final = 0xF0
 APIC_COMMAND: Final = 0x300
@@ -49,7 +47,7 @@ def map_apic(top: VirtAddr) -> None:
     base = rdmsr(MSR_APIC_BASE)
     if base & X2APIC != 0:
         report.panic("the local APIC is in x2APIC mode, which is not driven here")
-    if not map_page(top, VirtAddr(APIC), entry_frame(base), KERNEL_RW | APIC_UNCACHED):
+    if not map_page(top, VirtAddr(APIC), entry_frame(base), KERNEL_RW | UNCACHED):
         report.panic("no memory to map the local APIC")
     turn_on()
 

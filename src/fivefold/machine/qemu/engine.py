@@ -221,11 +221,13 @@ class QemuMachine:
             self._qmp.ask("cont")
             event = self._wait(time.monotonic() + timeout, timeout)
             self._qmp.ask("stop")
+            self._qmp.ask("query-status")
             self._drain()
         except MachineError as error:
             raise self._failed(error) from error
-        # A guest that halts right after its exit code has been seen halted first, perhaps.
-        return self._exit_event() or event
+        # A guest that halts right after its exit code, or switches itself off, may have been seen halted first: what it
+        # asked for is carried out by another thread, before that answers a second question.
+        return self._exit_event() or self._shutdown_event() or event
 
     def _wait(self, deadline: float, timeout: float) -> Event:
         with selectors.DefaultSelector() as selector:
