@@ -6,11 +6,13 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
 from fivefold.errors import MachineError, MemoryReadError
 from fivefold.memory import open_source
+from fivefold.memory.live import gdb_stub
 from fivefold.memory.live.gdb_stub import GdbClient
 from fivefold.units import PhysAddr
 
@@ -200,3 +202,175 @@ def test_a_stub_that_is_given_up_at_once_is_left(serve) -> None:
 def test_runs_in_a_packet(body: bytes, text: str) -> None:
     """A count from 29 up; less, which no stub sends, adds nothing. A star at the end is one."""
     assert "".join(GdbClient._expanded(body)) == text
+
+
+class WordForWord:
+    """A stub that gives these answers, one to each packet, as they are; what it got is in *got*."""
+
+    def __init__(self, *answers: bytes, features: bytes = b"PacketSize=50") -> None:
+        self.answers = [b"+" + packet(features), *answers]
+        self.got: list[bytes] = []
+
+    def __call__(self, connection: socket.socket) -> None:
+        buffer = b""
+        while part := connection.recv(1 << 16):
+            buffer += part
+            while found := re.match(rb"[+-]|\$[^#]*#[0-9a-f]{2}", buffer):
+                buffer = buffer[found.end() :]
+                self.got.append(found[0])
+                if len(found[0]) > 1:
+                    left = self.answers.pop(0) if self.answers else b"+" + packet(b"OK")
+                    connection.sendall(left)
+        assert buffer == b""
+
+
+@pytest.mark.parametrize(
+    ("features", "size"),
+    [
+        (b"PacketSize=50", 0x50),
+        (b"a+;PacketSize=3fff;PacketSize=50", 0x3FFF),
+        (b"PacketSize=40", 64),
+        (b"PacketSize=41", 65),
+        (b"PacketSize=1", 64),
+        (b"PacketSize=10000", 1 << 16),
+        (b"PacketSize=10001", 1 << 16),
+        (b"PacketSize=00000050", 0x50),
+        (b"PacketSize=000000050", 400),
+        (b"PacketSize=", 400),
+        (b"PacketSize", 400),
+        (b"PacketSize=5x;PacketSize=50", 400),
+        (b"Packet=50", 400),
+        (b"", 400),
+    ],
+)
+def test_how_much_a_packet_may_hold(features: bytes, size: int) -> None:
+    assert GdbClient._packet_size(features.decode()) == size
+
+
+def test_reads_fill_packets_and_take_what_comes(serve) -> None:
+    """At most 36 bytes a packet of 80: two digits each, and eight for what is around. Fewer than asked are well."""
+    stub = WordForWord(*[b"+" + packet(b"ab" * size) for size in (36, 36, 10, 18, 1)])
+    with closing(GdbClient(serve(stub), timeout=5)) as client:
+        assert client.read(0xABC000, 100) == b"\xab" * 100
+        assert client.read(0x7, 1) == b"\xab"
+    asked = [b"mabc000,24", b"mabc024,24", b"mabc048,1c", b"mabc052,12", b"m7,1"]
+    assert [one for one in stub.got if len(one) > 1] == [packet(one) for one in (b"qSupported", *asked, b"D")]
+    assert stub.got.count(b"+") == 7
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "message"),
+    [
+        (b"", MemoryReadError, " has no memory at 0x0000000000001000 (+2 bytes)"),
+        (b"E14", MemoryReadError, " has no memory at 0x0000000000001000 (+2 bytes)"),
+        (b"000000", MachineError, " answers 3 bytes, expected up to 2"),
+        (b"0", MachineError, " answers '0', expected hex digits"),
+        (b"E1E1E", MachineError, " answers 'E1E1E', expected hex digits"),
+        (b"x" * 50, MachineError, f" answers '{'x' * 40}', expected hex digits"),
+    ],
+)
+def test_answers_to_a_read(serve, body: bytes, kind: type[Exception], message: str) -> None:
+    path = serve(WordForWord(b"+" + packet(body)))
+    with closing(GdbClient(path, timeout=5)) as client:
+        with pytest.raises(kind) as error:
+            client.read(0x1000, 2)
+        assert str(error.value) == (f"gdb:{path}" if kind is MemoryReadError else path) + message
+
+
+def test_a_byte_that_looks_like_an_error(serve) -> None:
+    with closing(GdbClient(serve(WordForWord(b"+" + packet(b"E1"), b"+" + packet(b"E14E"))), timeout=5)) as client:
+        assert client.read(0x1000, 1) == b"\xe1"
+        assert client.read(0x1000, 2) == b"\xe1\x4e"
+
+
+def test_packets_are_sent_again(serve) -> None:
+    """Twice at most; a stop reply before the acknowledgement, and noise before a packet, are passed by."""
+    stop = packet(b"T05")
+    good = b"\r\n" + packet(b"6162")
+    stub = WordForWord(b"-", b"x" + stop + b"-", stop + b"+" + good)
+    with closing(GdbClient(serve(stub), timeout=5)) as client:
+        assert client.read(0x1000, 2) == b"ab"
+    asked = packet(b"m1000,2")
+    assert stub.got == [packet(b"qSupported"), b"+", asked, asked, asked, b"+", packet(b"D"), b"+"]
+
+
+def test_answers_are_asked_for_again(serve) -> None:
+    """Twice at most; a checksum may have capital letters."""
+    stub = WordForWord(b"+$62#00$62#9x$zj#E4")
+    with closing(GdbClient(serve(stub), timeout=5)) as client:
+        assert client.ask("?") == "zj"
+    assert stub.got == [packet(b"qSupported"), b"+", packet(b"?"), b"-", b"-", b"+", packet(b"D"), b"+"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "text"),
+    [
+        ((b"O6162", b"O", b"Oc3", b"Oa4ff", b"OK"), "ab\u00e4\ufffd"),
+        ((b"OK",), ""),
+        ((b"",), None),
+        ((b"E01",), None),
+        ((b"O6162", b"E01"), None),
+    ],
+)
+def test_the_monitor_behind_a_stub(serve, answers: tuple[bytes, ...], text: str | None) -> None:
+    stub = WordForWord(b"+" + b"".join(packet(body) for body in answers))
+    with closing(GdbClient(serve(stub), timeout=5)) as client:
+        assert client.monitor("info x") == text
+        assert packet(b"qRcmd,696e666f2078") in stub.got
+
+
+def test_a_monitor_without_end(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gdb_stub, "MAX_MONITOR_TEXT", 4)
+    path = serve(WordForWord(*[b"+" + packet(b"O6162") * n + packet(b"OK") for n in (2, 3)]))
+    client = GdbClient(path, timeout=5)
+    assert client.monitor("x") == "abab"
+    with pytest.raises(MachineError) as error:
+        client.monitor("x")
+    assert str(error.value) == f"{path} prints without end for 'x'"
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("features", "note"),
+    [
+        (b"PacketSize=50;fivefold-lent+", "the guest stands still, as gdb has it"),
+        (b"PacketSize=50;fivefold-lent-", "the guest stands still while attached and runs afterwards"),
+    ],
+)
+def test_what_is_said_of_the_guest(serve, features: bytes, note: str) -> None:
+    path = serve(WordForWord(b"+" + packet(b"OK"), b"+" + packet(b""), features=features))
+    with open_source(f"gdb:{path}", freeze=True, ram_map="0x1000-0x3000,12K-16K", max_copy=7) as source:
+        assert source.notes == (note,)
+        assert (source.extents, source.cpus, source.format) == ([(0x1000, 0x4000)], (), "gdb stub")
+        assert (source.name, source.memory.searchable, source.torn) == (f"gdb:{path}", False, False)
+        with pytest.raises(MachineError, match="at most 7 are allowed"):
+            source.memory.banks()
+
+
+def test_the_watchdog_is_let_go_of_where_nothing_listens(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+
+    class Noting:
+        def __init__(self, *words: str) -> None:
+            done.append(words)
+
+        def stand_down(self) -> None:
+            done.append("down")
+
+    monkeypatch.setattr(gdb_stub, "Watchdog", Noting)
+    with pytest.raises(MachineError, match="for a gdb stub: No such file"):
+        GdbClient(f"{tmp_path}/none")
+    assert done == [("gdb", f"{tmp_path}/none"), "down"]
+
+
+@pytest.mark.parametrize(("timeout", "told"), [(0.1, 0.1), (3.0, 0.2)])
+def test_a_stub_that_gave_no_answer_hears_that_we_leave_for_a_short_time(
+    serve, monkeypatch: pytest.MonkeyPatch, timeout: float, told: float
+) -> None:
+    monkeypatch.setattr(gdb_stub, "_SHORT", 0.2)
+    client = GdbClient(serve(WordForWord(b"+", b"")), timeout=0.1)
+    with pytest.raises(MachineError, match=r" gave no answer in 0\.1 s$"):
+        client.ask("?")
+    client._connection.timeout = timeout
+    with pytest.raises(MachineError, match=rf" gave no answer in {told:g} s$"):
+        client.close()

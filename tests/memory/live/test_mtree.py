@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fivefold.errors import FormatError
+from fivefold.memory.live import mtree
 from fivefold.memory.live.mtree import RamRange, ram_ranges
 
 # Cut from QEMU 7.2, q35 with 3 GiB; the first view is that of system management mode.
@@ -65,3 +66,47 @@ def test_lines_out_of_order() -> None:
     swapped = Q35.replace("00000000fffc0000-", "00000000000c1000-")
     with pytest.raises(FormatError, match=r"^'info mtree -f' is not ascending at 0xc1000$"):
         ram_ranges(swapped)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (
+            "  0000000000001000-0000000000002fff (prio 0, nv-ram): nv dimm 0 @0000000000005000 HVF",
+            ("nv dimm 0", 0x5000),
+        ),
+        ("0000000000001000-0000000000002fff (prio -1, rom): a @b KVM", ("a @b", 0)),
+        ("  0000000000001000-0000000000002fff (prio 10, ram): (x) HVF", ("(x)", 0)),
+        ("  0000000000001000-0000000000002fff (prio 0, ramd): x", None),
+        ("  0000000000001000-0000000000002fff (prio 0, romd): x", None),
+        ("  0000000000001000-0000000000002fff (prio 0, i/o): x", None),
+        ("  000000000001000-0000000000002fff (prio 0, ram): x", None),
+    ],
+)
+def test_lines(line: str, found: tuple[str, int] | None) -> None:
+    text = f'FlatView #17\n AS "memory", root: system\n{line}\n'
+    if found is None:
+        with pytest.raises(FormatError):
+            ram_ranges(text)
+    else:
+        assert ram_ranges(text) == [(0x1000, 0x3000, *found)]
+
+
+def test_a_view_of_the_system_without_ram_is_passed_by() -> None:
+    empty = 'FlatView #0\n AS "memory", root: system\n'
+    assert ram_ranges(empty + Q35) == ram_ranges(Q35)
+
+
+def test_neighbours_of_other_regions_and_with_a_gap_stay_apart() -> None:
+    row = "  {:016x}-{:016x} (prio 0, ram): {} @{:016x}\n"
+    rows = [(0x1000, 0x1FFF, "a", 0), (0x2000, 0x2FFF, "b", 0x1000), (0x3001, 0x3FFF, "b", 0x2000)]
+    text = 'FlatView #1\n AS "memory", root: system\n' + "".join(row.format(*each) for each in rows)
+    assert ram_ranges(text) == [(low, high + 1, name, at) for low, high, name, at in rows]
+
+
+def test_the_number_of_ranges_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mtree, "MAX_SPANS", 5)
+    assert len(ram_ranges(Q35)) == 5
+    monkeypatch.setattr(mtree, "MAX_SPANS", 4)
+    with pytest.raises(FormatError, match=r"^'info mtree -f' shows more than 4 ranges of RAM$"):
+        ram_ranges(Q35)

@@ -14,6 +14,7 @@ from typing import Final
 from fivefold.errors import MachineError
 
 _PIECE: Final = 1 << 16
+_LAST_PORT: Final = 65535
 
 
 class NoAnswerError(MachineError):
@@ -117,6 +118,8 @@ def connect(address: str, timeout: float, what: str) -> socket.socket:
     """A connected socket to a path or to HOST:PORT; `MachineError` with *what* was expected there."""
     host, colon, port = address.rpartition(":")
     by_port = bool(colon) and port.isdecimal() and "/" not in host
+    if by_port and (len(port) > 5 or int(port) > _LAST_PORT):  # the system would take what is left of a larger one
+        raise MachineError(f"cannot connect to {address} for {what}: expected a port of up to {_LAST_PORT}")
     with contextlib.ExitStack() as undo:
         try:
             if by_port:
@@ -129,7 +132,7 @@ def connect(address: str, timeout: float, what: str) -> socket.socket:
                 undo.callback(connected.close)
                 connected.settimeout(timeout)
                 connected.connect(address)
-        except (OSError, OverflowError) as error:
+        except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise MachineError(f"cannot connect to {address} for {what}: {reason}") from error
         undo.pop_all()

@@ -17,7 +17,7 @@ from fivefold.memory.banked import MAX_COPY, PagedMemory
 from fivefold.memory.base import Extent
 from fivefold.memory.formats.notes import MAX_NOTE_BYTES, Note, split_notes, vmcoreinfo_of
 from fivefold.memory.source import Source
-from fivefold.memory.spans import MAX_SPANS, Span, without_overlap
+from fivefold.memory.spans import Span, without_overlap
 from fivefold.units import MASK64
 
 _FILE: Final = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -71,8 +71,6 @@ class _Kcore:
         header = _FILE.unpack(self.part(0, _FILE.size))
         if header[0][:6] != b"\x7fELF\2\1" or header[1:3] != (_CORE, _X86_64) or header[9] != _PROGRAM.size:
             raise FormatError(f"{self.name} is no core of an x86-64 kernel")
-        if header[10] > MAX_SPANS:
-            raise FormatError(f"{self.name}: {header[10]} program headers, at most {MAX_SPANS} are read")
         rows = list(_PROGRAM.iter_unpack(self.part(header[5], header[10] * _PROGRAM.size)))
         spans: list[tuple[int, Span]] = []
         notes: list[Note] = []
