@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 
 import size_images
 from fivefold.units import GIB, MIB
-from measure import Claim, Row, arguments, tell
+from measure import Claim, Row, parser_of, tell
 from size_images import Made
 
 _RESIDENT: Final = re.compile(r"^(?:RssAnon|RssShmem):\s+(\d+) kB", re.MULTILINE)
@@ -46,10 +46,14 @@ class Taken:
         return {"seconds": self.seconds, "peak": self.peak, "status": self.status, "said": self.said}
 
 
-def run(*words: str, out: int | IO[bytes] = subprocess.DEVNULL) -> Taken:
-    """Run fivefold with *words*; what it prints goes to *out*."""
+def run(*words: str, out: int | IO[bytes] = subprocess.DEVNULL, bytecode: Path | None = None) -> Taken:
+    """Run fivefold with *words*; what it prints goes to *out*.
+
+    Python keeps compiled modules in the folder *bytecode*, as an installation does beside them.
+    """
+    kept = {} if bytecode is None else {"PYTHONPYCACHEPREFIX": str(bytecode), "PYTHONDONTWRITEBYTECODE": ""}
     with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen([*PYTHON, *words], stdout=out, stderr=errors)
+        child = subprocess.Popen([*PYTHON, *words], stdout=out, stderr=errors, env=os.environ | kept)
         peak = 0
         while True:
             peak = max(peak, _resident(child.pid))
@@ -111,11 +115,13 @@ def words_of(made: Made, words: tuple[str, ...]) -> list[str]:
 def measured(given: Input, place: Path) -> tuple[dict[str, Row | int | str], list[Claim]]:
     """Make the input and ask it."""
     made = given.make(place / "memory")
+    run("info", str(size_images.GUEST), bytecode=place / "bytecode")
     on_disk = made.path.stat().st_blocks * 512
     rows: dict[str, Row | int | str] = {f"{given.name}: on disk": f"{on_disk / MIB:.0f} MiB"}
     claims = []
     for name, words in given.questions.items():
-        taken = run(*words_of(made, words))
+        taken = run(*words_of(made, words), bytecode=place / "bytecode")
+        print(f"{given.name}: {name}: {taken}", file=sys.stderr, flush=True)
         rows[f"{given.name}: {name}"] = taken
         seconds, size = given.bounds[name]
         claims.append(Claim(f"{given.name}, {name}", taken.peak / MIB, size / MIB, "MiB"))
@@ -127,12 +133,14 @@ def measured(given: Input, place: Path) -> tuple[dict[str, Row | int | str], lis
 
 
 def main() -> int:
-    """Run all inputs once each."""
-    options = arguments(__doc__ or "", rounds=1)
+    """Run the inputs once each."""
+    parser = parser_of((__doc__ or "").split("\n")[0], rounds=1)
+    parser.add_argument("--only", default="", metavar="WORDS", help="inputs whose name has these words: %(default)r")
+    options = parser.parse_args()
     rows: dict[str, Row | int | str] = {}
     claims: list[Claim] = []
     with tempfile.TemporaryDirectory() as place:
-        for given in INPUTS:
+        for given in (one for one in INPUTS if options.only in one.name):
             found, made = measured(given, Path(place))
             rows |= found
             claims += made

@@ -31,23 +31,29 @@ BOOT_SECONDS = 120
 READY = b"the guest is ready"
 TOLD = 32 << 20
 KCORE = 260 << 20
-"""The disk on which it copies of /proc/kcore: 64 KiB of headers, behind them each segment of the direct map at its
-physical address."""
-
-"""The disk on which the guest writes what it knows of itself: /proc/kallsyms, /proc/modules, its processes."""
+"""Sizes of the disks. On the first the guest writes /proc/kallsyms, /proc/modules and its processes; on the second
+/proc/kcore: 64 KiB of headers, behind them each segment of the direct map at its physical address. Which is which their
+serial numbers say: Linux 6.12 looks for disks in parallel."""
 INIT = b"""#!/bin/busybox sh
 b=/bin/busybox
 $b mount -t proc proc /proc
 $b mount -t devtmpfs dev /dev
+$b mount -t sysfs sys /sys
 $b insmod /dummy.ko
+told= kcore=
+until [ "$told" ] && [ "$kcore" ]; do
+  for disk in /sys/class/block/nvme*; do
+    case $($b cat $disk/device/serial) in told*) told=/dev/${disk##*/} ;; kcore*) kcore=/dev/${disk##*/} ;; esac
+  done
+done
 $b sleep 9998 &
 ( $b cat /proc/kallsyms; echo ===; $b cat /proc/modules; echo ===; $b ps -o pid,comm; echo === ) \
-  | $b dd of=/dev/nvme0n1 bs=64k 2>/dev/null
-$b dd if=/proc/kcore of=/dev/nvme1n1 bs=64k count=1 2>/dev/null
+  | $b dd of=$told bs=64k 2>/dev/null
+$b dd if=/proc/kcore of=$kcore bs=64k count=1 2>/dev/null
 $b od -An -v -t x8 -w56 -j 64 -N 1120 /proc/kcore | while read kind at va pa size rest; do
   case $va-$pa in
     ffffffff*|*-ffffffffffffffff|*-0000000000000000|0*) ;;
-    ff*) $b dd if=/proc/kcore of=/dev/nvme1n1 bs=64k iflag=skip_bytes,count_bytes oflag=seek_bytes conv=notrunc \
+    ff*) $b dd if=/proc/kcore of=$kcore bs=64k iflag=skip_bytes,count_bytes oflag=seek_bytes conv=notrunc \
       skip=$((0x$at)) count=$((0x$size)) seek=$((0x10000 + 0x$pa)) 2>/dev/null ;;
   esac
 done
@@ -143,6 +149,7 @@ def write_initrd(package: Package, place: Path, init: bytes = INIT) -> Path:
         ("dev", 0o040755, (0, 0), b""),
         ("dev/console", 0o020600, (5, 1), b""),
         ("proc", 0o040755, (0, 0), b""),
+        ("sys", 0o040755, (0, 0), b""),
         ("bin", 0o040755, (0, 0), b""),
         ("bin/busybox", 0o100755, (0, 0), package.busybox.read_bytes()),
         ("init", 0o100755, (0, 0), init),

@@ -216,7 +216,7 @@ def _mode_of_tables(source: Source, root: PhysAddr, given: GivenPaging) -> Found
 
 def _tables_against(source: Source, root: PhysAddr, levels: int, given: GivenPaging) -> str | None:
     """What the tables say against *levels*, by which a walk would take tables for pages, or pages for tables."""
-    evidence = level_evidence(table_reader(source, given), root)
+    evidence = level_evidence(table_reader(source, given), root, levels)
     if evidence.levels in (None, levels):
         return None
     return f"the tables at {hex64(root)} of {source.name} have {evidence.levels} levels ({evidence})"

@@ -73,11 +73,16 @@ FIVE: Final = LevelEvidence(five=1)
 NEITHER: Final = LevelEvidence()
 
 
-def level_evidence(memory: TableReader, root: PhysAddr) -> LevelEvidence:
-    """Weigh the two readings of the tree at *root*; bounded work. `MemoryReadError` if the root cannot be read."""
+def level_evidence(memory: TableReader, root: PhysAddr, supposed: int | None = None) -> LevelEvidence:
+    """Weigh the two readings of the tree at *root*; bounded work. `MemoryReadError` if the root cannot be read.
+
+    Where *supposed*, 4 or 5, is given, no more is read once the tables speak loudly for it.
+    """
     total = NEITHER
     for vote in _votes(memory, root):
         total = total.plus(vote)
+        if supposed is not None and total.loud == supposed:
+            break
     return total
 
 

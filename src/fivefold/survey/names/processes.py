@@ -10,6 +10,7 @@ from typing import Final
 from fivefold.errors import FormatError, MemoryReadError
 from fivefold.survey.names.btf import Btf
 from fivefold.survey.names.kernel_memory import KernelMemory
+from fivefold.survey.names.thread_names import ThreadNames
 from fivefold.symbols import Symbols
 from fivefold.units import PhysAddr
 
@@ -30,6 +31,8 @@ POINTED_SPACES: Final = ("poking_mm", "text_poke_mm")
 @dataclass(frozen=True, slots=True)
 class Process:
     """A process, listed once whatever its threads. *root* is None where it has no tables of its own, nor borrows any.
+
+    *name* is that of ps: of a kernel thread all of it, which is longer than a task's 16 bytes.
 
     *is_kernel*: a kernel thread, which borrows the tables of the process that ran before it: then *borrowed* is set.
     """
@@ -78,10 +81,11 @@ def list_processes(memory: KernelMemory, symbols: Symbols, btf: Btf) -> ProcessL
     if head is None:
         return ProcessList((), labels, "no processes: there is no symbol init_task")
     found: list[Process] = []
+    threads = ThreadNames.of(btf)
     how = "the list at init_task, by the kernel's own BTF"
     try:
         for node in memory.ring(head + offsets.tasks, MOST_PROCESSES):
-            found.append(_process(memory, node - offsets.tasks, offsets))
+            found.append(_process(memory, node - offsets.tasks, offsets, threads))
     except (FormatError, MemoryReadError) as error:
         how = f"{how}; it breaks off after {len(found)}: {error}"
     return ProcessList(tuple(found), labels, how)
@@ -95,15 +99,19 @@ def _offsets(btf: Btf) -> _Task | None:
     return None if None in known else _Task(*(one or 0 for one in known))
 
 
-def _process(memory: KernelMemory, task: int, offsets: _Task) -> Process:
-    is_kernel = bool(memory.half(task + offsets.flags) & _KERNEL_THREAD)
+def _process(memory: KernelMemory, task: int, offsets: _Task, threads: ThreadNames) -> Process:
+    flags = memory.half(task + offsets.flags)
+    is_kernel = bool(flags & _KERNEL_THREAD)
     space = memory.word(task + offsets.mm)
     if not space and not is_kernel:
         space = _space_of_threads(memory, task, offsets)
     borrowed = memory.word(task + offsets.active_mm) if is_kernel and not space else 0
     root = _root(memory, space or borrowed, offsets.pgd)
     pid = memory.half(task + offsets.pid)
-    return Process(pid, memory.text(task + offsets.comm, _COMM), root, is_kernel, bool(borrowed and root is not None))
+    name = memory.text(task + offsets.comm, _COMM)
+    if is_kernel:
+        name = threads.name(memory, task, flags, name)
+    return Process(pid, name, root, is_kernel, bool(borrowed and root is not None))
 
 
 def _space_of_threads(memory: KernelMemory, task: int, offsets: _Task) -> int:
