@@ -11,9 +11,12 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
+from operator import attrgetter, itemgetter
 from typing import Final
 
 import numpy as np
@@ -58,39 +61,37 @@ class _Store:
             self._kept[number] = raw if size == BLOCK else unpack_block(raw, f"{self.file.name}: RamBlock{number}")
         return self._kept[number]
 
+    @cached_property
+    def ordered(self) -> list[tuple[int, int, int]]:
+        """The runs by their place in memory."""
+        return sorted(self.runs.values())
+
     def fetch(self, pa: int, size: int) -> bytes:
         """Bytes inside one extent."""
-        parts, at = [], pa
-        while at < pa + size:
-            offset = self._offset(at)
-            step = min(BLOCK - offset % BLOCK, pa + size - at, self._left(at))
+        parts, at, end = [], pa, pa + size
+        index = bisect_right(self.ordered, pa, key=itemgetter(0)) - 1
+        while at < end:
+            start, length, first = self.ordered[index]
+            offset = first + at - start
+            step = min(BLOCK - offset % BLOCK, end - at, start + length - at)
             parts.append(self.block(offset // BLOCK)[offset % BLOCK :][:step])
             at += step
+            index += at == start + length
         return b"".join(parts)
 
-    def _run(self, pa: int) -> tuple[int, int, int]:
-        return next(run for run in self.runs.values() if run[0] <= pa < run[0] + run[1])
-
-    def _offset(self, pa: int) -> int:
-        start, _, first = self._run(pa)
-        return first + pa - start
-
-    def _left(self, pa: int) -> int:
-        start, size, _ = self._run(pa)
-        return start + size - pa
-
     def extents(self) -> list[Extent]:
-        """Memory whose blocks are in the file."""
+        """Memory whose blocks are in the file; `FormatError` where it comes in too many parts."""
         found = []
-        for start, size, first in self.runs.values():
-            at = start
-            while at < start + size:
-                offset = first + at - start
-                step = min(BLOCK - offset % BLOCK, start + size - at)
-                if offset // BLOCK in self.blocks:
-                    found.append((at, at + step))
-                at += step
-        return extents_of(sorted(found))
+        present = extents_of((number * BLOCK, (number + 1) * BLOCK) for number in sorted(self.blocks))
+        for start, size, first in self.ordered:
+            for index in range(bisect_right(present, first, key=attrgetter("end")), len(present)):
+                low, high = max(present[index].start, first), min(present[index].end, first + size)
+                if low >= high:
+                    break
+                found.append((start + low - first, start + high - first))
+                if len(found) > MAX_SPANS:
+                    raise FormatError(f"{self.file.name}: more than {MAX_SPANS} parts of memory")
+        return extents_of(found)
 
 
 def read_hyperv(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
@@ -111,11 +112,12 @@ def read_hyperv(file: FileBytes, *, max_copy: int = MAX_COPY) -> Source:
     if not store.blocks or not store.runs:
         raise FormatError(f"{file.name} holds no memory (RamBlock, RamMemoryBlock): expected a saved state, .vmrs")
     _check_apart(file.name, store)
-    missing = sum(size for _, size, _ in store.runs.values()) - sum(one.end - one.start for one in store.extents())
+    extents = store.extents()
+    missing = sum(size for _, size, _ in store.ordered) - sum(one.end - one.start for one in extents)
     notes = ["Hyper-V's registers are not read: the root is looked for in memory"]
     if missing:
         notes.append(f"{missing} bytes of memory are not in the file, and are a hole")
-    memory = PagedMemory(store.extents(), store.fetch, file.name, on_close=file.close, max_copy=max_copy)
+    memory = PagedMemory(extents, store.fetch, file.name, on_close=file.close, max_copy=max_copy)
     return Source(memory=memory, format="Hyper-V saved state", notes=tuple(notes))
 
 
@@ -132,17 +134,20 @@ def _values(file: FileBytes) -> Iterator[tuple[bytes, int, bytes]]:
     tables = []
     for page in _pages_of_tables(file):
         head = file.read_at(page * PAGE, _TABLE.size)
-        _, number, sequence, checksum = _TABLE.unpack(head)
+        _, _, sequence, checksum = _TABLE.unpack(head)
         if zlib.crc32(head[:6] + bytes(4)) == checksum:
             tables.append((sequence, page))
             if len(tables) > MOST_TABLES:
                 raise FormatError(f"{file.name}: more than {MOST_TABLES} tables of keys")
     found: dict[tuple[bytes, int], bytes] = {}
+    looked_at = 0
     for _, page in sorted(tables):
-        for name, number, raw in _entries(file, page * PAGE):
-            found[name, number] = raw
-            if len(found) > MOST_KEYS:
+        for entry in _entries(file, page * PAGE):
+            looked_at += 1  # also what is not kept: forged tables may lie over each other
+            if looked_at > MOST_KEYS:
                 raise FormatError(f"{file.name}: more than {MOST_KEYS} keys")
+            if entry is not None:
+                found[entry[:2]] = entry[2]
     yield from ((name, number, raw) for (name, number), raw in found.items())
 
 
@@ -153,8 +158,8 @@ def _pages_of_tables(file: FileBytes) -> list[int]:
     return found
 
 
-def _entries(file: FileBytes, at: int) -> Iterator[tuple[bytes, int, bytes]]:
-    """What is about memory in the table of keys at *at*, to its end or to what is no entry."""
+def _entries(file: FileBytes, at: int) -> Iterator[tuple[bytes, int, bytes] | None]:
+    """What is in the table of keys at *at*, to its end or to what is no entry; None for what is not about memory."""
     end = min(at + 16 * PAGE, file.size)
     at += _TABLE.size
     while at + _ENTRY.size < end:
@@ -163,10 +168,8 @@ def _entries(file: FileBytes, at: int) -> Iterator[tuple[bytes, int, bytes]]:
             return
         body = file.read_at(at + _ENTRY.size, size - _ENTRY.size)
         match = _KEY.fullmatch(body[:length]) if kind == _ARRAY else None
-        if match is not None:
-            raw = _value(file, body[length:], bool(flags & _AWAY), match[1] == b"RamBlock")
-            if raw is not None:
-                yield match[1], int(match[2]), raw
+        raw = match and _value(file, body[length:], bool(flags & _AWAY), match[1] == b"RamBlock")
+        yield None if match is None or raw is None else (match[1], int(match[2]), raw)
         at += size
 
 
@@ -183,7 +186,7 @@ def _value(file: FileBytes, body: bytes, is_away: bool, is_place: bool) -> bytes
 def _run(name: str, number: int, raw: bytes) -> tuple[int, int, int]:
     """Start and size in bytes of a run, and where it begins among the blocks."""
     if len(raw) < _RANGE.size:
-        raise FormatError(f"{name}: RamMemoryBlock{number} has {len(raw)} bytes, expected 48")
+        raise FormatError(f"{name}: RamMemoryBlock{number} has {len(raw)} bytes, expected {_RANGE.size} or more")
     _, _, pages, first, start = _RANGE.unpack_from(raw)
     if not pages or max(pages, first, start) >= 1 << 40:
         raise FormatError(f"{name}: RamMemoryBlock{number} has {pages} pages from page {start:#x} on")
@@ -191,7 +194,7 @@ def _run(name: str, number: int, raw: bytes) -> tuple[int, int, int]:
 
 
 def _check_apart(name: str, store: _Store) -> None:
-    runs = sorted(store.runs.values())
+    runs = store.ordered
     if len(runs) > MAX_SPANS or any(low[0] + low[1] > high[0] for low, high in pairwise(runs)):
         raise FormatError(f"{name}: runs of memory overlap, expected each byte once")
     if sum(size for _, size, _ in runs) > 1 << 44:
