@@ -47,6 +47,9 @@ class AddressArea(NamedTuple):
 def describe(here: Situation, va: int, names: AreaNames | None = None) -> AddressArea:
     """Say what lies at *va* for the CPU *here*; *names* knows where areas lie."""
     names = names or AreaNames()
+    if here.may_be_long:
+        text = f"{hex64(va)}: whether the CPU is in long mode is not known, and with it what lies there"
+        return AddressArea(va, None, text)
     if here.known_mode and here.mode is None:
         return AddressArea(va, None, f"{hex64(va)}: the CPU is outside of long mode, where areas have no names here")
     found = {mode: names.at(va, mode) for mode in ((here.mode,) if here.mode else (LA57, LA48))}

@@ -65,7 +65,7 @@ def find_cause(
 def _cause_of(explained: ExplainedException, trace: Trace) -> FaultCause:
     finding = explained.finding
     evidence = list(dict.fromkeys(_evidence(explained)))
-    if trace.outcome == "handled" and explained.raised.during is None:
+    if trace.outcome == "handled" and explained.raised.during is None and trace.dialect != "Linux oops":
         evidence.append("its handler was entered, so it may be intended")
     confidence = finding.confidence
     if trace.inferred and confidence == "certain":
@@ -77,7 +77,8 @@ def _cause_of(explained: ExplainedException, trace: Trace) -> FaultCause:
         and finding.instruction is None
         and finding.va != explained.raised.rip
     ):
-        evidence.append("the memory does not hold the instruction at RIP; CR2 may be that of an older page fault")
+        which = "no memory shows" if finding.here.memory is None else "the memory does not hold"
+        evidence.append(f"{which} the instruction at RIP; CR2 may be that of an older page fault")
         confidence = "guess"
     return FaultCause(
         finding.rule,

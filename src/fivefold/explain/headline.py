@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fivefold.arch import Kind
+from fivefold.arch import Kind, Vector
 from fivefold.explain.faults.finding import FaultFinding
 from fivefold.explain.logs.trace import Outcome, RaisedException, Trace
 from fivefold.explain.result import ExplainedException, FaultCause
@@ -49,6 +49,8 @@ _WHOLE: Final[dict[RuleName, str]] = {
 def headline(cause: FaultCause, guilty: ExplainedException | None, trace: Trace) -> str:
     """One sentence without a full stop. *guilty* is the exception of the cause, None where there is none."""
     outcome = _OUTCOMES.get(trace.outcome)
+    if outcome is None and guilty is not None and guilty.raised.vector == Vector.DF and cause.rule != "unknown":
+        outcome = "Double fault"
     if guilty is None:
         text = cause.sentence
     else:

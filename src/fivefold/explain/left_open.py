@@ -57,7 +57,7 @@ def _matters(name: str, here: Situation, explained: Sequence[ExplainedException]
         return any(_is_high(one) for one in explained)
     if name == "cr4" and here.mode is None:
         return True
-    if name == "cr4" and not here.known_mode:
+    if (name == "cr4" and not here.known_mode) or (name == "efer" and here.may_be_long):
         return True
     if finding is None:
         return False

@@ -153,12 +153,13 @@ def _delivery(raised: RaisedException, after: ExplainedException | None, trace: 
 
 def _no_gate(explained: ExplainedException, after: ExplainedException | None, trace: Trace) -> str | None:
     """What follows where a log ends with an exception that has no gate in the IDT."""
-    idt, size, vector = explained.finding.here.registers.idt, explained.finding.here.gate_size, explained.raised.vector
-    if after is not None or trace.outcome != "unknown" or idt is None or size * vector + size - 1 <= idt.limit:
+    here, vector = explained.finding.here, explained.raised.vector
+    idt = here.registers.idt
+    if after is not None or trace.outcome != "unknown" or idt is None or here.has_gate(vector, idt.limit) is not False:
         return None
     return (
-        f"the log ends here; the gate of {vector_name(vector)} ends at offset {size * vector + size - 1:#x} and the "
-        f"IDT's limit is {idt.limit:#x}, so it cannot be delivered, nor can what follows: most likely a triple fault"
+        f"the log ends here; the IDT's limit is {idt.limit:#x}, and the gate of {vector_name(vector)} lies beyond it, "
+        "so it cannot be delivered, nor can what follows: most likely a triple fault"
     )
 
 
@@ -187,7 +188,8 @@ def _double_fault(here: Situation, raised: RaisedException) -> FaultFinding:
     sentence = "a double fault; the exceptions that led to it are not in the source"
     if rsp is not None and here.mode is not None and not here.mode.is_canonical(rsp - 8 & MASK64):
         sentence += f". RSP is {hex64(rsp)}, which is not canonical: no frame can be pushed there"
-        return FaultFinding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
+        subject = f"stack pointer {hex64(rsp)}, which is not canonical,"
+        return FaultFinding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64, subject=subject)
     if cr2 is not None and rsp is not None and 0 < rsp - cr2 <= 8 * FRAME_WORDS + 4096:
         sentence += f". CR2 is {rsp - cr2} bytes below RSP: the stack ran out"
         fault = replace(raised, vector=int(Vector.PF), error_code=None, cr2=cr2)

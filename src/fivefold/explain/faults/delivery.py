@@ -74,7 +74,7 @@ class Gate(NamedTuple):
 def gate_address(here: Situation, vector: int) -> int | None:
     """Where the gate of *vector* lies, None if IDTR is not known."""
     idt = here.registers.idt
-    return None if idt is None else idt.base + here.gate_size * vector & MASK64
+    return None if idt is None or here.may_be_long else idt.base + here.gate_size * vector & MASK64
 
 
 def replay(here: Situation, vector: int, software: bool = False, pushes_code: bool | None = None) -> Route:
@@ -88,9 +88,10 @@ def replay(here: Situation, vector: int, software: bool = False, pushes_code: bo
     idt = here.registers.idt
     if idt is None:
         return replace(route, missing="IDTR is not known")
-    size = here.gate_size
-    if size * vector + size - 1 > idt.limit:
-        return replace(route, obstacle=_beyond_limit(vector, idt.limit, size))
+    if here.has_gate(vector, idt.limit) is False:
+        return replace(route, obstacle=_beyond_limit(here, vector, idt.limit))
+    if here.may_be_long:
+        return replace(route, missing="it is not known whether gates have 8 or 16 bytes")
     if not here.is_long:
         return replace(route, missing="the CPU is outside of long mode, where deliveries are not replayed")
     if here.space is None:
@@ -104,13 +105,11 @@ def replay(here: Situation, vector: int, software: bool = False, pushes_code: bo
     return _enter(here, route, gate, 6 if pushes_code else 5)
 
 
-def _beyond_limit(vector: int, limit: int, size: int) -> Obstacle:
-    need = size * vector + size - 1
-    return Obstacle(
-        "idt-limit",
-        f"the gate of {vector_name(vector)} ends at offset {need:#x}, and the IDT's limit is {limit:#x}",
-        int(Vector.GP),
-    )
+def _beyond_limit(here: Situation, vector: int, limit: int) -> Obstacle:
+    size = here.gate_size
+    where = "lies beyond it" if here.may_be_long else f"ends at offset {size * vector + size - 1:#x}"
+    sentence = f"the IDT's limit is {limit:#x}, and the gate of {vector_name(vector)} {where}"
+    return Obstacle("idt-limit", sentence, int(Vector.GP))
 
 
 def read_gate(here: Situation, vector: int) -> Gate | None:

@@ -52,12 +52,12 @@ def _explain(here: Situation, before: RaisedException, raised: RaisedException) 
     return _other_in_delivery(here, vector, raised, route)
 
 
-def refused_gate(here: Situation, reason: EmulatorReason, name: str = "an exception") -> FaultFinding:
-    """What an emulator says of a gate that it could not use."""
+def refused_gate(here: Situation, reason: EmulatorReason, name: str | None = None) -> FaultFinding:
+    """What an emulator says of a gate that it could not use: likely the cause, where that of which is not known."""
     rule: RuleName = "idt-limit" if reason.rule == "idt-limit" else "idt-entry"
     what = "lies beyond the limit of the IDT" if rule == "idt-limit" else "cannot be used"
-    sentence = f"the gate of {name} {what}; the emulator says: {reason.text}"
-    return FaultFinding(rule, sentence, "certain", here)
+    sentence = f"the gate of {name or 'an exception'} {what}; the emulator says: {reason.text}"
+    return FaultFinding(rule, sentence, "certain" if name else "likely", here)
 
 
 def is_of_delivery(here: Situation, before: RaisedException, raised: RaisedException) -> bool:
@@ -176,9 +176,11 @@ def _other_in_delivery(here: Situation, vector: int, raised: RaisedException, ro
         return FaultFinding("non-canonical", sentence, "likely", here, rsp - 8 & MASK64)
     if raised.vector == Vector.GP:
         sentence = f"the gate of {name} lies inside the IDT's limit and could not be used"
-        if here.registers.idt is None:
+        idt, missing = here.registers.idt, (route.missing,) if route.missing else ()
+        if idt is None:
             sentence = f"the gate of {name} could not be used; IDTR is not known"
-        missing = (route.missing,) if route.missing else ()
+        elif here.has_gate(vector, idt.limit) is None:
+            sentence = f"the gate of {name} could not be used; whether it lies inside the IDT's limit is not known"
         return FaultFinding("idt-entry", sentence, "likely", here, remarks=missing)
     sentence = f"{vector_name(raised.vector)} in the delivery of {name}"
     return FaultFinding("unknown", sentence, "guess", here)

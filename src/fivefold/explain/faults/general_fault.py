@@ -254,8 +254,10 @@ def _by_reason(here: Situation, raised: RaisedException) -> FaultFinding | None:
         return None
     if reason.rule in ("idt-limit", "idt-entry"):
         return refused_gate(here, reason)
-    rule: RuleName = "non-canonical" if reason.rule == "non-canonical" else "mode-change-refused"
     sentence = f"the emulator refused it: {reason.text}"
+    if reason.rule == "other":
+        return FaultFinding("unknown", f"the emulator says: {reason.text}", "guess", here)
+    rule: RuleName = "non-canonical" if reason.rule == "non-canonical" else "mode-change-refused"
     return FaultFinding(rule, sentence, "certain", here)
 
 
@@ -282,7 +284,7 @@ def _by_gate(
     remarks: tuple[str, ...] = ()
     if len(vectors) > 1:
         remarks = (f"QEMU's TCG gives vector * 16 + 2 for a gate until 8.0, a CPU vector * 8 + 2: so {names}",)
-    idt, size = here.registers.idt, here.gate_size
+    idt = here.registers.idt
     if raised.reason is not None and raised.reason.rule == "idt-limit":
         remarks = (*remarks, f"the emulator says: {raised.reason.text}")
         return FaultFinding("idt-limit", sentence, "certain", here, instruction=instruction, remarks=remarks)
@@ -292,9 +294,9 @@ def _by_gate(
     if idt is None:
         unknown = "IDTR is not known, so the gate may lie beyond the limit as well as be empty"
         return FaultFinding("idt-entry", sentence, "likely", here, instruction=instruction, remarks=(*remarks, unknown))
-    beyond = [size * vector + size - 1 > idt.limit for vector in vectors]
-    rule: RuleName = "idt-limit" if all(beyond) else "idt-entry"
-    confidence: Certainty = "certain" if all(beyond) or not any(beyond) else "likely"
+    inside = {here.has_gate(vector, idt.limit) for vector in vectors}
+    rule: RuleName = "idt-limit" if inside == {False} else "idt-entry"
+    confidence: Certainty = "certain" if inside in ({True}, {False}) else "likely"
     return FaultFinding(rule, sentence, confidence, here, instruction=instruction, remarks=remarks)
 
 
@@ -359,6 +361,11 @@ def _mode_or_widest(here: Situation) -> PagingMode:
 
 def _by_pointer(here: Situation) -> FaultFinding:
     """A register that holds an address which is not canonical; one next to the edge looks most like a pointer."""
+    if not here.is_long:
+        sentence = "a general protection fault outside of long mode; the source does not say what was refused"
+        if here.may_be_long:
+            sentence = "a general protection fault; the source does not say what was refused"
+        return FaultFinding("unknown", sentence, "guess", here)
     mode = _mode_or_widest(here)
     found = [
         (name, value) for name, value in _values(here) if not mode.is_canonical(value) and not _is_shadow_index(value)

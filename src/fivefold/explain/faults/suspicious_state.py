@@ -20,7 +20,7 @@ def suspicious_state(here: Situation, trace: Trace) -> FaultFinding | None:
         sentence = "CR3 is 0: the page-table root is the first page of memory, which firmware uses"
         return FaultFinding("table-outside-memory", sentence, "guess", here)
     idt = registers.idt
-    if idt is not None and idt.limit < here.gate_size:
+    if idt is not None and here.has_gate(0, idt.limit) is False:
         sentence = f"the IDT's limit is {idt.limit:#x}: it has no gate, so the first exception ends in a triple fault"
         return FaultFinding("idt-limit", sentence, "guess", here, remarks=("which exception that was is not known",))
     return None

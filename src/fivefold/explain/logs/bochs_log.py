@@ -65,10 +65,10 @@ def read_bochs(lines: Sequence[Line], source: str) -> Trace | None:
         match = _LINE.search(line.text)
         if match is None:
             continue
-        tick, _, name, text = match.groups()
+        tick, severity, name, text = match.groups()
         cpu = cpus.setdefault(name, _Cpu())
         if cpu.third is None:
-            total += _take(cpu, tick, text, line.number)
+            total += _take(cpu, tick, text, line.number, severity.lower() == "e")
     for name, cpu in cpus.items():
         if cpu.third is not None:
             return _trace(source, cpu, total, f"CPU {name} of the machine" if len(cpus) > 1 else None)
@@ -78,8 +78,8 @@ def read_bochs(lines: Sequence[Line], source: str) -> Trace | None:
     return None
 
 
-def _take(cpu: _Cpu, tick: str, text: str, number: int) -> int:
-    """Add one line; 1 if it is of an exception."""
+def _take(cpu: _Cpu, tick: str, text: str, number: int, is_error: bool) -> int:
+    """Add one line; 1 if it is of an exception. What is an error to Bochs is a reason, whatever it says."""
     if match := _THIRD.search(text):
         _at(cpu, tick)
         cpu.third = int(match[1]), number
@@ -103,6 +103,9 @@ def _take(cpu: _Cpu, tick: str, text: str, number: int) -> int:
         raw = match[2]
         if len(raw) % 2 == 0:
             cpu.code = Code(bytes.fromhex(raw), 0)
+    elif is_error and text.strip():
+        _at(cpu, tick)
+        cpu.reasons.append(EmulatorReason(text.strip(), "other"))
     elif cpu.dump and len(cpu.dump) < 40:
         cpu.dump.append(text)
     return 0
@@ -171,6 +174,7 @@ def _with_reasons(
     """The reasons given to the exceptions: those of gates to deliveries, others to the first exception."""
     gates = [reason for reason in reasons if reason.rule in ("idt-limit", "idt-entry")]
     others = [reason for reason in reasons if reason.rule not in ("idt-limit", "idt-entry")]
+    others.sort(key=lambda reason: reason.rule == "other")
     found = []
     for one in chain:
         reason = one.reason

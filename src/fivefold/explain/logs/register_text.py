@@ -24,6 +24,8 @@ _SEGMENT: Final = re.compile(
     r"(?<![A-Za-z])(CS|DS|ES|FS|GS|SS|LDT|TR)\s*=\s*([0-9a-f]{4}) ([0-9a-f]{8,16}) ([0-9a-f]{8}) ([0-9a-f]{8})"
 )
 _TABLE: Final = re.compile(r"(?<![A-Za-z])(GDT|IDT)\s*=\s+([0-9a-f]{8,16}) ([0-9a-f]{8})(?![0-9a-f])")
+_TASK: Final = re.compile(r"\bTSS(64|32)-")
+"""QEMU names the type of TR by the mode: ``TSS64-busy`` in long mode, whatever code runs."""
 _CPL: Final = re.compile(r"\bCPL=([0-3])\b")
 _SELECTOR: Final = re.compile(r"\b(CS|SS):\s*([0-9a-f]{4})\b")
 _BYTE: Final = re.compile(r"(<?)([0-9a-f]{2})")
@@ -33,7 +35,7 @@ _CODE: Final = re.compile(r"\bCode\s*[:=]\s*((?:[0-9a-f]{2} |<[0-9a-f]{2}> ?)+(?
 def parse_registers(text: str, source: str) -> CpuState | None:
     """The registers in *text*, None if it has none. *source* says where they come from.
 
-    ``cpl`` is among the general ones where the text says it.
+    ``cpl``, and ``lma`` for EFER.LMA, are among the general ones where the text says them.
     """
     named: dict[str, int] = {}
     is_wide = _WIDE.search(text) is not None
@@ -51,6 +53,8 @@ def parse_registers(text: str, source: str) -> CpuState | None:
     elif selector := _SELECTOR.search(text):
         # Outside virtual-8086 mode the low bits of CS are the privilege level.
         named["cpl"] = int(selector[2], 16) & 3
+    if width := _TASK.search(text):
+        named["lma"] = int(width[1] == "64")
     control = {name: named.pop(name) for name in ("cr0", "cr2", "cr3", "cr4", "efer") if name in named}
     return CpuState(source, general=named, segments=_segments(text), **control)
 

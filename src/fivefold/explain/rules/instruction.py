@@ -100,12 +100,22 @@ def decode(code: bytes, at: int | None, registers: CpuState, load: ReadMemory, b
     return Instruction(
         at,
         raw.size,
-        f"{raw.mnemonic} {raw.op_str}".strip(),
+        _text(raw, at is not None),
         tuple(reader.uses()),
         reader.control_write(),
         raw.mnemonic in _ON_PURPOSE,
         reader.is_privileged(),
     )
+
+
+def _text(raw: Any, knows_rip: bool) -> str:
+    """The instruction as it is written; the target of a branch from the instruction's start, if that is not known."""
+    import capstone
+
+    if knows_rip or capstone.CS_GRP_BRANCH_RELATIVE not in raw.groups:
+        return f"{raw.mnemonic} {raw.op_str}".strip()
+    target = raw.operands[0].imm
+    return f"{raw.mnemonic} .{'+' if target >= 0 else '-'}{abs(target):#x}"
 
 
 def listing(code: bytes, bits: int = 64) -> Iterator[tuple[int, bytes, str]]:

@@ -115,6 +115,17 @@ class Situation:
         return self.state.paging in (Paging.LONG4, Paging.LONG5)
 
     @property
+    def may_be_long(self) -> bool:
+        """Whether it is not known if the CPU is in long mode: it runs 32-bit code, and the source has no EFER."""
+        return not self.known_mode and not self.is_long and not self.knows("efer")
+
+    def has_gate(self, vector: int, limit: int) -> bool | None:
+        """Whether the IDT up to *limit* has the gate of *vector*; None where that depends on the size of gates."""
+        sizes = (8, 16) if self.may_be_long else (self.gate_size,)
+        inside = {size * vector + size - 1 <= limit for size in sizes}
+        return inside.pop() if len(inside) == 1 else None
+
+    @property
     def gate_size(self) -> int:
         """Bytes of an IDT entry: 16 in long mode, 8 in protected mode, 4 in real mode."""
         if self.is_long or self.state.efer & Efer.LMA:
@@ -150,6 +161,8 @@ def situation(
         assumed["cr0"] = "CR0 is not known: paging on and CR0.WP=1 are assumed"
     cr4, known = _cr4(registers, given, levels, assumed)
     cr0, efer = int(cr0), _efer(registers, cr0, cr4, assumed)
+    if "efer" in assumed and not efer:
+        known = False
     bits = given.phys_bits
     if bits is None:
         assumed["phys_bits"] = "MAXPHYADDR is not known: 52 is assumed, which reserves the fewest bits"
@@ -205,10 +218,19 @@ def _efer(registers: CpuState, cr0: int, cr4: int, assumed: dict[str, str]) -> i
     if registers.efer is not None:
         return registers.efer
     cs = registers.segments.get("cs")
-    wide = any(value >> 32 for name, value in registers.general.items() if name in ("rip", "rsp"))
-    # 32-bit code with PAE may be that of compatibility mode; its root above 4 GiB, or five levels, show long mode.
-    is_long = cs is None or bool(cs.flags & L_BIT) or wide or bool(cr4 & Cr4.LA57)
-    if not (cr0 & Cr0.PG and cr4 & Cr4.PAE and is_long):
+    numbers = (registers.general.get("rip"), registers.general.get("rsp"), registers.cr2, registers.cr3)
+    lma = registers.general.get("lma")
+    is_long = (
+        cs is None or bool(cs.flags & L_BIT) or any((number or 0) >> 32 for number in numbers)
+        or bool(cr4 & Cr4.LA57) or lma == 1
+    )  # fmt: skip
+    if not (cr0 & Cr0.PG and cr4 & Cr4.PAE) or (lma == 0 and not is_long):
+        return 0
+    if not is_long:
+        assumed["efer"] = (
+            "EFER is not known, and with it whether the 32-bit code runs in PAE paging, or in long mode's "
+            "compatibility mode"
+        )
         return 0
     assumed["efer"] = "EFER is not known: long mode follows from 64-bit code with paging, EFER.NXE=1 is assumed"
     return int(Efer.LME | Efer.LMA | Efer.NXE)

@@ -44,8 +44,10 @@ _OVERFLOW: Final = re.compile(r"stack guard page|kernel stack overflow", re.I)
 _RMP: Final = re.compile(r"RMP violation|SEV-SNP: PFN", re.I)
 _BRANCH: Final = 3
 """The error code of #CP for an indirect branch to what is no ENDBR."""
-_RELEASE: Final = re.compile(r"(?:Not tainted|Tainted: [A-Z\[\]=, ]+?) +\(?(\d+\.\d+[\w.+~-]*)", re.I)
-_BOOTED: Final = re.compile(r"Linux version (\d+\.\d+[\w.+~-]*)", re.I)
+_NUMBER: Final = r"(\d+\.\d+(?=[ ).+~_-].)[\w.+~-]*)"
+"""A release. Something follows its second number, of which digits would be missing at the end of a cut line."""
+_RELEASE: Final = re.compile(r"(?:Not tainted|Tainted: [A-Z\[\]=, ]+?) +\(?" + _NUMBER, re.I)
+_BOOTED: Final = re.compile(r"Linux version " + _NUMBER, re.I)
 _NAMES: Final = (
     ("general protection", Vector.GP),
     ("general_protection", Vector.GP),
@@ -125,6 +127,9 @@ def facts_of(report: Report) -> Facts | None:
     endbr = _NO_ENDBR.search(head)
     # The BUG() that follows is an invalid opcode of its own.
     code = _BRANCH if endbr else _error_code(head, vector, dropped)
+    if code is not None and any(_RMP.search(line.text) for line in report.unclaimed):
+        code = None
+        dropped.append("lines in a wrong order speak of an RMP violation, which may be of this report or of another")
     kind, by_user = _access(head)
     if kind is None and "kernel tried to execute" in head:
         kind = Kind.FETCH

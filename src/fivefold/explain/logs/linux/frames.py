@@ -157,8 +157,8 @@ def _unpadded(digits: str, frame: Frame) -> int | None:
 
 def _numbers(text: str, frame: Frame) -> None:
     for name, _, digits in _NAMED.findall(text):
-        if len(digits) != _DIGITS:
-            continue
+        if len(digits) != _DIGITS or name.islower():
+            continue  # Linux names registers in capitals: a dump in small letters is of another program
         name, value = re.sub("^r0", "r", name.lower()), int(digits, 16)
         frame.is_over |= frame.numbers.get(name, value) != value
         if frame.is_over:

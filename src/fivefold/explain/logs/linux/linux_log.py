@@ -47,6 +47,8 @@ _USER_NAMES: Final = {
     "segment not present": Vector.NP,
     "invalid TSS": Vector.TS,
 }
+_NO_CODE: Final = re.compile(r"Unable to access opcode bytes at (?:RIP )?0x([0-9a-f]{1,16})(?![0-9a-z])", re.I)
+_CODE_BYTES: Final = 64
 _DIE: Final = re.compile(r"\[#?\d+\]")
 _OFFSET: Final = re.compile(r"Kernel Offset: (?:0x([0-9a-f]+)|(disabled))", re.I)
 _NOKASLR: Final = re.compile(r"\bnokaslr\b|KASLR disabled", re.I)
@@ -105,7 +107,7 @@ def _of_kernel(facts: Facts, frame: Frame, report: Report) -> RaisedException:
         frame, facts = Frame(), replace(facts, entries=())
     elif facts.says is not None:
         frame = Frame()  # that of the BUG() which reports it
-    elif address is not None and cr2 is not None and cr2 != address and not facts.guard:
+    elif address is not None and cr2 is not None and cr2 != address and not facts.guard and not _read_code(report, cr2):
         dropped.append(f"CR2 of the registers ({cr2:#x}) is not the address: they are of another exception or damaged")
         frame = Frame(symbol=frame.symbol)
         facts = replace(facts, entries=())
@@ -143,6 +145,12 @@ def _of_kernel(facts: Facts, frame: Frame, report: Report) -> RaisedException:
     )
 
 
+def _read_code(report: Report, cr2: int) -> bool:
+    """Whether the kernel's own reading of the bytes at RIP, which failed, left *cr2*: it begins before RIP."""
+    match = _NO_CODE.search(report.text)
+    return match is not None and 0 <= cr2 - int(match[1], 16) < _CODE_BYTES
+
+
 def _by_user(facts: Facts) -> bool | None:
     """Whether a process made the access, None where neither the error code nor the words say it."""
     if facts.vector == Vector.PF and facts.error_code is not None:
@@ -163,14 +171,17 @@ def _cpu(frame: Frame) -> CpuState | None:
 def _early(match: re.Match[str], report: Report) -> RaisedException:
     vector, _, rip, code, cr2 = (int(number, 16) for number in match.groups())
     is_fault = vector == Vector.PF
-    cpu = _cpu(exception_frame(frames_of(report)))
+    frame = exception_frame(frames_of(report))
     code_or_none = code if vector in HAS_ERROR_CODE else None
     dropped: tuple[str, ...] = ()
+    if not f"{frame.numbers.get('cr2', cr2):x}".startswith(f"{cr2:x}"):
+        frame, dropped = Frame(), ("CR2 of the registers is not that of the exception: they are of another one",)
     if re.fullmatch("fff[0-9a-f]{2,12}", match[5], re.I):
-        is_fault, dropped = False, ("the address is one of the upper half that was cut",)
+        is_fault, dropped = False, (*dropped, "the address is one of the upper half that was cut")
     return RaisedException(
-        vector, None, code_or_none, cr2 if is_fault else None, rip, cpl=0, cpu=cpu, line=report.number, dropped=dropped
-    )
+        vector, None, code_or_none, cr2 if is_fault else None, rip, cpl=0, cpu=_cpu(frame), line=report.number,
+        dropped=dropped,
+    )  # fmt: skip
 
 
 def _of_process(report: Report, text: str) -> RaisedException | None:

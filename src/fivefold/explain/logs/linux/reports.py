@@ -42,8 +42,8 @@ _OPENS: Final = re.compile(
 _NO_WORDS: Final = re.compile(r"[\W\d]|\b[CT]\d+\]|BUG", re.I)
 _FOREIGN: Final = re.compile(
     r"Unexpected Exception:\d|Fatal trap \d|!!!! X64 Exception|BAD TRAP: type|-\[ Xen-\d|check_exception old:"
-    r"|KVM internal error|panic\(cpu \d|trap type \d+ code|kernel: page fault trap, code|^EXCEPTION: [A-Z]"
-    r"|^\d{8,}[a-z]\[CPU\d"
+    r"|KVM internal error|panic\(cpu \d|trap type \d+ code|kernel: page fault trap, code"
+    r"|(?:^\s*|[^\w\s] ?)EXCEPTION: [A-Z]|(?<![0-9a-z])\d{6,}[deip]\[CPU\d"
 )
 """Begins the report of another kernel, or of an emulator: what follows is not of the report before it."""
 _ADDRESSED: Final = re.compile(r"\b(?:at|address)\b", re.I)
@@ -84,6 +84,8 @@ class Report:
     """How far it is in `_ORDER`."""
     is_over: bool = False
     """What follows is not its own, though no other one begins."""
+    unclaimed: list[Line] = field(default_factory=list)
+    """What follows then: of another report, or of this one in a wrong order."""
 
     @property
     def number(self) -> int:
@@ -113,7 +115,10 @@ def find_reports(lines: Iterable[Line]) -> list[Report]:
                 report.mixed = opened.mixed = True
             found.append(opened)
             current[line.caller] = report = opened
-        if report is None or len(report.lines) >= MOST_LINES or _is_of_another(report, line.text):
+        if report is None or len(report.lines) + len(report.unclaimed) >= MOST_LINES:
+            continue
+        if _is_of_another(report, line.text):
+            report.unclaimed.append(line)
             continue
         report.lines.append(line)
         report.ended |= _END.search(line.text) is not None
@@ -140,7 +145,8 @@ def _opened(line: Line, report: Report | None) -> Report | None:
             return None
         if kind == "first" and not report.has_die_line and len(report.lines) == 1 and _is_prelude(report.lines[0].text):
             return None
-    return Report("fault", has_die_line=kind == "die")
+    # An early exception is told in one line, and no other with an error code follows.
+    return Report("fault", has_die_line=kind == "die" or "early exception" in match[0].lower())
 
 
 def _is_title(report: Report, text: str) -> bool:

@@ -23,14 +23,21 @@ _BREAK: Final = re.compile(r"<(?:br|/p|/div|/tr|/li)\s*/?>(?!\n)", re.I)
 _JSON: Final = re.compile(r"\\u00([0-7][0-9a-f])")
 _SOFT: Final = re.compile(r"=[ \t]*\n")
 _QUOTED: Final = re.compile(r"=([0-9A-F]{2})")
+DAMAGED: Final = "\u017f"
+"""Stands for damage beside a letter or digit. It is the long s, a letter of no number: to a pattern that ignores case
+the number or word that it is in goes on there, so that none is read as far as the damage.
+"""
+_ODD: Final = r"[\x01-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f\ufffd]+"
+_DAMAGE: Final = re.compile(rf"(?<=[0-9A-Za-z]){_ODD}|{_ODD}(?=[0-9A-Za-z])|(?<=[0-9A-Za-z])\0+(?=[0-9A-Za-z])")
 _HEADER: Final = re.compile(r"^Content-Transfer-Encoding: *quoted-printable", re.I | re.M)
 
 
 def decode(raw: bytes) -> str:
     """The text of *raw* with plain line ends; bytes that are no text are replaced."""
-    text = _characters(raw).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+    text = _characters(raw).replace("\r\n", "\n").replace("\r", "\n")
     if "\x1b" in text:
         text = _ESCAPES.sub("", text)
+    text = _DAMAGE.sub(DAMAGED, text).replace("\0", "")
     if "\\u00" in text:
         text = _JSON.sub(lambda match: chr(int(match[1], 16)), text)
     text = _without_html(text)
