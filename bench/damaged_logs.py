@@ -76,6 +76,8 @@ UNFIT: Final = (
     "CR2 twice",
     "the line with the error code is of another exception",
     "a register that comes twice",
+    "a null call, and CR2 of something else",
+    "an early exception, and registers with another CR2",
 )
 """Vectors with two causes, or with a number that is already damaged."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from fivefold.arch import Access, Kind
+from fivefold.arch import Access, Kind, PageFault
 from fivefold.explain.faults.finding import FaultFinding
 from fivefold.explain.logs.trace import RaisedException
 from fivefold.explain.rules.error_codes import beyond_tables
@@ -91,8 +91,8 @@ def without_address(here: Situation, raised: RaisedException) -> FaultFinding:
     kinds = {Kind.READ: "a read", Kind.WRITE: "a write", Kind.FETCH: "an instruction fetch", None: "an access"}
     kind = raised.kind
     code = raised.error_code
-    if code is not None and code & 2:
-        kind = Kind.WRITE
+    if code is not None and code & (PageFault.W | PageFault.I):
+        kind = Kind.WRITE if code & PageFault.W else Kind.FETCH
     if code is not None and (other := beyond_tables(code)) is not None:
         return FaultFinding(other.rule, f"{kinds[kind]} was refused: {other.reason}", "certain", here)
     if code is not None and not code & 1 and not code & 8:

@@ -18,6 +18,7 @@ from fivefold.explain.logs.register_text import parse_code
 from fivefold.explain.logs.text.lines import Line
 from fivefold.explain.logs.trace import Outcome, Placement, RaisedException, Trace
 from fivefold.memory import CpuState
+from fivefold.units import MASK64
 
 _TRAPS: Final = re.compile(
     r"traps: .*\[\d+\] (?:trap )?([a-z0-9 ]+?) ip:([0-9a-f]{1,16}) sp:([0-9a-f]{1,16}) (?:ssp:[0-9a-f]{1,16} )?"
@@ -47,8 +48,12 @@ _USER_NAMES: Final = {
     "segment not present": Vector.NP,
     "invalid TSS": Vector.TS,
 }
-_NO_CODE: Final = re.compile(r"Unable to access opcode bytes at (?:RIP )?0x([0-9a-f]{1,16})(?![0-9a-z])", re.I)
+_NO_CODE: Final = re.compile(
+    r"Code: *(?:Unable to access opcode bytes at (?:RIP )?(?:0x([0-9a-f]{1,16})(?=\.|$))?|Bad RIP value)", re.I | re.M
+)
+_CODE_BEFORE: Final = 42
 _CODE_BYTES: Final = 64
+"""What the kernel prints of the code: so many bytes, which begin so many before RIP."""
 _DIE: Final = re.compile(r"\[#?\d+\]")
 _OFFSET: Final = re.compile(r"Kernel Offset: (?:0x([0-9a-f]+)|(disabled))", re.I)
 _NOKASLR: Final = re.compile(r"\bnokaslr\b|KASLR disabled", re.I)
@@ -107,7 +112,10 @@ def _of_kernel(facts: Facts, frame: Frame, report: Report) -> RaisedException:
         frame, facts = Frame(), replace(facts, entries=())
     elif facts.says is not None:
         frame = Frame()  # that of the BUG() which reports it
-    elif address is not None and cr2 is not None and cr2 != address and not facts.guard and not _read_code(report, cr2):
+    elif cr2 is not None and _read_code(report, frame.rip, cr2):
+        cr2 = None
+        del frame.numbers["cr2"]
+    elif address is not None and cr2 is not None and cr2 != address and not facts.guard:
         dropped.append(f"CR2 of the registers ({cr2:#x}) is not the address: they are of another exception or damaged")
         frame = Frame(symbol=frame.symbol)
         facts = replace(facts, entries=())
@@ -145,10 +153,12 @@ def _of_kernel(facts: Facts, frame: Frame, report: Report) -> RaisedException:
     )
 
 
-def _read_code(report: Report, cr2: int) -> bool:
+def _read_code(report: Report, rip: int | None, cr2: int) -> bool:
     """Whether the kernel's own reading of the bytes at RIP, which failed, left *cr2*: it begins before RIP."""
-    match = _NO_CODE.search(report.text)
-    return match is not None and 0 <= cr2 - int(match[1], 16) < _CODE_BYTES
+    if (match := _NO_CODE.search(report.text)) is None:
+        return False
+    start = int(match[1], 16) if match[1] else None if rip is None else rip - _CODE_BEFORE & MASK64
+    return start is None or cr2 - start & MASK64 < _CODE_BYTES
 
 
 def _by_user(facts: Facts) -> bool | None:
