@@ -159,15 +159,18 @@ class Loaded:
         if free is None:
             free = cls(program, symbols)
             kept.append(free)
-        free.user = weakref.ref(user)
+        free.user = weakref.ref(user, lambda _: free.unmap())
         free.reset()
         return free
 
-    def reset(self) -> None:
-        """Variables, buffers and memory as at the start."""
+    def unmap(self) -> None:
+        """Let go of the user's memory; a program that was changed on purpose is never taken again."""
         for address in self.mapped:
             self.plain.unmap(address)
         self.mapped = []
+
+    def reset(self) -> None:
+        """Variables and buffers as at the start."""
         for variable in self.plain.unit.variables.values():
             if not variable.bound:
                 self.plain.set(variable.full, int(variable.initial))
