@@ -65,6 +65,19 @@ def escape(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def said_by(error: Exception) -> str:
+    """What another package's *error* says, on one short line: some attach the data that they were given.
+
+    >>> said_by(ValueError("input is not consumed", bytes(1 << 20)))
+    'input is not consumed'
+    """
+    first = error.args[0] if error.args else ""
+    return printable(str(first))[:_LONGEST_SAID] or type(error).__name__
+
+
+_LONGEST_SAID: Final = 120
+
+
 class FivefoldError(Exception):
     """Root of what this package raises on purpose; the message is one line."""
 

@@ -152,6 +152,23 @@ def firecracker(
     return {"vmstate": state + struct.pack("<Q", zlib.crc32(state)), "mem": b"".join(data for _, data in list_of)}
 
 
+def vmware(pages: dict[int, bytes]) -> dict[str, bytes]:
+    """A ``.vmss`` with a map of regions, and the ``.vmem`` that belongs beside it."""
+    rows = runs(pages)
+
+    def tag(name: str, value: int, *indices: int) -> bytes:
+        head = bytes([len(indices) << 6 | 4, len(name)]) + name.encode()
+        return head + b"".join(struct.pack("<I", one) for one in indices) + struct.pack("<I", value)
+
+    tags, at = tag("regionsCount", len(rows)), 0
+    for number, (pa, data) in enumerate(rows):
+        tags += tag("regionPPN", pa // PAGE, number) + tag("regionPageNum", at, number)
+        tags += tag("regionSize", len(data) // PAGE, number)
+        at += len(data) // PAGE
+    head = struct.pack("<4sII64sQQ", b"\xd2\xbe\xd2\xbe", 8, 1, b"memory", 92, len(tags) + 2)
+    return {"guest.vmss": head + tags + b"\0\0", "guest.vmem": b"".join(data for _, data in rows)}
+
+
 def pack_block(block: bytes) -> bytes:
     """A mebibyte as Hyper-V packs it: pages of one pattern filled, some as plain LZ77, others as they are."""
     out = b""

@@ -84,12 +84,13 @@ def files(place: Path) -> Iterator[tuple[str, str, Path]]:
         ("avml", "AVML, compressed", dumps("avml").avml(make.runs(make.PAGES))),
         ("windows", "Windows crash dump, full", dumps("windows_dump").full()),
         ("windows", "Windows crash dump, bitmap", dumps("windows_dump").bitmap()),
-        ("vmware", "VMware snapshot", vmware(place)),
     ):
-        path = place / f"{kind}{'.vmss' if kind == 'vmware' else ''}"
-        if data:
-            path.write_bytes(data)
-        yield kind, name, place / "vmware.vmem" if kind == "vmware" else path
+        path = place / kind
+        path.write_bytes(data)
+        yield kind, name, path
+    for part, data in make.vmware(make.PAGES).items():
+        (place / part).write_bytes(data)
+    yield "vmware", "VMware snapshot", place / "guest.vmem"
     if available("qemu") is None:
         for machine in ("q35", "pc"):
             yield "qemu", f"QEMU stream, {machine}", qemu_stream(place, machine)
@@ -104,23 +105,6 @@ def lime(pages: dict[int, bytes]) -> bytes:
     """LiME's ranges."""
     rows = make.runs(pages)
     return b"".join(struct.pack("<4sIQQ8x", b"EMiL", 1, pa, pa + len(data) - 1) + data for pa, data in rows)
-
-
-def vmware(place: Path) -> bytes:
-    """A ``.vmss`` with a map of two regions; its ``.vmem`` is written beside it."""
-    rows = make.runs(make.PAGES)
-    (place / "vmware.vmem").write_bytes(b"".join(data for _, data in rows))
-
-    def tag(name: str, value: int, *indices: int) -> bytes:
-        head = bytes([len(indices) << 6 | 4, len(name)]) + name.encode()
-        return head + b"".join(struct.pack("<I", one) for one in indices) + struct.pack("<I", value)
-
-    tags, at = tag("regionsCount", len(rows)), 0
-    for number, (pa, data) in enumerate(rows):
-        tags += tag("regionPPN", pa // PAGE, number) + tag("regionPageNum", at, number)
-        tags += tag("regionSize", len(data) // PAGE, number)
-        at += len(data) // PAGE
-    return struct.pack("<4sII64sQQ", b"\xd2\xbe\xd2\xbe", 8, 1, b"memory", 92, len(tags) + 2) + tags + b"\0\0"
 
 
 def qemu_stream(place: Path, machine: str) -> Path:

@@ -106,3 +106,10 @@ def test_cut(flags: int) -> None:
     for size in range(len(whole)):
         with pytest.raises(EOFError):
             unpacked(whole[:size])
+
+
+def test_a_block_that_does_not_end_where_it_should() -> None:
+    """The package attaches all that it unpacked to its error; the message has none of it."""
+    packed = bytes(LZOCompressor().compress(PLAIN)) + b"more"
+    with pytest.raises(LzopError, match=r"^broken LZO data: [\w.]{1,60}$"):
+        unpacked(header() + struct.pack(">II", len(PLAIN), len(packed)) + packed + END)

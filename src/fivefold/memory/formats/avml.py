@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from fivefold.errors import FormatError, MachineError
+from fivefold.errors import FormatError, MachineError, said_by
 from fivefold.memory.banked import MAX_COPY, PagedMemory
 from fivefold.memory.files import FileBytes
 from fivefold.memory.source import Source
@@ -157,7 +157,7 @@ class _Unpacked:
         try:
             found = bytes(snappy.uncompress(raw))
         except Exception as error:
-            raise FormatError(f"{where} has broken Snappy data: {error}") from error
+            raise FormatError(f"{where} has broken Snappy data: {said_by(error)}") from error
         if len(found) != chunk.size:
             raise FormatError(f"{where} unpacks to {len(found)} bytes, expected {chunk.size}")
         return found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from fivefold.errors import FormatError, MachineError, MemoryReadError
+from fivefold.errors import FormatError, MachineError, MemoryReadError, said_by
 from fivefold.memory.base import Extent
 from fivefold.memory.files import ByteSource
 from fivefold.memory.formats.kdump_bitmap import ranks, runs_of_bits
@@ -342,7 +342,7 @@ def _unpacked(packed: bytes, flags: int, where: str) -> bytes:
     except ImportError as error:
         raise MachineError(f"{where} is packed with {package}: pip install {package}") from error
     except Exception as error:  # each package has an error class of its own; readers see one
-        raise FormatError(f"{where} has broken {package} data: {error}") from error
+        raise FormatError(f"{where} has broken {package} data: {said_by(error)}") from error
 
 
 def _inflate(packed: bytes, where: str, most: int = PAGE + 1) -> bytes:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, Final
 
-from fivefold.errors import MachineError
+from fivefold.errors import MachineError, said_by
 from fivefold.units import MIB
 
 MAGIC: Final = b"\x89LZO\x00\r\n\x1a\n"
@@ -65,7 +65,7 @@ class LzopFile:
         try:
             block = bytes(self._lzo.LZOCompressor.decompress(raw, size))
         except Exception as error:  # the package's own, of no common class
-            raise LzopError(f"broken LZO data: {error}") from error
+            raise LzopError(f"broken LZO data: {said_by(error)}") from error
         if len(block) != size:
             raise LzopError(f"a block unpacks to {len(block)} bytes, expected {size}")
         return block
