@@ -171,3 +171,90 @@ def test_areas_cover_default_kernels_whole(kernel: Callable[..., Space]) -> None
         "Linux 6.1 assumed: the map since 4.20, which the direct map fits "
         "(no VMCOREINFO in the source, and no banner), 1G of kernel image assumed; bases are the defaults"
     )
+
+
+@pytest.mark.parametrize("wrong", [-1, 0, 1])
+def test_page_descriptors_end_with_a_section(kernel: Callable[..., Space], wrong: int) -> None:
+    """Those of 100 sections, the last one begun: two MiB less leave out the last page, two more are not Linux'."""
+    memory = 12800 * MIB
+    gibibytes = [(PAGE_OFFSET + n * GIB, n * GIB | RW, Level.PDPT) for n in range(1, 12)]
+    large = [
+        (PAGE_OFFSET + at, at | RW, Level.PD) for at in (*range(0, GIB, 2 * MIB), *range(12 * GIB, memory, 2 * MIB))
+    ]
+    descriptors = [
+        (VMEMMAP + at, 0x60_0000 + 2 * at | RW, Level.PD) for at in range(0, memory // 64 + 2 * MIB * wrong, 2 * MIB)
+    ]
+    for missing in (0, 63):
+        direct = large[: len(large) - missing]
+        found = kernel(direct, gibibytes, STACKS, descriptors, IMAGE).bases
+        assert found.direct_map_end == PAGE_OFFSET + memory - missing * 2 * MIB
+        assert found.vmemmap.value == (None if wrong else VMEMMAP)
+
+
+def test_borders_of_what_can_move(kernel: Callable[..., Space]) -> None:
+    """The CPU entry area begins where movable areas end; modules begin where the window of the image does."""
+    entry_area = [(0xFFFF_FE00_0000_0000, 0x50_3000 | RW, Level.PT)]
+    nothing = "nothing is mapped between the direct map and the CPU entry area"
+    found = kernel(DIRECT, entry_area, IMAGE).bases
+    assert (found.vmalloc.value, found.vmalloc.how) == (None, nothing)
+    last = [(0xFFFF_FDFF_FFFF_F000, 0x50_3000 | RW, Level.PT)]
+    assert kernel(DIRECT, last, entry_area, IMAGE).bases.vmalloc.value == 0xFFFF_FDFF_C000_0000
+    adjacent = [(PAGE_OFFSET + 128 * MIB, 0x50_3000 | RW, Level.PT)]
+    assert kernel(DIRECT, adjacent, IMAGE).bases.vmalloc.value == PAGE_OFFSET
+
+    for at, is_image in ((0xFFFF_FFFF_7FE0_0000, False), (0xFFFF_FFFF_8000_0000, True), (0xFFFF_FFFF_C000_0000, False)):
+        found = kernel(DIRECT, STACKS, [(at, 0x320_0000 | TEXT, Level.PD)]).bases
+        assert found.kernel_text.value == (at if is_image else None)
+        assert found.phys_base.value == (0x320_0000 if is_image else None)
+    low = kernel(DIRECT, STACKS, [(0xFFFF_FFFF_8120_0000, 0x20_0000 | TEXT, Level.PD)]).bases
+    assert low.phys_base.value == (1 << 64) - 0x100_0000
+    assert low.phys_base.how == "code at 0xffffffff81200000 lies at physical 0x0000000000200000"
+
+
+def test_where_a_direct_map_can_lie(kernel: Callable[..., Space]) -> None:
+    """Not below that of old releases, nor at a distance that is no multiple of 1 GiB, nor with less than 2 MiB."""
+
+    def found(base: int, size: int = 4 * MIB, raw: int = RW) -> tuple[int | None, str]:
+        space = kernel([(base + at, at | raw, Level.PT) for at in range(0, size, 4096)], IMAGE)
+        return space.bases.page_offset.value, space.bases.page_offset.how
+
+    least = "no 2M of the kernel half lie at one distance from physical memory that a base can have: "
+    lowest = 0xFFFF_8800_0000_0000
+    assert found(lowest)[0] == lowest
+    assert found(lowest - GIB) == (None, f"{least}nothing lies so")
+    assert found(lowest + 2 * MIB) == (None, f"{least}nothing lies so")
+    assert found(lowest, raw=UNCACHED) == (None, f"{least}nothing lies so")
+    assert found(lowest, 2 * MIB)[0] == lowest
+    assert found(lowest, 2 * MIB - 4096) == (None, f"{least}the most at one distance is 2044K")
+    two = kernel(
+        [(lowest + at, at | RW, Level.PT) for at in range(0, 2 * MIB, 4096)],
+        [(lowest + 8 * GIB + at, at | RW, Level.PT) for at in range(0, 3 * MIB, 4096)],
+        IMAGE,
+    ).bases.page_offset
+    assert (two.value, two.how) == (lowest + 8 * GIB, "commonest va - pa in the kernel half: 3M of 5M that could be it")
+
+
+def test_bases_that_are_no_linux_are_disowned(kernel: Callable[..., Space]) -> None:
+    """All that was found goes, for one reason; what was not found keeps its own."""
+    found = kernel(DIRECT, IMAGE).bases
+    without = found.disowned("another system")
+    assert {name: (base.value, base.how) for name, base in without.named().items()} == {
+        "page_offset_base": (None, "another system"),
+        "vmalloc_base": (None, "nothing is mapped between the direct map and the CPU entry area"),
+        "vmemmap_base": (None, "nothing mapped above vmalloc has the size of the page descriptors"),
+        "phys_base": (None, "another system"),
+        "kernel_text": (None, "another system"),
+    }
+    assert (without.direct_map_end, without.kasan) == (None, False)
+    shown = found._repr_html_()
+    assert shown.count("not known") == 2 and "0xffff888000000000" in shown and "0xffffffff81200000" in shown
+
+
+@pytest.mark.parametrize(("moved", "has_shadow"), [(0, True), (-1, False)])
+def test_a_shadow_is_told_by_its_beginning(kernel: Callable[..., Space], moved: int, has_shadow: bool) -> None:
+    """It is where the areas that move end; an area that ends one page below it is none."""
+    shadow = 0xFFFF_EC00_0000_0000
+    pages = [(shadow - 0x2000 + n * 0x1000, 0x50_0000 + n * 0x1000 | RW, Level.PT) for n in range(3 + moved)]
+    found = kernel(DIRECT, STACKS, pages, [(shadow + GIB, 0x60_0000 | RW, Level.PD)], IMAGE).bases
+    assert found.kasan is has_shadow
+    assert found.vmalloc.value == VMALLOC

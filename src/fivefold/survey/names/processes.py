@@ -18,7 +18,7 @@ MOST_PROCESSES: Final = 1 << 18
 _COMM: Final = 16
 _KERNEL_THREAD: Final = 0x0020_0000
 """PF_KTHREAD of ``include/linux/sched.h``."""
-_MOST_THREADS: Final = 64
+MOST_THREADS: Final = 64
 """Threads of one process that are asked for its memory where the first has none any more."""
 
 KERNEL_SPACES: Final = ("init_mm", "efi_mm")
@@ -116,8 +116,8 @@ def _process(memory: KernelMemory, task: int, offsets: _Task, threads: ThreadNam
 
 def _space_of_threads(memory: KernelMemory, task: int, offsets: _Task) -> int:
     """The memory of a process whose first thread has ended, 0 where no thread has any."""
-    ring = memory.ring(memory.word(task + offsets.signal) + offsets.thread_head, _MOST_THREADS)
-    spaces = (memory.word(node - offsets.thread_node + offsets.mm) for node in islice(ring, _MOST_THREADS))
+    ring = memory.ring(memory.word(task + offsets.signal) + offsets.thread_head, MOST_THREADS)
+    spaces = (memory.word(node - offsets.thread_node + offsets.mm) for node in islice(ring, MOST_THREADS))
     return next(filter(None, spaces), 0)
 
 
