@@ -86,7 +86,7 @@ def _unnamed(found: NamedArea, va: int) -> str:
     if found.would_be is not None:
         words = _WORDS.get(found.would_be, found.would_be)
         return f"{half}; it would be in {words} of Linux if bases are not randomised, which the source does not say"
-    return half
+    return half if found.either is None else f"{half}, {found.either}"
 
 
 def _shadowed(va: int, mode: PagingMode, names: AreaNames) -> str:
@@ -96,8 +96,8 @@ def _shadowed(va: int, mode: PagingMode, names: AreaNames) -> str:
     except LayoutError:
         offset = shadow_offset(DEFAULT_RELEASE, len(mode.levels))
     first = from_shadow(va, offset)
-    target = area_of(names.documents(mode), first)
-    where = "" if target is None else f" in {_WORDS.get(target.name, 'a hole')}"
+    target = names.at(first, mode).name
+    where = "" if target is None else f" in {_WORDS.get(target, 'a hole')}"
     return f"the shadow of {hex64(first)}{where}"
 
 
@@ -135,7 +135,8 @@ def _relations(here: Situation, va: int) -> list[str]:
     elif rsp is not None and rsp == va:
         found.append("where RSP points")
     if idt is not None and idt.limit and 0 <= va - idt.base <= idt.limit:
-        found.append(f"in the IDT, the gate of {vector_name(va - idt.base >> 4)}")
+        gate = "" if here.may_be_long else f", the gate of {vector_name((va - idt.base) // here.gate_size)}"
+        found.append(f"in the IDT{gate}")
     if gdt is not None and gdt.limit and 0 <= va - gdt.base <= gdt.limit:
         found.append(f"in the GDT, entry {va - gdt.base >> 3}")
     if tr is not None and tr.base and 0 <= va - tr.base <= min(tr.limit, 0x67):

@@ -276,7 +276,8 @@ def _complete(trace: Trace, memory: TableReader | None, given: GivenState) -> Tr
         outcome = trace.outcome
     if said is not None:
         return replace(trace, exceptions=exceptions, outcome=outcome)
-    note = "there is no log: the exceptions are inferred from registers and memory"
+    what = "there is no log" if trace.dialect == "registers" else "the log has no exception"
+    note = f"{what}: the exceptions are inferred from registers and memory"
     return replace(trace, exceptions=exceptions, outcome=outcome, inferred=True, remarks=(*trace.remarks, note))
 
 

@@ -29,12 +29,15 @@ OLD_RELEASE: Final = "4.12"
 _OLDEST_MAP: Final = (4, 12)
 _FIRST_TO_MOVE: Final = (4, 8)
 """The first release that moves its direct map, vmalloc and vmemmap."""
+_FIRST_TO_SLIDE: Final = (3, 14)
+"""The first release that can move its image, and then keeps the gibibyte above for it whether it moves or not."""
 
 _MOVABLE: Final = frozenset({"direct_map", "vmalloc", "vmemmap"})
 KERNEL_IMAGE: Final = 0xFFFF_FFFF_8000_0000
 _RANDOM_MODULES: Final = KERNEL_IMAGE + GIB
 """Where the modules begin in a kernel that may move its image; without that they begin 512 MiB lower."""
 _PLAIN_MODULES: Final = KERNEL_IMAGE + 512 * MIB
+_MODULES_OR_IMAGE: Final = "in the modules of Linux, or, if it can move its image, in the gibibyte kept for that"
 _NOT_LINUX: Final = ("UEFI report", "Xen report", "FreeBSD report", "NetBSD report", "OpenBSD report", "illumos report",
                      "Windows bug check", "Darwin panic", "coreboot report", "kernel's own report", "VirtualBox log",
                      "VMware log")  # fmt: skip
@@ -47,6 +50,8 @@ class NamedArea(NamedTuple):
     area: Area | None
     would_be: str | None = None
     why: str | None = None
+    either: str | None = None
+    """The areas that it may be in, where the source does not decide."""
 
 
 @dataclass(slots=True)
@@ -85,7 +90,8 @@ class AreaNames:
         if _PLAIN_MODULES <= va < _RANDOM_MODULES:
             if placement.slide or placement.may_slide:
                 return NamedArea("kernel_image", area, why="the log has a kernel whose image may move within 1 GiB")
-            return NamedArea(name, area) if placement.fixed else NamedArea(None, area, name)
+            is_old = number is not None and number < _FIRST_TO_SLIDE
+            return NamedArea(name, area) if is_old else NamedArea(None, area, either=_MODULES_OR_IMAGE)
         is_movable = name in _MOVABLE or (area is not None and area.kind == "hole" and va < KERNEL_IMAGE - 64 * GIB)
         if not is_movable or is_fixed:
             return NamedArea(name, area)

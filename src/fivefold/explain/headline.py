@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from fivefold.arch import Kind, Vector
@@ -38,12 +39,13 @@ _PHRASES: Final[dict[RuleName, str]] = {
 
 _NOUNS: Final = ("double fault", "general protection fault", "page fault")
 _WHOLE: Final[dict[RuleName, str]] = {
-    "wrong-depth": "the root in CR3 is not of the depth that CR4.LA57 selects",
-    "idt-limit": "an exception could not be delivered: the IDT ends before its gate",
-    "idt-entry": "an exception could not be delivered: its gate cannot be used",
-    "idt-not-mapped": "an exception could not be delivered: the IDT is not mapped",
-    "handler-not-mapped": "the handler of an exception cannot be fetched",
+    "wrong-depth": "the root in CR3 is not of the depth that CR4.LA57 selects{where}",
+    "idt-limit": "an exception{where} could not be delivered: the IDT ends before its gate",
+    "idt-entry": "an exception{where} could not be delivered: its gate cannot be used",
+    "idt-not-mapped": "an exception{where} could not be delivered: the IDT is not mapped",
+    "handler-not-mapped": "the handler of an exception{where} cannot be fetched",
 }
+_TRIPLE: Final = "the guest had a triple fault; "
 
 
 def headline(cause: FaultCause, guilty: ExplainedException | None, trace: Trace) -> str:
@@ -52,10 +54,22 @@ def headline(cause: FaultCause, guilty: ExplainedException | None, trace: Trace)
     if outcome is None and guilty is not None and guilty.raised.vector == Vector.DF and cause.rule != "unknown":
         outcome = "Double fault"
     if guilty is None:
-        text = cause.sentence
+        text, at = _whole_report(cause.sentence, trace)
+        outcome = f"{outcome}{at}" if outcome else None
     else:
         text = f"{_what(guilty)}{_why(cause, guilty.finding)}"
     return f"{outcome}: {text}" if outcome else text[0].upper() + text[1:]
+
+
+def _whole_report(sentence: str, trace: Trace) -> tuple[str, str]:
+    """What is said where no exception is to blame, and where, if that goes with the outcome."""
+    if sentence.startswith(_TRIPLE):
+        rip = trace.cpu.rip if trace.cpu is not None else None
+        return sentence.removeprefix(_TRIPLE), "" if rip is None else f" at RIP {hex64(rip)}"
+    if trace.exceptions and trace.says is None:
+        where = _where(trace.exceptions[-1])
+        return re.sub(r"^(\S+ was raised|#\w+(?=:))", rf"\g<1>{where}", sentence, count=1), ""
+    return sentence, ""
 
 
 def _what(guilty: ExplainedException) -> str:
@@ -64,7 +78,7 @@ def _what(guilty: ExplainedException) -> str:
         return f"{_subject(finding)}{_where(guilty.raised)}"
     where = _where(guilty.raised)
     if finding.rule in _WHOLE:
-        return f"{_WHOLE[finding.rule]}{where}"
+        return _WHOLE[finding.rule].format(where=where)
     phrase = _PHRASES.get(finding.rule)
     if phrase is None or (finding.rule == "table-outside-memory" and finding.va is None):
         return _told(guilty.name, where, finding.sentence)

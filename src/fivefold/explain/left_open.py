@@ -47,7 +47,7 @@ def _sentences(
     yield from trace.unknown
     for one in explained:
         raised = one.raised
-        if raised.error_code is None and raised.vector == Vector.PF and raised.during is None:
+        if guilty is not None and raised.error_code is None and raised.vector == Vector.PF and raised.during is None:
             yield "the error code of the page fault is not in the source"
 
 

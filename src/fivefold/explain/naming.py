@@ -72,7 +72,7 @@ def _naming(trace: Trace, table: Symbols, slide: int | None) -> Naming:
     for raised in trace.exceptions:
         if (found := _by_printed_name(raised, table)) is not None:
             return Naming(table, found, f"moved by {found:#x}: the log prints {raised.symbol} with its address")
-    if trace.placement.fixed:
+    if trace.placement.image_fixed:
         return Naming(table, 0, "not moved: the log says that nothing is randomised")
     places = [raised.rip for raised in trace.exceptions if raised.rip is not None]
     if places and trace.dialect != "Linux oops" and all(_is_in_image(rip) and table.at(rip) for rip in places):

@@ -107,8 +107,8 @@ def replay(here: Situation, vector: int, software: bool = False, pushes_code: bo
 
 def _beyond_limit(here: Situation, vector: int, limit: int) -> Obstacle:
     size = here.gate_size
-    where = "lies beyond it" if here.may_be_long else f"ends at offset {size * vector + size - 1:#x}"
-    sentence = f"the IDT's limit is {limit:#x}, and the gate of {vector_name(vector)} {where}"
+    where = "lies outside" if here.may_be_long else f"ends at offset {size * vector + size - 1:#x}"
+    sentence = f"the gate of {vector_name(vector)} {where}, and the IDT's limit is {limit:#x}"
     return Obstacle("idt-limit", sentence, int(Vector.GP))
 
 

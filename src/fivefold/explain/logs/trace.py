@@ -76,11 +76,12 @@ class Placement:
     """What a source says of where a kernel put its areas. *slide* is added to addresses of the image.
 
     *fixed*: the bases are those of the documents, because the source says that nothing is randomised, or because
-    the kernel has KASAN, whose shadow does not move.
+    the kernel has KASAN, whose shadow does not move. *image_fixed*: the image was not moved either.
     """
 
     slide: int | None = None
     fixed: bool = False
+    image_fixed: bool = False
     may_slide: bool = False
     """The source says that the image lies in a gibibyte that is kept for moving it."""
 

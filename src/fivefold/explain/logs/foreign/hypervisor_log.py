@@ -17,6 +17,8 @@ from fivefold.memory import Segment
 
 _GURU: Final = re.compile(r"Guru Meditation -?\d+ \((\w+)\)")
 _VMWARE: Final = re.compile(r"\bvcpu-(\d+)\b.*\b(?:triple[ -]fault|shutdown state)", re.I)
+_MONITOR: Final = re.compile(r"MONITOR PANIC.*|.*src=MONITOR.*")
+"""VMware's monitor gives its own registers in such lines, not the guest's."""
 _NUMBER: Final = re.compile(
     r"(?<![A-Za-z0-9_])(r[a-d]x|r[sd]i|r[bs]p|r0?[89]|r1[0-5]|rip|rflags|cr[0234]|EFER)\s*[=:]\s*"
     r"(?:0x)?([0-9a-f]{8}`?[0-9a-f]{8})(?![0-9a-z`])",
@@ -33,7 +35,8 @@ def read_hypervisor(lines: Sequence[Line], source: str) -> Trace | None:
         if match := _GURU.search(line.text):
             return _virtualbox(match[1], text_of(lines, index, _LINES), source)
         if _VMWARE.search(line.text):
-            cpu = cpu_of("VMware's registers", _numbers(text_of(lines, index, _LINES)))
+            text = _MONITOR.sub("", text_of(lines, index, _LINES))
+            cpu = cpu_of("VMware's registers", _numbers(text))
             return Trace(source, "VMware log", (), "triple-fault", cpu, says=TRIPLE, remarks=(line.text.strip(),))
     return None
 

@@ -114,7 +114,7 @@ def _complete(frame: Frame, other: Frame) -> None:
 def _read(line: Line, frames: list[Frame], in_trace: bool, ended: bool, is_old: bool) -> None:
     text = line.text
     frame = frames[-1]
-    if (match := _RIP.search(text)) and (match[1] or match[2] or match[5]):
+    if (match := _RIP.search(text)) and (match[1] or match[2] or match[5]) and "[inline]" not in text:
         if match[1] is None and frame.cs is not None:
             return  # older kernels repeat RIP and RSP at the end, without selector
         frame = Frame(in_trace=in_trace, ended=ended)

@@ -108,7 +108,9 @@ def _of_kernel(facts: Facts, frame: Frame, report: Report) -> RaisedException:
     cr2 = frame.numbers.get("cr2")
     address = facts.address
     if report.mixed:
-        dropped.append("lines of two CPUs are mixed: registers and entries cannot be assigned, and are left out")
+        dropped.append(
+            "another report begins inside this one: registers and entries cannot be assigned, and are left out"
+        )
         frame, facts = Frame(), replace(facts, entries=())
     elif facts.says is not None:
         frame = Frame()  # that of the BUG() which reports it
@@ -232,8 +234,10 @@ def _is_disguised(va: int) -> bool:
 def _placement(text: str) -> Placement:
     """What the log says of where the kernel's areas lie."""
     offset = _OFFSET.search(text)
+    is_plain = bool(_NOKASLR.search(text)) or bool(offset and offset[2])
     return Placement(
         slide=int(offset[1], 16) if offset and offset[1] else 0 if offset else None,
         may_slide="relocation range: 0xffffffff80000000-0xffffffffbfffffff" in text,
-        fixed=bool(_NOKASLR.search(text)) or bool(offset and offset[2]) or bool(_KASAN.search(text)),
+        fixed=is_plain or bool(_KASAN.search(text)),
+        image_fixed=is_plain,
     )
