@@ -13,6 +13,7 @@ import pytest
 
 from fivefold.errors import FivefoldError, FormatError
 from fivefold.memory import Source, is_memory, is_snapshot, open_source
+from fivefold.memory.formats import xen_core
 from fivefold.memory.formats.snapshots.xpress import unpack
 from fivefold.units import PhysAddr
 
@@ -91,6 +92,106 @@ def test_xen_frames_that_cannot_be(tmp_path: Path, machine_files: ModuleType) ->
     with open_source(path) as source:
         assert source.extents == [(0x1000, 0x2000), (0x3000, 0x4000)]
         assert source.memory.read(PhysAddr(0x3000), 4) == bytes(range(4))
+
+
+def sections_of(*rows: tuple[str, bytes], names: int = 1, size: int = 64) -> bytes:
+    """An ELF core of Xen's with these sections behind an empty one and that of the names."""
+    texts = b"\0" + b"".join(name.encode() + b"\0" for name, _ in rows)
+    at, body, table = 64 + 64 * (len(rows) + 2), b"", bytes(64)
+    table += struct.pack("<IIQQQQIIQQ", 0, 3, 0, 0, at, len(texts), 0, 0, 1, 0)
+    body, text = texts, 1
+    for name, data in rows:
+        table += struct.pack("<IIQQQQIIQQ", text, 1, 0, 0, at + len(body), len(data), 0, 0, 1, 0)
+        body, text = body + data, text + len(name) + 1
+    ident = b"\x7fELF\2\1\1".ljust(16, b"\0")
+    return (
+        struct.pack("<16sHHIQQQIHHHHHH", ident, 4, 62, 1, 0, 0, 64, 0, 64, 0, 0, size, len(rows) + 2, names)
+        + table
+        + body
+    )
+
+
+def frames(*numbers: int) -> bytes:
+    return struct.pack(f"<{len(numbers)}Q", *numbers)
+
+
+PAGES_OF_FOUR = b"".join(bytes([number]) * PAGE for number in range(4))
+
+
+def test_xen_runs(tmp_path: Path) -> None:
+    """Frames that follow on each other, but not in the file, are two runs; so are those in any other order."""
+    rows = ((".xen_pages", PAGES_OF_FOUR + b"rest"), (".xen_pfn", frames(8, 9, 3, (1 << 40) - 1) + b"rest"))
+    (tmp_path / "vm").write_bytes(sections_of(*rows, (".other", b"x"), (".xen_pages", b"the first counts")))
+    with open_source(tmp_path / "vm") as source:
+        assert source.extents == [(0x3000, 0x4000), (0x8000, 0xA000), ((1 << 52) - PAGE, 1 << 52)]
+        assert [source.memory.read(PhysAddr(pa), 1)[0] for pa in (0x3000, 0x8FFF, 0x9000, (1 << 52) - 1)] == [
+            2,
+            0,
+            1,
+            3,
+        ]
+        assert source.cpus == ()
+        assert source.notes == ("Xen HVM guest: addresses are its own",)
+    rows = ((".xen_pages", PAGES_OF_FOUR), (".xen_p2m", frames(0, 8, 1, (1 << 32) - 1, 2, 9, 3, (1 << 64) - 1)))
+    (tmp_path / "vm").write_bytes(sections_of(*rows))
+    with open_source(tmp_path / "vm") as source:
+        assert source.extents == [(0x8000, 0xA000)]
+        assert [source.memory.read(PhysAddr(pa), 1)[0] for pa in (0x8000, 0x9000)] == [0, 2]
+        assert source.notes == ("Xen PV guest: addresses are machine addresses, as in its page tables",)
+    (tmp_path / "vm").write_bytes(sections_of((".xen_pages", PAGES_OF_FOUR), (".xen_pfn", frames((1 << 64) - 1))))
+    with open_source(tmp_path / "vm") as source:
+        assert source.extents == []
+
+
+XEN = ((".xen_pages", PAGES_OF_FOUR), (".xen_pfn", frames(1, 2, 3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (sections_of(XEN[0]), "a Xen core without .xen_pfn and .xen_p2m: nothing says where its pages lie"),
+        (sections_of((".xen_pages", PAGES_OF_FOUR[1:]), XEN[1]), "4 page numbers for 16383 bytes of pages"),
+        (sections_of(*XEN)[:-1], "section .xen_pfn needs bytes up to 0x4175, the file ends at 0x4174: tr"),
+        (sections_of(XEN[0], (".xen_pfn", frames(1, 2, 1 << 40))), "page at frame 0x10000000000; expected less than"),
+        (sections_of(XEN[0], (".xen_pfn", frames(1, 3, 3))), "a frame comes twice, expected each once"),
+        (
+            sections_of(*XEN, (".xen_prstatus", bytes(5167))),
+            "5167 bytes of CPUs, expected a multiple of 5168, up to 4096",
+        ),
+    ],
+)
+def test_xen_sections_that_do_not_fit(tmp_path: Path, data: bytes, says: str) -> None:
+    (tmp_path / "vm").write_bytes(data)
+    with pytest.raises(FormatError) as error:
+        open_source(tmp_path / "vm")
+    assert says in str(error.value)
+
+
+def test_xen_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vm").write_bytes(sections_of(*XEN, (".xen_prstatus", bytes(2 * 5168))))
+    for name, most, says in (
+        ("MAX_CPUS", 2, "10336 bytes of CPUs, expected a multiple of 5168, up to 1"),
+        ("MOST_NAMES", 1 + 11 + 9 + 14, "35 bytes of names of sections, at most 34 are read"),
+        ("MOST_SECTIONS", 5, ""),
+    ):
+        monkeypatch.setattr(xen_core, name, most)
+        with open_source(tmp_path / "vm") as source:
+            assert len(source.cpus) == 2
+        monkeypatch.setattr(xen_core, name, most - 1)
+        if says:
+            with pytest.raises(FormatError, match=f"vm: {says}$"):
+                open_source(tmp_path / "vm")
+        else:  # what has so many sections is none of Xen's
+            with open_source(tmp_path / "vm") as source:
+                assert source.format == "ELF core"
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("data", [sections_of(*XEN, names=4), sections_of(*XEN, size=63), sections_of((".xen", b""))])
+def test_an_elf_core_without_segments_that_is_not_xens(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "vm").write_bytes(data)
+    with open_source(tmp_path / "vm") as source:
+        assert (source.format, source.extents) == ("ELF core", [])
 
 
 @pytest.mark.parametrize("way", ["plain", "text", "bytes"])

@@ -115,3 +115,78 @@ def test_a_run_that_the_file_does_not_hold(tmp_path: Path, runs: list[tuple[int,
         FormatError, match=rf": run {number} has {runs[number][1]} pages from page {runs[number][0]:#x} on"
     ):
         open_source(tmp_path / "dump")
+
+
+def test_a_bitmap_that_is_read_in_parts(tmp_path: Path) -> None:
+    """More than a mebibyte of bits, which are looked at a mebibyte at a time; one run goes on in the next part."""
+    part = 8 << 20
+    present = [*range(part - 3, part + 2), part + 9, 2 * part - 1]
+    pages = 2 * part - 1 + 1
+    bits = bytearray(pages // 8)
+    for number in present:
+        bits[number // 8] |= 1 << number % 8
+    first = 0x2000 + 56 + len(bits) + 8
+    summary = struct.pack("<4s4s24xQQQ", b"SDMP", b"DUMP", first, len(present), pages) + bits + bytes(8)
+    data = bytes(header(7, [])) + summary + b"".join(map(page, present))
+    (tmp_path / "dump").write_bytes(data)
+    with open_source(tmp_path / "dump") as source:
+        assert source.format == "Windows crash dump (bitmap, automatic)"
+        assert source.extents == [
+            ((part - 3) << 12, (part + 2) << 12),
+            ((part + 9) << 12, (part + 10) << 12),
+            ((2 * part - 1) << 12, 2 * part << 12),
+        ]
+        assert all(source.memory.read(PhysAddr(at << 12), 4096) == page(at) for at in present)
+        assert source.notes == (
+            "the header has one CPU's registers and no CR4: levels are judged by the tables; pages that the dump left "
+            "out are holes",
+        )
+
+
+@pytest.mark.parametrize(("pages", "last"), [(299, False), (300, True), (297, False), (304, True)])
+def test_bits_beyond_the_number_of_pages_count_for_nothing(tmp_path: Path, pages: int, last: bool) -> None:
+    data = bytearray(bitmap())
+    struct.pack_into("<Q", data, 0x2000 + 48, pages)
+    (tmp_path / "dump").write_bytes(data)
+    with open_source(tmp_path / "dump") as source:
+        assert (len(source.extents) == 3) is last
+
+
+@pytest.mark.parametrize("count", [1, 42, 43])
+def test_as_many_runs_as_the_header_has_room_for(tmp_path: Path, count: int) -> None:
+    """Up to the CPU's registers: 42 of 16 bytes."""
+    head = header(1, [])
+    struct.pack_into("<I", head, 0x88, count)
+    for number in range(count):
+        struct.pack_into("<QQ", head, 0x98 + 16 * number, 2 * number + 1, 1)
+    (tmp_path / "dump").write_bytes(bytes(head) + b"".join(page(2 * number + 1) for number in range(count)))
+    with open_source(tmp_path / "dump") as source:
+        assert len(source.extents) == count
+        assert source.memory.read(PhysAddr(0x2000 * count - 0x1000), 4096) == page(2 * count - 1)
+        assert source.notes[0].endswith("levels are judged by the tables")
+    struct.pack_into("<I", head, 0x88, 44)
+    (tmp_path / "dump").write_bytes(bytes(head))
+    with pytest.raises(FormatError, match=r": 44 runs of physical memory; expected 1 to 43$"):
+        open_source(tmp_path / "dump")
+
+
+def test_the_last_page_that_there_can_be(tmp_path: Path) -> None:
+    (tmp_path / "dump").write_bytes(bytes(header(1, [((1 << 40) - 1, 1)])) + page(7))
+    with open_source(tmp_path / "dump") as source:
+        assert source.extents == [((1 << 52) - 4096, 1 << 52)]
+
+
+@pytest.mark.parametrize("kind", [0, 2, 3, 4, 5, 6, 7, 8])
+def test_kinds(tmp_path: Path, kind: int) -> None:
+    (tmp_path / "dump").write_bytes(bitmap(kind))
+    names = {2: "kernel", 5: "full", 6: "kernel", 7: "automatic"}
+    if kind in names:
+        with open_source(tmp_path / "dump") as source:
+            assert source.format == f"Windows crash dump (bitmap, {names[kind]})"
+    else:
+        with pytest.raises(FormatError, match=rf"is a crash dump of kind {kind}; expected 1 \(full\), 2, 5, 6 or 7"):
+            open_source(tmp_path / "dump")
+    changed = bitmap(5).replace(b"FDMPDUMP", b"FDMPDUMB")
+    (tmp_path / "dump").write_bytes(changed)
+    with pytest.raises(FormatError, match=r"begins with b'FDMP', b'DUMB'; expected SDMP or FDMP, DUMP$"):
+        open_source(tmp_path / "dump")

@@ -51,9 +51,9 @@ _ABSENT, _ZEROS = 0, 1
 _LOW_MEMORY: Final = {
     "q35": (0xB000_0000, 2 * GIB),
     "i440fx": (0xE000_0000, 3 * GIB),
-    "microvm": (0xE000_0000, 3 * GIB),
+    "microvm": (3 * GIB + PAGE, 3 * GIB),
 }
-"""For machines: from which size on RAM is split, and how much lies below 4 GiB then. QEMU, ``hw/i386/pc_*.c``."""
+"""For machines: from which size on RAM is split, and how much lies below 4 GiB then. QEMU, ``hw/i386``."""
 
 PagePlaces = npt.NDArray[np.uint64]
 

@@ -21,6 +21,8 @@ MOST_DESCRIBED: Final = 64 * MIB
 """Of the description, and of the devices in front of it, memory of devices excepted."""
 
 MOST_ELEMENTS: Final = 1 << 24
+MOST_TRIED: Final = 16
+"""Texts that look like a description and are none, after which it is not looked for any more."""
 
 _GENERAL: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
 """QEMU's order of ``env.regs`` is that of the instructions' encoding."""
@@ -62,18 +64,17 @@ def _description(file: FileBytes, at: int) -> tuple[int, list[Any]]:
     """Where the description begins, and the devices that it lists; no devices where there is no description."""
     first = max(at, file.size - MOST_DESCRIBED)
     tail = file.read_at(first, file.size - first)
-    found = len(tail)
-    while (found := tail.rfind(b"\x00\x06", 0, found)) >= 0:
+    found, tried = len(tail), 0
+    while (found := tail.rfind(b"\x00\x06", 0, found)) >= 0 and tried < MOST_TRIED:
         size = int.from_bytes(tail[found + 2 : found + 6], "big")
-        text = tail[found + 6 : found + 6 + size]
-        if text[:1] == b"{" and len(text) == size:
+        if tail[found + 6 : found + 7] == b"{" and found + 6 + size <= len(tail):
+            tried += 1
             try:
-                told = json.loads(text)
+                told = json.loads(tail[found + 6 : found + 6 + size])
             except (ValueError, RecursionError):
                 continue
             devices = told.get("devices")
             return first + found, devices if isinstance(devices, list) else []
-        found += 1
     return file.size, []
 
 
@@ -84,9 +85,9 @@ def _body(raw: bytes, device: dict[str, Any]) -> int | None:
         return None
     try:
         head = bytes([len(name)]) + name.encode() + struct.pack(">II", instance, version)
-    except (ValueError, struct.error):
+        size = _size(device)
+    except (ValueError, struct.error, RecursionError):  # the last for parts of parts without end
         return None
-    size = _size(device)
     at = raw.find(head)
     while size is not None and at >= 0:
         body = at + len(head)
