@@ -64,13 +64,21 @@ def symbols(count: int = 1300) -> list[Listed]:
         (BASE + 16 * n + draw.randrange(8), draw.choice("tTdDrB"), f"a_{draw.choice(['function', 'table'])}_{n}")
         for n in range(count)
     ]
-    own[700] = (own[700][0], "T", "long_" + "x" * 300)
-    own[701] = (own[700][0], "t", "another_name_of_it")
-    own[702] = (own[700][0], "T", "a_global_name_of_it")
+    # Lengths of one byte and of two, among the first, too.
+    own[1], own[2] = (own[1][0], "t", "b" * 126), (own[2][0], "t", "c" * 127)
+    own[0] = (own[0][0], "T", "d" * 600)
+    if count > 702:
+        own[700] = (own[700][0], "T", "long_" + "x" * 300)
+        own[701] = (own[700][0], "t", "another_name_of_it")
+        own[702] = (own[700][0], "T", "a_global_name_of_it")
     return [*per_cpu, *own]
 
 
-TOKENS = [chr(code) if chr(code).isalnum() or chr(code) in "_." else f"tok{code}" for code in range(256)]
+# Codes that no name needs have empty tokens.
+TOKENS = [
+    chr(code) if chr(code).isalnum() or chr(code) in "_." else f"tok{code}" if code > 0x90 else ""
+    for code in range(256)
+]
 TOKENS[0x80], TOKENS[0x81] = "function", "table"
 
 
@@ -315,9 +323,10 @@ class KernelInMemory:
 def kallsyms_of() -> Callable[..., tuple[list[Listed], bytes]]:
     """Symbols as a release lists them, and an image that holds their tables."""
 
-    def made(release: str) -> tuple[list[Listed], bytes]:
+    def made(release: str, count: int = 1300, last: str = "a_last_name") -> tuple[list[Listed], bytes]:
         layout: dict[str, Any] = LAYOUTS[release]
-        listed = symbols() if layout["per_cpu"] else symbols()[5:]
+        listed = symbols(count)[0 if layout["per_cpu"] else 5 :]
+        listed[-1] = (*listed[-1][:2], last)
         return listed, kallsyms(listed, **layout)
 
     return made

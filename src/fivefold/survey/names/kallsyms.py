@@ -30,8 +30,8 @@ _BUCKET: Final = 256
 _SEPARATOR: Final = 256
 _NOTHING: Final = 257
 """Codes behind those of the tokens, for the bytes that hold lengths."""
-FEWEST: Final = 512
-"""Fewer symbols are no kernel's."""
+FEWEST: Final = 513
+"""Three markers confirm a place, and fewer symbols have two; no kernel has so few."""
 MOST: Final = 1 << 22
 MOST_NAMES: Final = 64 << 20
 """Bytes in front of the tokens in which the names are looked for."""
