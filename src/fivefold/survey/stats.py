@@ -64,7 +64,7 @@ class Stats:
     mapped: MappedBytes
     physical: int
     mapped_twice: int
-    """Of `physical`, what is mapped at two addresses or more; by a shared table counts once."""
+    """Of `physical`, what is mapped at two addresses or more; a shared table counts once for each set of rights."""
 
     @property
     def tables(self) -> int:

@@ -67,6 +67,7 @@ def test_offsets_of_members(new_types: Any) -> None:
     types.struct("task", ("pid", number, 32), ("", inner, 128), ("", union, 512), ("pids", number, 640), size=88)
     types.struct("bits", ("a", number, 3 << 24 | 40), ("b", number, 5 << 24 | 48), flag=1, size=8)
     types.struct("task", ("pid", number, 4096))
+    types.struct("large", ("far", number, 1 << 24 | 8), ("next", number, 5 << 24 | 16))
     types.struct("empty")
     found = types.btf()
     assert found.offset("task", "pid") == 4
@@ -79,6 +80,9 @@ def test_offsets_of_members(new_types: Any) -> None:
     assert (found.size("task"), found.size("bits"), found.size("gone")) == (88, 8, None)
     bits = next(found.type(n) for n in range(1, len(found) + 1) if found.type(n).name == "bits")
     assert list(found.members(bits)) == [("a", number, 40, 3), ("b", number, 48, 5)]
+    large = next(found.type(n) for n in range(1, len(found) + 1) if found.type(n).name == "large")
+    assert list(found.members(large)) == [("far", number, 1 << 24 | 8, 0), ("next", number, 5 << 24 | 16, 0)]
+    assert found.offset("large", "far") == (1 << 21) + 1
     task = found.type(4)
     assert list(found.members(task))[3] == ("pids", number, 640, 0)
 

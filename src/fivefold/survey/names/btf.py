@@ -213,8 +213,6 @@ class Btf:
         if info >> 24 & 0x1F not in (_STRUCT, _UNION) or not deep:
             return None
         first = place + _TYPE.size
-        if first + _MEMBER.size * (info & 0xFFFF) > len(self._types):
-            raise FormatError("BTF: a structure's members are cut")
         for number in range(info & 0xFFFF):
             text, kind, bits = _MEMBER.unpack_from(self._types, first + number * _MEMBER.size)
             offset: int = (bits & 0xFF_FFFF if info >> 31 else bits) // 8
