@@ -14,6 +14,7 @@ from typing import Final
 from fivefold.arch import FETCH, LA48, LA57, Access, Cr0, Cr4, Kind, PagingMode, Refused, Register, Vector, check_write
 from fivefold.explain.faults.failed_delivery import refused_gate
 from fivefold.explain.faults.finding import Certainty, FaultFinding, instruction_at
+from fivefold.explain.faults.undelivered import before_a_gate
 from fivefold.explain.logs.trace import RaisedException, Trace
 from fivefold.explain.rules.error_codes import gate_vectors
 from fivefold.explain.rules.instruction import ControlWrite, Instruction, Use
@@ -28,7 +29,6 @@ _ADDRESS_REGISTERS: Final = frozenset(
 _GENERAL: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{n}" for n in range(8, 16)))
 _EXT: Final = 1
 _INTERRUPTS: Final = 32
-_NULL_PAGE: Final = 0x1000
 _NEAR: Final = 1 << 40
 """How close to a canonical address a value must be to look like a pointer that went wrong."""
 
@@ -43,7 +43,10 @@ def explain_general_fault(here: Situation, raised: RaisedException, trace: Trace
     instruction = instruction_at(here, raised, trace.code)
     finding = None
     if raised.reason is not None and raised.reason.rule in ("idt-limit", "idt-entry"):
-        return _undelivered(refused_gate(here, raised.reason), instruction)
+        own = None
+        if instruction is not None:
+            own = _by_use(here, raised, instruction, trace) or _by_write(here, instruction, trace)
+        return before_a_gate(here, raised.reason, instruction, own)
     if instruction is not None:
         finding = _by_use(here, raised, instruction, trace) or _by_write(here, instruction, trace)
     finding = finding or _by_name(here, raised) or _by_reason(here, raised)
@@ -184,30 +187,6 @@ def _changed(here: Situation, write: ControlWrite) -> str:
     names = Cr4 if write.register is Register.CR4 else Cr0
     set_now = [bit.name or "" for bit in names if write.value & ~old & bit]
     return f" (it sets {', '.join(set_now)})" if set_now else ""
-
-
-def _undelivered(finding: FaultFinding, instruction: Instruction | None) -> FaultFinding:
-    """*finding* of a gate, with what the instruction and CR2 say of the exception, which is not in the source."""
-    unsaid = "what was to be delivered first is not in the source"
-    here, which = finding.here, ""
-    cr2 = here.registers.cr2
-    for use in instruction.uses if instruction else ():
-        if cr2 is not None and use.va <= cr2 < use.va + use.how.size:
-            kind = {Kind.READ: "reads", Kind.WRITE: "writes", Kind.FETCH: "jumps to"}[use.how.kind]
-            unsaid = f"{unsaid}; the instruction {kind} {hex64(use.va)}, which CR2 holds: perhaps a #PF there"
-            access = {Kind.READ: "read of", Kind.WRITE: "write to", Kind.FETCH: "jump to"}[use.how.kind]
-            null = ", a null pointer" if use.va < _NULL_PAGE else ""
-            which = f" (perhaps a #PF: {access} {hex64(use.va)}{null})"
-            break
-    rip = here.registers.rip
-    if rip is not None and rip == cr2:
-        unsaid = f"{unsaid}; RIP is what CR2 holds: perhaps a jump there raised a #PF"
-        which = f" (perhaps a #PF: jump to {hex64(rip)}{', a null pointer' if rip < _NULL_PAGE else ''})"
-    elif rip is not None:
-        which = f"{which} at RIP {hex64(rip)}"
-    why = "the IDT ends before its gate" if finding.rule == "idt-limit" else "its gate cannot be used"
-    subject = f"an exception{which} could not be delivered, because {why}"
-    return replace(finding, instruction=instruction, remarks=(unsaid,), subject=subject)
 
 
 def _by_selector(here: Situation, raised: RaisedException, code: int, trace: Trace) -> FaultFinding:

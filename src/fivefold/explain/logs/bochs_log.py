@@ -28,6 +28,10 @@ _RAISED: Final = re.compile(r"exception\(0x([0-9a-f]{2})\): error_code=([0-9a-f]
 _FAULT: Final = re.compile(r"page fault for address ([0-9a-f]{16}) @ ([0-9a-f]{16})(?![0-9a-z])", re.I)
 _THIRD: Final = re.compile(r"exception\(\): 3rd \((\d{1,2})\) exception", re.I)
 _INSTRUCTION: Final = re.compile(r"0x([0-9a-f]{16})>> .*: ([0-9a-f]{2,30})\s*$", re.I)
+_STACK: Final = re.compile(r">> (?:push|pop|call|ret|enter|leave|iret)|\bss:", re.I)
+_DELIVERIES: Final = 2
+"""Those of a triple fault whose gates cannot be used: of the first exception, and of the double fault."""
+_GATES: Final = ("idt-limit", "idt-entry")
 _LIMIT: Final = re.compile(r"IDT\.limit = 0x([0-9a-f]+)", re.I)
 _GATE: Final = re.compile(
     r"interrupt\(.*(?:not valid|not present|unsupported|gate type|TYPE != 0|selector|64 ?bit|canonical|is not|DPL)",
@@ -54,6 +58,8 @@ class _Cpu:
     level: EmulatorReason | None = None
     dump: list[str] = field(default_factory=list)
     code: Code | None = None
+    uses_stack: bool = False
+    """Whether the instruction addresses the stack, so that what is not canonical there is a #SS."""
     third: tuple[int, int] | None = None
 
 
@@ -103,6 +109,7 @@ def _take(cpu: _Cpu, tick: str, text: str, number: int, is_error: bool) -> int:
         raw = match[2]
         if len(raw) % 2 == 0:
             cpu.code = Code(bytes.fromhex(raw), 0)
+            cpu.uses_stack = _STACK.search(text) is not None
     elif is_error and text.strip():
         _at(cpu, tick)
         cpu.reasons.append(EmulatorReason(text.strip(), "other"))
@@ -152,6 +159,8 @@ def _trace(source: str, cpu: _Cpu, total: int, remark: str | None) -> Trace:
             raised = [*raised, RaisedException(last, line=number)]
     chain = list(pair_up(raised))[-_CHAIN:]
     is_cut = cpu.third is not None and len(raised) < _CHAIN
+    if cpu.third is not None and not cpu.raised and (first := _first_by_reason(cpu, registers)) is not None:
+        chain, is_cut = [*_after(first, raised[-1], cpu.reasons)], False
     if chain:
         chain = _with_reasons(chain, cpu.reasons, registers, is_cut)
     return Trace(
@@ -168,12 +177,34 @@ def _trace(source: str, cpu: _Cpu, total: int, remark: str | None) -> Trace:
     )
 
 
+def _first_by_reason(cpu: _Cpu, registers: CpuState | None) -> RaisedException | None:
+    """The exception whose reason comes before those of the gates, so that it is the first."""
+    reason = cpu.reasons[0] if cpu.reasons else None
+    if reason is None or reason.rule in _GATES or cpu.third is None:
+        return None
+    vector = Vector.SS if reason.rule == "non-canonical" and cpu.uses_stack else Vector.GP
+    return RaisedException(
+        int(vector), error_code=None if reason.rule == "other" else 0, rip=registers.rip if registers else None,
+        line=cpu.third[1], reason=reason,
+    )  # fmt: skip
+
+
+def _after(
+    first: RaisedException, third: RaisedException, reasons: list[EmulatorReason]
+) -> tuple[RaisedException, ...]:
+    """The chain that *first* began, as far as the gates that could not be used show it."""
+    if sum(reason.rule in _GATES for reason in reasons) < _DELIVERIES:
+        return (first,)
+    second, double = RaisedException(int(Vector.GP), line=third.line), RaisedException(int(Vector.DF), line=third.line)
+    return pair_up([first, second, double, third])
+
+
 def _with_reasons(
     chain: list[RaisedException], reasons: list[EmulatorReason], registers: CpuState | None, is_cut: bool
 ) -> list[RaisedException]:
     """The reasons given to the exceptions: those of gates to deliveries, others to the first exception."""
-    gates = [reason for reason in reasons if reason.rule in ("idt-limit", "idt-entry")]
-    others = [reason for reason in reasons if reason.rule not in ("idt-limit", "idt-entry")]
+    gates = [reason for reason in reasons if reason.rule in _GATES]
+    others = [reason for reason in reasons if reason.rule not in _GATES]
     others.sort(key=lambda reason: reason.rule == "other")
     found = []
     for one in chain:
@@ -181,7 +212,8 @@ def _with_reasons(
         is_cut_off = is_cut and one is chain[-1]
         if reason is None and (one.during is not None or is_cut_off) and gates and one.vector in (Vector.GP, Vector.NP):
             # With a third exception alone the first reason is that of the first delivery.
-            reason = gates.pop(0)
+            times = len(gates) if is_cut_off else 1
+            reason = gates.pop(0)._replace(times=times)
         elif reason is None and others and one.vector != Vector.PF and (one.during is None or is_cut_off):
             reason = others[0]
         found.append(replace(one, reason=reason, cpu=registers if one.cpu is None else one.cpu))

@@ -41,11 +41,15 @@ class PrintedEntry(NamedTuple):
 
 
 class EmulatorReason(NamedTuple):
-    """Why an emulator raised an exception, in its own words: the rule that these mean, the level if they name one."""
+    """Why an emulator raised an exception, in its own words: the rule that these mean, the level if they name one.
+
+    *times*: of how many deliveries in a row it says so, where they cannot be told apart.
+    """
 
     text: str
     rule: str
     level: Level | None = None
+    times: int = 1
 
 
 class Caller(NamedTuple):
