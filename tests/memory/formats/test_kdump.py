@@ -91,6 +91,46 @@ def test_pages_packed_by_optional_packages(make, saved, flags: int) -> None:
 
 
 @pytest.mark.parametrize("flags", PACKERS)
+def test_pages_that_optional_packages_do_not_shrink(make, saved, flags: int) -> None:
+    """Packed they have exactly the size of a page, and are no page as they are: by every way in which one is read."""
+    name, _, pack = PACKERS[flags]
+    module = pytest.importorskip(name)
+    noise = random.Random(7).randbytes(4096)
+    # zstd takes what it cannot shrink well as it is, which is larger; what follows its frame does not count.
+    every = (noise[:100] + bytes(size) + noise[100 : 4096 - size] for size in range(400))
+    page = noise[:2000] + bytes(2096) if flags == 0x20 else next(one for one in every if len(pack(module, one)) == 4096)
+    pages = {3: page, 4: KINDS[3], 5: page}
+
+    def packed(one: bytes) -> bytes:
+        return bytes(pack(module, one)).ljust(4096 if one == page else 0, b"\0")
+
+    with open_source(saved(make.kdump(pages, pack=packed, flags=flags))) as source:
+        assert source.memory.read(PhysAddr(0x3000), 0x3000) == page + KINDS[3] + page
+        assert list(source.memory.pages_that_begin(noise[:8])) == [0x3000, 0x5000]
+        assert list(source.memory.pages_that_begin(KINDS[3][:8])) == [0x4000]
+        assert list(source.memory.pages_that_begin(pack(module, page)[:8])) == []
+        assert [row.tobytes() for batch in source.memory.page_batches() for row in batch.rows] == list(pages.values())
+
+
+def test_a_snappy_page_is_not_believed(make, saved) -> None:
+    snappy = pytest.importorskip("snappy")
+    for size in (4095, 4097, 8192):
+        forged = make.kdump({3: PAGES[3]}, pack=lambda page, size=size: snappy.compress(bytes(size)), flags=4)
+        with open_source(saved(forged)) as source, pytest.raises(FormatError, match="length in front is not that of"):
+            source.memory.read(PhysAddr(0x3000), 8)
+
+
+def test_few_pages_are_kept(make, saved) -> None:
+    """Unpacked, while single words are read of all."""
+    numbers = range(1, 400)
+    with open_source(saved(make.kdump({n: struct.pack("<Q", n) * 512 for n in numbers}))) as source:
+        pages = source.memory._fetch.__self__
+        for number in [*numbers, *numbers]:
+            assert source.memory.read(PhysAddr(number * 4096), 8) == struct.pack("<Q", number)
+            assert len(pages._kept) <= 64
+
+
+@pytest.mark.parametrize("flags", PACKERS)
 def test_optional_packages(make, saved, flags: int) -> None:
     """Broken data where the package is installed, its name where it is not."""
     name, package, _ = PACKERS[flags]
@@ -166,6 +206,7 @@ DAMAGED = [
     (DESCRIPTOR, "<Q", 1 << 62, "expected 26 bytes at 0x4000000000000000: truncated or forged; copy or take it again"),
     (DESCRIPTOR + 8, "<I", 0xFFFF_FFFF, "page 0x3 has 4294967295 bytes in the file, expected 1 to 4096"),
     (DESCRIPTOR + 8, "<I", 0, "page 0x3 has 0 bytes in the file, expected 1 to 4096"),
+    (DESCRIPTOR + 8, "<I", 1, "page 0x3 unpacks to 0 bytes, expected 4096"),
     (DESCRIPTOR + 12, "<I", 3, "page 0x3 has flags 0x3, expected one way of compression at most"),
     (DESCRIPTOR + 12, "<I", 0, "page 0x3 unpacks to 26 bytes, expected 4096"),
 ]
@@ -282,7 +323,7 @@ def test_batches_leave_out_what_is_damaged(make, saved, damage: str, shared: boo
     data = bytearray(make.kdump(pages, share=shared))
     at, form, value = DAMAGE[damage]
     struct.pack_into(form, data, DESCRIPTOR + 2 * 24 + at, value)
-    with open_source(saved(bytes(data))) as source:
+    with open_source(saved(bytes(data) + bytes(8192))) as source:
         found = {
             pa // 4096: row.tobytes()
             for batch in source.memory.page_batches()
@@ -324,10 +365,20 @@ def test_a_head_is_looked_for_past_damage(make, saved) -> None:
     struct.pack_into("<I", data, at + 48 + 12, 3)
     fourth, size = struct.unpack_from("<QI", data, at + 72)
     data[fourth + size - 4 : fourth + size] = b"\xff" * 4  # its check sum
-    with open_source(saved(bytes(data))) as source:
+    with open_source(saved(bytes(data) + bytes(8192))) as source:
         assert list(source.memory.pages_that_begin(b"OSRELEASE=")) == [0x6000, 0x7000]
         with pytest.raises(FormatError, match=r"page 0x6 has broken zlib data"):
             source.memory.read(PhysAddr(0x6000), 8)
+
+
+@pytest.mark.parametrize("last", [None, 9, 70_000])
+def test_nothing_but_empty_pages(make, saved, last: int | None) -> None:
+    """In all of the file, in all of a part of it, or with one page behind them."""
+    pages = dict.fromkeys(range(3, 9), KINDS[0]) | ({} if last is None else {last: KINDS[3]})
+    with open_source(saved(make.kdump(pages, share=True))) as source:
+        assert source.memory.written() == ([] if last is None else [(last * 4096, last * 4096 + 4096)])
+        assert [len(batch.rows) for batch in source.memory.page_batches()] == ([] if last is None else [1])
+        assert list(source.memory.pages_that_begin(KINDS[3][:8])) == ([] if last is None else [last * 4096])
 
 
 def test_a_shared_page_that_cannot_be_unpacked_is_not_taken_for_empty(make, saved) -> None:
