@@ -188,6 +188,20 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Callable[[socket.socket], None]]
             thread.join(5)
 
 
+@pytest.fixture
+def listens() -> Callable[[Path], bool]:
+    """Whether a program listens at a Unix socket: its file is there a moment before.
+
+    By the kernel's table: who connects only to try it may end a QEMU that has just begun.
+    """
+
+    def look(path: Path) -> bool:
+        rows = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+        return any(row[3] == "00010000" and row[7:] == [str(path)] for row in rows)
+
+    return look
+
+
 @pytest.fixture(scope="session")
 def machine_files() -> ModuleType:
     """The writers of what virtual machine monitors save."""

@@ -323,7 +323,7 @@ def test_savevm_in_a_disk_image(tmp_path: Path) -> None:
 
 @pytest.mark.qemu
 @pytest.mark.parametrize("machine", ["q35", "pc"])
-def test_what_qemu_writes(tmp_path: Path, machine: str) -> None:
+def test_what_qemu_writes(tmp_path: Path, machine: str, listens: Callable[[Path], bool]) -> None:
     """Bytes that QEMU was told to load, on both sides of 4 GiB, are where it loaded them."""
     if (reason := available("qemu")) is not None:
         pytest.skip(reason)
@@ -357,7 +357,7 @@ def test_what_qemu_writes(tmp_path: Path, machine: str) -> None:
     child = Child([*command, "-qmp", f"unix:{tmp_path / 'qmp'},server=on,wait=off"], ())
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "qmp").exists() and time.monotonic() < deadline:
+        while not listens(tmp_path / "qmp") and time.monotonic() < deadline:
             time.sleep(0.05)
         monitor = QmpClient(str(tmp_path / "qmp"), timeout=60)
         assert not monitor.monitor("savevm one").strip()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,7 @@ from fivefold.units import GIB, MIB
 pytestmark = pytest.mark.qemu
 
 
-def listens(path: Path) -> bool:
-    """The file is there a moment before anybody can connect."""
-    with socket.socket(socket.AF_UNIX) as stream:
-        return stream.connect_ex(str(path)) == 0
-
-
-def test_what_was_never_touched_is_not_copied(tmp_path: Path) -> None:
+def test_what_was_never_touched_is_not_copied(tmp_path: Path, listens: Callable[[Path], bool]) -> None:
     """16 GiB, of which QEMU loaded a mebibyte and its firmware: all is readable, next to nothing is copied."""
     if (reason := available("qemu")) is not None:
         pytest.skip(reason)
