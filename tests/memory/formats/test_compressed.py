@@ -173,3 +173,35 @@ def test_zstd_inside_or_what_to_install(saved) -> None:
         return
     with pytest.raises(MachineError, match=r"^zstd data needs the package zstandard: pip install zstandard$"):
         open_source(saved(b"\x28\xb5\x2f\xfd" + bytes(100)))
+
+
+@pytest.mark.parametrize(
+    ("packed", "size", "written"),
+    [
+        (0, 4 << 30, 1 << 30),
+        (8 << 20, 4 << 30, 1 << 30),
+        ((8 << 20) + 1, (4 << 30) + 512, 1 << 30),
+        (17 << 20, 17 << 29, 17 << 26),
+        (128 << 20, 64 << 30, 8 << 30),
+        (1 << 40, 64 << 30, 64 << 40),
+    ],
+)
+def test_what_a_file_has_cause_for(packed: int, size: int, written: int) -> None:
+    """Four gibibytes, or 512 times its size up to 64 GiB; of what is not zeros one, or 64 times its size."""
+    assert compressed._Limits.of(packed) == (size, written)
+
+
+@pytest.mark.parametrize("size", [(1 << 16) - 1, 1 << 16, (1 << 16) + 1, 1 << 20, (1 << 20) + 1, 3 << 20])
+@pytest.mark.parametrize("tail", [b"", b"x", bytes(5)])
+def test_any_size_in_memory_or_in_a_file(saved, monkeypatch: pytest.MonkeyPatch, size: int, tail: bytes) -> None:
+    monkeypatch.setattr(compressed, "_IN_MEMORY", 1 << 16)
+    data = b"a" + bytes(size - 1 - len(tail)) + tail
+    with compressed.unpack(compressed.FileBytes.open(saved(gzip.compress(data)))) as file:
+        assert (file.size, file.read_at(0, size)) == (size, data)
+        assert file.on_disk == min(len(gzip.compress(data)), size)
+
+
+def test_what_is_packed_by_no_way_that_is_known(saved) -> None:
+    file = compressed.FileBytes.open(saved(b"plain"))
+    with pytest.raises(FormatError, match="guest is not compressed with xz, gzip or zstd"):
+        compressed.unpack(file)
