@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
+
+from fivefold.errors import FormatError
+from fivefold.memory import registers
 from fivefold.memory.registers import Segment, parse_info_registers
 
 # Two CPUs, one in long mode and one still in real mode, as QEMU 7.2 prints them.
@@ -63,3 +69,32 @@ def test_one_cpu_without_a_heading() -> None:
 
 def test_no_registers() -> None:
     assert parse_info_registers("unknown command") == ()
+
+
+NAMES = ["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{number}" for number in range(8, 16)), "rip"]
+
+
+def test_every_general_register_and_segment() -> None:
+    """Each has a number of its own, put in place of what QEMU printed."""
+    numbers = iter(range(0x1001, 0x1100))
+    text = re.sub(r"(?<==)[0-9a-f]{16}", lambda _: f"{next(numbers):016x}", TWO.partition("CR0")[0])
+    (cpu,) = parse_info_registers(text + "CR0=1\n")
+    assert cpu.general == {name: 0x1001 + at for at, name in enumerate(NAMES)} | {"rflags": 0x246}
+    rows = "".join(
+        f"{name:3}={at:04x} {at + 1:016x} {at + 2:08x} {at + 3:08x} DPL=0\n"
+        for at, name in enumerate(("CS", "DS", "ES", "FS", "GS", "SS", "LDT", "TR"), 5)
+    )
+    (cpu,) = parse_info_registers(f"{rows}GDT=     {40:016x} {41:08x}\nIDT=     {42:08x} {43:08x}\nCR4=20")
+    wanted = {
+        name: Segment(at, at + 1, at + 2, at + 3)
+        for at, name in enumerate(["cs", "ds", "es", "fs", "gs", "ss", "ldt", "tr"], 5)
+    }
+    assert cpu.segments == wanted | {"gdt": Segment(0, 40, 41, 0), "idt": Segment(0, 42, 43, 0)}
+    assert (cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4, cpu.efer) == (None, None, None, 0x20, None)
+
+
+def test_the_number_of_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registers, "MAX_CPUS", 2)
+    assert len(parse_info_registers("CPU#7 (halted)\n" + TWO)) == 2
+    with pytest.raises(FormatError, match=r"^info registers shows 3 CPUs, more than 2$"):
+        parse_info_registers(TWO + "CPU#2\nCR0=1\n")

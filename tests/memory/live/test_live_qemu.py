@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -247,11 +248,45 @@ def test_a_process_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
         ("-chardev socket,id=m,path=/a -mon chardev=m,mode=readline", []),
         ("-chardev socket,id=m,fd=28 -mon chardev=m,mode=control", []),
         ("-qmp stdio -monitor unix:/b", []),
+        ("-qmp unix: -qmp tcp: -qmp unix:/a", ["/a"]),
+        ("-qmp unix:/a -qmp tcp:[::1]:4,server", ["/a", "[::1]:4"]),
+        ("qmp unix:/a -qmp", []),
+        ("-qmp chardev:b -chardev socket,path=/a,id=a -chardev socket,path=/b,id=b", ["/b"]),
+        ("-chardev pty,id=m,path=/a -mon chardev=m,mode=control", []),
+        ("-chardev socket,path=/a -mon chardev=,mode=control", ["/a"]),
+        ("-chardev socket,id=m,path=/a -mon mode=control,chardev=m -mon mode=control", ["/a"]),
+        ("-chardev socket,id=m,path=/a=b -mon m,mode=control,pretty", ["/a=b"]),
+        ("-chardev socket,id=m,host=,port=7 -mon m,mode=control", ["localhost:7"]),
         ("", []),
     ],
 )
 def test_sockets_on_command_lines(line: str, addresses: list[str]) -> None:
     assert list(_qmp_addresses(["qemu", *line.split()])) == addresses
+
+
+@pytest.mark.parametrize(
+    ("option", "address"),
+    [
+        ("unix:q.sock,server=on", "{folder}/q.sock"),
+        ("unix:/run/q.sock", "/run/q.sock"),
+        ("unix:./a:7", "{folder}/a:7"),
+        ("unix:7", "{folder}/7"),
+        ("tcp:localhost:4444,server", "localhost:4444"),
+        ("tcp::4444", ":4444"),
+    ],
+)
+def test_the_socket_of_a_process(tmp_path: Path, option: str, address: str) -> None:
+    """By its command line, and by where it was started."""
+    command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)", "-qmp", option]
+    with subprocess.Popen(command, cwd=tmp_path) as process:
+        try:
+            assert qmp_address_of(process.pid) == address.format(folder=tmp_path)
+            with pytest.raises(MachineError, match=f"^cannot connect to {address.format(folder=tmp_path)} for QMP: "):
+                open_source(f"pid:{process.pid}", timeout=0.5)
+        finally:
+            process.kill()
+    with pytest.raises(MachineError, match=r"^cannot read the command line of process 999999999: No such file"):
+        qmp_address_of(999999999)
 
 
 @pytest.mark.qemu
