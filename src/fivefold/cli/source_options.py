@@ -119,9 +119,9 @@ class SourceChoice:
         source = self._open_host()
         root = _root_in(source, self.second)
         assert root is not None
-        made = _or_close(source, lambda: tables_source(source, root))
+        made, read_by = _or_close(source, lambda: tables_source(source, root))
         how = f"given with {root.option}"
-        found = Found(root.root, how), Found(MODES[root.levels], how)
+        found = Found(read_by.root, how), Found(MODES[read_by.levels], how)
         return _or_close(made, lambda: Space(made, self.check_given(), root=found[0], mode=found[1]))
 
 

@@ -6,6 +6,8 @@ tables are at 64 KiB and map two pages at 4 MiB, of which the second is page 5.
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,29 @@ def test_what_is_refused(fivefold: object, kind: str, words: tuple[str, ...], sa
     assert (status, out) == (2, "")
     assert says in err
     assert err.count("\n") == 1 or "Usage" in err
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("ept", 7), ("npt", 0x67), ("vtd", 3)])
+def test_a_guests_address_is_not_sign_extended(
+    fivefold: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, bits: int
+) -> None:
+    assert callable(fivefold)
+    fivefold(kind, 4, "--version")
+    file = tmp_path / f"{kind}4.raw"
+    memory = bytearray(file.read_bytes())
+    memory[ROOT + 8 * 256 : ROOT + 8 * 257] = (ROOT + 0x1000 | bits).to_bytes(8, "little")
+    file.write_bytes(memory)
+    option = ("--ept", f"{ROOT | 3 << 3 | 6:#x}") if kind == "ept" else (f"--{kind}", f"{ROOT:#x}:4")
+
+    def call(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["fivefold", words[0], str(file), *option, *words[1:]])
+        with redirect_stdout(StringIO()) as out:
+            assert run() == 0
+        return out.getvalue()
+
+    assert "\n0x0000800000000000-0x0000800000005000 " in call("dump")
+    assert "0xffff8" not in call("dump", "--json")
+    assert "-> 0x0000000000206000" in call("walk", "800000006000")
 
 
 def test_tables_that_lead_to_themselves_end(fivefold: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fivefold.arch import LA48, Level, TableReader
+import numpy as np
+
+from fivefold.arch import LA48, TABLE_SIZE, Flag, Level, TableReader
 from fivefold.errors import FormatError, MemoryReadError, NotKnownError
 from fivefold.memory import Bank, BankedMemory, Source
 from fivefold.survey.second_level.collect import (
@@ -59,14 +61,31 @@ def guest_source(source: Source, root: SecondLevelRoot) -> Source:
     return replace(source, memory=memory, cpus=(), vmcoreinfo={}, notes=_notes(source, root, found))
 
 
-def tables_source(source: Source, root: SecondLevelRoot) -> Source:
-    """The tables of *root* alone, as ordinary ones: an address space from the guest's addresses to the host's."""
+def tables_source(source: Source, root: SecondLevelRoot) -> tuple[Source, SecondLevelRoot]:
+    """The tables of *root* alone, as ordinary ones: an address space from the guest's addresses to the host's.
+
+    With it comes the root to read them by. A guest's physical address is not sign-extended, so where four levels map
+    its upper half they are put below a fifth one, made for that, in which the address keeps its zeros.
+    """
     if root.levels not in (4, 5):
         raise NotKnownError(f"{root.option}: tables of {root.levels} levels are shown by no command; give --cr3 too")
     found = _collected(source, root)
+    notes = _notes(source, root, found)
+    if root.levels == Level.PML4 and any(guest >> (LA48.va_bits - 1) for guest, _, _ in found.pages):
+        root = _with_fifth(found, root)
+        notes += (f"shown below a fifth level, made at {hex64(root.root)}: a guest's address is not sign-extended",)
     banks = [Bank(at, memoryview(words.tobytes())) for at, words in found.tables.items()]
     memory = BankedMemory(banks, f"{source.name}: {root.option}", on_close=source.close)
-    return replace(source, memory=memory, cpus=(), vmcoreinfo={}, notes=_notes(source, root, found))
+    return replace(source, memory=memory, cpus=(), vmcoreinfo={}, notes=notes), root
+
+
+def _with_fifth(found: Collected, root: SecondLevelRoot) -> SecondLevelRoot:
+    """Add a table of a fifth level to *found*, whose first entry leads to *root*."""
+    at = max(found.tables) + TABLE_SIZE
+    words = np.zeros(TABLE_SIZE // 8, np.uint64)
+    words[0] = int(root.root) | int(Flag.P | Flag.RW | Flag.US | Flag.A)
+    found.tables[at] = words
+    return SecondLevelRoot(root.kind, at, int(Level.PML5))
 
 
 def refuse_ept(memory: TableReader, root: PhysAddr, levels: int) -> None:
