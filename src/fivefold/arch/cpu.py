@@ -50,6 +50,9 @@ class Cpu:
     pcid: bool = True
     invpcid: bool = True
     umip: bool = True
+    monitor: bool = True
+    clflushopt: bool = True
+    clwb: bool = True
     lam: bool = False
     lass: bool = False
     fsgsbase: bool = True
@@ -104,6 +107,8 @@ class Cpu:
     @property
     def encryption_bits(self) -> int:
         """The C-bit and the shared bit, as a mask; 0 without them."""
+        if self.c_bit is None and self.shared_bit is None:
+            return 0
         return sum(1 << bit for bit in {self.c_bit, self.shared_bit} if bit is not None)
 
     @property
@@ -190,6 +195,9 @@ def cpu_from_cpuid(cpuid: CpuidReader, encrypts: bool = True) -> Cpu:
         pcid=bool(c1 >> 17 & 1),
         invpcid=bool(b7 >> 10 & 1),
         umip=bool(c7 >> 2 & 1),
+        monitor=bool(c1 >> 3 & 1),
+        clflushopt=bool(b7 >> 23 & 1),
+        clwb=bool(b7 >> 24 & 1),
         lam=bool(a71 >> 26 & 1),
         lass=bool(a71 >> 6 & 1),
         fsgsbase=bool(b7 & 1),

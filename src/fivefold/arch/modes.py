@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import Final
 
 from fivefold.units import MASK64, VirtAddr
@@ -76,7 +77,7 @@ class PagingMode:
     @property
     def levels(self) -> tuple[Level, ...]:
         """The levels a walk meets, from the root down."""
-        return tuple(Level(number) for number in range(self.top, 0, -1))
+        return _levels_from(self.top)
 
     @property
     def gap(self) -> range:
@@ -106,6 +107,11 @@ class PagingMode:
         """The lowest address behind *indices*, given from the root down and possibly cut short."""
         raw = sum(index << level.shift for index, level in zip(indices, self.levels, strict=False))
         return self.sign_extend(raw)
+
+
+@cache
+def _levels_from(top: Level) -> tuple[Level, ...]:
+    return tuple(Level(number) for number in range(top, 0, -1))
 
 
 def extend(raw: int, bits: int) -> VirtAddr:

@@ -31,6 +31,8 @@ LOW_PT0: Final = ARENA + 0x1_6000
 ARENA_PT: Final = ARENA + 0x1_7000
 CODE: Final = ARENA + 0x10_0000
 USER_CODE: Final = CODE + 0x1000
+SCRATCH: Final = 0xF00
+"""Where in the code page the stack begins of instructions that need one."""
 DATA: Final = ARENA + 0x20_0000
 DATA_SIZE: Final = 0x40_0000
 DATA_END: Final = DATA + DATA_SIZE

@@ -28,7 +28,7 @@ def vectors(count: int, seed: int, modes: tuple[str, ...]) -> Iterator[dict[str,
     made = 0
     for case in _endless(count, seed, modes):
         # A descriptor that is marked makes two accesses, and a return reads a stack too.
-        if case.what.access is None or case.action == "accessed" or case.what.scratch:
+        if case.what.access is None or case.action == "accessed" or case.what.scratch or case.what.then:
             continue
         expected = expect(case, CPU)
         if expected.hidden:

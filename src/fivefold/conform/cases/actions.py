@@ -47,6 +47,13 @@ class Action:
 
     After "pd" the store is to the PD entry above.
     """
+    then: str | None = None
+    """The access is made twice; what lies between: nothing, or a change of a register that rights depend on.
+
+    write (after a read), wp, smap, ac, pkru, pkrs; "clean" is a store to the leaf entry that clears A and D; INVLPG.
+    """
+    tss: bool = False
+    """The address is where a TSS holds the stack of a gate: IST2."""
     invpcid: int | None = None
     """The type, for an INVPCID; the case's address is then part of its descriptor."""
     register: Register | None = None
@@ -155,8 +162,61 @@ def _more_accesses() -> Iterator[Action]:
     yield _a("not8", RMW, "48f717", Access(_WRITE, 8), "not qword [rdi]")
     text = "lock cmpxchg16b [rdi], which differs"
     yield _a("cmpxchg16", RMW, "f0480fc70f", Access(_WRITE, 16), text, align=16)
+    yield _a("bts8", RMW, "480fab07", Access(_WRITE, 8), "bts [rdi], rax, which is 0")
+    yield _a("popm8", "write", "6a008f07", Access(_WRITE, 8), "push 0; pop qword [rdi]", scratch=True)
+    yield _a("pushm8", "read", "ff37", Access(_READ, 8), "push qword [rdi]", scratch=True)
     text = "lar ebx, eax, from an LDT at the address"
     yield _a("lar", IMPLICIT, "0f02d8", Access(_READ, 8, implicit=True), text, implicit=True)
+
+
+def _large_steps() -> Iterator[Action]:
+    """The same with a 2 MiB page, which is read at two places; the other one's address is what is invalidated."""
+    for name, code, text in (("bignone", "", ""), ("biginvlpg", "0f013f", "; invlpg [rdi]")):
+        # btc rdi, 12
+        whole = bytes.fromhex(f"488b07480fbaff0c488b07488911{code}480fbaff0c488b07")
+        text = f"mov rax, [rdi], also 4 KiB beside; mov [rcx], rdx to their PD entry{text} there; mov rax, [rdi]"
+        yield Action(f"stale{name}", STALE, whole, None, text, supervisor_only=True, stale=name)
+
+
+def _twice() -> Iterator[Action]:
+    """Two accesses to the address, with something between them. The second meets a translation that may be cached."""
+    write, read = "48891f", "488b07"
+    for name, kind, between, text, more in (
+        ("write", _READ, "", "", {}),
+        ("wp", _WRITE, "0f20c0480fbaf8100f22c0", "CR0.WP changed; ", {"supervisor_only": True}),
+        ("smap", _READ, "0f20e0480fbaf8150f22e0", "CR4.SMAP changed; ", {"supervisor_only": True, "needs": "smap"}),
+        ("ac", _READ, "9c0fba3c24129d", "RFLAGS.AC changed; ", {"supervisor_only": True, "scratch": True}),
+        ("pkru", _WRITE, "31c90f01ee83f0fc0f01ef", "PKRU changed, but for key 0; ", {"needs": "pku"}),
+        (
+            "pkrs",
+            _WRITE,
+            "b9e10600000f3283f0fc0f30",
+            "PKRS changed, but for key 0; ",
+            {"supervisor_only": True, "needs": "pks"},
+        ),
+        (
+            "clean",
+            _WRITE,
+            "4889110f013f",
+            "A and D cleared in its leaf entry; invlpg [rdi]; ",
+            {"supervisor_only": True},
+        ),
+    ):
+        last = read if kind is _READ and name != "write" else write
+        first, how = (read if kind is _READ else write), Access(_WRITE if name == "write" else kind, 8)
+        texts = {read: "mov rax, [rdi]", write: "mov [rdi], rbx"}
+        label = "read" if last == read else "write"
+        yield _a(
+            f"then{name}", label, first + between + last, how, f"{texts[first]}; {text}{texts[last]}", then=name, **more
+        )
+
+
+def _flushes() -> Iterator[Action]:
+    """Instructions that access nothing, but are checked as a read of a byte is."""
+    yield _a("clflushopt", "CLFLUSH", "660fae3f", Access(_READ, 1), "clflushopt [rdi]", needs="clflushopt")
+    yield _a("clwb", "CLFLUSH", "660fae37", Access(_READ, 1), "clwb [rdi]", needs="clwb")
+    text = "monitor, rax the address, ecx and edx 0"
+    yield _a("monitor", "MONITOR", "4889f80f01c8", Access(_READ, 1), text, needs="monitor", supervisor_only=True)
 
 
 def _returns() -> Iterator[Action]:
@@ -216,9 +276,19 @@ ACTIONS: Final = {
         *_steps(),
         *_more_accesses(),
         *_returns(),
+        *_twice(),
+        *_large_steps(),
+        _a(
+            "ist", IMPLICIT, "cd20", Access(_READ, 8, implicit=True),
+            "int 32, whose gate has its stack from a TSS, 44 bytes before the address", implicit=True,
+            supervisor_only=True, scratch=True, tss=True,
+        ),
+        *_flushes(),
         # push the descriptor, its first word last; mov al, type; invpcid rax, [rsp]
         _a("invpcid0", INVPCID, "576a0031c0660f38820424", None, "invpcid, type 0, address rdi", invpcid=0, **_INVPCID),
         _a("invpcid1", INVPCID, "6a0057b001660f38820424", None, "invpcid, type 1, PCID rdi", invpcid=1, **_INVPCID),
+        _a("invpcid2", INVPCID, "576a00b002660f38820424", None, "invpcid, type 2, address rdi", invpcid=2, **_INVPCID),
+        _a("invpcid3", INVPCID, "6a0057b003660f38820424", None, "invpcid, type 3, PCID rdi", invpcid=3, **_INVPCID),
         _a("invpcid4", INVPCID, "576a00b004660f38820424", None, "invpcid, type 4", invpcid=4, **_INVPCID),
     )
 }  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
 from fivefold.arch import LA48, LA57, RFLAGS_AC, ControlState, Cpu, Cr0, Cr4, Efer, Level, PagingMode
@@ -40,17 +40,23 @@ FLAGS: Final = (
 USUAL: Final = 0x7
 """P, RW, US: A and D are clear, so that it is seen who sets them."""
 LEVELS: Final = ("pt", "pd", "pdpt", "pml4", "pml5")
-_CR4: Final = {
+_CR4_BITS: Final = {
     "smep": Cr4.SMEP, "smap": Cr4.SMAP, "pke": Cr4.PKE, "pks": Cr4.PKS, "pge": Cr4.PGE, "lass": Cr4.LASS,
     "pcide": Cr4.PCIDE, "fsgsbase": Cr4.FSGSBASE, "cet": Cr4.CET,
 }  # fmt: skip
+_CR4: Final = {name: int(bit) for name, bit in _CR4_BITS.items()}
 _FEATURE: Final = {
     "nxe": "nx", "smep": "smep", "smap": "smap", "ac": "smap", "pke": "pku", "pks": "pks", "pge": "pge",
     "lass": "lass", "pcide": "pcid", "fsgsbase": "fsgsbase", "cet": "cet",
 }  # fmt: skip
 """What a CPU must have for a flag to be set, as `Cpu` names it."""
+WANTED: Final = {"cet": "cet", "fsgsbase": "fsgsbase", "syscall": "sce", "pku": "pke"}
+"""The flag without which an instruction that needs a feature is undefined."""
+IST2: Final = 44
+"""Where a TSS holds the second of its stacks for interrupts."""
 _PAGE: Final = 0xFFF
 _PWT: Final = 1 << 3
+_PS: Final = 1 << 7
 
 
 class CaseError(FivefoldError):
@@ -110,10 +116,10 @@ class Case:
 
     def state(self) -> ControlState:
         """The registers during the access."""
-        base = ControlState.long(self.paging, ROOT, 3 if self.what.to_user else self.cpl)
+        base = _base_state(self.mode, 3 if self.what.to_user else self.cpl)
         has = self.flags.__contains__
         cr0 = base.cr0 if has("wp") else base.cr0 & ~int(Cr0.WP)
-        cr4 = base.cr4 | sum(int(bit) for name, bit in _CR4.items() if has(name))
+        cr4 = base.cr4 | sum(_CR4.get(name, 0) for name in self.flags)
         efer = base.efer if has("nxe") else base.efer & ~int(Efer.NXE)
         efer |= int(Efer.SCE) if has("sce") else 0
         rflags = 2 | (RFLAGS_AC if has("ac") else 0)
@@ -166,6 +172,11 @@ class Case:
 
     def __str__(self) -> str:
         return self.id
+
+
+@cache
+def _base_state(mode: str, cpl: int) -> ControlState:
+    return ControlState.long(MODES[mode], ROOT, cpl)
 
 
 @lru_cache(4096)
@@ -265,7 +276,9 @@ def impossible(case: Case) -> str | None:
         return "the driver cannot set PCIDE over a PCID"
     if case.what.stale is not None and (reason := _no_steps(case)):
         return reason
-    wanted = {"cet": "cet", "fsgsbase": "fsgsbase", "syscall": "sce"}.get(case.what.needs or "")
+    if case.what.then == "wp" and "cet" in case.flags:
+        return "CET needs WP"
+    wanted = WANTED.get(case.what.needs or "")
     if wanted is not None and wanted not in case.flags:
         return f"{case.what.name} needs {wanted}"
     if case.va % case.what.align:
@@ -286,23 +299,29 @@ def impossible(case: Case) -> str | None:
         return f"{case.what.name} is for privilege level 0"
     if case.what.implicit and not case.paging.is_canonical(case.va):
         return "LLDT takes no base that is not canonical"
+    if case.what.tss and not all(map(case.paging.is_canonical, (case.va - IST2 & MASK64, case.va + 7 & MASK64))):
+        return "LTR takes no base that is not canonical, and which exception a TSS beyond the end raises is not told"
     return None
 
 
 def _no_steps(case: Case) -> str | None:
     """Why a case of steps cannot be run, or None: its first access must go ahead, and both pages be data."""
-    if set(case.flags) - {"wp", "nxe", "pge", "pcide"} or any(place != "pt" for place, _ in case.entries):
+    stale = case.what.stale or ""
+    big = stale.startswith("big")
+    leaf = "pd" if big else "pt"
+    if set(case.flags) - {"wp", "nxe", "pge", "pcide"} or any(place != leaf for place, _ in case.entries):
         return "steps are run with wp, nxe, pge and pcide, and the leaf entry alone may be unusual"
-    if case.what.stale == "keep" and "pcide" not in case.flags:
+    if stale == "keep" and "pcide" not in case.flags:
         return "a load of CR3 that keeps entries needs pcide"
     if case.va & 7:
         return "the address of steps is a multiple of 8"
-    old = dict(case.entries).get("pt", USUAL | usual_frame(case.va))
-    above = (case.what.stale or "").startswith("pd")
-    if above and case.new & 1:
+    old = dict(case.entries).get(leaf, USUAL | usual_frame(case.va))
+    if stale.startswith("pd") and case.new & 1:
         return "a PD entry of steps is taken away"
+    if big and not all(raw & _PS for raw in (old, case.new) if raw & 1):
+        return "a large page is stored to by these steps"
     for raw in (old, case.new):
-        if raw & 1 and not in_data(raw & ~0xFFF, 4096):
+        if raw & 1 and not in_data(raw & ~0xFFF, Level.PD.span if big else 4096):
             return "a page of steps is data"
     return None if old & 1 else "the first access of steps goes ahead"
 

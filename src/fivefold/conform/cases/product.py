@@ -20,6 +20,7 @@ from fivefold.conform.cases.case import (
     LEVELS,
     MODES,
     USUAL,
+    WANTED,
     Case,
     CaseError,
     canonical_va,
@@ -56,6 +57,7 @@ ACCESSES: Final = tuple(
 PLAIN: Final = ("wp", "nxe")
 GUARDED: Final = ("wp", "nxe", "smep", "smap")
 RW, US, NX, PS, A, D = 1 << 1, 1 << 2, 1 << 63, 1 << 7, 1 << 5, 1 << 6
+_TWICE: Final = tuple(name for name, action in ACTIONS.items() if action.then)
 _SHADOWED: Final = ("wruss8", "read8", "write8", "fetch")
 _UPPER, _LOWER = 0x1F0, 0x0F5
 _PAGE: Final = 0x33
@@ -87,6 +89,8 @@ def strata_in_turn() -> tuple[Case, ...]:
         shadow_stacks,
         invalidations,
         stale,
+        large_stale,
+        twice,
     )
     for stratum, case in chain.from_iterable(theme() for theme in themes):
         if case not in seen and impossible(case) is None:
@@ -103,7 +107,7 @@ def _case(
     pkru: int = 0, pkrs: int = 0, new: int = 0,
 ) -> Iterator[Case]:  # fmt: skip
     """The case, if it is one."""
-    more = ("sce",) if ACTIONS[action].needs == "syscall" else ()
+    more = tuple(flag for flag in (WANTED.get(ACTIONS[action].needs or ""),) if flag in ("sce", "pke"))
     try:
         yield make_case(mode, action, cpl, (*flags, *more), va, entries, pkru, pkrs, new)
     except CaseError:
@@ -299,7 +303,7 @@ def registers() -> CaseStream:
         la57 = 1 << 12 if mode == "la57" else 0
         values: dict[str, list[int]] = {
             "movcr0": [_CR0 | 1 << bit for bit in (16, 18, *range(32, 64))] + [_CR0 | 1 << 29, _CR0 & ~1],
-            "movcr3": [0x0400_0000 | 1 << bit for bit in (3, 4, *_CR3_BITS)] + [0x0400_0000],
+            "movcr3": [0x0400_0000 | 1 << bit for bit in (*range(12), *_CR3_BITS)] + [0x0400_0000],
             "movcr4": [_CR4 | la57 | 1 << bit for bit in (2, 7, *_CR4_BITS)] + [_CR4 | la57 ^ 1 << 12, la57],
             "msrc0000080": [_EFER ^ 1 << bit for bit in (*range(1, 8), 8, 9, 10, 12, 13, 14, *range(16, 64))],
         }
@@ -330,7 +334,7 @@ def invalidations() -> CaseStream:
     for (mode, paging), action, flags in cross(MODES.items(), ACTIONS.values(), (PLAIN, (*PLAIN, "pcide"))):
         if action.invpcid is None:
             continue
-        values = [value for _, value in edge_addresses(paging)] if action.invpcid == 0 else []
+        values = [value for _, value in edge_addresses(paging)] if action.invpcid in (0, 2) else []
         for value in (*values, 0, 1, 0xFFF, 0x1000, 1 << 63):
             for case in _case(mode, action.name, 0, flags, value):
                 yield ("invpcid", mode, action.name, flags, value.bit_length()), case
@@ -347,6 +351,34 @@ def stale() -> CaseStream:
         for flags, bits, new in cross(protections, (0, 1 << 8, A | D), (0, old ^ 0x1000, old ^ 0x2001)):
             for case in _case(mode, action.name, 0, flags, va, {"pt": old | bits}, new=new):
                 yield ("stale", mode, action.name, flags, bits), case
+
+
+def large_stale() -> CaseStream:
+    """The same of a 2 MiB page that is read at two places, one of which is invalidated."""
+    for (mode, paging), action, slot in cross(MODES.items(), ("stalebignone", "stalebiginvlpg"), (_LOWER, _UPPER)):
+        va, old = _va(paging, action, slot), large_frame(Level.PD) | USUAL | PS
+        protections = (PLAIN, (*PLAIN, "pge"), (*PLAIN, "pcide"), (*PLAIN, "pge", "pcide"))
+        for flags, bits, new in cross(protections, (0, 1 << 8, A | D), (0, old ^ 1, old + Level.PD.span)):
+            for case in _case(mode, action, 0, flags, va, {"pd": old | bits}, new=new):
+                yield ("stale", mode, action, flags, bits), case
+
+
+def twice() -> CaseStream:
+    """Two accesses with a change of a register between them: rights and keys of the leaf, and rights of the root."""
+    settings: tuple[tuple[tuple[str, ...], int], ...] = (
+        ((), 0), (("smap",), 0), (("smap", "ac"), 0), (("pke",), 1), (("pke",), 2), (("pke", "pks"), 1),
+        (("pke", "pks"), 2),
+    )  # fmt: skip
+    for (mode, paging), page, action, cpl in cross(MODES.items(), (Level.PT, Level.PD), _TWICE, (0, 3)):
+        va, path = _va(paging, action), _path(mode, page)
+        leaf, above = LEVELS[page - 1], LEVELS[paging.top - 1]
+        for clear, place, wp, (features, denied) in cross((0, RW, US, RW | US, 1), (leaf, above), (0, 1), settings):
+            entries = path | {leaf: _usual(path, mode, va, leaf) | (5 << 59 if denied else 0)}
+            entries |= {place: _usual(entries, mode, va, place) & ~clear}
+            flags = (("wp",) if wp else ()) + ("nxe", *features)
+            stratum = ("twice", mode, action, clear, features)
+            for case in _case(mode, action, cpl, flags, va, entries, denied << 10, (denied ^ 3) << 10):
+                yield stratum, case
 
 
 def shadow_stacks() -> CaseStream:

@@ -11,7 +11,17 @@ from typing import Final
 
 from fivefold.arch import Level, PagingMode
 from fivefold.conform.cases.actions import ACTIONS
-from fivefold.conform.cases.case import FLAGS, LEVELS, MODES, Case, canonical_va, impossible, large_frame, make_case
+from fivefold.conform.cases.case import (
+    FLAGS,
+    LEVELS,
+    MODES,
+    WANTED,
+    Case,
+    canonical_va,
+    impossible,
+    large_frame,
+    make_case,
+)
 from fivefold.conform.cases.product import ACCESSES, edge_addresses
 
 _P, _RW, _US, _PS, _NX = 1, 1 << 1, 1 << 2, 1 << 7, 1 << 63
@@ -48,8 +58,7 @@ def _draw(random: Random, mode: str) -> Case:
     if action == "wruss8":
         va, flags = va & ~7, (*flags, "wp", "cet")
     va -= va % ACTIONS[action].align
-    if ACTIONS[action].needs == "syscall":
-        flags = (*flags, "sce")
+    flags = (*flags, *(flag for flag in ("sce", "pke") if flag == WANTED.get(ACTIONS[action].needs or "")))
     bare = make_case(mode, action, random.choice((0, 3)), flags, va)
     entries = dict(_entries(random, bare, "pt", ""))
     if any(place.endswith("2") for place, _, _ in bare.path):

@@ -7,6 +7,7 @@ be ours. The child maps the guest's RAM, runs the payload natively, exceptions a
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -35,6 +36,7 @@ class BochscpuEngine(MachineEngine):
     """One CPU model of `MODELS`."""
 
     name = "bochscpu"
+    cannot: Mapping[str, str] = {"monitor": "MONITOR ends the process that this library runs in"}
 
     def __init__(self, model: str | None = None, timeout: float = 60.0) -> None:
         """Start once, for the CPU. Raises `EngineError`, also where the package is not installed."""

@@ -21,7 +21,7 @@ from fivefold.units import MIB
 RAM: Final = 512 * MIB
 CHUNK: Final = 20_000
 """Cases in one start."""
-STALL: Final = 6.0
+STALL: Final = 1.5
 """Seconds of its processor time in which a machine that has begun must do its next case."""
 _POLL: Final = 0.02
 
@@ -88,7 +88,7 @@ class MachineEngine:
         risky = sorted((trial for trial in trials if is_risky(trial)), key=_mode)
         while risky:
             stopped = None
-            for trial, outcome in self._run_once(risky):
+            for trial, outcome in self._run_once(list(risky)):
                 yield trial, outcome
                 stopped = _kind(trial) if outcome.stopped else None
                 risky.remove(trial)

@@ -17,8 +17,7 @@ from fivefold.conform.engines.base import EngineError
 from fivefold.conform.judging.expect import BREAKPOINT, expect
 from fivefold.conform.judging.memory_words import words_before
 from fivefold.conform.judging.outcome import CaseOutcome
-from fivefold.conform.judging.stale_answers import place_written
-from fivefold.conform.payload.records import Trial, stack_pointer
+from fivefold.conform.payload.records import Trial, stack_pointer, stored
 from fivefold.conform.places import (
     ARENA,
     ARENA_PT,
@@ -41,8 +40,8 @@ _WRPKRU_AT, _SYSRET_AT = 0xE00, 0xE40
 _MSR_EFER, _MSR_STAR = 0xC000_0080, 0xC000_0081
 _LDT_FLAGS: Final = 0x8200
 _NO_GDT: Final = dict.fromkeys(
-    ("iretq", "iretq3", "retfq", "sysretq", "lldt"), "no descriptor table is set up in this engine"
-)
+    ("iretq", "iretq3", "retfq", "sysretq", "lldt", "ist"), "no descriptor table is set up in this engine"
+) | {"monitor": "MONITOR ends this engine's run"}
 
 
 class UnicornEngine:
@@ -167,8 +166,8 @@ class UnicornEngine:
         self._registers(RAX=LDT_SELECTOR | case.cpl if what.implicit else 0, RBX=VALUE, RCX=0, RDX=0, RDI=case.va)
         if what.msr is not None:
             self._registers(RAX=case.va & 0xFFFF_FFFF, RDX=case.va >> 32, RCX=what.msr)
-        if what.stale is not None:
-            self._registers(RCX=place_written(case), RDX=case.new)
+        if (words := stored(case)) is not None:
+            self._registers(RCX=words[0], RDX=words[1])
         self._registers(RSP=stack_pointer(case))
         if what.implicit:
             self._uc.reg_write(self._x86.UC_X86_REG_LDTR, (0x38, case.va, 0xFFFF, _LDT_FLAGS))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
 
 from fivefold.arch import (
     FRAME_BITS,
+    RFLAGS_AC,
     Access,
     AddressSpace,
     Allowed,
     ControlState,
     Cpu,
+    Cr0,
+    Cr4,
     Fault,
     History,
     Kind,
@@ -29,11 +33,12 @@ from fivefold.arch import (
     translate,
 )
 from fivefold.conform.cases.case import Case, in_data
-from fivefold.conform.judging.stale_answers import StaleAnswer, answers
+from fivefold.conform.judging.stale_answers import StaleAnswer, answers, place_written
 from fivefold.conform.places import ARENA, CODE, ROOT, driver_entry, pattern
 from fivefold.units import PhysAddr, VirtAddr
 
 _FOREIGN = "the walk leads through memory that is not the case's"
+_ALL_BUT_KEY_0: Final = 0xFFFF_FFFC
 LDT = 0x38
 """The selector of the driver's LDT."""
 BREAKPOINT = int(Vector.BP)
@@ -77,6 +82,8 @@ class Expected:
     """All that may be seen, for a case of steps; the other fields are then the new translation's."""
     value: int = 0
     """RAX by the new translation, for a case of steps."""
+    first: Allowed | None = None
+    """The first of two accesses, where it went ahead and the second decides."""
 
 
 def expect(case: Case, cpu: Cpu) -> Expected:
@@ -97,8 +104,11 @@ def expect(case: Case, cpu: Cpu) -> Expected:
         return Expected(None, BREAKPOINT, 0, None, (), ())
     stores = case.stores()
     space = AddressSpace(CaseTables(stores, int(case.paging.top)), PhysAddr(ROOT), case.paging, cpu, state.nxe)
-    how, verdict = decide(space, state, case)
-    histories = history_of(space, state, how, verdict, VirtAddr(case.va))
+    how, verdict, first = decide(space, states_of(case), case)
+    if first is not None and isinstance(verdict, Fault):
+        histories = history_of(space, state, first_access(case), first, VirtAddr(case.va))
+    else:
+        histories = history_of(space, state, how, verdict, VirtAddr(case.va))
     if isinstance(verdict, Fault):
         hidden = None if all(_is_ours(step.at) for step in verdict.steps) else _FOREIGN
         if verdict.rule not in (Rule.PRESENT, Rule.RESERVED) and verdict.steps:
@@ -107,9 +117,11 @@ def expect(case: Case, cpu: Cpu) -> Expected:
             hidden = hidden if in_data(page, 1) else "an engine that errs would reach memory that is not the case's"
         if case.crosses and not all(in_data(pa, 1) for pa in _mapped(case, space)):
             hidden = hidden or "an engine that errs would reach memory that is not the case's"
+        hidden = hidden or _strays(case, first)
         return Expected(
-            verdict, int(verdict.vector), verdict.error_code, verdict.cr2, (), histories, hidden, space=space, cpu=cpu
-        )
+            verdict, int(verdict.vector), verdict.error_code, verdict.cr2, (), histories, hidden,
+            space=space, cpu=cpu, first=first,
+        )  # fmt: skip
     pieces = _pieces(case, verdict)
     hidden = None
     if not all(in_data(pa, size) for pa, size in pieces):
@@ -118,19 +130,60 @@ def expect(case: Case, cpu: Cpu) -> Expected:
         hidden = "the instruction after it lies in another page"
     elif not all(_is_ours(step.at) for page in verdict.pages for step in page.steps):
         hidden = _FOREIGN
-    return Expected(verdict, BREAKPOINT, 0, None, pieces, histories, hidden, space=space, cpu=cpu)
+    hidden = hidden or _strays(case, first)
+    return Expected(verdict, BREAKPOINT, 0, None, pieces, histories, hidden, space=space, cpu=cpu, first=first)
 
 
-def decide(space: AddressSpace, state: ControlState, case: Case) -> tuple[Access, Verdict]:
-    """The access that decides, and `arch`'s verdict on it: a descriptor is read before it is written."""
-    how = case.what.access
+class Decided(NamedTuple):
+    """The access that decides, `arch`'s verdict on it, and the access before it, where two are made."""
+
+    how: Access
+    verdict: Verdict
+    first: Allowed | None = None
+
+
+def states_of(case: Case) -> tuple[ControlState, ControlState]:
+    """The registers at the first and at the second of two accesses."""
+    state = case.state()
+    match case.what.then:
+        case "wp":
+            return state, replace(state, cr0=state.cr0 ^ Cr0.WP)
+        case "smap":
+            return state, replace(state, cr4=state.cr4 ^ Cr4.SMAP)
+        case "ac":
+            return state, replace(state, rflags=state.rflags ^ RFLAGS_AC)
+        case "pkru":
+            return state, replace(state, pkru=state.pkru ^ _ALL_BUT_KEY_0)
+        case "pkrs":
+            return state, replace(state, pkrs=state.pkrs ^ _ALL_BUT_KEY_0)
+        case _:
+            return state, state
+
+
+def first_access(case: Case) -> Access:
+    """The first of two accesses: a descriptor is read before it is marked, and so is what `thenwrite` writes."""
+    assert case.what.access is not None
+    reads = case.action == "accessed" or case.what.then == "write"
+    return replace(case.what.access, kind=Kind.READ) if reads else case.what.access
+
+
+def decide(space: AddressSpace, states: tuple[ControlState, ControlState], case: Case) -> Decided:
+    """The access that decides, in the registers of *states* at either access."""
+    how, va = case.what.access, VirtAddr(case.va)
     assert how is not None
-    if case.action == "accessed":
-        read = replace(how, kind=Kind.READ)
-        first = access(space, state, VirtAddr(case.va), read)
-        if isinstance(first, Fault):
-            return read, first
-    return how, access(space, state, VirtAddr(case.va), how)
+    if case.action != "accessed" and case.what.then is None:
+        return Decided(how, access(space, states[0], va, how))
+    first = access(space, states[0], va, first_access(case))
+    if isinstance(first, Fault):
+        return Decided(first_access(case), first)
+    return Decided(how, access(space, states[1], va, how), first if case.what.then else None)
+
+
+def _strays(case: Case, first: Allowed | None) -> str | None:
+    """Whether the entry that software cleans is none that maps the address."""
+    if case.what.then != "clean" or first is None or first.pages[0].steps[-1].at == place_written(case):
+        return None
+    return _FOREIGN
 
 
 def _mapped(case: Case, space: AddressSpace) -> Iterator[int]:

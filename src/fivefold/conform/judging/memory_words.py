@@ -9,9 +9,10 @@ from fivefold.arch import Allowed, Mapped, translate
 from fivefold.conform.cases.actions import MOV_IMM64, VALUE, address_of
 from fivefold.conform.cases.case import Case, in_data
 from fivefold.conform.judging.expect import BREAKPOINT, Expected
-from fivefold.conform.places import PATTERN, pattern
+from fivefold.conform.places import CODE, PATTERN, SCRATCH, pattern
 from fivefold.units import VirtAddr
 
+_INTO_RAX: Final = ("read1", "read8", "readbp8", "pop8", "cmpxchg8", "thensmap", "thenac")
 _ACCESSED: Final = 1 << 40
 """The accessed bit of a segment descriptor."""
 
@@ -48,7 +49,9 @@ def words_before(case: Case, expected: Expected) -> dict[int, int]:
 
 
 def _descriptor(case: Case) -> bytes:
-    """The data segment that is loaded; its accessed bit is clear where the CPU is to set it."""
+    """The data segment that is loaded; its accessed bit is clear where the CPU is to set it. Or a TSS's stack."""
+    if case.what.tss:
+        return (CODE + SCRATCH).to_bytes(8, "little")
     word = PATTERN & ~_ACCESSED if case.action == "accessed" else PATTERN
     return word.to_bytes(8, "little")
 
@@ -61,7 +64,8 @@ def put_byte(word: int, pa: int, byte: int) -> int:
 
 def words_after(case: Case, expected: Expected, before: dict[int, int]) -> dict[int, int]:
     """The same words after the access, if the CPU does what it must."""
-    if not (case.what.writes and isinstance(expected.verdict, Allowed)):
+    wrote = isinstance(expected.verdict, Allowed) or (expected.first is not None and case.what.then != "write")
+    if not (case.what.writes and wrote):
         return before
     words = dict(before)
     for number, pa in bytes_met(case, expected):
@@ -72,7 +76,13 @@ def words_after(case: Case, expected: Expected, before: dict[int, int]) -> dict[
 
 def _value(case: Case) -> int:
     """What the instruction writes."""
-    values = {"accessed": _ACCESSED, "stos8": 0, "call8": address_of(case.what, case.cpl) + len(case.what.code)}
+    values = {
+        "accessed": _ACCESSED,
+        "stos8": 0,
+        "popm8": 0,
+        "bts8": 1,
+        "call8": address_of(case.what, case.cpl) + len(case.what.code),
+    }
     return values.get(case.action, VALUE)
 
 
@@ -81,16 +91,14 @@ def _written(action: str, old: int, value: int) -> int:
         return old
     if action == "not8":
         return old ^ 0xFF
-    return old | value if action in ("rmw1", "rmw8", "lock8", "accessed") else value
+    return old | value if action in ("rmw1", "rmw8", "lock8", "bts8", "accessed") else value
 
 
 def value_read(case: Case, expected: Expected) -> int | None:
     """What RAX holds after an access that went ahead, where it says what was read."""
     if expected.allowed is not None:
         return expected.value if expected.vector == BREAKPOINT else None
-    if case.action not in ("read1", "read8", "readbp8", "pop8", "cmpxchg8") or not isinstance(
-        expected.verdict, Allowed
-    ):
+    if case.action not in _INTO_RAX or not isinstance(expected.verdict, Allowed):
         return None
     value = 0
     for number, pa in bytes_met(case, expected):

@@ -28,9 +28,9 @@ from fivefold.arch import (
 )
 from fivefold.conform.cases.actions import RMW, address_of
 from fivefold.conform.cases.case import Case
-from fivefold.conform.judging.expect import BREAKPOINT, Expected, decide
+from fivefold.conform.judging.expect import BREAKPOINT, Expected, decide, states_of
 from fivefold.conform.judging.memory_words import value_read, words_after, words_before
-from fivefold.conform.judging.rules import ERROR_BITS, Rules, rule_of
+from fivefold.conform.judging.rules import ERROR_BITS, Rules, flush_rule, rule_of
 from fivefold.conform.judging.stale_answers import StaleAnswer
 from fivefold.conform.places import CODE, DATA
 from fivefold.units import VirtAddr, hex64
@@ -104,7 +104,7 @@ def checks(case: Case, expected: Expected, outcome: CaseOutcome) -> Iterator[Out
         yield OutcomeCheck(*rules, False, expected_text(expected), str(outcome))
         return
     yield OutcomeCheck(*rules, True)
-    if case.what.scratch and case.cpl == 3 and "smap" in case.flags:
+    if case.what.scratch and case.what.fetches and case.cpl == 3 and "smap" in case.flags:
         yield OutcomeCheck(*Rules.OWN_STACK, True)
     if isinstance(expected.verdict, Fault) and expected.verdict.rule in (Rule.PKU, Rule.PKS):
         yield OutcomeCheck(*Rules.KEYS, True)
@@ -172,18 +172,27 @@ def cause_of(case: Case, expected: Expected) -> tuple[str, str]:
     return Rules.WITHOUT_WP if _read_only_without_wp(case, expected) else rule_of(case, expected)
 
 
-def _as_state(case: Case, expected: Expected, state: ControlState) -> tuple[int, int, int]:
-    """Vector, error code and CR2 of the case's access in another *state*."""
+States = tuple[ControlState, ControlState]
+"""The registers at either of two accesses."""
+
+
+def _as_states(case: Case, expected: Expected, states: States) -> tuple[int, int, int]:
+    """Vector, error code and CR2 of the case's access in other *states*."""
     assert expected.space is not None
-    _, found = decide(expected.space, state, case)
+    found = decide(expected.space, states, case).verdict
     return (int(found.vector), found.error_code, found.cr2 or 0) if isinstance(found, Fault) else (BREAKPOINT, 0, 0)
 
 
 def _differs_as(expected: Expected, outcome: CaseOutcome, other: tuple[int, int, int]) -> bool:
     """Whether *outcome* is *other*, and that is not what the CPU must do. CR2 is compared by its page."""
     must = (expected.vector, expected.error_code, (expected.cr2 or 0) >> 12)
+    return _is_as(outcome, other) and (*other[:2], other[2] >> 12) != must
+
+
+def _is_as(outcome: CaseOutcome, other: tuple[int, int, int]) -> bool:
+    """Whether *outcome* is *other*: vector, error code and the page of CR2."""
     did = (outcome.vector, outcome.error_code, outcome.cr2 >> 12 if outcome.vector == Vector.PF else 0)
-    return did == (*other[:2], other[2] >> 12) != must
+    return did == (*other[:2], other[2] >> 12)
 
 
 def _keys_by_privilege(case: Case, expected: Expected, outcome: CaseOutcome) -> bool:
@@ -193,21 +202,36 @@ def _keys_by_privilege(case: Case, expected: Expected, outcome: CaseOutcome) -> 
     """
     if expected.space is None or case.what.access is None or not {"pke", "pks"} & set(case.flags):
         return False
-    if case.action == "clflush" and outcome.vector == BREAKPOINT:
+    if flush_rule(case) and outcome.vector == BREAKPOINT:
         return False  # an engine that checks nothing
-    return any(
-        _differs_as(expected, outcome, _as_state(case, expected, wrong)) for wrong in _key_states(case, case.state())
-    )
+    wrongs = list(_key_states(case, states_of(case)))
+    if any(_differs_as(expected, outcome, _as_states(case, expected, wrong)) for wrong in wrongs):
+        return True
+    return case.what.then is not None and any(_at_the_other_access(case, expected, outcome, wrong) for wrong in wrongs)
 
 
-def _key_states(case: Case, state: ControlState) -> Iterator[ControlState]:
-    """*state* as those CPUs see it: both key registers hold what they would ask."""
+def _at_the_other_access(case: Case, expected: Expected, outcome: CaseOutcome, wrong: States) -> bool:
+    """Whether of two accesses a CPU with *wrong* registers faults at the other one, in the same words, as was seen."""
+    assert expected.space is not None
+    elsewhere = (decide(expected.space, wrong, case).first is None) != (expected.first is None)
+    seen = elsewhere and _is_as(outcome, _as_states(case, expected, wrong))
+    return seen and any(not check.agrees for check in _memory(case, expected, outcome))
+
+
+def _key_states(case: Case, states: States) -> Iterator[States]:
+    """*states* as those CPUs see them: both key registers hold what they would ask."""
+    (first, first_too), (second, second_too) = (_keys_asked(case, state) for state in states)
+    yield first, second
+    yield first_too, second_too
+
+
+def _keys_asked(case: Case, state: ControlState) -> States:
+    """*state* as the CPU sees it whose key register follows the privilege, and as the one that asks PKRU's WD too."""
     supervisor = case.cpl == 0 or case.what.implicit
     user_keys = state.pkru if state.cr4_has(Cr4.PKE) else 0
     own = (state.pkrs if state.cr4_has(Cr4.PKS) else 0) if supervisor else user_keys
-    both = state.cr4 | int(Cr4.PKE | Cr4.PKS)
-    for keys in {own, own | user_keys & _WRITE_DISABLE if supervisor else own}:
-        yield replace(state, cr4=both, pkru=keys, pkrs=keys)
+    both, more = state.cr4 | int(Cr4.PKE | Cr4.PKS), own | (user_keys & _WRITE_DISABLE if supervisor else 0)
+    return replace(state, cr4=both, pkru=own, pkrs=own), replace(state, cr4=both, pkru=more, pkrs=more)
 
 
 def _explicit(case: Case, expected: Expected, outcome: CaseOutcome) -> bool:
@@ -215,15 +239,16 @@ def _explicit(case: Case, expected: Expected, outcome: CaseOutcome) -> bool:
     state = case.state()
     if expected.space is None or not state.cr4_has(Cr4.SMAP) or not state.ac:
         return False
-    without = replace(state, cr4=state.cr4 & ~int(Cr4.SMAP))
+    without = (replace(state, cr4=state.cr4 & ~int(Cr4.SMAP)),) * 2
     return any(
-        _differs_as(expected, outcome, _as_state(case, expected, one)) for one in (without, *_key_states(case, without))
+        _differs_as(expected, outcome, _as_states(case, expected, one))
+        for one in (without, *_key_states(case, without))
     )
 
 
 def _read_only_without_wp(case: Case, expected: Expected) -> bool:
     """Whether a supervisor writes with WP=0, and a page of the access is read-only."""
-    if expected.space is None or not case.what.writes or case.state().wp:
+    if expected.space is None or not case.what.writes or all(state.wp for state in states_of(case)):
         return False
     pages = (translate(expected.space, VirtAddr(va)) for va in {case.va, case.second_page if case.crosses else case.va})
     return any(isinstance(page, Mapped) and not page.rights.write for page in pages)
@@ -292,7 +317,7 @@ def _memory(case: Case, expected: Expected, outcome: CaseOutcome) -> Iterator[Ou
             (Rules.OTHER_ENTRY, ~(_A | _D)),
         ):
             words = next((text for bits, text in wrong if bits & mask), None)
-            rule = Rules.CLFLUSH if case.action == "clflush" else rule
+            rule = flush_rule(case) or (Rules.CLEANED if case.what.then == "clean" and not faulted else rule)
             yield OutcomeCheck(*rule, words is None, *(words or ("", "")))
     yield from _data(case, expected, outcome, after)
 

@@ -53,7 +53,7 @@ class Rules:
     RIP: Final = ("the saved RIP is that of the instruction that faulted", CLASSES)
     ZERO_CODE: Final = ("the error code of #GP and #SS is 0", GENERAL)
     OTHER_BITS: Final = ("reserved bits of the page fault's error code are 0", PAGE_FAULT)
-    CLFLUSH: Final = ("CLFLUSH is subject to all the checks of a read, and sets A", "Intel SDM volume 2, CLFLUSH")
+    CLEANED: Final = ("A and D are set again after software cleared them, and INVLPG", FLAGS)
     ACCESSED: Final = ("accessed flag (A): set in every entry used, after an access that went ahead", FLAGS)
     ACCESSED_FAULT: Final = (
         "accessed flag (A): not set in an entry with P=0 or a reserved bit, after a fault",
@@ -113,6 +113,20 @@ TITLES: Final = {
 }
 
 
+CHANGED: Final = {
+    "wp": "CR0.WP", "smap": "CR4.SMAP", "ac": "RFLAGS.AC", "pkru": "PKRU", "pkrs": "IA32_PKRS",
+}  # fmt: skip
+"""What a case changes between two accesses."""
+
+
+def flush_rule(case: Case) -> Named | None:
+    """The rule of an instruction that accesses nothing, but is checked as a read of a byte is."""
+    section = {"CLFLUSH": "CLFLUSH, CLFLUSHOPT, CLWB", "MONITOR": "MONITOR"}.get(case.what.label)
+    if section is None:
+        return None
+    return f"{case.what.label} is subject to all the checks of a read, and sets A", f"Intel SDM volume 2, {section}"
+
+
 def rule_of(case: Case, expected: Expected) -> Named:
     """The rule that decides what happens in *case*: its title, and the section that holds it."""
     verdict = expected.verdict
@@ -122,8 +136,13 @@ def rule_of(case: Case, expected: Expected) -> Named:
         return _written(expected.written, case)
     if verdict is None:
         return _no_access(case, expected)
-    if case.action == "clflush":
-        return Rules.CLFLUSH
+    if (flush := flush_rule(case)) is not None:
+        return flush
+    if case.what.then in CHANGED and expected.first is not None:
+        return (
+            f"{CHANGED[case.what.then]} counts as it is at the access, whatever was cached before it changed",
+            CACHING,
+        )
     if case.action == "accessed" and isinstance(verdict, Fault) and verdict.error_code & PageFault.W:
         return "an implicit supervisor write to a read-only page faults with WP=1", RIGHTS
     if isinstance(verdict, Allowed):

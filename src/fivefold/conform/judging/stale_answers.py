@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from fivefold.arch import AddressSpace, Cpu, Vector
+from fivefold.arch import AddressSpace, Cpu, Flag, Vector
 from fivefold.arch.stale.allowed import WordMemory, allowed_answers
 from fivefold.arch.stale.steps import (
     EntryStore,
@@ -45,8 +45,14 @@ class StaleAnswer(NamedTuple):
 
 def place_written(case: Case) -> int:
     """The physical address of the entry that is stored to."""
-    place = "pd" if _is_above(case) else "pt"
-    return next(slot.at for slot in case.path if slot.place == place)
+    place = leaf_place(case) if case.what.then else "pd" if _is_above(case) or _is_large(case) else "pt"
+    return next((slot.at for slot in case.path if slot.place == place), 0)
+
+
+def leaf_place(case: Case) -> str:
+    """The place of the entry that maps the address, if all entries lead where they usually do."""
+    entries = dict(case.entries)
+    return next((place for place in ("pdpt", "pd") if entries.get(place, 0) & Flag.BIT7), "pt")
 
 
 def _is_above(case: Case) -> bool:
@@ -54,9 +60,14 @@ def _is_above(case: Case) -> bool:
     return (case.what.stale or "").startswith("pd")
 
 
+def _is_large(case: Case) -> bool:
+    """Whether the page is one of 2 MiB, and another address of it is invalidated."""
+    return (case.what.stale or "").startswith("big")
+
+
 def _kind(case: Case) -> str:
     """What follows the store."""
-    return (case.what.stale or "none").removeprefix("pd")
+    return (case.what.stale or "none").removeprefix("pd").removeprefix("big")
 
 
 def answers(case: Case, cpu: Cpu) -> tuple[StaleAnswer, frozenset[StaleAnswer]]:
@@ -78,7 +89,7 @@ _GLOBAL: Final = 1 << 8
 def _invalidation(case: Case) -> list[StaleStep]:
     match _kind(case):
         case "invlpg":
-            return [Invlpg(case.va)]
+            return [Invlpg(case.va ^ 0x1000 if _is_large(case) else case.va)]
         case "other":
             return [Invlpg(case.va ^ 0x1000)]
         case "cr3" | "keep" as kind:
@@ -99,7 +110,9 @@ def _seen(case: Case, found: tuple[PhysAddr, object] | None) -> StaleAnswer:
 
 def title(case: Case) -> str:
     """The rule that the answer is held against."""
-    which = "the PD entry above" if _is_above(case) else "its entry"
+    which = (
+        "the PD entry above" if _is_above(case) else "the entry of its 2 MiB page" if _is_large(case) else "its entry"
+    )
     return f"which translation is used after a store to {which} and {_after(case)}"
 
 
@@ -112,13 +125,16 @@ def witness_title(case: Case) -> str:
         wrong = f"relies on {_TEXTS['other']}"
     if _is_above(case):
         wrong += " after it took a table away"
+    if _is_large(case):
+        wrong += " a 2 MiB page"
     return f"a kernel that {wrong} is caught: the old translation is used"
 
 
 def _is_global(case: Case) -> bool:
-    return "pge" in case.flags and any(place == "pt" and raw & _GLOBAL for place, raw in case.entries)
+    return "pge" in case.flags and any(raw & _GLOBAL for place, raw in case.entries)
 
 
 def _after(case: Case) -> str:
     pcids = ", PCIDE=1" if "pcide" in case.flags and _kind(case) == "cr3" else ""
-    return _TEXTS[_kind(case)] + pcids + (", global page" if _is_global(case) else "")
+    part = " of another address in it" if _is_large(case) and _kind(case) == "invlpg" else ""
+    return _TEXTS[_kind(case)] + part + pcids + (", global page" if _is_global(case) else "")

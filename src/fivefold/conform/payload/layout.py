@@ -81,6 +81,8 @@ F_PKS: Final = 2
 F_EFER: Final = 4
 F_RISKY: Final = 16
 """An engine that errs may end here: its number is printed before it is run."""
+F_TSS: Final = 32
+"""C_LDT is the base of a TSS, from which the gate of vector 32 has its stack; no other gate does then."""
 F_WRITES: Final = 8
 """Memory is written: where the outcome differs, data may be anything, and is made anew."""
 

@@ -9,17 +9,15 @@ from typing import Final, NamedTuple
 
 from fivefold.arch import Cpu, Flag, Register, cpu_from_cpuid
 from fivefold.conform.cases.actions import LDT_SELECTOR, VALUE, address_of, code_page
-from fivefold.conform.cases.case import MODES, Case
+from fivefold.conform.cases.case import IST2, MODES, Case
 from fivefold.conform.judging.expect import BREAKPOINT, Expected
 from fivefold.conform.judging.memory_words import value_read, words_after, words_before
 from fivefold.conform.judging.outcome import CaseOutcome
 from fivefold.conform.judging.stale_answers import place_written
 from fivefold.conform.payload import layout as at
-from fivefold.conform.places import ARENA, CASES, CODE, IMAGE, USER_CODE
+from fivefold.conform.places import ARENA, CASES, CODE, IMAGE, SCRATCH, USER_CODE
 from fivefold.units import MASK64
 
-_SCRATCH: Final = 0xF00
-"""Where in the code page the stack begins of instructions that need one."""
 _CS: Final = {0: 0x08, 3: 0x1B}
 
 
@@ -45,22 +43,23 @@ def words_of(trial: Trial) -> list[int]:
     head[at.C_STORES] = len(stores)
     head[at.C_FLAGS] = (at.F_PKE if "pke" in case.flags else 0) | (at.F_PKS if "pks" in case.flags else 0)
     head[at.C_FLAGS] |= at.F_EFER if what.register is Register.EFER else 0
+    head[at.C_FLAGS] |= at.F_TSS if what.tss else 0
     head[at.C_FLAGS] |= (at.F_WRITES if what.writes else 0) | (at.F_RISKY if is_risky(trial) else 0)
     head[at.C_RIP_IN] = address_of(what, case.cpl)
     head[at.C_CS] = _CS[case.cpl]
     head[at.C_RSP] = stack_pointer(case)
     head[at.C_RFLAGS] = state.rflags
-    head[at.C_RAX] = LDT_SELECTOR | case.cpl if what.implicit else 0
+    head[at.C_RAX] = LDT_SELECTOR | case.cpl if what.implicit and not what.tss else 0
     head[at.C_RBX] = VALUE
     if what.msr is not None:
         head[at.C_RAX], head[at.C_RDX], head[at.C_RCX] = case.va & 0xFFFF_FFFF, case.va >> 32, what.msr
-    if what.stale is not None:
-        head[at.C_RCX], head[at.C_RDX] = place_written(case), case.new
+    head[at.C_RCX], head[at.C_RDX] = stored(case) or (head[at.C_RCX], head[at.C_RDX])
     head[at.C_RDI] = case.va
     head[at.C_CR0], head[at.C_CR3], head[at.C_CR4], head[at.C_EFER] = state.cr0, state.cr3, state.cr4, state.efer
     head[at.C_PKRU], head[at.C_PKRS] = case.pkru, case.pkrs
     # The instruction writes the upper half of the base itself.
-    head[at.C_LDT] = case.va if what.implicit else case.va & 0xFFFF_FFFF if what.register is Register.LDTR else 0
+    base = case.va - IST2 if what.tss else case.va
+    head[at.C_LDT] = base & MASK64 if what.implicit else case.va & 0xFFFF_FFFF if what.register is Register.LDTR else 0
     head[at.C_WANT_VECTOR] = expected.vector | expected.error_code << 32
     value = value_read(case, expected)
     head[at.C_WANT_CR2], head[at.C_WANT_VALUE] = expected.cr2 or 0, value or 0
@@ -69,11 +68,21 @@ def words_of(trial: Trial) -> list[int]:
     return head + [word for store in stores for word in store]
 
 
+def stored(case: Case) -> tuple[int, int] | None:
+    """Where the steps of a case store what, if they do: RCX and RDX."""
+    if case.what.stale is not None:
+        return place_written(case), case.new
+    if case.what.then == "clean":
+        place = place_written(case)
+        return place, case.stores().get(place, 0) & ~int(Flag.A | Flag.D)
+    return None
+
+
 def stack_pointer(case: Case) -> int:
     """RSP at the instruction."""
     what = case.what
     if what.register or what.scratch:
-        return (USER_CODE if case.cpl == 3 else CODE) + _SCRATCH
+        return (USER_CODE if case.cpl == 3 else CODE) + SCRATCH
     return case.va + what.stack & MASK64 if what.access and what.access.stack else 0
 
 

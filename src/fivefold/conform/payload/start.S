@@ -120,16 +120,11 @@ efi_entry:
         .code64
 start_64:
         movl    $boot_stack_top, %esp
-        leaq    tss(%rip), %rax                 # the descriptor of the TSS
-        movw    %ax, gdt + TSS + 2(%rip)
-        shrq    $16, %rax
-        movb    %al, gdt + TSS + 4(%rip)
-        movb    %ah, gdt + TSS + 7(%rip)
         leaq    trap_stack_top(%rip), %rax
         movq    %rax, tss + 36(%rip)            # IST1, which every vector uses
         movq    %rax, tss + 4(%rip)
-        movw    $TSS, %ax
-        ltr     %ax
+        leaq    tss(%rip), %rax
+        call    load_tss
         leaq    idt(%rip), %rdi                 # 32 gates of DPL 3, so that level 3 may say INT3
         leaq    stubs(%rip), %rsi
         movl    $32, %ecx
@@ -142,15 +137,31 @@ start_64:
         addq    $16, %rdi
         addq    $16, %rsi
         loop    4b
+        leaq    idt(%rip), %rsi                 # the same without IST, but for vector 32, which is INT3 with IST2
+        leaq    tss_idt(%rip), %rdi
+        movl    $32, %ecx
+5:      movq    (%rsi), %rax
+        movq    %rax, (%rdi)
+        movb    $0, 4(%rdi)
+        movq    8(%rsi), %rax
+        movq    %rax, 8(%rdi)
+        addq    $16, %rsi
+        addq    $16, %rdi
+        loop    5b
+        movq    tss_idt + 16*3(%rip), %rax
+        movq    %rax, (%rdi)
+        movb    $2, 4(%rdi)
+        movq    tss_idt + 16*3 + 8(%rip), %rax
+        movq    %rax, 8(%rdi)
         lidt    idt_pointer(%rip)
         movl    $MSR_STAR, %ecx                 # SYSRET: CS 0x18, level 3's; SS is whatever is before it
         xorl    %eax, %eax
         movl    $0x00080000, %edx
         wrmsr
         call    payload_main
-5:      cli
+6:      cli
         hlt
-        jmp     5b
+        jmp     6b
 
 # ---- Four levels to five: through 32-bit code without paging. ----
         .globl  switch_to_five
@@ -199,6 +210,12 @@ run_case:
         movq    8*18(%r15), %rax                # C_LDT
         testq   %rax, %rax
         jz      1f
+        testl   $32, 8*2(%r15)                  # F_TSS
+        jz      0f
+        call    load_tss
+        lidt    tss_idt_pointer(%rip)
+        jmp     1f
+0:
         movw    $0xffff, gdt + LDT(%rip)
         movw    %ax, gdt + LDT + 2(%rip)
         shrq    $16, %rax
@@ -249,6 +266,19 @@ run_case:
         movq    8*11(%r15), %rdi
         iretq
 
+# A TSS at RAX, with its stacks, instead of the one before.
+load_tss:
+        movw    %ax, gdt + TSS + 2(%rip)
+        shrq    $16, %rax
+        movb    %al, gdt + TSS + 4(%rip)
+        movb    $0x89, gdt + TSS + 5(%rip)      # available: LTR marks it busy
+        movb    %ah, gdt + TSS + 7(%rip)
+        shrq    $16, %rax
+        movq    %rax, gdt + TSS + 8(%rip)
+        movw    $TSS, %ax
+        ltr     %ax
+        ret
+
 # ---- Every exception ends here. On the stack: vector, error code, RIP, CS, RFLAGS, RSP, SS. ----
 trap:
         movq    %r15, saved_r15(%rip)
@@ -280,7 +310,12 @@ trap:
         movq    16(%rsp), %rax
         movq    %rax, 8*22(%r15)                # C_RIP
         movq    saved_rsp(%rip), %rsp
-        pushq   $2
+        testl   $32, 8*2(%r15)                  # F_TSS
+        jz      3f
+        leaq    tss(%rip), %rax
+        call    load_tss
+        lidt    idt_pointer(%rip)
+3:      pushq   $2
         popfq
         popq    %r15
         popq    %r14
@@ -322,6 +357,11 @@ idt_pointer:
         .word   32 * 16 - 1
         .quad   idt
         .p2align 3
+        .p2align 4
+tss_idt_pointer:
+        .word   33 * 16 - 1
+        .quad   tss_idt
+        .p2align 3
 base_cr4:
         .quad   0x20
 base_efer:
@@ -349,6 +389,8 @@ efi_version:
         .p2align 12
 tables: .skip   7 * 4096
 idt:    .skip   32 * 16
+tss_idt:
+        .skip   33 * 16
         .skip   4096
 boot_stack_top:
         .skip   4096
