@@ -87,11 +87,11 @@ def captured(name: str, place: Path) -> Image:
         with raw.open("wb") as file:
             _fill(file, 0, space.source, ram)
         with core.open("wb") as file:
-            file.write(_core_head(ram))
+            file.write(core_head(ram))
             _fill(file, PAGE, space.source, ram)
     listing = GUESTS / f"{name}.info-tlb.txt.xz"
     leaves = leaves_in(lzma.decompress(listing.read_bytes()).decode()) if listing.exists() else None
-    return Image(name, levels, root, ROOT_AT, raw, core, _vmcoreinfo(root, levels), ram, leaves, full=False)
+    return Image(name, levels, root, ROOT_AT, raw, core, vmcoreinfo_of(root, levels), ram, leaves, full=False)
 
 
 def _fill(file: BinaryIO, offset: int, source: Source, ram: list[range]) -> None:
@@ -101,7 +101,7 @@ def _fill(file: BinaryIO, offset: int, source: Source, ram: list[range]) -> None
     file.truncate(offset + ram[-1].stop)
 
 
-def _core_head(ram: list[range]) -> bytes:
+def core_head(ram: list[range]) -> bytes:
     """An ELF core's first page: one segment for each range of RAM, as QEMU's dumps have them."""
     head = b"\x7fELF\2\1\1" + bytes(9)
     head += struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, len(ram), 0, 0, 0)
@@ -110,7 +110,7 @@ def _core_head(ram: list[range]) -> bytes:
     return head.ljust(PAGE, b"\0")
 
 
-def _vmcoreinfo(root: int, levels: int) -> str:
+def vmcoreinfo_of(root: int, levels: int) -> str:
     """The least that drgn must be told of a capture, which has only tables: where the root is, and how many levels."""
     facts = {
         "OSRELEASE": "6.1",

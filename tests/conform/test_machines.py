@@ -11,7 +11,9 @@ import pytest
 from fivefold.conform.campaign import Plan, run_part
 from fivefold.conform.cases.case import parse_case
 from fivefold.conform.engines.qemu import PROGRAM, QemuEngine
+from fivefold.conform.judging.expect import expect
 from fivefold.conform.judging.report import ConformReport
+from fivefold.conform.payload.records import Trial
 from fivefold.conform.run import run_one
 
 NO_QEMU = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed")
@@ -44,6 +46,10 @@ def test_a_machine_that_a_case_stops_does_not_take_the_others_along() -> None:
     report, lines = run_one(engine, parse_case("la48:movcr3:0:wp,nxe:10000004000000:"))
     assert "did       the machine stopped or reset at this case" in lines
     assert report.differing == 1
+    legal = [parse_case(f"la48:movcr3:0:wp,nxe:{0x4000000 | 1 << bit:x}:") for bit in (0, 1)]
+    bad = parse_case("la48:movcr3:0:wp,nxe:10000004000000:")
+    trials = [Trial(case, expect(case, engine.cpu)) for case in (*legal, bad)]
+    assert [trial.case for trial, outcome in engine.run(trials) if outcome.stopped] == [bad]
     report, lines = run_one(engine, parse_case("la57:fetch10:3:wp,nxe:fff0010044233ffe:pt2=8000000004334007"))
     assert "did       #PF(0x15), CR2=0xfff0010044234000" in lines
     assert not report.differing

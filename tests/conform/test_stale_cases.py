@@ -26,7 +26,8 @@ TABLE = "a kernel that forgets to invalidate after it took a table away is caugh
 OTHER_TABLE = OTHER.replace(" is caught", " after it took a table away is caught")
 GLOBAL = "a kernel that relies on {} to drop a global page is caught: the old translation is used"
 KEEP = "a load of CR3 with bit 63 set"
-WITHOUT_PCID = {FORGETS: True, RELIES: False, OTHER: True, TABLE: True, OTHER_TABLE: True}
+LARGE = FORGETS.replace(" is caught", " a 2 MiB page is caught")
+WITHOUT_PCID = {FORGETS: True, RELIES: False, OTHER: True, TABLE: True, OTHER_TABLE: True, LARGE: True}
 """What TCG shows, which has no PCIDs."""
 WITH_PCID = {
     **WITHOUT_PCID,

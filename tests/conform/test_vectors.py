@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from fivefold.arch import Access, AddressSpace, Allowed, ControlState, Cpu, Kind, access
 from fivefold.conform.vectors import schema_text, write_vectors
@@ -71,3 +75,25 @@ def test_the_example_walks_them(tmp_path: Path) -> None:
         [sys.executable, str(tmp_path / "broken.py"), str(path)], capture_output=True, timeout=60, check=False
     )
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("walker", ["fivefold.arch", pytest.param("drgn", marks=pytest.mark.drgn)])
+def test_walkers_are_held_against_them(scores: dict[str, str], walker: str) -> None:
+    told = [text for name, text in scores.items() if re.fullmatch(rf"[45] levels: {walker}( [\d.]+)?", name)]
+    if walker == "drgn" and not os.environ.get("FIVEFOLD_REQUIRE_DRGN"):
+        pytest.importorskip("drgn")
+    assert len(told) == 2
+    for text in told:
+        kinds = {kind: int(number.replace(",", "")) for number, _, kind in (p.partition(" ") for p in text.split("; "))}
+        assert kinds.pop("right") > 60
+        # drgn does not look at reserved bits, and says so of no page.
+        assert set(kinds) <= (set() if walker == "fivefold.arch" else {"an address, where the CPU faults"})
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict[str, str]:
+    command = [sys.executable, "bench/peer_vectors.py", "--count", "80", "--memprocfs", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=EXAMPLE.parents[1])
+    assert done.returncode == 0, done.stderr
+    rows: dict[str, str] = json.loads(done.stdout)["results"]
+    return rows

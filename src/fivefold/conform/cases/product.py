@@ -20,21 +20,39 @@ from fivefold.conform.cases.case import (
     LEVELS,
     MODES,
     USUAL,
-    WANTED,
     Case,
-    CaseError,
     canonical_va,
     impossible,
     large_frame,
     make_case,
     parse_case,
 )
+from fivefold.conform.cases.product_steps import invalidations, large_stale, stale, twice
+from fivefold.conform.cases.stream import (
+    ACCESSES,
+    CORE,
+    GUARDED,
+    LOWER,
+    NX,
+    PAGE,
+    PAGE_LEVELS,
+    PLAIN,
+    PS,
+    RW,
+    UPPER,
+    US,
+    A,
+    CaseStream,
+    D,
+    Stratum,
+    cases_of,
+    edge_addresses,
+    path_to,
+    usual_entry,
+    va_in_page,
+)
 from fivefold.units import MASK64
 
-Stratum = tuple[object, ...]
-CaseStream = Iterator[tuple[Stratum, Case]]
-
-CORE: Final = ("read8", "write8", "rmw8", "push8", "fetch", "descriptor", "accessed")
 WIDE: Final = (
     "read8",
     "write8",
@@ -51,17 +69,7 @@ WIDE: Final = (
     "call8",
     "stos8",
 )
-ACCESSES: Final = tuple(
-    name for name, action in ACTIONS.items() if (action.register, action.invpcid, action.stale) == (None, None, None)
-)
-PLAIN: Final = ("wp", "nxe")
-GUARDED: Final = ("wp", "nxe", "smep", "smap")
-RW, US, NX, PS, A, D = 1 << 1, 1 << 2, 1 << 63, 1 << 7, 1 << 5, 1 << 6
-_TWICE: Final = tuple(name for name, action in ACTIONS.items() if action.then)
 _SHADOWED: Final = ("wruss8", "read8", "write8", "fetch")
-_UPPER, _LOWER = 0x1F0, 0x0F5
-_PAGE: Final = 0x33
-_PAGE_LEVELS: Final = (Level.PT, Level.PD, Level.PDPT)
 
 
 @cache
@@ -102,55 +110,25 @@ def strata_in_turn() -> tuple[Case, ...]:
     return tuple(case for one_round in rounds for case in one_round if case is not None)
 
 
-def _case(
-    mode: str, action: str, cpl: int, flags: tuple[str, ...], va: int, entries: dict[str, int] | None = None,
-    pkru: int = 0, pkrs: int = 0, new: int = 0,
-) -> Iterator[Case]:  # fmt: skip
-    """The case, if it is one."""
-    more = tuple(flag for flag in (WANTED.get(ACTIONS[action].needs or ""),) if flag in ("sce", "pke"))
-    try:
-        yield make_case(mode, action, cpl, (*flags, *more), va, entries, pkru, pkrs, new)
-    except CaseError:
-        return
-
-
-def _offset(action: str) -> int:
-    """Where in its page an access starts that lies in one page."""
-    return {"fetch10": 0x126, "cmpxchg16": 0x120}.get(action, 0x128)
-
-
-def _va(paging: PagingMode, action: str, slot: int = _UPPER) -> int:
-    return canonical_va(paging, slot, _PAGE, _offset(action))
-
-
-def _path(mode: str, page: Level) -> dict[str, int]:
-    """The usual entries down to a page of *page* that differ from a 4 KiB page's."""
-    return {} if page is Level.PT else {LEVELS[page - 1]: large_frame(page) | USUAL | PS}
-
-
-def _usual(case_entries: dict[str, int], mode: str, va: int, place: str) -> int:
-    return case_entries.get(place) or make_case(mode, "read8", 0, (), va).usual(place)
-
-
 def bits() -> CaseStream:
     """Each bit of each entry on the path of each page size, turned over."""
     for (mode, paging), page, action, cpl, flags in cross(
-        MODES.items(), _PAGE_LEVELS, CORE, (0, 3), (PLAIN, ("wp",), GUARDED)
+        MODES.items(), PAGE_LEVELS, CORE, (0, 3), (PLAIN, ("wp",), GUARDED)
     ):
         if flags == ("wp",) and action not in ("read8", "fetch"):
             continue
-        va, path = _va(paging, action), _path(mode, page)
+        va, path = va_in_page(paging, action), path_to(mode, page)
         for level in paging.levels:
             if level < page:
                 continue
             place = LEVELS[level - 1]
-            usual = _usual(path, mode, va, place)
+            usual = usual_entry(path, mode, va, place)
             for bit in range(64):
                 if flags is GUARDED and bit not in (0, 1, 2, 5, 6, 7, 63):
                     continue
                 entries = path | {place: usual ^ 1 << bit}
                 stratum = ("bits", mode, page, place, _kind_of_bit(bit))
-                yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
+                yield from ((stratum, case) for case in cases_of(mode, action, cpl, flags, va, entries))
 
 
 def _kind_of_bit(bit: int) -> object:
@@ -167,16 +145,16 @@ def rights() -> CaseStream:
         for chosen in cross((0, 1), repeat=5)
     )
     for (mode, paging), page, action, cpl in cross(MODES.items(), (Level.PT, Level.PD), CORE, (0, 3)):
-        va, path = _va(paging, action, _LOWER), _path(mode, page)
+        va, path = va_in_page(paging, action, LOWER), path_to(mode, page)
         above = LEVELS[paging.top - 1]
         leaf = LEVELS[page - 1]
         for flags, missing, places in cross(protections, range(8), ((leaf,), (above,))):
             entries = dict(path)
             for place in places:
-                raw = _usual(path, mode, va, place)
+                raw = usual_entry(path, mode, va, place)
                 entries[place] = raw & ~((missing & 3) << 1) | (NX if missing & 4 and "nxe" in flags else 0)
             stratum = ("rights", mode, action, missing)
-            yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
+            yield from ((stratum, case) for case in cases_of(mode, action, cpl, flags, va, entries))
 
 
 def instructions() -> CaseStream:
@@ -184,10 +162,10 @@ def instructions() -> CaseStream:
     protections = (PLAIN, ("nxe",), GUARDED, (*GUARDED, "ac"), ("wp", "nxe", "cet"))
     others = [name for name in ACCESSES if name not in CORE]
     for (mode, paging), action, cpl, flags in cross(MODES.items(), others, (0, 3), protections):
-        va = _va(paging, action, _LOWER)
+        va = va_in_page(paging, action, LOWER)
         for place, changed in cross(("pt", LEVELS[paging.top - 1]), (0, 1, RW, US, NX, 1 << 51, 1 << 8, 1 << 52)):
-            entries = {place: _usual({}, mode, va, place) ^ changed}
-            for case in _case(mode, action, cpl, flags, va, entries):
+            entries = {place: usual_entry({}, mode, va, place) ^ changed}
+            for case in cases_of(mode, action, cpl, flags, va, entries):
                 yield ("instructions", mode, action, changed), case
 
 
@@ -198,28 +176,14 @@ def keys() -> CaseStream:
         MODES.items(), (Level.PT, Level.PD), (*CORE, "lock8"), (0, 3), features, range(4)
     ):
         for wp, missing, key, which in cross((0, 1), (0, RW, US, RW | US), (1, 15), ("both",)):
-            va, path = _va(paging, action), _path(mode, page)
+            va, path = va_in_page(paging, action), path_to(mode, page)
             leaf = LEVELS[page - 1]
-            entries = path | {leaf: (_usual(path, mode, va, leaf) & ~missing) | key << 59}
+            entries = path | {leaf: (usual_entry(path, mode, va, leaf) & ~missing) | key << 59}
             flags = (("wp",) if wp else ()) + ("nxe", *feature)
             value = denied << 2 * key
             pkru, pkrs = (value if which != "pkrs" else 0), (value if which != "pkru" else 0)
             stratum = ("keys", mode, action, feature, denied)
-            yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries, pkru, pkrs))
-
-
-def edge_addresses(paging: PagingMode) -> Iterator[tuple[object, int]]:
-    """Both ends of both halves, the bits above them one by one, and the end of the address space."""
-    gap = paging.gap
-    for distance in (*range(-12, 9), -16, -4096, 16, 4096):
-        yield ("low end", max(-9, min(distance, 1))), gap.start + distance
-        yield ("high end", max(-9, min(distance, 1))), gap.stop + distance
-    for distance in (*range(1, 13), 16):
-        yield ("wrap", min(distance, 9)), MASK64 + 1 - distance
-    for bit, slot in cross(range(paging.va_bits - 1, 64), (_LOWER, _UPPER)):
-        yield ("bit", bit), canonical_va(paging, slot, _PAGE, 0x128) ^ 1 << bit
-    yield "middle", 1 << 63
-    yield "middle", (1 << 62) + 0x1000
+            yield from ((stratum, case) for case in cases_of(mode, action, cpl, flags, va, entries, pkru, pkrs))
 
 
 def edges() -> CaseStream:
@@ -228,7 +192,7 @@ def edges() -> CaseStream:
         for name, va in edge_addresses(paging):
             for entries in ({}, {"pt": 0}):
                 stratum = ("edges", mode, ACTIONS[action].label, name)
-                yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
+                yield from ((stratum, case) for case in cases_of(mode, action, cpl, flags, va, entries))
 
 
 def straddles() -> CaseStream:
@@ -237,7 +201,7 @@ def straddles() -> CaseStream:
         "usual": (0, 0), "absent": (0, 1), "read-only": (0, RW), "supervisor": (0, US), "xd": (NX, 0),
         "high": (1 << 51, 0), "flags": (A | D, 0),
     }  # fmt: skip
-    boundaries = {"pt": (_PAGE, 0), "pd": (0x1FF, 0)}
+    boundaries = {"pt": (PAGE, 0), "pd": (0x1FF, 0)}
     for (mode, paging), action, cpl, flags, (where, (page, _)) in cross(
         MODES.items(), WIDE, (0, 3), (PLAIN, GUARDED), boundaries.items()
     ):
@@ -248,46 +212,46 @@ def straddles() -> CaseStream:
                 continue
             if action in ("xchg8", "cmpxchg8") and offset != 0xFFC:
                 continue
-            va = canonical_va(paging, _UPPER, page, offset)
+            va = canonical_va(paging, UPPER, page, offset)
             bare = make_case(mode, action, cpl, flags, va)
             entries = {
                 place: bare.usual(place) & ~changes[change][1] | changes[change][0]
                 for place, change in (("pt", first), ("pt2", second))
             }
             stratum = ("straddles", mode, ACTIONS[action].label, first, second)
-            yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
+            yield from ((stratum, case) for case in cases_of(mode, action, cpl, flags, va, entries))
         if where == "pd" and action != "fetch10":
             yield from _upper_straddles(mode, paging, action, cpl, flags)
 
 
 def _upper_straddles(mode: str, paging: PagingMode, action: str, cpl: int, flags: tuple[str, ...]) -> CaseStream:
     """The second page absent or malformed at a level above, and either page large."""
-    va = canonical_va(paging, _UPPER, 0x1FF, 0xFFC)
+    va = canonical_va(paging, UPPER, 0x1FF, 0xFFC)
     bare = make_case(mode, action, cpl, flags, va)
     large = {"pd": large_frame(Level.PD) | USUAL | PS, "pd2": large_frame(Level.PD) + (2 << 20) | USUAL | PS}
     for entries in (
         {"pd2": 0}, {"pd2": bare.usual("pd2") & ~US}, {"pd2": bare.usual("pd2") & ~RW}, {"pd": large["pd"]},
         {"pd2": large["pd2"]}, large, {"pd": large["pd"], "pd2": large["pd2"] & ~RW}, {"pd2": large["pd2"] | 1 << 13},
     ):  # fmt: skip
-        for case in _case(mode, action, cpl, flags, va, entries):
+        for case in cases_of(mode, action, cpl, flags, va, entries):
             yield ("straddles above", mode, action, tuple(entries)), case
 
 
 def history() -> CaseStream:
     """Accessed and dirty flags that are set already, in any mixture, under accesses that go ahead and that do not."""
-    for (mode, paging), page, action, cpl in cross(MODES.items(), _PAGE_LEVELS, ACCESSES, (0, 3)):
+    for (mode, paging), page, action, cpl in cross(MODES.items(), PAGE_LEVELS, ACCESSES, (0, 3)):
         if page is not Level.PT and action not in CORE:
             continue
-        va, path = _va(paging, action), _path(mode, page)
+        va, path = va_in_page(paging, action), path_to(mode, page)
         places = [LEVELS[level - 1] for level in paging.levels if level >= page]
         for number, (flags, missing, mask) in enumerate(cross((PLAIN, ("nxe",)), (0, RW, US, 1), range(8))):
             random = Random(f"{mode} {page} {number}")
-            entries = {place: _usual(path, mode, va, place) | random.choice((0, A, D, A | D)) for place in places}
+            entries = {place: usual_entry(path, mode, va, place) | random.choice((0, A, D, A | D)) for place in places}
             entries[places[-1]] = (
                 entries[places[-1]] & ~(A | D | missing) | (A if mask & 1 else 0) | (D if mask & 2 else 0)
             )
             stratum = ("history", mode, action, missing)
-            yield from ((stratum, case) for case in _case(mode, action, cpl, flags, va, entries))
+            yield from ((stratum, case) for case in cases_of(mode, action, cpl, flags, va, entries))
 
 
 _PAT, _PKRS = 0x277, 0x6E1
@@ -315,7 +279,9 @@ def registers() -> CaseStream:
                 for flags in (PLAIN, ("wp", "nxe", "pcide")) if name == "movcr3" else ((*PLAIN, *more),):
                     # A rule each, where the register has rules of its own; addresses differ in their highest bit.
                     kind = value if name in values or action.msr in (_PAT, _PKRS) else value.bit_length()
-                    yield from ((("registers", mode, name, kind), case) for case in _case(mode, name, 0, flags, value))
+                    yield from (
+                        (("registers", mode, name, kind), case) for case in cases_of(mode, name, 0, flags, value)
+                    )
         yield from _register_pairs(mode, la57)
 
 
@@ -326,73 +292,21 @@ def _register_pairs(mode: str, la57: int) -> CaseStream:
         ("movcr4", _CR4 | la57 | int(Cr4.CET), ("nxe",)),
         ("movcr0", _CR0 & ~int(Cr0.WP), ("wp", "nxe", "cet")),
     ):
-        yield from ((("registers", name, flags), case) for case in _case(mode, name, 0, flags, value))
-
-
-def invalidations() -> CaseStream:
-    """INVPCID: every type, addresses and PCIDs at the edges, with and without PCIDs."""
-    for (mode, paging), action, flags in cross(MODES.items(), ACTIONS.values(), (PLAIN, (*PLAIN, "pcide"))):
-        if action.invpcid is None:
-            continue
-        values = [value for _, value in edge_addresses(paging)] if action.invpcid in (0, 2) else []
-        for value in (*values, 0, 1, 0xFFF, 0x1000, 1 << 63):
-            for case in _case(mode, action.name, 0, flags, value):
-                yield ("invpcid", mode, action.name, flags, value.bit_length()), case
-
-
-def stale() -> CaseStream:
-    """A store to the leaf entry of a page that was read, and every invalidation: of plain and of global pages."""
-    for (mode, paging), action, slot in cross(MODES.items(), ACTIONS.values(), (_LOWER, _UPPER)):
-        if action.stale is None:
-            continue
-        va = _va(paging, action.name, slot)
-        old = make_case(mode, "read8", 0, (), va).usual("pt")
-        protections = (PLAIN, (*PLAIN, "pge"), (*PLAIN, "pcide"), (*PLAIN, "pge", "pcide"))
-        for flags, bits, new in cross(protections, (0, 1 << 8, A | D), (0, old ^ 0x1000, old ^ 0x2001)):
-            for case in _case(mode, action.name, 0, flags, va, {"pt": old | bits}, new=new):
-                yield ("stale", mode, action.name, flags, bits), case
-
-
-def large_stale() -> CaseStream:
-    """The same of a 2 MiB page that is read at two places, one of which is invalidated."""
-    for (mode, paging), action, slot in cross(MODES.items(), ("stalebignone", "stalebiginvlpg"), (_LOWER, _UPPER)):
-        va, old = _va(paging, action, slot), large_frame(Level.PD) | USUAL | PS
-        protections = (PLAIN, (*PLAIN, "pge"), (*PLAIN, "pcide"), (*PLAIN, "pge", "pcide"))
-        for flags, bits, new in cross(protections, (0, 1 << 8, A | D), (0, old ^ 1, old + Level.PD.span)):
-            for case in _case(mode, action, 0, flags, va, {"pd": old | bits}, new=new):
-                yield ("stale", mode, action, flags, bits), case
-
-
-def twice() -> CaseStream:
-    """Two accesses with a change of a register between them: rights and keys of the leaf, and rights of the root."""
-    settings: tuple[tuple[tuple[str, ...], int], ...] = (
-        ((), 0), (("smap",), 0), (("smap", "ac"), 0), (("pke",), 1), (("pke",), 2), (("pke", "pks"), 1),
-        (("pke", "pks"), 2),
-    )  # fmt: skip
-    for (mode, paging), page, action, cpl in cross(MODES.items(), (Level.PT, Level.PD), _TWICE, (0, 3)):
-        va, path = _va(paging, action), _path(mode, page)
-        leaf, above = LEVELS[page - 1], LEVELS[paging.top - 1]
-        for clear, place, wp, (features, denied) in cross((0, RW, US, RW | US, 1), (leaf, above), (0, 1), settings):
-            entries = path | {leaf: _usual(path, mode, va, leaf) | (5 << 59 if denied else 0)}
-            entries |= {place: _usual(entries, mode, va, place) & ~clear}
-            flags = (("wp",) if wp else ()) + ("nxe", *features)
-            stratum = ("twice", mode, action, clear, features)
-            for case in _case(mode, action, cpl, flags, va, entries, denied << 10, (denied ^ 3) << 10):
-                yield stratum, case
+        yield from ((("registers", name, flags), case) for case in cases_of(mode, name, 0, flags, value))
 
 
 def shadow_stacks() -> CaseStream:
     """WRUSS, and ordinary accesses with CET on, to pages of every kind: R/W, U/S, D and P, of the leaf and above."""
     for (mode, paging), page, action, cpl in cross(MODES.items(), (Level.PT, Level.PD), _SHADOWED, (0, 3)):
-        va, path = _va(paging, action), _path(mode, page)
+        va, path = va_in_page(paging, action), path_to(mode, page)
         leaf, above = LEVELS[page - 1], LEVELS[page]
         for clear, flags_set, upper in cross((0, RW, US, RW | US, 1), (0, D, A | D), (0, RW, US)):
             entries = path | {
-                leaf: _usual(path, mode, va, leaf) & ~clear | flags_set,
-                above: _usual({}, mode, va, above) & ~upper,
+                leaf: usual_entry(path, mode, va, leaf) & ~clear | flags_set,
+                above: usual_entry({}, mode, va, above) & ~upper,
             }
             for flags in (("wp", "nxe", "cet"), ("wp", "nxe", "smap", "cet")):
-                for case in _case(mode, action, cpl, flags, va, entries):
+                for case in cases_of(mode, action, cpl, flags, va, entries):
                     yield ("shadow stack", mode, action, clear, upper), case
 
 
@@ -419,9 +333,9 @@ def _addresses(paging: PagingMode, msr: int | None) -> Iterator[int]:
 
 def separation() -> CaseStream:
     """LASS, on a CPU that has it."""
-    for (mode, paging), action, cpl, slot in cross(MODES.items(), ACCESSES, (0, 3), (_LOWER, _UPPER)):
-        va = _va(paging, action, slot)
+    for (mode, paging), action, cpl, slot in cross(MODES.items(), ACCESSES, (0, 3), (LOWER, UPPER)):
+        va = va_in_page(paging, action, slot)
         for flags, absent in cross((("smap",), ("smap", "ac"), (), ("smep", "smap")), (False, True)):
             entries = {"pt": 0} if absent else {}
-            for case in _case(mode, action, cpl, ("wp", "nxe", "lass", *flags), va, entries):
+            for case in cases_of(mode, action, cpl, ("wp", "nxe", "lass", *flags), va, entries):
                 yield ("lass", mode, ACTIONS[action].label, cpl, slot), case

@@ -22,7 +22,7 @@ from fivefold.conform.cases.case import (
     large_frame,
     make_case,
 )
-from fivefold.conform.cases.product import ACCESSES, edge_addresses
+from fivefold.conform.cases.stream import ACCESSES, edge_addresses
 
 _P, _RW, _US, _PS, _NX = 1, 1 << 1, 1 << 2, 1 << 7, 1 << 63
 _NO_RULE: Final = 0x7FF0_0000_0000_0F78
