@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fivefold.arch import LA48, LA57, Cpu, Vendor, cpu_from_cpuid
@@ -17,8 +19,8 @@ def answer(answers: Answers) -> Cpu:
 
 FULL: Answers = {
     (0, 0): (0x1B, *INTEL),
-    (1, 0): (0, 0, 1 << 17 | 1 << 26, 1 << 13),
-    (7, 0): (0, 1 | 1 << 7 | 1 << 10 | 1 << 20, 1 << 2 | 1 << 3 | 1 << 16, 0),
+    (1, 0): (0, 0, 1 << 3 | 1 << 17 | 1 << 26, 1 << 13),
+    (7, 0): (0, 1 | 1 << 7 | 1 << 10 | 1 << 20 | 1 << 23 | 1 << 24, 1 << 2 | 1 << 3 | 1 << 16, 0),
     (0x8000_0000, 0): (0x8000_0008, 0, 0, 0),
     (0x8000_0001, 0): (0, 0, 0, 1 << 20 | 1 << 26 | 1 << 29),
     (0x8000_0008, 0): (0x3934, 0, 0, 0),
@@ -63,6 +65,17 @@ def test_without_extended_leaves_there_is_no_long_mode() -> None:
     cpu = answer({(0, 0): (2, *INTEL), (0x8000_0001, 0): (LAST, LAST, LAST, LAST)})
 
     assert (cpu.long_mode, cpu.nx, cpu.gib_pages, cpu.phys_bits) == (False, False, False, 36)
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf", "register", "bit"), [("monitor", 1, 2, 3), ("clflushopt", 7, 1, 23), ("clwb", 7, 1, 24)]
+)
+def test_instructions_that_are_checked_as_a_read(name: str, leaf: int, register: int, bit: int) -> None:
+    words = list(FULL[leaf, 0])
+    words[register] &= ~(1 << bit)
+    without = (words[0], words[1], words[2], words[3])
+    assert getattr(answer(FULL), name)
+    assert answer(FULL | {(leaf, 0): without}) == replace(answer(FULL), **{name: False})
 
 
 def test_vendor() -> None:
