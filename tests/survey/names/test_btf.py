@@ -101,6 +101,31 @@ def test_constants_of_enumerations(new_types: Any) -> None:
     assert list(found.choices(found.type(signed))) == [("big", 1 << 32 | 5), ("low", -1)]
 
 
+def test_signs_of_enumerations_are_told_since_one_tells_its_own(new_types: Any) -> None:
+    """Then those that tell none have no sign."""
+    types = new_types()
+    all_ones = types.add(6, "first", 1, 4, body=struct.pack("<Ii", types.text("all_ones"), -1))
+    signed = types.add(6, "second", 1, 4, 1, struct.pack("<Ii", types.text("minus"), -1))
+    found = types.btf()
+    assert list(found.choices(found.type(all_ones))) == [("all_ones", 0xFFFF_FFFF)]
+    assert list(found.choices(found.type(signed))) == [("minus", -1)]
+
+
+def test_how_deep_structures_without_a_name_are_followed(new_types: Any) -> None:
+    """Eight, with the one around them; one that contains itself ends, too."""
+    types = new_types()
+    inner = types.struct("", ("deepest", 0, 8))
+    for _ in range(6):
+        inner = types.struct("", ("", inner, 8))
+    types.struct("eight", ("", inner, 8))
+    types.struct("nine", ("", types.struct("", ("", inner, 8)), 8))
+    types.struct("", ("", types.count + 1, 0), ("it", 0, 16))
+    types.struct("circle", ("", types.count, 0))
+    found = types.btf()
+    assert (found.offset("eight", "deepest"), found.offset("nine", "deepest")) == (8, None)
+    assert (found.offset("circle", "it"), found.offset("circle", "gone")) == (2, None)
+
+
 def test_details(new_types: Any) -> None:
     types = new_types()
     number = types.add(3, body=struct.pack("<III", 7, 8, 9))

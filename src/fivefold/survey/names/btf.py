@@ -190,7 +190,6 @@ class Btf:
 
     def _structure(self, name: str) -> int | None:
         if self._named is None:
-            self._named = {}
             words = np.array(self._places[1:], np.int64) // 4
             info = self._words[words + 1]
             words = words[(info >> 24 & 0x1F == _STRUCT) & (info & 0xFFFF != 0)]
