@@ -211,6 +211,7 @@ def test_memory_types_of_the_chipset(build: Build) -> None:
     for at, second, pat, wanted in (
         (0xFED0_0000, PCD, None, 0), (0xFED0_0000, PCD, LINUX_PAT, 0), (0xFED0_0000, PWT, LINUX_PAT, 1),
         (0xFED0_0000, PWT, None, 1), (0xFEBF_F000, PCD, None, 1), (1 << 32, PCD, None, 1),
+        (0xFEC0_0000, PCD, None, 0), (0xFFFF_F000, PCD, None, 0),
     ):  # fmt: skip
         built = build(LA48).page(KERNEL, at | P | NX).page(KERNEL + GIB, at | P | second | NX)
         assert len(audit(built.space(), pat=pat).findings) == wanted, hex(at)

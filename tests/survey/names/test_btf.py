@@ -95,7 +95,10 @@ def test_constants_of_enumerations(new_types: Any) -> None:
     assert list(found.choices(found.type(old))) == [("minus", -1), ("two", 2)]
     wide = struct.pack("<IIIIII", types.text("big"), 5, 1, types.text("low"), 0xFFFF_FFFF, 0xFFFF_FFFF)
     number, signed = types.add(19, "wide", 2, 8, body=wide), types.add(19, "signed", 2, 8, 1, wide)
+    half = struct.pack("<IIIIII", types.text("top"), 0, 1 << 30, types.text("least"), 0, 1 << 31)
+    halves = types.add(19, "halves", 2, 8, 1, half)
     found = types.btf()
+    assert list(found.choices(found.type(halves))) == [("top", 1 << 62), ("least", -(1 << 63))]
     assert list(found.choices(found.type(old))) == [("minus", 0xFFFF_FFFF), ("two", 2)]
     assert list(found.choices(found.type(number))) == [("big", 1 << 32 | 5), ("low", (1 << 64) - 1)]
     assert list(found.choices(found.type(signed))) == [("big", 1 << 32 | 5), ("low", -1)]

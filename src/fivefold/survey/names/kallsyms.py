@@ -244,7 +244,7 @@ def _names(data: bytearray, tokens: _Tokens, start: int, count: int) -> NameTabl
         if at < 0 or at % 8 or at + buckets * size > tokens.start:
             continue
         markers = list(struct.unpack_from(f"<{buckets}{form}", data, at))
-        if markers != sorted(markers) or start + markers[-1] >= at:
+        if markers != sorted(markers):
             continue
         end = _skip(data, start + markers[-1], count - (buckets - 1) * _BUCKET, at)
         if end is not None and at - end < 8:
