@@ -52,7 +52,7 @@ echo === > /dev/ttyS1
 echo the guest is ready
 exec $b sleep 9999
 """
-_SYMBOL: Final = re.compile(r"^([0-9a-f]{16}) ([A-Za-z]) (\S+)(?:\t\[(\S+)\])?$", re.MULTILINE)
+_SYMBOL: Final = re.compile(r"^([0-9a-f]{16}) (\S) (\S+)(?:\t\[(\S+)\])?$", re.MULTILINE)
 _STAT: Final = re.compile(r"^(\d+) \((.*)\) \S (?:-?\d+ ){5}(\d+) ", re.MULTILINE)
 _WORKER: Final = re.compile(r"(kworker/u?\d+:\d+H?)([-+].*)?")
 _THREAD: Final = 0x20_0000

@@ -24,7 +24,7 @@ from fivefold.survey.space import Space
 from fivefold.units import VirtAddr
 from measure import Claim, Row, Sample, parser_of, tell
 from peer_images import captured
-from peers import asked_once
+from peers import HERE, asked_once
 
 GUEST: Final = "debian-la57-kaslr-pti"
 ADDRESSES: Final = 20_000
@@ -87,7 +87,7 @@ def main() -> int:
                 for name, one in sides.items():
                     taken[name].append(timed(one, addresses))
                 if asked.peers:
-                    peer = asked_once(asked.peers, "peer_drgn.py", request)
+                    peer = asked_once(asked.peers, HERE / "peer_drgn.py", request)
                     if peer.refused or peer.phys != answers:
                         raise SystemExit(f"drgn answers otherwise: {peer.refused or 'other addresses'}")
                     drgn.append(peer.seconds["phys"][0])
