@@ -10,11 +10,12 @@ import pytest
 
 from fivefold.arch import LA48, LA57, PagingMode
 from fivefold.errors import FormatError, MemoryReadError
+from fivefold.memory import Ram
 from fivefold.survey.guest.roots import find_roots
 from fivefold.survey.names.image_bytes import image_pieces, image_rows
 from fivefold.survey.names.root_owners import root_owners
 from fivefold.symbols import KernelSymbol
-from fivefold.units import MIB
+from fivefold.units import MIB, PhysAddr
 
 BASE, AREA = 0xFFFF_FFFF_9A00_0000, 0xFFFF_FFFF_C000_0000
 ROOT = 0x1000
@@ -233,6 +234,20 @@ class TestImage:
                 (high, 0x1000, 0x7000),
             ]
 
+    def test_an_image_of_user_pages_that_lie_anywhere(self, build: Any) -> None:
+        """As Xen's paravirtual guests map theirs: each page is looked up; what is not mapped ends a piece."""
+        built = build(LA48, Ram.of_size(16 * MIB, start=0x1000))
+        for number in range(512):
+            built.page(BASE + 0x1000 * number, 0x40_0000 + 0x1000 * (number ^ 1) | 7)
+        built.ram.write(PhysAddr(0x40_1000), b"first")
+        built.ram.write(PhysAddr(0x40_0000), b"second")
+        built.page(BASE + 0x1000 * 600, 0x70_0007)
+        with built.space() as space:
+            assert {(va, size) for va, size, _ in image_rows(space.overview)} >= {(BASE + 0x1000 * 600, 0x1000)}
+            (piece,) = image_pieces(space.overview, space.source.memory, space.tables)
+        assert (piece.start, len(piece.data)) == (BASE, 2 * MIB)
+        assert piece.data[:5] == b"first" and piece.data[0x1000:0x1006] == b"second"
+
     def test_pieces(self, kernel_in_memory: Any) -> None:
         """Parts without a gap are one; what is not in memory is zero, and what nearly lacks all is no piece."""
         kernel = kernel_in_memory(LA48)
@@ -244,7 +259,7 @@ class TestImage:
         kernel.built.pages(BASE + 8 * MIB, 2 * MIB, 0x30_1000 | 1)
         kernel.built.pages(BASE + 12 * MIB, MIB - 0x1000, 0x20_0000 | 1)
         with kernel.built.space() as space:
-            found = list(image_pieces(space.overview, space.source.memory))
+            found = list(image_pieces(space.overview, space.source.memory, space.tables))
         assert [(piece.start, bytes(piece.data)) for piece in found] == [
             (BASE, data),
             (BASE + 4 * MIB, data[:MIB] + bytes(MIB)),

@@ -5,19 +5,24 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from operator import attrgetter
 from typing import Final
 
 import numpy as np
 
+from fivefold.arch import AddressSpace, Mapped, translate
 from fivefold.errors import MemoryReadError
 from fivefold.memory import Extent, SourceMemory
 from fivefold.survey.guest.vmcoreinfo import KERNEL_WINDOW
 from fivefold.survey.scan.scan_result import RegionKind, ScanResult
-from fivefold.units import GIB, MIB, PhysAddr
+from fivefold.units import GIB, MIB, PAGE, PhysAddr, VirtAddr
 
 MOST_OF_IMAGE: Final = 256 * MIB
 """Bytes of one piece that are read; images are of some 10 to 100 MiB."""
+
+MOST_PAGES: Final = 96 * MIB // PAGE
+"""Pages that are looked up one by one, some 40 µs each."""
 
 LEAST_OF_PIECE: Final = MIB
 """Kallsyms alone take more."""
@@ -38,19 +43,36 @@ ImageRow = tuple[int, int, int]
 
 
 def image_rows(scan: ScanResult) -> list[ImageRow]:
-    """What the kernel maps for itself in the window of its image, ascending."""
+    """What the kernel maps for itself in the window of its image, ascending.
+
+    Where it is all user-mode pages, those: as a guest of Xen's paravirtualisation a kernel runs at privilege level 3.
+    Such rows may be of pages that lie anywhere, of which only the first one's address is told.
+    """
     inside = (scan.start >= np.uint64(KERNEL_WINDOW)) & (scan.start < np.uint64(KERNEL_WINDOW + GIB))
-    rows = np.flatnonzero(inside & (scan.kind == RegionKind.MAPPED) & scan.contiguous & ~scan.user)
+    inside &= scan.kind == RegionKind.MAPPED
+    own = inside & scan.contiguous & ~scan.user
+    rows = np.flatnonzero(own if own.any() else inside & scan.user)
     return list(zip(*(part[rows].tolist() for part in (scan.start, scan.size, scan.phys)), strict=True))
 
 
-def image_pieces(scan: ScanResult, memory: SourceMemory) -> Iterator[ImagePiece]:
-    """The bytes of `image_rows`, by virtual address; a physically contiguous row is in the same piece.
+def single_pages(scan: ScanResult, tables: AddressSpace) -> list[ImageRow]:
+    """`image_rows` where pages lie anywhere: each page is looked up, up to `MOST_PAGES`; empty for other kernels."""
+    rows = [(start, size) for start, size, _ in image_rows(scan)]
+    if not rows or not scan.user[scan.start == np.uint64(rows[0][0])].any():
+        return []
+    pages = islice((va for start, size in rows for va in range(start, start + size, PAGE)), MOST_PAGES)
+    found = ((va, translate(tables, VirtAddr(va))) for va in pages)
+    return [(va, PAGE, int(leads.pa)) for va, leads in found if isinstance(leads, Mapped)]
 
-    Pieces of which next to nothing is in memory, as in a dump of tables alone, are left out.
+
+def image_pieces(scan: ScanResult, memory: SourceMemory, tables: AddressSpace) -> Iterator[ImagePiece]:
+    """The bytes of `image_rows`, by virtual address; what follows on is in the same piece.
+
+    Pages of an image that lies anywhere are looked up in *tables*. Pieces of which next to nothing is in memory, as in
+    a dump of tables alone, are left out.
     """
     runs: list[list[ImageRow]] = []
-    for start, size, phys in image_rows(scan):
+    for start, size, phys in single_pages(scan, tables) or image_rows(scan):
         if runs and sum(runs[-1][-1][:2]) == start:
             runs[-1].append((start, size, phys))
         else:

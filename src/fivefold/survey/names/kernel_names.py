@@ -83,7 +83,7 @@ class KernelNames:
             return self.given
         if not self.source.searchable:
             return Symbols((), "memory was not searched for kallsyms, which would take long")
-        found = find_kallsyms(image_pieces(self.scan, self.source))
+        found = find_kallsyms(image_pieces(self.scan, self.source, self.tables))
         if found is None:
             return Symbols((), "no kallsyms in what is mapped of a kernel's image")
         return Symbols((found.span,), f"{found.count} names of the kernel's own kallsyms, at {hex64(found.at)}")
