@@ -153,6 +153,24 @@ def test_areas_are_laid_over_each_other(build: Build) -> None:
     )
 
 
+@pytest.mark.parametrize("bit", [W, U, NX], ids=["W", "U", "NX"])
+@pytest.mark.parametrize("level", [Level.PML4, Level.PDPT, Level.PD, Level.PT])
+@pytest.mark.parametrize("leaf", [P, P | W | U, P | U, P | W | NX])
+def test_one_right_less_at_every_level(build: Build, bit: int, level: Level, leaf: int) -> None:
+    """Told where the leaf grants it, or as a flag of the leaf itself; both ways round."""
+    sides = [build(LA48).page(GIB, GIB | leaf).page(GIB + 0x1000, GIB | leaf) for _ in range(2)]
+    table = {Level.PML4: 0x1000, Level.PDPT: 0x4000, Level.PD: 0x3000, Level.PT: 0x2000}[level]
+    index = GIB >> 9 * level + 3 & 511
+    entry = int.from_bytes(sides[1].ram.read(table + 8 * index, 8), "little")
+    sides[1].entry(table, index, entry ^ bit)
+    lost = not leaf & NX if bit == NX else bool(leaf & bit)
+    size = 0x1000 if level == Level.PT else 0x2000
+    what = "rights,flags" if level == Level.PT else "rights"
+    is_told = lost or level == Level.PT
+    for before, after in (sides, reversed(sides)):
+        assert compared(before, after) == ([f"changed {GIB:x}+{size:x} {what}"] if is_told else [])
+
+
 def test_too_many_pairs_cost_speed_and_nothing_else(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = build(LA48).page(GIB, GIB | P), build(LA48).page(GIB, GIB | P).page(3 * GIB, GIB | P)
     monkeypatch.setattr(diff_windows, "MAX_PAIRS", 2)

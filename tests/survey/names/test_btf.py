@@ -65,7 +65,9 @@ def test_offsets_of_members(new_types: Any) -> None:
     inner = types.struct("", ("deep", number, 64), ("in_bits", number, 96))
     union = types.struct("", ("either", number, 0), ("or", number, 0), kind=5)
     types.struct("task", ("pid", number, 32), ("", inner, 128), ("", union, 512), ("pids", number, 640), size=88)
-    types.struct("bits", ("a", number, 3 << 24 | 40), ("b", number, 5 << 24 | 48), flag=1, size=8)
+    types.struct(
+        "bits", ("a", number, 3 << 24 | 40), ("b", number, 5 << 24 | 48), ("c", number, 2 << 24 | 53), flag=1, size=8
+    )
     types.struct("task", ("pid", number, 4096))
     types.struct("large", ("far", number, 1 << 24 | 8), ("next", number, 5 << 24 | 16))
     types.struct("empty")
@@ -79,7 +81,7 @@ def test_offsets_of_members(new_types: Any) -> None:
     assert found.offset("task", "gone") is found.offset("gone", "pid") is found.offset("empty", "pid") is None
     assert (found.size("task"), found.size("bits"), found.size("gone")) == (88, 8, None)
     bits = next(found.type(n) for n in range(1, len(found) + 1) if found.type(n).name == "bits")
-    assert list(found.members(bits)) == [("a", number, 40, 3), ("b", number, 48, 5)]
+    assert list(found.members(bits)) == [("a", number, 40, 3), ("b", number, 48, 5), ("c", number, 53, 2)]
     large = next(found.type(n) for n in range(1, len(found) + 1) if found.type(n).name == "large")
     assert list(found.members(large)) == [("far", number, 1 << 24 | 8, 0), ("next", number, 5 << 24 | 16, 0)]
     assert found.offset("large", "far") == (1 << 21) + 1
@@ -127,6 +129,22 @@ def test_how_deep_structures_without_a_name_are_followed(new_types: Any) -> None
     found = types.btf()
     assert (found.offset("eight", "deepest"), found.offset("nine", "deepest")) == (8, None)
     assert (found.offset("circle", "it"), found.offset("circle", "gone")) == (2, None)
+
+
+def test_a_structure_without_a_name_may_be_the_first_type(new_types: Any) -> None:
+    types = new_types()
+    types.struct("around", ("", types.struct("", ("it", 0, 16)), 64))
+    assert types.btf().offset("around", "it") == 10
+
+
+def test_names_that_are_not_there(new_types: Any) -> None:
+    types = new_types()
+    types.add(16, "one")
+    data = types.data()
+    assert Btf(data).type(1).name == "one"
+    for broken, at in ((data.replace(struct.pack("<I", 1), struct.pack("<I", 99)), 99), (data[:-1] + b"e", 1)):
+        with pytest.raises(FormatError, match=rf"^BTF: a name begins at {at}; expected less than 5$"):
+            Btf(broken).type(1)
 
 
 def test_details(new_types: Any) -> None:
