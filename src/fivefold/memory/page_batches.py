@@ -45,7 +45,7 @@ def in_buffers(banks: Iterable[Bank], written: Sequence[Extent]) -> Iterator[Pag
 
     short: list[tuple[int, Words]] = []
     held = 0
-    for bank in banks:
+    for bank in _with_seams(banks):
         skip = -bank.start % PAGE
         count = (len(bank.data) - skip) // PAGE if len(bank.data) > skip else 0
         if count <= 0:
@@ -64,6 +64,21 @@ def in_buffers(banks: Iterable[Bank], written: Sequence[Extent]) -> Iterator[Pag
                     held += len(part)
     if short:
         yield _joined(short)
+
+
+def _with_seams(banks: Iterable[Bank]) -> Iterator[Bank]:
+    """*banks*, and each page that lies in several of them that touch as one of its own, ascending."""
+    from fivefold.memory.banked import Bank  # which takes batches from here
+
+    begun, start = b"", 0
+    for bank in banks:
+        begun = begun + bytes(bank.data[: PAGE - len(begun)]) if begun and start + len(begun) == bank.start else b""
+        if len(begun) == PAGE:
+            yield Bank(start, memoryview(begun))
+        yield bank
+        rest = bank.end % PAGE
+        if len(bank.data) >= rest:
+            begun, start = bytes(bank.data[len(bank.data) - rest :]), bank.end - rest
 
 
 def _joined(runs: list[tuple[int, Words]]) -> PageBatch:

@@ -103,3 +103,39 @@ def test_looks_like_table() -> None:
 def test_a_root_that_is_not_there() -> None:
     with pytest.raises(MemoryReadError):
         level_evidence(Ram.of_size(4096, start=0x1000), PhysAddr(0x8000))
+
+
+@pytest.mark.parametrize(
+    ("four", "five", "loud"),
+    [
+        *((31, 0, None), (32, 0, 4), (32, 4, None), (33, 4, 4), (320, 40, None), (321, 40, 4)),
+        *((0, 31, None), (0, 32, 5), (4, 32, None), (4, 33, 5), (40, 320, None), (40, 321, 5)),
+    ],
+)
+def test_what_is_loud(four: int, five: int, loud: int | None) -> None:
+    """32 entries or more, more than eight to one."""
+    assert LevelEvidence(four, five).loud == loud
+    assert LevelEvidence(four - 1, five).plus(LevelEvidence(1, 0)).loud == loud
+
+
+def test_large_pages_of_four_levels(built: Callable[..., Ram]) -> None:
+    """An entry two tables down that maps a page is a PDPT's; what it maps is data, whatever that looks like."""
+    gibibyte = built(LA48, [(0x4000_0000, GIB | 7, Level.PDPT)])
+    assert level_evidence(gibibyte, ROOT) == LevelEvidence(four=1)
+    for level, mapped in ((Level.PDPT, 0), (Level.PD, 0x20_0000)):
+        ram = built(LA48, [(0x4000_0000, mapped | 7, level)])
+        alone = level_evidence(ram, ROOT)
+        data = Ram.of_size(8 * MIB)
+        data.write(PhysAddr(1 * MIB), ram.read(PhysAddr(1 * MIB), 4 * MIB - 1))
+        for page in range(0x20_0000, 0x22_0000, 0x1000):
+            data.write(PhysAddr(page), (0x30_0067).to_bytes(8, "little") * 512)
+        assert level_evidence(data, ROOT) == alone
+
+
+def test_entries_that_are_not_present_say_nothing(built: Callable[..., Ram]) -> None:
+    for mode in (LA48, LA57):
+        ram = built(mode, [(0x4000_0000, 0x40_0000 | 7, Level.PT)])
+        alone = level_evidence(ram, ROOT)
+        for table in range(ROOT, ROOT + 0x5000, 0x1000):
+            ram.write(PhysAddr(table + 8 * 300), (0x30_00E6).to_bytes(8, "little"))
+        assert level_evidence(ram, ROOT) == alone
