@@ -9,6 +9,7 @@ import pytest
 
 import fivefold as ff
 from fivefold.report.page.view_page import view_page
+from fivefold.report.page.walk_page import walk_page
 from fivefold.report.text.walk import entry_index
 from fivefold.survey.scan.regions import RegionKind, spell
 from fivefold.units import MASK64, hex64
@@ -115,3 +116,16 @@ def test_nothing_is_cut_and_no_rule_of_accessibility_is_broken(drawn: Any, schem
         drawn.set_viewport_size({"width": width, "height": 900})
         assert drawn.evaluate("document.documentElement.scrollWidth") <= width
         assert not serious_faults(drawn)
+
+
+def test_a_page_of_walks_is_whole_and_legible(space: Any, tab: Any, tmp_path: Path, serious_faults: Any) -> None:
+    image = next(one.start for one in space.regions() if one.area == "kernel_image")
+    path = tmp_path / "walk.html"
+    path.write_text(walk_page(space, [space.path(va) for va in (image, 0, 1 << 63)]))
+    tab.goto(path.as_uri())
+    tab.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    for scheme, width in (("light", 420), ("dark", 1280)):
+        tab.emulate_media(color_scheme=scheme)
+        tab.set_viewport_size({"width": width, "height": 900})
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert not serious_faults(tab)
