@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -163,22 +164,33 @@ def test_the_commands_say_what_they_say_of_a_dump(start: Start, image: Path, tmp
     assert re.fullmatch(r"0x[0-9a-f]+:\s+0xeb\s+0x[0-9a-f]{2}", printed[7])
 
 
+def bare_python(folder: Path) -> Path:
+    """An interpreter that has no packages."""
+    venv.create(folder / "bare", symlinks=True)
+    return folder / "bare/bin/python3"
+
+
 @pytest.mark.gdb
 @pytest.mark.qemu
 def test_the_prompt_survives(start: Start, tmp_path: Path, gdb: Gdb) -> None:
     """No target, a machine at reset, mistakes in typing, 32 bits, a target that goes away: a line each."""
     guest = start("qemu-system-i386", "-S")
     moved = gdb_line(str(tmp_path / "nowhere"))
-    assert session(tmp_path, "target remote gdb", "ff info", line=moved, gdb=gdb)[1].startswith(
-        "ff: FileNotFoundError: "
-    )
-    no_target, _, reset, symbol, option, nothing, _, gone, after = session(
-        tmp_path, "ff info", "target remote gdb", "ff walk 0", "ff walk nosuch+1", "ff dump --nosuch", "ff walk",
+    expected = f"ff: cannot start {tmp_path}/nowhere; print the line anew: fivefold gdb"
+    assert session(tmp_path, "target remote gdb", "ff info", line=moved, gdb=gdb)[1] == expected
+    bare = gdb_line(str(bare_python(tmp_path)))
+    for told in session(tmp_path, "target remote gdb", "ff info", "ff walk --help", line=bare, gdb=gdb)[1:]:
+        assert "lacks Fivefold (No module named 'fivefold'); print the line anew: fivefold gdb" in told
+        assert told.startswith("ff: ") and "\n" not in told
+    no_target, _, reset, symbol, wide, option, nothing, _, gone, after = session(
+        tmp_path, "ff info", "target remote gdb", "ff walk 0", "ff walk nosuch+1", "ff walk 0x1ffffffffffffffff",
+        "ff dump --nosuch", "ff walk",
         f"shell kill -9 {guest.pid}", "ff walk 0", "ff info", gdb=gdb,
     )  # fmt: skip
     assert no_target == "ff: there is no target; expected one of QEMU's stub: target remote localhost:1234"
     assert reset.startswith("ff: CPU 0 of gdb:gdb has paging off (CR0.PG=0)")
     assert symbol == 'ff: No symbol table is loaded.  Use the "file" command.'
+    assert wide == "ff: 0x1ffffffffffffffff is no address; expected 64 bits"
     # click words it in two ways, by its version.
     assert option.replace(" '", ": ").startswith("ff: No such option: --nosuch")
     assert nothing == "ff: Missing argument 'ADDRESS'."

@@ -31,7 +31,16 @@ STEP = 2048
 PACKET = re.compile(rb"\$([^#]*)#[0-9a-fA-F]{2}")
 FLAGS = ("--json", "--force", "--freeze", "--html", "--legend")
 """The options of `walk` that take no value."""
-START = "import sys; sys.argv[0] = 'ff'; from fivefold.cli.main import main; main()"
+START = """
+import sys
+sys.argv[0] = 'ff'
+try:
+    from fivefold.cli.main import main
+except ImportError as error:
+    print(f"fivefold: {sys.executable} lacks Fivefold ({error}); print the line anew: fivefold gdb", file=sys.stderr)
+    sys.exit(2)
+main()
+"""
 CPU = re.compile(r"^(?=CPU#\d+)", re.MULTILINE)
 
 
@@ -156,6 +165,9 @@ def environment():
 
 def number(expression):
     """What gdb makes of *expression*: a number as gdb reads it, a register, a symbol; 64 bits of hexadecimal."""
+    # gdb itself cuts a longer number without a word.
+    if re.fullmatch("0[xX]0*[0-9a-fA-F]{17,}", expression) or (expression.isdecimal() and int(expression) >> 64):
+        raise gdb.GdbError(f"ff: {expression} is no address; expected 64 bits")
     try:
         value = gdb.parse_and_eval(expression)
     except gdb.error:
@@ -292,6 +304,8 @@ class Command(gdb.Command):
         except gdb.error as error:
             raise gdb.GdbError(f"ff: {error}") from None
         except Exception as error:  # noqa: BLE001 - the prompt of a session is not the place for a traceback
+            if getattr(error, "filename", None) == PYTHON:
+                raise gdb.GdbError(f"ff: cannot start {PYTHON}; print the line anew: fivefold gdb") from None
             raise gdb.GdbError(f"ff: {type(error).__name__}: {error}") from None
 
 
