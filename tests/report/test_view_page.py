@@ -60,12 +60,12 @@ def test_columns_come_back_as_they_were() -> None:
     assert unpacked(pack({"none": one[:0]}).text, 0, 0) == []
 
 
-@pytest.mark.parametrize("name", ["plain-la57-kaslr", "kasan-la48-kaslr"])
+@pytest.mark.parametrize("name", ["guests/plain-la57-kaslr", "guests/kasan-la48-kaslr", "others/xen-4.20-dom0-6.12"])
 @pytest.mark.parametrize("rows", [None, 40])
 def test_sums_of_areas_are_those_of_stats(monkeypatch: pytest.MonkeyPatch, name: str, rows: int | None) -> None:
     if rows is not None:
         monkeypatch.setattr(view_page, "region_columns", lambda space: region_columns.region_columns(space, rows))
-    with ff.open(GUESTS / f"{name}.elf.xz") as space:
+    with ff.open(GUESTS.parent / f"{name}.elf.xz") as space:
         root = data_of(view_page.view_page(space, with_audit=False))["roots"][0]
         counted = stats(space).mapped.by_area
         regions = list(space.regions(all_bits=False, repeat_above=region_columns.SHARED_ABOVE))

@@ -117,7 +117,7 @@ def _areas(space: Space) -> list[dict[str, Any]]:
         if area.kind not in _EMPTY_KINDS or mapped.get(area.name)
     ]
     if mapped.get("unnamed"):
-        rows.append({"name": "in no area", "start": None, "end": None, "size": None, **_bytes(mapped["unnamed"])})
+        rows.append({"name": "unnamed", "start": None, "end": None, "size": None, **_bytes(mapped["unnamed"])})
     return rows
 
 
