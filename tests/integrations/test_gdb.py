@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from fivefold.memory.live.qmp_client import QmpClient
 
 TEXT = 0xFFFFFFFF81000000
 DIRECT_MAP = {"five": 0xFF11000000000000, "four": 0xFFFF888000000000}
+MAIN = "from fivefold.cli.main import main; main()"
 LEFT_OUT = ("source", "area", "areas", "skipped", "of", "controls")
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -162,6 +164,25 @@ def test_the_commands_say_what_they_say_of_a_dump(start: Start, image: Path, tmp
     assert int(printed[6].split()[-1], 16) == int(walked["walks"][0]["phys"], 16)
     # gdb's own reads are virtual again: the guest stands in a jump to before it.
     assert re.fullmatch(r"0x[0-9a-f]+:\s+0xeb\s+0x[0-9a-f]{2}", printed[7])
+
+
+def test_lines_of_progress_stay_out_of_gdb() -> None:
+    """They would come all at once when the command ends, in front of a refusal or behind JSON."""
+    start = re.search(r'^START = """(.+?)"""', Path(gdb_commands()).read_text(), re.MULTILINE | re.DOTALL)
+    assert start is not None
+    guest = Path(__file__).parents[1] / "data/guests/plain-la57-kaslr.elf.xz"
+    words = ["find", str(guest), "--phys", "0x1000"]
+    often = "from fivefold.cli import source_options; source_options.TELL_EVERY = 0.0"
+    for program, told in ((f"{often}\n{MAIN}", True), (f"{often}\n{start[1]}", False)):
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and ("fivefold: read" in done.stderr) is told
+
+
+def gdb_commands() -> str:
+    """The path of the file that runs in gdb."""
+    found = importlib.util.find_spec("fivefold.integrations.gdb_commands")
+    assert found is not None and found.origin is not None
+    return found.origin
 
 
 def bare_python(folder: Path) -> Path:

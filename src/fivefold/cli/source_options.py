@@ -297,8 +297,8 @@ def _root_in(source: Source, second: tuple[str, int, int | None] | None) -> Seco
     return _or_close(source, lambda: ept_root(raw) if kind == "ept" else root_of(kind, raw, levels, source))
 
 
-_TELL_EVERY: Final = 10.0
-"""Seconds between two lines of progress where nothing can be written over."""
+TELL_EVERY: Final = 10.0
+"""Seconds between two lines of progress where nothing can be written over; none in gdb, which shows them too late."""
 
 
 class ProgressLine:
@@ -306,28 +306,28 @@ class ProgressLine:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._next = time.monotonic() + _TELL_EVERY
+        self._next = time.monotonic() + TELL_EVERY
 
     def __call__(self, done: int, total: int | None) -> None:
         of_all = f" of {total >> 20}" if total else ""
         if self._terminal:
             over_write("" if done == total else f"read {done >> 20}{of_all} MiB")
         elif (now := time.monotonic()) >= self._next:
-            self._next = now + _TELL_EVERY
+            self._next = now + TELL_EVERY
             print(f"fivefold: read {done >> 20}{of_all} MiB", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def telling() -> Iterator[Callable[[str], None]]:
     """What a long job calls with what it does: written over on a terminal, elsewhere a line now and then."""
-    terminal, due = sys.stderr.isatty(), time.monotonic() + _TELL_EVERY
+    terminal, due = sys.stderr.isatty(), time.monotonic() + TELL_EVERY
 
     def tell(doing: str) -> None:
         nonlocal due
         if terminal:
             over_write(doing)
         elif (now := time.monotonic()) >= due:
-            due = now + _TELL_EVERY
+            due = now + TELL_EVERY
             print(f"fivefold: {doing}", file=sys.stderr, flush=True)
 
     try:

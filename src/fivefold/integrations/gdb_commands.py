@@ -35,10 +35,12 @@ START = """
 import sys
 sys.argv[0] = 'ff'
 try:
+    from fivefold.cli import source_options
     from fivefold.cli.main import main
 except ImportError as error:
     print(f"fivefold: {sys.executable} lacks Fivefold ({error}); print the line anew: fivefold gdb", file=sys.stderr)
     sys.exit(2)
+source_options.TELL_EVERY = float("inf")
 main()
 """
 CPU = re.compile(r"^(?=CPU#\d+)", re.MULTILINE)
