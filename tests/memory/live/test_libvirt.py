@@ -220,6 +220,8 @@ def test_what_cannot_be_opened_is_said_in_a_line(
     system.virsh("define", str(file))
     with pytest.raises(MachineError, match=r"the domain 'ff-off' of .* is shut off; start it: virsh start ff-off"):
         open_source("libvirt:ff-off")
+    with pytest.raises(MachineError, match=r"the domain '[0-9a-f-]{36}' of .* is shut off"):
+        open_source(f"libvirt:{system.virsh('domuuid', 'ff-off')}")
     with pytest.raises(MachineError, match="domain 'test' of test:///default: this function is not supported"):
         open_source("libvirt:test:///default#test")
     if session.prefix[0] == "unshare":

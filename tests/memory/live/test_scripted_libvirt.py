@@ -62,6 +62,15 @@ def test_every_word_of_virsh(program: Write) -> None:
     assert said() == [f"{line}|C|kept" for line in ("-q uri", f"-q -c {URI} domuuid --domain=a b", *rest)]
 
 
+def test_a_uuid_is_asked_for_as_virsh_takes_it(program: Write) -> None:
+    """virsh's ``domuuid`` takes no UUID."""
+    said = program(domname="echo a", domuuid="exit 1")
+    assert find_domain(None, UUID.upper(), 5.0).uuid == UUID
+    assert said()[1] == f"-q -c {URI} domname --domain={UUID}|C|kept"
+    program(domname="exit 1")
+    assert find_domain(None, f"{UUID[:-4]}0000", 5.0).uuid == UUID, "a name that looks like one"
+
+
 def test_a_uri_that_is_given_is_asked_first(program: Write) -> None:
     said = program()
     assert find_domain("test:///", "a", 5.0).uri == URI

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import uuid
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Final, Protocol, TypeVar
@@ -89,7 +90,15 @@ class Virsh:
         self.domain, self.timeout = domain, timeout
         self.uri = uri or ""
         self.uri = self._run("uri").strip()
-        self.uuid = self._run("domuuid", f"--domain={domain}").strip()
+        self.uuid = self._find()
+
+    def _find(self) -> str:
+        """The UUID of the domain; virsh's ``domuuid`` takes names and numbers, ``domname`` numbers and UUIDs."""
+        with contextlib.suppress(ValueError, MachineError):
+            given = str(uuid.UUID(self.domain))
+            self._run("domname", f"--domain={given}")
+            return given
+        return self._run("domuuid", f"--domain={self.domain}").strip()
 
     def state(self) -> str:
         """Such as ``running``."""
