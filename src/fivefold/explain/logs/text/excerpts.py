@@ -8,7 +8,6 @@ first of each kind, the last record, and the start, where a kernel says what it 
 from __future__ import annotations
 
 import io
-import mmap
 import os
 import re
 import stat
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final, NamedTuple
 
+from fivefold.explain.logs.text.searching import places
+
 Progress = Callable[[int, int | None], None]
 """Called with the bytes read and the size, None where that is not known."""
 
@@ -24,7 +25,6 @@ WHOLE: Final = 2 << 20
 """A log up to this size is read whole."""
 
 CHUNK: Final = 4 << 20
-_SEGMENT: Final = 64 << 20
 BEFORE: Final = 128 << 10
 """Bytes read before a mark: what led to it."""
 AFTER: Final = 128 << 10
@@ -99,7 +99,7 @@ def _around_fatal(stream: BinaryIO, size: int) -> bytes | None:
     """What lies around the first fatal mark of a file, None if it has none.
 
     The marks are searched one after the other over the whole file, the one first that QEMU prints before any other:
-    that takes a third of a second for a gibibyte in the page cache. No more than one segment is mapped at a time.
+    that takes a third of a second for a gibibyte in the page cache.
     """
     try:
         file = stream.fileno()
@@ -116,15 +116,8 @@ def _around_fatal(stream: BinaryIO, size: int) -> bytes | None:
 
 def _find(file: int, size: int, mark: bytes) -> int | None:
     """Where the first *mark* is that is one of a log's lines."""
-    for start in range(0, size, _SEGMENT):
-        length = min(_SEGMENT + _LONGEST, size - start)
-        with mmap.mmap(file, length, access=mmap.ACCESS_READ, offset=start) as data:
-            at = data.find(mark)
-            while at >= 0:
-                if _FATAL_LINE.search(data[max(0, at - _LONGEST) : at + _LONGEST]):
-                    return start + at
-                at = data.find(mark, at + 1)
-    return None
+    found = places(file, size, mark, _LONGEST)
+    return next((at for at, around in found if _FATAL_LINE.search(around)), None)
 
 
 @dataclass(slots=True)
