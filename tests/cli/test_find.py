@@ -43,6 +43,19 @@ def test_bytes_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert all(answer["in_memory"] and answer["places"] for answer in question["answers"])
 
 
+def test_where_symbols_are_known_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A capture of tables alone carries none; a file does."""
+    assert run(monkeypatch, "--phys", "0x9a010", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["symbols_known_from"] is None
+    facts = json.loads(Path(GUEST.replace(".elf.xz", ".facts.json")).read_text())
+    rows = [f"{int(at, 16):016x} T {name}\n" for name, at in facts["symbols"].items() if int(at, 16) >> 63]
+    (tmp_path / "kallsyms").write_text("".join(rows))
+    assert run(monkeypatch, "--phys", "0x9a010", "--symbols", str(tmp_path / "kallsyms"), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["symbols_known_from"].startswith(str(tmp_path / "kallsyms"))
+
+
 def test_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--text", "no such text", "--format", "csv") == 1
     assert capsys.readouterr().out == "asked,phys,root,levels,va,size,page,rights,area,repeats,every,strides,symbol\n"

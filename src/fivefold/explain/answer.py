@@ -26,7 +26,7 @@ from fivefold.explain.logs.read_log import open_log, read_log
 from fivefold.explain.logs.text.excerpts import Progress
 from fivefold.explain.logs.trace import Levels, RaisedException, Trace
 from fivefold.explain.memory_names import carried_symbols, seen_in, slide_in
-from fivefold.explain.naming import Naming, name_addresses
+from fivefold.explain.naming import Naming, frames_of, name_addresses
 from fivefold.explain.predict import first_exception, follow, given_exception
 from fivefold.explain.remedy import legal_changes, missing_link
 from fivefold.explain.result import ExplainedException, Explanation
@@ -317,6 +317,8 @@ def _explain(
         guilty=guilty,
         places=tuple(describe(here, va, names) for va in addresses),
         what_if=tuple(ask(change, guilty.finding) for change in changes) if guilty else (),
+        symbols_known_from=naming.known_from if naming is not None else None,
+        frames=frames_of(trace, naming),
     )
 
 

@@ -41,16 +41,28 @@ class Naming:
             if at is not None:
                 found.append(f"{raised.symbol} is at {hex64(at + self.slide & MASK64)}")
         if any(caller.name is None for caller in trace.callers):
-            found.append(f"call trace: {', '.join(map(self._caller, trace.callers[:MOST_CALLERS]))}{self._rest(trace)}")
+            found.append(f"call trace: {', '.join(frames_of(trace, self)[:MOST_CALLERS])}{self._rest(trace)}")
         return tuple(dict.fromkeys(found))
 
-    def _caller(self, caller: Caller) -> str:
-        name = caller.name or self.name_at(caller.address) or hex64(caller.address or 0)
-        return f"{name} (doubtful)" if caller.doubtful else name
+    @property
+    def known_from(self) -> str | None:
+        """What names are taken from, None where none can be: without symbols, or without the slide."""
+        return self.table.known_from if self.slide is not None else None
 
     def _rest(self, trace: Trace) -> str:
         left = len(trace.callers) - MOST_CALLERS
         return f", and {left} more" if left > 0 else ""
+
+
+def frames_of(trace: Trace, naming: Naming | None) -> tuple[str, ...]:
+    """The call trace of *trace* by names, as numbers where there are none; doubtful ones say so."""
+    return tuple(_frame(caller, naming) for caller in trace.callers)
+
+
+def _frame(caller: Caller, naming: Naming | None) -> str:
+    named = naming.name_at(caller.address) if naming is not None else None
+    name = caller.name or named or hex64(caller.address or 0)
+    return f"{name} (doubtful)" if caller.doubtful else name
 
 
 def name_addresses(trace: Trace, table: Symbols, slide: int | None = None) -> tuple[Trace, Naming]:

@@ -75,6 +75,7 @@ class ExplainedException:
             "error_code_agrees": finding.agrees,
             "cpl": raised.cpl,
             "rip": _hex(raised.rip),
+            "symbol": raised.symbol,
             "rsp": _hex(raised.rsp),
             "instruction": finding.instruction.text if finding.instruction else None,
             "operand": finding.use.text if finding.use else None,
@@ -162,6 +163,10 @@ class Explanation:
     """One sentence: what happened, where, why."""
     places: tuple[AddressArea, ...] = ()
     what_if: tuple[WhatIf, ...] = ()
+    symbols_known_from: str | None = None
+    """What names were taken from, besides those that the log prints; None where nothing more is known."""
+    frames: tuple[str, ...] = ()
+    """The functions of the log's call trace, innermost first, as numbers where nothing names them."""
 
     def _repr_html_(self) -> str:
         rows = [("cause", f"{self.cause.rule}, {self.cause.confidence}"), ("mode", self.mode or "not known")]
@@ -191,6 +196,8 @@ class Explanation:
                 for place in self.places
             ],
             "what_if": [answer.to_json() for answer in self.what_if],
+            "symbols_known_from": self.symbols_known_from,
+            "frames": list(self.frames),
         }
 
     def __getitem__(self, key: str) -> Any:

@@ -66,6 +66,10 @@ def test_frames_have_the_names_of_the_symbols(tmp_path: Path, offset: str, named
         "Kernel panic - not syncing: Fatal exception\n"
     )
     (tmp_path / "log").write_text(report + (f"Kernel Offset: {offset}\n" if offset else ""))
-    remarks = ff.explain(tmp_path / "log", symbols=tmp_path / "System.map").remarks
-    told = [remark for remark in remarks if remark.startswith("call trace")]
+    found = ff.explain(tmp_path / "log", symbols=tmp_path / "System.map")
+    told = [remark for remark in found.remarks if remark.startswith("call trace")]
     assert told == (["call trace: second+0x4, known+0x1/0x2 (doubtful), 0xffffffffc0001000"] if named else [])
+    second = "second+0x4" if named else f"{symbols['second'] + 4:#018x}"
+    assert found["frames"] == [second, "known+0x1/0x2 (doubtful)", "0xffffffffc0001000"]
+    assert found["exceptions"][0]["symbol"] == ("first+0x8" if named else None)
+    assert (found["symbols_known_from"] is not None) == named

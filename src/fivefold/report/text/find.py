@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, TextIO
 
 from fivefold.memory import Source
@@ -15,6 +16,7 @@ from fivefold.survey.scan.regions import spell
 from fivefold.units import format_size, hex64
 
 SCHEMA: Final = "fivefold.find/1"
+_MOST_ASKED: Final = 8
 COLUMNS: Final = (
     "asked",
     "phys",
@@ -91,6 +93,7 @@ def find_json(roots: RootSpaces, questions: Sequence[Question]) -> dict[str, Any
             {"root": hex64(root.root), "levels": root.levels, "known_from": list(root.reasons)} for root in roots.roots
         ],
         "roots_left_out": roots.unsure,
+        "symbols_known_from": _symbols_known_from(roots, questions),
         "questions": [
             {
                 "asked": question.asked,
@@ -100,6 +103,14 @@ def find_json(roots: RootSpaces, questions: Sequence[Question]) -> dict[str, Any
             for question in questions
         ],
     }
+
+
+def _symbols_known_from(roots: RootSpaces, questions: Sequence[Question]) -> str | None:
+    """What names were taken from in a root that maps something; the first few of those are asked."""
+    mapping = {place.root for question in questions for answer in question.answers for place in answer.places}
+    spaces = (space for space in roots.spaces() if space.root.value in mapping)
+    known = (space.symbols.known_from for space in islice(spaces, _MOST_ASKED))
+    return next((how for how in known if how is not None), None)
 
 
 def _answer_json(source: Source, answer: Answer) -> dict[str, Any]:
