@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fivefold.errors import FormatError, MachineError
-from fivefold.memory import SourceOptions, open_file
+from fivefold.memory import SourceOptions, files, open_file
 from fivefold.memory.files import SMALL, FileBytes
 from fivefold.units import PhysAddr
 
@@ -103,3 +106,136 @@ def test_mapped_file_cut_while_in_use(tmp_path: Path) -> None:
     for refused in (lambda: source.memory.read(PhysAddr(SMALL), 2), source.close):
         with pytest.raises(FormatError, match=rf"large was cut from {SMALL + 4096} to 4096 bytes while in use$"):
             refused()
+
+
+def descriptors() -> set[str]:
+    return {str(one) for one in Path("/proc/self/fd").iterdir()}
+
+
+@pytest.mark.parametrize("size", [1, SMALL, SMALL + 1])
+def test_small_files_are_read_and_large_ones_mapped(tmp_path: Path, size: int) -> None:
+    """What is read may be cut later; what is mapped keeps its file open until it is closed."""
+    path = tmp_path / "file"
+    with path.open("wb") as out:
+        out.truncate(size)
+        out.seek(max(size - 3, 0))
+        out.write(b"end"[-size:])
+    before = descriptors()
+    file = FileBytes.open(path)
+    assert file.size == size
+    assert file.read_at(max(size - 3, 0), min(size, 3)) == b"end"[-size:]
+    assert file.on_disk == (size if size <= SMALL else path.stat().st_blocks * 512)
+    assert isinstance(file._data, mmap.mmap) is (size > SMALL)
+    assert (descriptors() != before) is (size > SMALL)
+    file.close()
+    assert descriptors() == before
+    assert (file.size, file.on_disk > 0) == (0, True)
+    file.close()
+    with pytest.raises(FormatError, match=r"file ends at 0x0; expected 1 bytes at 0x0"):
+        file.read_at(0, 1)
+
+
+def test_a_file_on_disk_is_never_larger_than_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as out:
+        out.write(b"x" * (SMALL + 5))
+    with FileBytes.open(path) as file:
+        assert file.on_disk == SMALL + 5 < path.stat().st_blocks * 512
+
+
+@pytest.mark.parametrize(("offset", "size"), [(-1, 2), (0, -1), (4, -4), (0, 9), (8, 1), (9, 0), (1 << 64, 1)])
+def test_what_a_file_does_not_have(tmp_path: Path, offset: int, size: int) -> None:
+    (tmp_path / "file").write_bytes(b"12345678")
+    with FileBytes.open(tmp_path / "file") as file:
+        assert (file.read_at(8, 0), file.read_at(0, 8), file.read_at(7, 1)) == (b"", b"12345678", b"8")
+        with pytest.raises(FormatError, match=r"file ends at 0x8; expected "):
+            file.read_at(offset, size)
+
+
+def test_places_of_many(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345678")
+    with FileBytes.open(tmp_path / "file") as file:
+        offsets, sizes = np.array([-1, 0, 0, 0, 7, 8, 8, 9, 1 << 62]), np.array([1, 8, 9, 0, 1, 0, 1, 0, 1])
+        view, places = file.places(offsets, sizes)
+        assert bytes(view) == b"12345678"
+        assert places.tolist() == [-1, 0, -1, 0, 7, 8, -1, -1, -1]
+        view.release()
+
+
+def test_what_can_be_no_file(tmp_path: Path) -> None:
+    """A socket, and a file that the system refuses to map; nothing stays open."""
+    before = descriptors()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        with pytest.raises(MachineError, match=r"cannot open .*/socket: No such device or address$"):
+            FileBytes.open(tmp_path / "socket")
+    for fd, kind in ((os.pipe()[0], "a pipe, which is not seekable"), (os.open("/dev/null", 0), "a device")):
+        with pytest.raises(FormatError, match=f"^it is {kind}; expected a file that holds memory, or qmp:SOCKET"):
+            FileBytes.from_fd(fd, "it")
+    assert len(descriptors() - before) == 1  # the end of the pipe into which nobody writes
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100)
+    before = descriptors()
+
+    def fail(*_: object, **__: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "read", fail)
+    with pytest.raises(MachineError) as error:
+        FileBytes.open(path)
+    monkeypatch.undo()
+    assert str(error.value) == f"cannot read {path}: Input/output error"
+    assert descriptors() == before
+
+
+def test_a_file_that_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(100)))
+    real = os.read
+    monkeypatch.setattr(os, "read", lambda fd, size: real(fd, min(size, 7)))
+    with FileBytes.open(tmp_path / "file") as file:
+        assert file.read_at(0, 100) == bytes(range(100))
+
+
+SEEK = {os.SEEK_DATA: {0: 10, 5: 10, 20: 30, 25: 30}, os.SEEK_HOLE: {10: 20, 30: 40, 12: 20, 35: 40}}
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "most", "runs"),
+    [
+        (0, 100, 9, [(10, 20), (30, 40)]),
+        (0, 35, 9, [(10, 20), (30, 35)]),
+        (0, 31, 9, [(10, 20), (30, 31)]),
+        (0, 30, 9, [(10, 20)]),
+        (0, 10, 9, []),
+        (5, 15, 9, [(10, 15)]),
+        (0, 100, 1, [(10, 20), (20, 100)]),
+        (0, 20, 1, [(10, 20)]),
+        (0, 100, 0, [(0, 100)]),
+    ],
+)
+def test_runs_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, end: int, most: int, runs: list[tuple[int, int]]
+) -> None:
+    """Of a file with bytes at 10 to 20 and 30 to 40, as a system tells it; a run begins where it is asked for."""
+    with (tmp_path / "file").open("wb") as out:
+        out.truncate(SMALL + 1)
+
+    def seek(fd: int, at: int, how: int) -> int:
+        if at >= 40:
+            raise OSError(6, "No such device or address")
+        return SEEK[how][at]
+
+    with FileBytes.open(tmp_path / "file") as file:
+        monkeypatch.setattr(files.os, "lseek", seek)
+        assert list(file.written(start, end, most)) == runs
+        for number, told in ((6, []), (22, [(0, 9)])):
+
+            def refuse(*_: object, number: int = number) -> int:
+                raise OSError(number, "no")
+
+            monkeypatch.setattr(files.os, "lseek", refuse)
+            assert list(file.written(0, 9)) == told
+        monkeypatch.undo()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import lzma
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fivefold.errors import FormatError, MachineError
-from fivefold.memory import SourceOptions, free_memory, open_file, open_source
+from fivefold.memory import SourceOptions, free_memory, is_memory, open_file, open_source
 
 
 def test_the_content_decides(make, saved) -> None:
@@ -90,3 +91,72 @@ def test_half_of_what_is_free(
     monkeypatch.setattr(free_memory, "MEMINFO", tmp_path / "none")
     monkeypatch.setattr(free_memory, "GROUP", tmp_path / "none")
     assert SourceOptions().most_copied == free_memory.UNKNOWN // 2
+
+
+@pytest.mark.parametrize(
+    ("head", "is_one"),
+    [
+        (b"\x7fELF\2\1\1", True),
+        (b"EMiL", True),
+        (b"AVML", True),
+        (b"KDUMP   ", True),
+        (b"DISKDUMP", True),
+        (b"makedumpfile", True),
+        (b"PAGEDU64", True),
+        (b"PAGEDUMP", False),
+        (b"LiMS", False),
+        (b"QEVM", True),
+        (b"LibvirtQemudSave", True),
+        (b"LibvirtQemudPart", True),
+        (b"QFI\xfb", True),
+        (b"\x14\x20\x28\x01", True),
+        *(
+            (magic, True)
+            for magic in (b"\xd0\xbe\xd2\xbe", b"\xd1\xba\xd1\xba", b"\xd2\xbe\xd2\xbe", b"\xd3\xbe\xd3\xbe")
+        ),
+        (b"\0\0\x64\x86\x84\x19\x10\x07", True),
+        (b"<4>[    0.000000] BUG", False),
+    ],
+)
+def test_memory_by_its_first_bytes(head: bytes, is_one: bool) -> None:
+    assert is_memory(head.ljust(16, b"\0")) is is_one
+    assert not is_memory(b"x" + head)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"live_ram": "magic"},
+            ValueError,
+            "live_ram is 'magic': unknown way to read RAM; expected one of auto, file, ",
+        ),
+        ({"progress": 3}, TypeError, "progress is 3; expected a function of two numbers, or None"),
+        ({"freeze": 1}, TypeError, "freeze"),
+        ({"timeout": "1"}, TypeError, "timeout"),
+        ({"ram_map": 5}, TypeError, "ram_map"),
+        ({"max_copy": 1.5}, TypeError, "max_copy"),
+        ({"max_unpacked": "1"}, TypeError, "max_unpacked"),
+    ],
+)
+def test_options_that_make_no_sense(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        SourceOptions(**changes)
+    assert message in str(caught.value)
+    assert SourceOptions(timeout=3, progress=print, live_ram="file").timeout == 3
+
+
+def test_what_is_refused_is_closed(saved, make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what was unpacked of it; and a path object is a file whatever its name."""
+    monkeypatch.setattr("fivefold.memory.files.SMALL", 100)
+    broken = make.elf_core([(0x1000, bytes(8192))])[:-1]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for data in (broken, lzma.compress(broken), b"PAGEDUMP" + bytes(4096)):
+        with pytest.raises(FormatError):
+            open_source(saved(data))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    for spec in (Path("qmp:x"), Path("-"), "file:qmp:x"):
+        with pytest.raises(MachineError, match=r"^cannot open (qmp:x|-): No such file or directory$"):
+            open_source(spec)
+    with pytest.raises(TypeError, match="spec"):
+        open_source(7)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import pytest
 
 from fivefold.errors import FormatError, MemoryReadError
 from fivefold.memory import open_source
+from fivefold.memory.formats import elf_core
 from fivefold.units import PhysAddr
 
 PAGE = b"\x11" * 4096
@@ -168,3 +169,70 @@ def test_forged_notes(make, saved, notes: bytes, message: str) -> None:
     with pytest.raises(FormatError) as error:
         open_source(saved(make.elf_core([(0x1000, PAGE)], notes)))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [(0, "of type 0"), (1, "a relocatable file"), (2, "an executable"), (3, "a shared object")]
+)
+def test_other_elf_files(make, saved, kind: int, what: str) -> None:
+    path = saved(make.elf_core([(0x1000, PAGE)], kind=kind))
+    with pytest.raises(FormatError) as error:
+        open_source(path)
+    told = "not a core; expected type 4, as of `dump-guest-memory`"
+    assert str(error.value) == f"{path}: the ELF file is {what}, {told}"
+
+
+def test_segments_at_the_end_of_physical_memory(make, saved) -> None:
+    last = (1 << 64) - 4096
+    with open_source(saved(make.elf_core([(last, PAGE)]))) as source:
+        assert source.extents == [(last, 1 << 64)]
+    with pytest.raises(FormatError, match=r"segment 1 passes the end of physical memory at 0xfffffffffffff001$"):
+        open_source(saved(make.elf_core([(last + 1, PAGE)])))
+
+
+def test_a_core_without_memory(make, saved) -> None:
+    with open_source(saved(make.elf_core([]))) as source:
+        assert source.extents == []
+        assert source.notes == ("the core holds no memory", "the core holds no notes, so no registers")
+
+
+def qemu_note(cr3: int) -> bytes:
+    return struct.pack("<II18Q", 1, 440, *range(18)) + bytes(240) + struct.pack("<6Q", 1, 0, 0, cr3, 0x20, 0)
+
+
+@pytest.mark.parametrize("machine", [3, 62])
+def test_the_machine_says_something_of_the_first_cpu(make, saved, machine: int) -> None:
+    notes = make.note(b"CORE", 1, bytes(336)) * 2 + make.note(b"QEMU", 0, qemu_note(0x1000))
+    notes += make.note(b"QEMU", 0, qemu_note(0x2000))
+    with open_source(saved(make.elf_core([(0x1000, PAGE)], notes, machine=machine))) as source:
+        assert [cpu.cr3 for cpu in source.cpus] == [0x1000, 0x2000]
+        assert [cpu.elf_machine for cpu in source.cpus] == [machine, None]
+        told = "ELF machine 386: the first CPU is not in long mode, so its tables are those of 32-bit or PAE paging; "
+        assert source.notes == ((f"{told}expected 4- or 5-level paging",) if machine == 3 else ())
+    notes = make.note(b"CORE", 1, bytes(336)) * 2
+    with open_source(saved(make.elf_core([(0x1000, PAGE)], notes, machine=machine))) as source:
+        assert [cpu.elf_machine for cpu in source.cpus] == [None, None]
+
+
+def test_notes_of_several_segments(make, saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they may have so many bytes."""
+    core = bytearray(make.elf_core([(0x1000, PAGE), (0x2000, make.note(b"VMCOREINFO", 0, b"A=1\n"))]))
+    struct.pack_into("<I", core, 64 + 2 * 56, 4)
+    path = saved(bytes(core))
+    size = len(make.note(b"VMCOREINFO", 0, b"A=1\n"))
+    monkeypatch.setattr(elf_core, "MAX_NOTE_BYTES", size)
+    with open_source(path) as source:
+        assert source.vmcoreinfo == {"A": "1"}
+        assert source.extents == [(0x1000, 0x2000)]
+    monkeypatch.setattr(elf_core, "MAX_NOTE_BYTES", size - 1)
+    with pytest.raises(FormatError, match=rf": {size} bytes of notes, at most {size - 1} are read$"):
+        open_source(path)
+
+
+def test_the_number_of_segments(make, saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(make.elf_core([(0x1000, PAGE)] * 2))
+    monkeypatch.setattr(elf_core, "MAX_SPANS", 3)
+    open_source(path).close()
+    monkeypatch.setattr(elf_core, "MAX_SPANS", 2)
+    with pytest.raises(FormatError, match=r": 3 program headers, at most 2 are read$"):
+        open_source(path)
