@@ -105,10 +105,11 @@ def expect(case: Case, cpu: Cpu) -> Expected:
     stores = case.stores()
     space = AddressSpace(CaseTables(stores, int(case.paging.top)), PhysAddr(ROOT), case.paging, cpu, state.nxe)
     how, verdict, first = decide(space, states_of(case), case)
+    histories = history_of(space, state, how, verdict, VirtAddr(case.va))
     if first is not None and isinstance(verdict, Fault):
-        histories = history_of(space, state, first_access(case), first, VirtAddr(case.va))
-    else:
-        histories = history_of(space, state, how, verdict, VirtAddr(case.va))
+        before = history_of(space, state, first_access(case), first, VirtAddr(case.va))
+        may = {part.at: part.may for part in histories}
+        histories = tuple(replace(part, may=may.get(part.at, 0) & ~part.must) for part in before)
     if isinstance(verdict, Fault):
         hidden = None if all(_is_ours(step.at) for step in verdict.steps) else _FOREIGN
         if verdict.rule not in (Rule.PRESENT, Rule.RESERVED) and verdict.steps:

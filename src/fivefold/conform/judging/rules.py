@@ -8,7 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from fivefold.arch import Allowed, Cpu, Entry, Fault, Flag, Legal, Level, PageFault, Refused, Register, Rule
+from fivefold.arch import (
+    Allowed,
+    Cpu,
+    Entry,
+    Fault,
+    Flag,
+    Legal,
+    Level,
+    PageFault,
+    Refused,
+    Register,
+    Rule,
+    Vendor,
+    Verdict,
+)
 from fivefold.conform.cases.case import Case
 from fivefold.conform.judging.expect import Expected, refused_invpcid
 from fivefold.conform.judging.stale_answers import CACHING, title
@@ -23,11 +37,11 @@ FLAGS: Final = SDM + "Accessed and Dirty Flags"
 FORMATS: Final = SDM + "4-Level Paging and 5-Level Paging"
 FORMATS_AMD: Final = "AMD APM volume 2, Long-Mode Page Translation"
 CONTROL: Final = SDM + "Control Registers"
-SHADOW: Final = SDM + "Determination of Access Rights, Shadow-Stack Accesses"
+SHADOW: Final = RIGHTS
 LASS: Final = SDM + "Linear-Address Space Separation"
 CLASSES: Final = SDM + "Exception Classifications"
-STACK_FAULT: Final = SDM + "Interrupt 12, Stack Fault Exception"
-GENERAL: Final = SDM + "Interrupt 13, General Protection Exception"
+STACK_FAULT: Final = SDM + "Interrupt 12—Stack Fault Exception (#SS)"
+GENERAL: Final = SDM + "Interrupt 13—General Protection Exception (#GP)"
 
 Named = tuple[str, str]
 
@@ -127,6 +141,13 @@ def flush_rule(case: Case) -> Named | None:
     return f"{case.what.label} is subject to all the checks of a read, and sets A", f"Intel SDM volume 2, {section}"
 
 
+def _is_amd_bit(verdict: Verdict, expected: Expected) -> bool:
+    """Whether it is bit 8 that decides: an engine which does not know it is to blame, whatever the instruction."""
+    if not isinstance(verdict, Fault) or verdict.rule is not Rule.RESERVED or expected.cpu.vendor is not Vendor.AMD:
+        return False
+    return bool(verdict.steps[-1].entry.raw & 1 << 8) and verdict.steps[-1].entry.level > Level.PDPT
+
+
 def rule_of(case: Case, expected: Expected) -> Named:
     """The rule that decides what happens in *case*: its title, and the section that holds it."""
     verdict = expected.verdict
@@ -136,7 +157,7 @@ def rule_of(case: Case, expected: Expected) -> Named:
         return _written(expected.written, case)
     if verdict is None:
         return _no_access(case, expected)
-    if (flush := flush_rule(case)) is not None:
+    if (flush := flush_rule(case)) is not None and not _is_amd_bit(verdict, expected):
         return flush
     if case.what.then in CHANGED and expected.first is not None:
         return (
