@@ -216,3 +216,21 @@ def test_registers_are_held_against_the_tables(built: Callable[..., Ram], source
         forced = choose_mode(source, PhysAddr(ROOT), GivenPaging(force=True))
         assert int(forced.value.top) == 9 - levels and forced.against is not None
         assert choose_mode(sourced(ram, (cpu(cr4=wrong ^ 0x1000),)), PhysAddr(ROOT), GivenPaging()).against is None
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("cr3", 0, (1 << 64) - 1),
+        ("cr4", 0, (1 << 64) - 1),
+        ("phys_bits", 32, 52),
+        ("c_bit", 32, 51),
+        ("levels", 4, 5),
+        ("cpu", 0, 1 << 70),
+    ],
+)
+def test_borders_of_what_can_be_given(name: str, low: int, high: int) -> None:
+    assert [getattr(GivenPaging(**{name: value}), name) for value in (low, high)] == [low, high]  # type: ignore[arg-type]
+    for value in (low - 1, high + 1) if name != "cpu" else (low - 1,):
+        with pytest.raises(ValueError, match=r"expected|does not fit in 64 bits"):
+            GivenPaging(**{name: value})  # type: ignore[arg-type]

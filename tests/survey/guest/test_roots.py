@@ -75,6 +75,25 @@ def test_one_root_in_memory(built: Callable[..., Ram], sourced: Callable[..., So
     )
 
 
+@pytest.mark.parametrize(
+    ("va", "in_window"),
+    [
+        (0xFFFF_FFFF_7FE0_0000, False),
+        *((0xFFFF_FFFF_8000_0000 + step * 2 * MIB, True) for step in (0, 1, 2, 7, 8, 256, 510, 511)),
+        (0xFFFF_FFFF_C000_0000, False),
+    ],
+)
+def test_code_anywhere_in_the_window(
+    built: Callable[..., Ram], sourced: Callable[..., Source], va: int, in_window: bool
+) -> None:
+    """In any 2 MiB of it; data there is none, nor is code beside it."""
+    (root,) = find_roots(sourced(built(LA48, [(va, 0x20_0000 | 0x121, Level.PD), USER])))
+    assert root.confidence == (Confidence.MEDIUM if in_window else Confidence.LOW)
+    assert ("maps code in the kernel's window" in root.reasons) is in_window
+    (root,) = find_roots(sourced(built(LA48, [(va, 1 << 63 | 0x20_0000 | 0x121, Level.PD), USER])))
+    assert root.confidence == Confidence.LOW
+
+
 def test_what_hangs_below_a_root_is_none(built: Callable[..., Ram], sourced: Callable[..., Source]) -> None:
     """A P4D table has the shape of a four-level root."""
     ram = built(LA57, [IMAGE, USER])

@@ -126,4 +126,4 @@ class Views:
         """The first *limit* of the *chosen* rows, with names, cut at the borders of areas."""
         rows = result.rows[np.flatnonzero(chosen)[:limit]]
         part = ScanResult(result.root, result.levels, result.settings, rows, result.counts)
-        return regions_of(part, names=self.space.areas)
+        return regions_of(part, None, self.space.areas)

@@ -146,17 +146,8 @@ class Names(Protocol):
         ...
 
 
-class _Unnamed:
-    def borders(self) -> list[int]:
-        return []
-
-    def name_at(self, va: int) -> str | None:
-        return None
-
-
-def regions_of(result: ScanResult, window: range | None = None, names: Names | None = None) -> Iterator[Region]:
+def regions_of(result: ScanResult, window: range | None, names: Names) -> Iterator[Region]:
     """The rows of *result* as regions, ascending, cut to *window* (its end exclusive) and where *names* change."""
-    names = names or _Unnamed()
     borders = [border for border in names.borders() if 0 < border <= MASK64]
     named = [names.name_at(start) for start in (0, *borders)]
     edges = np.array(borders, np.uint64)
