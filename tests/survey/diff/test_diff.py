@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fivefold.arch import LA48, LA57, Flag, Level, Mapped, translate
 from fivefold.survey.diff import diff_windows
 from fivefold.survey.diff.diff import Diff, DiffSettings, Nature, diff
+from fivefold.survey.guest.identify import GivenPaging
 from fivefold.survey.space import Space, open_space
 from fivefold.units import GIB, MIB, VirtAddr
 
@@ -169,6 +170,15 @@ def test_one_right_less_at_every_level(build: Build, bit: int, level: Level, lea
     is_told = lost or level == Level.PT
     for before, after in (sides, reversed(sides)):
         assert compared(before, after) == ([f"changed {GIB:x}+{size:x} {what}"] if is_told else [])
+
+
+def test_write_protection_that_was_turned_off(build: Build) -> None:
+    """Equal tables, and other rights: what is read-only for the supervisor can be written with CR0.WP=0."""
+    built = build(LA48).pages(KERNEL, 0x2000, GIB | P).page(KERNEL + GIB, GIB | P | W).page(GIB, GIB | P | U)
+    on, off = (Space(built.space().source, GivenPaging(as_if={"wp": wp})) for wp in (True, False))
+    for before, after in ((on, off), (off, on)):
+        assert told(diff(before, after)) == [f"changed {KERNEL:x}+2000 rights"]
+        assert told(diff(before, before)) == []
 
 
 def test_too_many_pairs_cost_speed_and_nothing_else(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

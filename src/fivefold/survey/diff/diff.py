@@ -245,7 +245,7 @@ class _Job:
         if (start, end) == (region.start, region.end):
             return [region]
         span = region.level.span * ENTRIES
-        if region.kind is RegionKind.REPEAT and (start % span or end % span) and end - start < region.size:
+        if region.kind is RegionKind.REPEAT and (start % span or end % span):
             return self._regions(space, range(start, end), None)
         return [_part(region, start, end)]
 
