@@ -12,16 +12,27 @@ set -eu
 kernel=$1 out=$2
 fivefold=${FIVEFOLD:-fivefold}
 qemu=${QEMU:-qemu-system-x86_64}
-[ -f "$kernel" ] || { echo "audit_boot.sh: $kernel is no file" >&2; exit 2; }
-command -v "$qemu" > /dev/null || { echo "audit_boot.sh: there is no $qemu; install.sh installs it" >&2; exit 2; }
-mkdir -p "$out"
-place=$(mktemp -d)
+refuse() {
+    echo "audit_boot.sh: $1" >&2
+    exit 2
+}
+[ -f "$kernel" ] || refuse "$kernel is no file"
+[ -z "${POLICY:-}" ] || [ -f "$POLICY" ] || refuse "POLICY: $POLICY is no file"
+case ${TIMEOUT:-300} in *[!0-9]*) refuse "TIMEOUT: $TIMEOUT is no number of seconds" ;; esac
+for program in "$fivefold" "$qemu"; do
+    command -v "$program" > /dev/null || refuse "there is no $program; install.sh installs it"
+done
+mkdir -p "$out" || exit 2
+place=$(mktemp -d) || exit 2
 pid=
 trap '[ -z "$pid" ] || kill "$pid" 2> /dev/null || :; rm -rf "$place"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-"$fivefold" matrix "$kernel" --preset quick --dry-run --initramfs "$place/init.cpio" > "$place/cells" || exit 2
+"$fivefold" matrix "$kernel" --preset quick --dry-run --initramfs "$place/init.cpio" > "$place/cells" || {
+    cat "$place/cells" >&2
+    exit 2
+}
 set --
 [ -z "${POLICY:-}" ] || set -- "$@" --policy "$POLICY"
 
@@ -54,7 +65,8 @@ for mode in la57 la48; do
     : > "$out/$mode.log"
     "$qemu" -nodefaults -no-user-config -display none -accel tcg -M q35 -cpu "$cpu" -m 512M \
         -kernel "$kernel" -initrd "$place/init.cpio" -append "console=ttyS0 no_timer_check panic=-1" -no-reboot \
-        -serial "file:$(doubled "$out/$mode.log")" -qmp "unix:$(doubled "$place/$mode.sock"),server=on,wait=off" < /dev/null > /dev/null &
+        -chardev "file,id=console,path=$(doubled "$out/$mode.log")" -serial chardev:console \
+        -qmp "unix:$(doubled "$place/$mode.sock"),server=on,wait=off" < /dev/null > /dev/null &
     pid=$!
     if booted "$mode"; then
         echo "== $mode"

@@ -15,6 +15,6 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # one word a package
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >&2
 fi
-[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-"$venv/bin/pip" install -q "${source}[boot]" >&2
+[ -x "$venv/bin/python" ] || python3 -m venv "$venv" >&2 || exit 2
+"$venv/bin/pip" install -q "${source}[boot]" >&2 || exit 2
 echo "$venv/bin/fivefold"

@@ -81,6 +81,41 @@ def test_a_step_that_cannot_be_done_ends_with_2(name: str, arguments: tuple[str,
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("audit_boot.sh", {"FIVEFOLD": "/nonexistent/ff"}, "there is no /nonexistent/ff; install.sh installs it"),
+        ("matrix.sh", {"FIVEFOLD": "/nonexistent/ff"}, "there is no /nonexistent/ff; install.sh installs it"),
+        ("audit_boot.sh", {"TIMEOUT": "2m"}, "TIMEOUT: 2m is no number of seconds"),
+        ("audit_boot.sh", {"POLICY": "/nonexistent"}, "POLICY: /nonexistent is no file"),
+        ("audit_boot.sh", {"DIR": "/proc/nowhere"}, "/proc/nowhere"),
+        ("matrix.sh", {"DIR": "/proc/nowhere"}, "/proc/nowhere"),
+        ("install.sh", {}, "/proc/nowhere"),
+    ],
+)
+def test_what_a_step_cannot_use_is_refused_with_2(name: str, given: dict[str, str], told: str, tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(bytes(4096))
+    words = [str(tmp_path / "kernel"), given.get("DIR", str(tmp_path / "out"))]
+    done = step(name, *(["/proc/nowhere"] if name == "install.sh" else words), **{"QEMU": "false", **given})
+
+    assert (done.returncode, done.stdout) == (2, "") and told in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_comma_reaches_qemu(tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(bytes(4096))
+    for program, text in (("qemu", f'for word; do echo "$word"; done > "{tmp_path}/words"'), ("ff", "exit 0")):
+        (tmp_path / program).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / program).chmod(0o755)
+    programs = {"QEMU": str(tmp_path / "qemu"), "FIVEFOLD": str(tmp_path / "ff")}
+    step("audit_boot.sh", str(tmp_path / "kernel"), str(tmp_path / "a, b"), **programs)
+
+    words = (tmp_path / "words").read_text().splitlines()
+    # `-serial file:` would take two commas for two.
+    assert words[words.index("-chardev") + 1] == f"file,id=console,path={tmp_path}/a,, b/la48.log"
+    assert words[words.index("-serial") + 1] == "chardev:console"
+
+
 def test_a_missing_qemu_is_said(tmp_path: Path) -> None:
     (tmp_path / "kernel").write_bytes(bytes(4096))
     done = step("audit_boot.sh", str(tmp_path / "kernel"), str(tmp_path / "out"), QEMU="/nonexistent/qemu")
@@ -96,5 +131,5 @@ def test_what_is_no_kernel_is_refused_before_a_boot(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no kernel\n")
     done = step("audit_boot.sh", str(tmp_path / "text"), str(tmp_path / "out"), QEMU="false", TMPDIR=str(tmp_path))
 
-    assert done.returncode == 2
+    assert done.returncode == 2 and "it begins with" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text"]
