@@ -123,6 +123,8 @@ def test_a_page_of_walks_is_whole_and_legible(space: Any, tab: Any, tmp_path: Pa
     path = tmp_path / "walk.html"
     path.write_text(walk_page(space, [space.path(va) for va in (image, 0, 1 << 63)]))
     tab.goto(path.as_uri())
+    # A symbol of the kernel may have 512 characters.
+    tab.evaluate("document.querySelector('h2:has(code)').append('very_long_'.repeat(50))")
     tab.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     for scheme, width in (("light", 420), ("dark", 1280)):
         tab.emulate_media(color_scheme=scheme)
