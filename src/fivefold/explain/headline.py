@@ -26,10 +26,10 @@ _PHRASES: Final[dict[RuleName, str]] = {
     "write-protected": "a page that is read-only",
     "no-execute": "a page that forbids execution",
     "user-supervisor": "a page of the kernel, from user mode",
-    "smep": "a user page, by the kernel (SMEP)",
-    "smap": "a user page, by the kernel (SMAP)",
+    "smep": "a user page, which SMEP keeps from the kernel",
+    "smap": "a user page, which SMAP keeps from the kernel",
     "protection-key": "which its protection key forbids",
-    "lass": "in the lower half, by the kernel (LASS)",
+    "lass": "in the half that LASS keeps from this code",
     "address-tag": "an address with a tag that is not ignored",
     "non-canonical": "which is not canonical",
     "stack": "which failed",
@@ -76,7 +76,7 @@ def _what(guilty: ExplainedException) -> str:
     finding = guilty.finding
     if finding.subject is not None:
         return f"{_subject(finding)}{_where(guilty.raised)}"
-    where = _where(guilty.raised)
+    where = _where(guilty.raised, finding)
     if finding.rule in _WHOLE:
         return _WHOLE[finding.rule].format(where=where)
     phrase = _PHRASES.get(finding.rule)
@@ -122,10 +122,13 @@ def _access(guilty: ExplainedException) -> str:
     return f"{verb} {_PREPOSITIONS.get(verb, 'to')} {hex64(va)}{below}"
 
 
-def _where(raised: RaisedException) -> str:
+def _where(raised: RaisedException, finding: FaultFinding | None = None) -> str:
     if raised.symbol is not None:
         return f" in {raised.symbol}"
-    return f" at RIP {hex64(raised.rip)}" if raised.rip is not None and raised.cr2 != raised.rip else ""
+    rip = raised.rip
+    if rip is None and finding is not None and finding.instruction is not None:
+        rip = finding.instruction.at
+    return f" at RIP {hex64(rip)}" if rip is not None and raised.cr2 != rip else ""
 
 
 def _why(cause: FaultCause, finding: FaultFinding) -> str:
@@ -135,7 +138,8 @@ def _why(cause: FaultCause, finding: FaultFinding) -> str:
         value = "empty" if not culprit.entry.raw else f"{culprit.entry.raw:#x}"
         return f"; its {culprit.entry.level.name} entry is {value}{_doubt(cause)}"
     if finding.level is not None and finding.va is not None:
-        return f"; its {finding.level.name} entry refused it{_doubt(cause)}"
+        said = "is not present" if finding.rule == "not-present" else "refused it"
+        return f"; its {finding.level.name} entry {said}{_doubt(cause)}"
     return _doubt(cause) if cause.rule != "unknown" else ""
 
 

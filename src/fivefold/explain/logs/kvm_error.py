@@ -119,7 +119,7 @@ def _says(
         return f"{raised[1].name} came while {raised[0].name} was being delivered"
     if suberror == "4" and 0 in extra:
         basic = extra[0] & 0xFFFF
-        return f"KVM does not know the exit {_REASONS.get(basic, f'with reason {basic}')}"
+        return f"KVM does not know how to handle {_REASONS.get(basic, f'an exit with reason {basic}')}"
     return None
 
 

@@ -38,8 +38,8 @@ def gate_vectors(code: int, by_tcg: bool) -> tuple[int, ...]:
 
     Until 8.0 TCG gives ``vector * 16 + 2`` in long mode, where a CPU gives ``vector * 8 + 2``.
     """
-    plain = code >> 3 & 0xFF
-    return (code >> 4 & 0xFF, plain) if by_tcg and code & 0xD == 0 and code >> 4 != plain else (plain,)
+    plain, by_sixteen = code >> 3 & 0xFF, code >> 4 & 0xFF
+    return (by_sixteen, plain) if by_tcg and code & 0xD == 0 and by_sixteen != plain else (plain,)
 
 
 def decode_error(vector: int, code: int, by_tcg: bool = False) -> tuple[str, ...]:

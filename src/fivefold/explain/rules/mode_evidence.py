@@ -4,7 +4,8 @@
 evidence                                                        levels    why no other number fits
 ==============================================================  ========  ==============================================
 a #PF at an address that 57 bits make canonical and 48 do not   5         with four levels it is a #GP, before any walk
-RSP or RIP of running code that only 57 bits make canonical     5         with four levels it could not have run
+RSP or RIP of running code that only 57 bits make canonical     5         with four levels it could not have run; a
+                                                                          process may have anything in RSP
 printed PGD and P4D entries, both present, that differ          5         a folded P4D is the entry of the PGD
 ``PGD 0`` and no P4D, by a kernel that prints it (since 4.12)   5         with four levels P4D is printed after any PGD
 printed PGD and P4D entries that are equal                      4         they are one entry, printed twice
@@ -78,7 +79,11 @@ def _of_exception(raised: RaisedException) -> Iterator[ModeEvidence]:
         yield ModeEvidence(4, f"the kernel calls {hex64(raised.named)} not canonical, which it is in 57 bits")
     if raised.during is None and raised.vector not in _STACK_SWITCHED:
         for name, value in (("RSP", raised.rsp), ("RIP", raised.rip)):
-            if value is not None and _proves(value) and (name == "RSP" or raised.vector != Vector.GP):
+            if (
+                value is not None
+                and _proves(value)
+                and (raised.cpl != 3 if name == "RSP" else raised.vector != Vector.GP)
+            ):
                 yield ModeEvidence(5, f"{name} {hex64(value)} is of code that ran, and only 57 bits make it canonical")
 
 

@@ -1,7 +1,8 @@
 """KVM's trace events, as perf and trace-cmd print them: the exceptions and the exit that ended the guest.
 
 The address of ``kvm_page_fault`` is one of guest-physical memory where the CPU translates twice, so only an exit for an
-exception says a linear one: in its qualification (``info1``), with ``intr_info`` and ``error_code`` beside it.
+exception says a linear one: in its qualification (``info1``), with ``intr_info`` and ``error_code`` beside it. To 5.9
+they are two numbers after ``info``, without the error code.
 
 Source: Linux, ``arch/x86/kvm/trace.h``.
 """
@@ -13,15 +14,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from fivefold.arch import HAS_ERROR_CODE, Vector
+from fivefold.explain.logs.register_file import cpu_of
 from fivefold.explain.logs.text.lines import Line
 from fivefold.explain.logs.trace import RaisedException, Trace
 
 _EXIT: Final = re.compile(
-    r"kvm_exit: .*\breason (\w+) rip 0x([0-9a-f]+)(?: info1 0x([0-9a-f]+) info2 0x([0-9a-f]+))?"
-    r"(?: intr_info 0x([0-9a-f]+) error_code 0x([0-9a-f]+))?",
+    r"kvm_exit: .*\breason (\w+) rip 0x([0-9a-f]+)(?: info1 0x([0-9a-f]+) info2 0x[0-9a-f]+)?"
+    r"(?: intr_info 0x([0-9a-f]+) error_code 0x([0-9a-f]+))?(?: info ([0-9a-f]+) ([0-9a-f]+)(?![0-9a-z]))?",
     re.I,
 )
-_INJECTED: Final = re.compile(r"kvm_inj_exception: .*#(\w\w) ?\(0x([0-9a-f]+)\)", re.I)
 _FAULT: Final = re.compile(r"kvm_page_fault: .*\baddress (?:0x)?([0-9a-f]+) error_code (?:0x)?([0-9a-f]+)", re.I)
 _TRIPLE: Final = frozenset({"TRIPLE_FAULT", "SHUTDOWN"})
 _VALID: Final = 1 << 31
@@ -45,19 +46,22 @@ def read_kvm_events(lines: Sequence[Line], source: str) -> Trace | None:
             )
     if not is_exit or (rip is None and raised is None):
         return None
-    says = None if rip is None else f"a triple fault at RIP {rip:#x}; the exceptions that led to it did not exit"
+    is_unseen = rip is not None and raised is None
+    says = None if not is_unseen else "the guest had a triple fault; the exceptions that led to it did not exit"
+    cpu = cpu_of("the exit", {"rip": rip}) if is_unseen and rip is not None else None
     return Trace(
-        source, "KVM trace events", (raised,) if raised else (), "unknown" if rip is None else "triple-fault",
+        source, "KVM trace events", (raised,) if raised else (), "unknown" if rip is None else "triple-fault", cpu,
         total=int(raised is not None), says=says, remarks=tuple(remarks),
     )  # fmt: skip
 
 
 def _exception(match: re.Match[str], number: int) -> RaisedException | None:
     """The exception of an exit for one."""
-    if match[5] is None or not int(match[5], 16) & _VALID or "EXCEPTION" not in match[1].upper():
+    info, where, code = match[4] or match[7], match[3] or match[6], match[5]
+    if info is None or not int(info, 16) & _VALID or "EXCEPTION" not in match[1].upper():
         return None
-    vector = int(match[5], 16) & 0xFF
+    vector = int(info, 16) & 0xFF
     return RaisedException(
-        vector, error_code=int(match[6], 16) if vector in HAS_ERROR_CODE else None,
-        cr2=int(match[3], 16) if vector == Vector.PF else None, rip=int(match[2], 16), line=number,
+        vector, error_code=int(code, 16) if code and vector in HAS_ERROR_CODE else None,
+        cr2=int(where, 16) if where and vector == Vector.PF else None, rip=int(match[2], 16), line=number,
     )  # fmt: skip

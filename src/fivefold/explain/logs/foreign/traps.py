@@ -33,6 +33,7 @@ _VALUE: Final = re.compile(
     r"^.*?(fault virtual address|fault code|instruction pointer|stack pointer|code segment|trap number)\s*= (.*)$",
     re.I | re.M,
 )
+_AFTER_DOUBLE: Final = re.compile(r"Fatal double fault\s+rip 0x([0-9a-f]{16}) rsp 0x([0-9a-f]{16})(?![0-9a-z])", re.I)
 _POINTER: Final = re.compile(r"(?:0x)?[0-9a-f]+:0x([0-9a-f]+)$", re.I)
 _REGISTER: Final = re.compile(r"\b(r[a-d]x|r[sd]i|r[bs]p|r\d{1,2}|rip|cr[0234]): +([0-9a-f]{1,16})(?=\s|<|$)", re.M)
 _ERR: Final = re.compile(r"\berr: +([0-9a-f]+)\b", re.I)
@@ -94,6 +95,8 @@ def _freebsd(match: re.Match[str], text: str, source: str, number: int) -> Trace
         for name, key in (("rip", "instruction pointer"), ("rsp", "stack pointer"))
         if (value := _POINTER.search(said.get(key, "")))
     }
+    if double := _AFTER_DOUBLE.search(text):
+        numbers = {"rip": int(double[1], 16), "rsp": int(double[2], 16)}
     kind = next(
         (kind for word, kind in _KINDS.items() if f" {word}" in words and "read instruction" not in words), None
     )
