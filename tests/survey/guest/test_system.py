@@ -259,3 +259,45 @@ def test_what_vmcoreinfo_claims_is_held_against_the_tables(world: Callable[..., 
         "kernel_text is 0xffffffff81000000, not 0xffffffff81200000"
     )
     assert about.to_json()["vmcoreinfo"]["contradicted_by"] == fact.against
+
+
+XEN_TEXT, XEN_TEXT_END, XEN_MEMORY = 0xFFFF_82D0_0000_0000, 0xFFFF_82E0_0000_0000, 0xFFFF_8300_0000_0000
+XEN_END = 0xFFFF_8800_0000_0000
+
+
+@pytest.mark.parametrize(
+    ("pages", "sign"),
+    [
+        ([(XEN_TEXT, 0x20_0001)], f"code at {XEN_TEXT:#x}, where Xen keeps its own text"),
+        ([(XEN_TEXT_END - 0x1000, 0x20_0001)], f"code at {XEN_TEXT_END - 0x1000:#x}, where Xen keeps its own text"),
+        ([(XEN_TEXT, 0x20_0005)], None),
+        ([(XEN_TEXT, 1 << 63 | 0x20_0001)], None),
+        ([(XEN_TEXT - 0x1000, 0x20_0001), (XEN_TEXT_END, 0x20_0001)], None),
+        *(
+            (
+                [(XEN_MEMORY + at, at | flags) for at in range(first, first + size, 0x1000)],
+                f"{size >> 10}K of memory mapped from {XEN_MEMORY:#x} on, where Xen maps all of it" if is_xen else None,
+            )
+            for first, size, flags, is_xen in (
+                (0x1000, 2 * MIB + 0x1000, 3, True),
+                (0, 2 * MIB - 0x1000, 3, False),
+                (0, 4 * MIB, 7, False),
+                (XEN_END - XEN_MEMORY, 4 * MIB, 3, False),
+                (0x30_0000, 0x20_4000, 3 | 1 << 63, True),
+            )
+        ),
+        ([(XEN_MEMORY + at, at + 0x1000 | 3) for at in range(0, 4 * MIB, 0x1000)], None),
+    ],
+)
+def test_signs_of_xen(build: Callable[..., Any], pages: list[tuple[int, int]], sign: str | None) -> None:
+    """Its own text, the supervisor's and executable, or 2 MiB of memory and more from its base on."""
+    built = build(LA48)
+    for va, raw in pages:
+        built.page(va, raw)
+    found = built.space().system.name
+    assert (found.value, found.how if sign else None) == (("Xen", sign) if sign else (None, None))
+
+
+def test_two_mebibytes_of_memory_are_a_sign_of_xen(build: Callable[..., Any]) -> None:
+    built = build(LA48).pages(XEN_MEMORY, 2 * MIB, 3)
+    assert built.space().system.name.how == f"2M of memory mapped from {XEN_MEMORY:#x} on, where Xen maps all of it"
