@@ -8,8 +8,10 @@ import pytest
 
 from fivefold.errors import NotKnownError
 from fivefold.memory import Ram, Source
-from fivefold.survey.guest.cpu.encryption import suspected_bit
+from fivefold.survey.guest.cpu.encryption import WithoutBits, choose_c_bit, cleared, cpu_with, suspected_bit
+from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import GivenPaging, choose_root
+from fivefold.survey.guest.vmcoreinfo import KernelNotes
 from fivefold.units import PhysAddr
 
 ROOT, NEXT = 0x10_1000, 0x10_2000
@@ -57,3 +59,33 @@ def test_the_refusal_names_the_option(sourced: Sourced) -> None:
     with pytest.raises(NotKnownError, match=r"or --c-bit 51: without bit 51, CR3 and every entry lead to memory$"):
         choose_root(sourced(ram), GivenPaging(cr3=ROOT | 1 << 51))
     assert choose_root(sourced(ram), GivenPaging(cr3=ROOT | 1 << 51, c_bit=51)).value == ROOT
+
+
+@pytest.mark.parametrize(
+    ("mask", "bit"),
+    [(0, None), (1 << 31, None), (1 << 32, 32), (1 << 47, 47), (1 << 51, 51), (1 << 52, None), (3 << 47, None)],
+)
+def test_the_mask_of_vmcoreinfo(mask: int, bit: int | None) -> None:
+    """One bit of an address, from 32 on."""
+    notes = KernelNotes({"NUMBER(sme_mask)": str(mask)}, "a note")
+    assert choose_c_bit(None, notes) == Found(bit, "sme_mask in a note" if bit else f"sme_mask={mask:#x} in a note")
+    assert choose_c_bit(51, notes) == Found(51, "given with --c-bit")
+    assert choose_c_bit(None, KernelNotes({}, "a note")).value is None
+
+
+@pytest.mark.parametrize(
+    ("c_bit", "phys_bits", "reduction"), [(47, None, 5), (51, None, 1), (47, 48, 1), (51, 48, 0), (47, 47, 0)]
+)
+def test_addresses_end_below_the_bit(c_bit: int, phys_bits: int | None, reduction: int) -> None:
+    found = cpu_with(c_bit, phys_bits)
+    assert (found.c_bit, found.phys_bits, found.phys_reduction) == (c_bit, phys_bits or 52, reduction)
+    assert (cpu_with(None, phys_bits).c_bit, cpu_with(None, phys_bits).phys_bits) == (None, phys_bits or 52)
+
+
+@pytest.mark.parametrize("bit", [0, 12, 47, 51, 63])
+def test_entries_without_a_bit(bit: int) -> None:
+    table = b"\xff" * 4096
+    assert cleared(table, 1 << bit) == ((1 << 64) - 1 - (1 << bit)).to_bytes(8, "little") * 512
+    ram = Ram.of_size(4096, start=ROOT)
+    ram.write(PhysAddr(ROOT), table)
+    assert WithoutBits(ram, 1 << bit).read(PhysAddr(ROOT), 4096) == cleared(table, 1 << bit)
