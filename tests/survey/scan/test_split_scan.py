@@ -92,3 +92,30 @@ def test_small_spaces_and_repeats_stay_whole() -> None:
     with TableScanner([(ROOT, tables(3, "contiguous"))]) as scanner:
         assert len(scanner._windows(PhysAddr(ROOT), 4, ScanSettings(repeat_above=4))) == 1
     assert splitter.table(6 << 12 | 1 << 40) is None
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_that_have_more_ranges_than_the_first_has_room_for(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
+    monkeypatch.setattr(split_scan, "LEAST_TABLES", PTS)
+    monkeypatch.setattr(split_scan, "cores", lambda: parts)
+    image, how = tables(3, "scattered"), ScanSettings(flags=ALL_FLAGS, contiguity=Contiguity.BREAK)
+    with TableScanner([(ROOT, image)]) as split, TableScanner([(ROOT, image)]) as whole:
+        windows = split._windows(PhysAddr(ROOT), 4, how)
+        _, rows, counts = whole._scan(whole._build(4), PhysAddr(ROOT), how, 1 << 20)
+        sizes = [len(whole._scan(whole._build(4), PhysAddr(ROOT), window, 1 << 20)[1]) for window in windows]
+        found = split._in_parts(PhysAddr(ROOT), 4, windows, max(sizes))
+        assert found is not None and np.array_equal(found[0], rows) and found[1] == counts
+        assert len(rows) > max(sizes) + 1
+
+
+def test_results_stay_when_their_buffers_are_used_again() -> None:
+    """Few ranges are copied out of a buffer, many keep it; either way the next scan must not write there."""
+    few, many = tables(3, "contiguous"), tables(3, "scattered")
+    with TableScanner([(ROOT, few)]) as one, TableScanner([(ROOT, many)]) as other:
+        for scanner in (one, other):
+            for max_ranges in (1 << 20, 60_000):
+                found = [scanner.scan(PhysAddr(ROOT), 4, ScanSettings(), max_ranges=max_ranges) for _ in range(3)]
+                before = [one.rows.copy() for one in found]
+                scanner.scan(PhysAddr(ROOT), 4, ScanSettings(last=0xFFFF_9601_8000_0000), max_ranges=max_ranges)
+                for kept, copied in zip(found, before, strict=True):
+                    assert np.array_equal(kept.rows, copied) and np.array_equal(copied, before[0])
