@@ -10,15 +10,22 @@ from typing import Any
 import pytest
 
 import fivefold
-from fivefold.arch import LA57, Content, Level, Mapped, Scan
+from fivefold.arch import LA48, LA57, Content, Level, Mapped, Scan
 from fivefold.arch import regions as plain_regions
 from fivefold.arch import scan as plain_scan
 from fivefold.errors import MachineError, MemoryReadError
 from fivefold.memory import PagedMemory, Ram, Source
 from fivefold.survey import space as module
+from fivefold.survey.audit.audit import audit
+from fivefold.survey.diff.diff import diff
+from fivefold.survey.find import find_mappings
+from fivefold.survey.guest.roots import find_roots
 from fivefold.survey.scan.regions import Region
+from fivefold.survey.scan.repeats import regions_with_repeats
 from fivefold.survey.scan.scan_result import RegionKind
+from fivefold.survey.scan.translator import translator_of
 from fivefold.survey.space import Space, open_space
+from fivefold.survey.stats import stats
 from fivefold.units import PhysAddr
 
 SMALL = (
@@ -212,3 +219,31 @@ def test_a_refused_space_closes_its_source(tmp_path: Path) -> None:
     path.write_bytes(bytes(0x4000))
     with pytest.raises(fivefold.FivefoldError, match="holds no CR3"):
         open_space(str(path))
+
+
+ASKED: dict[str, Callable[[Space], object]] = {
+    "translate": lambda space: space.translate(0x40_0000),
+    "path": lambda space: space.path(0x40_0000),
+    "scan": lambda space: space.scan(),
+    "regions": lambda space: list(space.regions()),
+    "with_root": lambda space: space.with_root(PhysAddr(0x2000), "test"),
+    "stats": stats,
+    "regions with repeats": lambda space: list(regions_with_repeats(space)),
+    "translator": lambda space: translator_of(space),
+    "audit": audit,
+    "find": lambda space: find_mappings([space], [range(0x20_0000, 0x20_1000)]),
+    "diff": lambda space: diff(space, space),
+    "roots": lambda space: find_roots(space.source),
+}
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_what_was_closed_says_so(build: Callable[..., Any], what: str) -> None:
+    """Before and after it was asked once: what is known of it is not told any more."""
+    for asked_before in (False, True):
+        space = build(LA48).page(0x40_0000, 0x20_0007).space()
+        if asked_before:
+            ASKED[what](space)
+        space.close()
+        with pytest.raises(ValueError, match=r"is closed: .*; expected it open$"):
+            ASKED[what](space)

@@ -116,3 +116,26 @@ def test_json_and_csv(sourced: Callable[..., Source]) -> None:
         assert row["strides"].split() == [f"{s['times']}x{s['bytes']:#x}" for s in region.get("strides", [])]
     everything = sum(region["size"] * region.get("repeats", 1) for region in told)
     assert everything == space.overview.counts.mapped_bytes
+
+
+@pytest.mark.parametrize("again", [(), (9,), (9, 10), (9, 10, 11), (9, 12)])
+def test_how_often_what_lies_behind_a_shared_table_is_told(build: Callable[..., Any], again: tuple[int, ...]) -> None:
+    """A place by itself is told as any other; places in a row once, with how many they are."""
+    built = build(LA48)
+    for slot in (0, 2, 4):
+        built.page(0x4000_0000 + 0x1000 * slot, 0x20_0000 + 0x3000 * slot | 7)
+    entry = int.from_bytes(built.ram.read(0x3000, 8), "little")
+    for index in again:
+        built.entry(0x3000, index, entry)
+    found = list(regions_with_repeats(built.space(), repeat_above=1))
+    runs = {(): [], (9,): [(9, 1)], (9, 10): [(9, 2)], (9, 10, 11): [(9, 3)], (9, 12): [(9, 1), (12, 1)]}[again]
+    assert [(one.start, one.phys, one.repeats, one.strides) for one in found] == [
+        (
+            0x4000_0000 + index * 0x20_0000 + 0x1000 * slot,
+            0x20_0000 + 0x3000 * slot,
+            times if times > 1 else 0,
+            ((times, 0x20_0000),) if times > 1 else (),
+        )
+        for index, times in [(0, 1), *runs]
+        for slot in (0, 2, 4)
+    ]
