@@ -2,6 +2,7 @@
 """What volatility3 reads of the files that the tests make, against what Fivefold reads: the same bytes everywhere?
 
     python integrations/volatility3/bench/witness.py  # needs volatility3 and its snappy, and pytest for the tests
+    python integrations/volatility3/bench/witness.py --file xen guest.core     # a file of yours, all of its pages
 
 The files are those that `tests/memory` makes, and QEMU's where it is installed. Each row says which layer of
 volatility3 opened the file, and how many pages were compared; a page that differs ends with status 1.
@@ -9,6 +10,7 @@ volatility3 opened the file, and how many pages were compared; a page that diffe
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 import struct
@@ -43,6 +45,7 @@ def layers() -> dict[str, Callable[[Any, str], Any]]:
         return lambda context, name: stacker.stack(context, name)
 
     return {
+        "elf": stacked(elf.Elf64Stacker),
         "virtualbox": stacked(elf.Elf64Stacker),
         "xen": stacked(xen.XenCoreDumpStacker),
         "qemu": stacked(qemu.QemuStacker),
@@ -53,8 +56,8 @@ def layers() -> dict[str, Callable[[Any, str], Any]]:
     }
 
 
-def compared(kind: str, path: Path) -> tuple[int, int]:
-    """Pages that were compared, and those that differ."""
+def compared(kind: str, path: Path, most: int = MOST) -> tuple[int, int]:
+    """Pages that were compared, *most* at most, and those that differ."""
     from volatility3.framework import contexts
     from volatility3.framework.layers import physical
 
@@ -68,7 +71,7 @@ def compared(kind: str, path: Path) -> tuple[int, int]:
     with open_source(path) as source:
         for extent in source.extents:
             for at in range(extent.start, extent.end, PAGE):
-                if count == MOST:
+                if count == most:
                     return count, wrong
                 count += 1
                 wrong += bytes(layer.read(at, PAGE)) != source.memory.read(PhysAddr(at), PAGE)
@@ -127,8 +130,15 @@ def qemu_stream(place: Path, machine: str) -> Path:
 
 def main() -> int:
     """A row for each file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--file", nargs=2, metavar=("KIND", "FILE"), help=f"KIND is one of {', '.join(layers())}")
+    asked = parser.parse_args()
     logging.disable()
     failed = 0
+    if asked.file:
+        count, wrong = compared(asked.file[0], Path(asked.file[1]).resolve(), 1 << 62)
+        print(f"{asked.file[1]}: {count} pages, {wrong} differ")
+        return int(wrong > 0 or count == 0)
     with tempfile.TemporaryDirectory() as folder:
         for kind, name, path in files(Path(folder)):
             count, wrong = compared(kind, path)
