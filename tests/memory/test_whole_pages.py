@@ -118,6 +118,10 @@ def test_batches_are_neither_large_nor_many() -> None:
     assert short == [BATCH // 33 * 33, 2 * 33]
     exact = [Bank(at * 3 * PAGE, memoryview(bytes(32 * PAGE))) for at in range(0, 32 * 65, 32)]
     assert sizes(in_buffers(exact, [Extent(0, 1 << 40)])) == [BATCH, 32]
+    singles = [Bank(at * 2 * PAGE, memoryview(bytes(PAGE))) for at in range(2 * BATCH + 1)]
+    assert sizes(in_buffers(singles, [Extent(0, 1 << 40)])) == [BATCH, BATCH, 1]
+    apart = fetched([(at * 2 * PAGE, bytes(PAGE)) for at in range(513)], [Extent(0, 1 << 40)])
+    assert sizes(apart.page_batches()) == [256, 256, 1]
     banks = [Bank(0, memoryview(bytes(400 * PAGE)))]
     for length, expected in ((63, [64]), (64, [1, 64])):
         written = [Extent(0, PAGE), Extent(9 * PAGE, (9 + length) * PAGE)]

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import io
 import lzma
+import os
 import random
 import zlib
 from collections.abc import Callable
@@ -205,3 +206,10 @@ def test_what_is_packed_by_no_way_that_is_known(saved) -> None:
     file = compressed.FileBytes.open(saved(b"plain"))
     with pytest.raises(FormatError, match="guest is not compressed with xz, gzip or zstd"):
         compressed.unpack(file)
+
+
+def test_zeros_take_no_room(saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed, "_IN_MEMORY", 1 << 16)
+    with compressed.unpack(compressed.FileBytes.open(saved(gzip.compress(bytes(32 << 20) + b"x", 1)))) as file:
+        assert file.size == (32 << 20) + 1
+        assert os.fstat(file._fd).st_blocks * 512 < 4 << 20

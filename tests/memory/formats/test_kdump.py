@@ -244,6 +244,9 @@ def test_broken_zlib(make, saved) -> None:
     [
         ((0, 1 << 40), "flattened record before 0x1010 claims 1099511627776 bytes at 0, 8 are left"),
         ((-5, 4), "flattened record before 0x1010 claims 4 bytes at -5, 8 are left"),
+        ((-1, 4), "flattened record before 0x1010 claims 4 bytes at -1, 8 are left"),
+        ((0, -1), "flattened record before 0x1010 claims -1 bytes at 0, 8 are left"),
+        ((0, 9), "flattened record before 0x1010 claims 9 bytes at 0, 8 are left"),
         ((0, 0), "flattened record before 0x1010 claims 0 bytes at 0, 8 are left"),
     ],
 )

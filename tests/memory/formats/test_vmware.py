@@ -69,7 +69,7 @@ def test_both_names(files: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("long", [62, 63])
-@pytest.mark.parametrize("magic", [b"\xd0\xbe\xd2\xbe", MAGIC])
+@pytest.mark.parametrize("magic", [b"\xd0\xbe\xd2\xbe", b"\xd1\xba\xd1\xba", MAGIC, b"\xd3\xbe\xd3\xbe"])
 def test_data_whose_size_comes_in_front(files: Path, long: int, magic: bytes) -> None:
     """Old snapshots have sizes of 4 bytes, which the first byte says."""
     data = bytes(range(256)) * 17

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fivefold.errors import MachineError
-from fivefold.memory.live import libvirt, virsh
+from fivefold.memory.live import libvirt, live_qemu, virsh
 from fivefold.memory.live.connection import NoAnswerError
 from fivefold.memory.live.libvirt import LibvirtGuest, LibvirtMonitor, process_of
 from fivefold.memory.live.monitor import QmpError
@@ -451,3 +451,14 @@ def test_qemus_process_is_found_by_the_uuid(sleeper: subprocess.Popen[bytes]) ->
 )
 def test_names(named: str, uri: str | None, domain: str) -> None:
     assert libvirt.parse_name(named) == (uri, domain)
+
+
+def test_a_way_that_there_is_not(program: Write) -> None:
+    """Refused before anybody is asked."""
+    said = program()
+    for attach in (libvirt.attach_libvirt, live_qemu.attach_qmp):
+        with pytest.raises(
+            ValueError, match=r"^unknown way to read RAM 'magic'; expected one of auto, file, process, p"
+        ):
+            attach("a", ram="magic")
+    assert said() == []

@@ -83,16 +83,17 @@ def test_without_a_field(gone: int) -> None:
 
 
 def test_what_is_not_whole() -> None:
-    """Seven bytes of registers are one less, nineteen of a segment none."""
+    """Seven bytes of registers are one less, nineteen of a segment none; of two of one name the first counts."""
     fields: list[Field] = [
         ("env.regs", 1, 23, struct.pack(">2Q", 1, 2) + b"\xff" * 7),
         ("env.segs", 39, 1, segments(1, 2)[:-1]),
         ("env.gdt", 19, 1, bytes(19)),
+        ("env.idt", 20, 2, segments(7, 2)),
         ("env.efer", 0, 1, b""),
     ]
     (cpu,) = found(section(fields) + told(device(fields)))
     assert cpu.general == {"rax": 1, "rcx": 2}
-    assert list(cpu.segments) == ["es"]
+    assert cpu.segments == {"es": Segment(1, 0x1000, 0x101, 0x10000), "idt": Segment(7, 0x7000, 0x107, 0x70000)}
     assert cpu.efer is None
 
 
