@@ -144,7 +144,9 @@ def test_beginnings(name: str) -> None:
     assert list(in_buffer(banks, written).pages_that_begin(HEAD)) == wanted
 
 
-@pytest.mark.parametrize("name", ["63, 64 and 65 pages", "a batch and one more", "three with holes"])
+@pytest.mark.parametrize(
+    "name", ["63, 64 and 65 pages", "a batch and one more", "three with holes", "a step of reading and one more"]
+)
 def test_beginnings_of_fetched_pages(name: str) -> None:
     banks, written = world(name)
     wanted = [pa for pa, data in every_page(banks, written).items() if data.startswith(HEAD)]

@@ -359,6 +359,18 @@ def test_pages_that_share_their_bytes_are_unpacked_once(make, saved, monkeypatch
         assert len(unpacked) == 3
 
 
+def test_pages_that_share_their_bytes_in_turns_are_unpacked_once(make, saved, monkeypatch) -> None:
+    """Two, packed to the same length, at every second page each."""
+    unpacked: list[object] = []
+    begin = zlib.decompressobj
+    monkeypatch.setattr(zlib, "decompressobj", lambda: unpacked.append(None) or begin())
+    pages = {number: bytes([0x67 + number % 2]) * 4096 for number in range(200)}
+    assert len({len(zlib.compress(page)) for page in pages.values()}) == 1
+    with open_source(saved(make.kdump(pages, share=True))) as source:
+        assert list(source.memory.pages_that_begin(b"\x68" * 9)) == list(range(4096, 200 * 4096, 2 * 4096))
+        assert len(unpacked) == 4  # each once to see whether it is empty, and once for the head
+
+
 def test_a_head_is_looked_for_past_damage(make, saved) -> None:
     """Of pages and of descriptors; a page that is broken behind its head is found, and read says so."""
     data = bytearray(make.kdump(dict.fromkeys(range(3, 8), KINDS[1])))
