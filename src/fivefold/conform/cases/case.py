@@ -297,7 +297,7 @@ def impossible(case: Case) -> str | None:
         return "its address is behind slot 0 of the root, which is the driver's"
     if case.what.supervisor_only and case.cpl == 3:
         return f"{case.what.name} is for privilege level 0"
-    if case.what.implicit and not case.paging.is_canonical(case.va):
+    if case.what.implicit and not case.what.tss and not case.paging.is_canonical(case.va):
         return "LLDT takes no base that is not canonical"
     if case.what.tss and not all(map(case.paging.is_canonical, (case.va - IST2 & MASK64, case.va + 7 & MASK64))):
         return "LTR takes no base that is not canonical, and which exception a TSS beyond the end raises is not told"
