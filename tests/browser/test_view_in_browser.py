@@ -9,7 +9,7 @@ import pytest
 
 import fivefold as ff
 from fivefold.report.page.view_page import view_page
-from fivefold.report.page.walk_page import walk_page
+from fivefold.report.page.walk_page import split_address, walk_page
 from fivefold.report.text.walk import entry_index
 from fivefold.survey.scan.regions import RegionKind, spell
 from fivefold.units import MASK64, hex64
@@ -74,6 +74,9 @@ def test_an_address_is_found_and_walked_by_keyboard_alone(space: Any, drawn: Any
     drawn.keyboard.press("Enter")
     assert f"{hex64(region.start + 0x123)} is in" in drawn.inner_text("#answer")
     assert hex64((region.phys or 0) + 0x123) in drawn.inner_text("#walk .end")
+    taken_apart = drawn.locator("#walk .split .part").all_inner_texts()
+    parts = [part for part in split_address(region.start + 0x123, space.levels).parts if not part.folded]
+    assert [text.split() for text in taken_apart] == [[part.name, part.bits, part.value] for part in parts]
     drawn.focus("#grid [tabindex='0']")
     before = drawn.inner_text("#square")
     drawn.keyboard.press("End")

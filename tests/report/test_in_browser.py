@@ -77,6 +77,7 @@ def test_a_walk_takes_the_entries_that_the_address_names(text: str) -> None:
 
 def test_what_is_no_address_is_said_in_a_line() -> None:
     assert "zz" in in_browser.walk_address("zz")["error"]
+    assert "64 bits" in in_browser.walk_address("0x10000000000000000")["error"]
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:

@@ -14,7 +14,7 @@ from fivefold.explain import explain
 from fivefold.layout import area_of, linux_areas
 from fivefold.report.page.entry_bits import all_fields, decoding_rules
 from fivefold.report.text.explain import explanation_lines
-from fivefold.units import PhysAddr, VirtAddr, hex64, parse_address
+from fivefold.units import MASK64, PhysAddr, VirtAddr, hex64, parse_address
 
 ROOT: Final = PhysAddr(0x1000)
 _TABLES: Final = 8
@@ -37,6 +37,8 @@ def walk_address(text: str, release: str = "6.1") -> dict[str, Any]:
     """
     try:
         va = VirtAddr(parse_address(text))
+        if va > MASK64:  # the end of all memory is a number, too
+            raise ValueError(f"{text!r} does not fit in 64 bits")
         return {"address": hex64(va), "modes": [_walked(va, mode, release) for mode in (LA48, LA57)]}
     except (FivefoldError, ValueError) as error:
         return {"error": str(error)}

@@ -112,7 +112,9 @@ function stepElement(step) {
 
 // The address as the MMU takes it apart.
 function splitAddress(va, levels) {
-  const parts = [make("span", { class: "part" }, make("small", {}, `63:${12 + 9 * levels}`), make("code", {}, "sign"))];
+  const sign = 12 + 9 * levels;
+  const parts = [make("span", { class: "part" }, make("small", {}, `sign 63:${sign}`),
+    make("code", {}, "0x" + (va >> BigInt(sign)).toString(16)))];
   for (let level = levels; level > 0; level--) {
     parts.push(make("span", { class: "part" }, make("small", {}, `${LEVELS[level]} ${11 + 9 * level}:${3 + 9 * level}`),
       make("code", {}, String(va >> BigInt(3 + 9 * level) & 511n))));
