@@ -120,6 +120,15 @@ def test_a_domain_that_is_off(program: Write, state: str) -> None:
     assert str(error.value) == f"the domain 'a' of {URI} is {state}; start it: virsh start a"
 
 
+@pytest.mark.parametrize("state", ["shut off", "crashed", "no state"])
+def test_a_domain_that_ends_while_it_is_watched_is_not_taken_for_a_paused_one(state: str) -> None:
+    """Its shared memory is there as long as we have it."""
+    guest = LibvirtGuest(ScriptedDomain(states=("running", state)))
+    assert guest.is_running()
+    with pytest.raises(MachineError, match=f"^the domain {UUID} of {URI} is {state}$"), guest.stopped_briefly():
+        pass
+
+
 @pytest.mark.parametrize(
     ("state", "runs"),
     [("running", True), ("idle", True), ("in shutdown", True), ("paused", False), ("pmsuspended", False), ("", False)],

@@ -16,7 +16,7 @@ from fivefold.memory.banked import MAX_COPY
 from fivefold.memory.live.frozen import StoppedGuest
 from fivefold.memory.live.live_qemu import AttachedQemu, check_way
 from fivefold.memory.live.monitor import QmpError, given_file
-from fivefold.memory.live.virsh import LibvirtDomain, find_domain, is_running
+from fivefold.memory.live.virsh import OFF, LibvirtDomain, find_domain, is_running
 from fivefold.memory.source import Source
 
 EXPECTED: Final = "libvirt:DOMAIN or libvirt:URI#DOMAIN, such as libvirt:qemu:///session#DOMAIN"
@@ -148,8 +148,11 @@ class LibvirtGuest(StoppedGuest):
         self._domain = domain
 
     def is_running(self) -> bool:
-        """Ask libvirt."""
-        return is_running(self._domain.state())
+        """Ask libvirt; `MachineError` where the domain ended, whose shared memory may outlive it."""
+        state = self._domain.state()
+        if state in OFF:
+            raise MachineError(f"the domain {self._domain.uuid} of {self._domain.uri} is {state}")
+        return is_running(state)
 
     def _stop(self) -> None:
         self._domain.suspend()

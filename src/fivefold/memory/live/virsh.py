@@ -29,7 +29,8 @@ _DENIED: Final = (
     "denied",
 )
 _RUNNING: Final = ("running", "idle", "in shutdown")
-_OFF: Final = ("shut off", "crashed", "no state")
+OFF: Final = ("shut off", "crashed", "no state")
+"""States of a domain that has no QEMU to ask."""
 _MAX_TOLD: Final = 300
 
 _Answer = TypeVar("_Answer")
@@ -66,7 +67,7 @@ def find_domain(uri: str | None, domain: str, timeout: float) -> LibvirtDomain:
     else:
         found = _by_python(uri, domain)
     state = found.state()
-    if state in _OFF:
+    if state in OFF:
         raise MachineError(f"the domain {domain!r} of {found.uri} is {state}; start it: virsh start {domain}")
     return found
 
