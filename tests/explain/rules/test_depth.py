@@ -9,7 +9,7 @@ import pytest
 from fivefold.arch import LA48, READ, Flag
 from fivefold.explain.rules.depth import other_reading, wrong_depth
 from fivefold.explain.rules.situation import Situation, situation
-from fivefold.memory import CpuState, Ram
+from fivefold.memory import CpuState, Ram, Segment
 from fivefold.units import PhysAddr
 
 ROOT, UPPER, LOWER = 0x30_0000, 0x30_1000, 0x30_2000
@@ -84,3 +84,23 @@ def test_no_paging_has_no_other_reading(four_levels: Ram) -> None:
     other = other_reading(here)
     assert other is not None and other.state.cr4 == 0x1020
     assert other_reading(here.with_state(replace(here.state, cr0=0x11))) is None
+
+
+@pytest.mark.parametrize(("register", "name"), [("idt", "the IDT"), ("gdt", "the GDT")])
+def test_the_tables_of_the_cpu_are_read_by_itself(register: str, name: str, four_levels: Ram) -> None:
+    """A process could not read them, and the CPU does it for the process all the same."""
+    user = int(Flag.US)
+    put(four_levels, ROOT, 0, UPPER | TABLE | user)
+    put(four_levels, UPPER, 0, LOWER | TABLE | user)
+    put(four_levels, UPPER, 1, FIRST | LEAF | user)
+    put(four_levels, UPPER, 2, 2 * FIRST | LEAF)
+    for index in range(3):
+        put(four_levels, LOWER, index, index << 21 | LEAF | user)
+    registers = CpuState(
+        "test", cr0=0x8000_0011, cr3=ROOT, cr4=0x1020, efer=0x500, general={"rip": 0x20_0026},
+        segments={register: Segment(0, 2 * FIRST, 0xFFF, 0)},
+    )  # fmt: skip
+    found = wrong_depth(situation(registers, 3, four_levels), FIRST, READ)
+    assert found is not None
+    assert f"{name} 0x0000000080000000" in found.evidence[0]
+    assert found.evidence[1] == f"read with 5 levels, as CR4.LA57=1 asks, it does not map {name}"
