@@ -64,7 +64,7 @@ ALSO_TRUE: Final[dict[tuple[str, str], tuple[str, ...]]] = {
 }
 """What a log in which the first exception, the error code or CR4 is lost still says."""
 UNPADDED: Final = ("Corrupted page table", "fault virtual address", "uvm_fault", "early exception", "Accessed Address")
-ONLY_TOLD_BY: Final = {"SNP RMP fault on host": "RMP"}
+ONLY_TOLD_BY: Final = {"SNP RMP fault on host": "RMP", "an RMP violation in lines out of order": "RMP"}
 """A word without which a log says something else: ``Oops:`` has 16 bits of the error code, and RMP is bit 31."""
 _OTHER_REPORT: Final = re.compile(r"Unexpected Exception:\d|\d[deip]\[CPU\d")
 """Begins the second report of a log that has two, of coreboot or Bochs."""
@@ -77,6 +77,11 @@ UNFIT: Final = (
     "the line with the error code is of another exception",
     "a register that comes twice",
     "a null call, and CR2 of something else",
+    "one report inside another",
+    "a jump whose RIP is not where CR2 is",
+    "a page fault where no number of levels has an address",
+    "a page fault at an address of five levels, and CR4 of four",
+    "an early exception, and the oops of another after it",
     "an early exception, and registers with another CR2",
 )
 """Vectors with two causes, or with a number that is already damaged."""
@@ -197,7 +202,7 @@ def check(text: str, truths: tuple[Truth, ...]) -> str | None:
         return None
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a failure, and the next log is to be tried
         return f"{type(error).__name__}: {error}"
-    said = [wrong(found, truth) for truth in truths if ONLY_TOLD_BY.get(truth.name, "") in text]
+    said = [wrong(found, truth) for truth in truths if ONLY_TOLD_BY.get(truth.name.partition(":")[0], "") in text]
     if not said:
         return None  # what tells this one from another is lost
     return None if None in said else " and ".join(str(why) for why in said)

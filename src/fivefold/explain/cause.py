@@ -68,8 +68,8 @@ def _cause_of(explained: ExplainedException, trace: Trace) -> FaultCause:
     if trace.outcome == "handled" and explained.raised.during is None and trace.dialect != "Linux oops":
         evidence.append("its handler was entered, so it may be intended")
     confidence = finding.confidence
-    if trace.inferred and confidence == "certain":
-        # What registers and memory lead to is not yet what happened.
+    if (trace.inferred or trace.truncated) and confidence == "certain":
+        # What registers and memory lead to is not yet what happened, and what is lost may have come first.
         confidence = "likely"
     if (
         trace.inferred

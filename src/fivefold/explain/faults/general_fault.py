@@ -272,7 +272,7 @@ def _by_gate(
         return FaultFinding("idt-entry", sentence, "guess", here, instruction=instruction, remarks=(*remarks, lost))
     if idt is None:
         unknown = "IDTR is not known, so the gate may lie beyond the limit as well as be empty"
-        return FaultFinding("idt-entry", sentence, "likely", here, instruction=instruction, remarks=(*remarks, unknown))
+        return FaultFinding("idt-entry", sentence, "guess", here, instruction=instruction, remarks=(*remarks, unknown))
     inside = {here.has_gate(vector, idt.limit) for vector in vectors}
     rule: RuleName = "idt-limit" if inside == {False} else "idt-entry"
     confidence: Certainty = "certain" if inside in ({True}, {False}) else "likely"

@@ -87,7 +87,20 @@ def _decide(question: _Question, raised: RaisedException, trace: Trace, remarks:
     ruling = rule_on(question.here, question.va, question.how)
     if ruling is None or (isinstance(ruling, Outside) and isinstance(question.here.memory, PrintedMemory)):
         return _by_code(question, raised, trace, remarks)
+    if isinstance(ruling, Refusal) and ruling.rule == "non-canonical":
+        return _no_address(question)
     return _by_tables(question, ruling, trace, remarks)
+
+
+def _no_address(question: _Question) -> FaultFinding:
+    """A page fault where no address is: a CPU refuses such an access before any walk, with a #GP or a #SS."""
+    mode = question.here.mode
+    bits = "48 and in 57 bits" if mode is None else f"{mode.va_bits} bits"
+    sentence = (
+        f"a page fault at {hex64(question.va)}, which is not canonical in {bits} and would be a #GP: the address, or "
+        "what is told of the CPU, is of something else or damaged, or tags in addresses are masked (LAM)"
+    )
+    return _finding(question, "unknown", sentence, "guess", None, (), None, ())
 
 
 def _by_reason(question: _Question, reason: EmulatorReason, remarks: tuple[str, ...]) -> FaultFinding:

@@ -31,7 +31,7 @@ def before_a_gate(
         return replace(own, confidence="likely", remarks=(f"the emulator says of the delivery: {reason.text}",))
     finding = _undelivered(refused_gate(here, reason), instruction)
     if instruction is not None and instruction.on_purpose and reason.times >= _OF_A_BENIGN_ONE:
-        return replace(finding, confidence="certain")
+        return replace(finding, confidence="likely")
     return finding
 
 

@@ -18,6 +18,7 @@ _NAMED: Final = re.compile(
     re.I,
 )
 _WIDE: Final = re.compile(r"(?<![A-Za-z0-9])R(?:AX|BX|SI|BP|IP|1\d) ?=", re.I)
+_NARROW: Final = re.compile(r"(?<![A-Za-z0-9])E(?:[A-D]X|[SD]I|[BS]P|IP) ?=")
 _ALWAYS_8: Final = frozenset({"RFL", "EFL", "PKRU"})
 _AS_WIDE_AS_THE_CODE: Final = frozenset({"CR2", "CR3"})
 _SEGMENT: Final = re.compile(
@@ -35,7 +36,8 @@ _CODE: Final = re.compile(r"\bCode\s*[:=]\s*((?:[0-9a-f]{2} |<[0-9a-f]{2}> ?)+(?
 def parse_registers(text: str, source: str) -> CpuState | None:
     """The registers in *text*, None if it has none. *source* says where they come from.
 
-    ``cpl``, and ``lma`` for EFER.LMA, are among the general ones where the text says them.
+    ``cpl``, and ``lma`` for EFER.LMA, are among the general ones where the text says them; ``narrow`` is where it has
+    the names of 32 bits.
     """
     named: dict[str, int] = {}
     is_wide = _WIDE.search(text) is not None
@@ -53,6 +55,8 @@ def parse_registers(text: str, source: str) -> CpuState | None:
     elif selector := _SELECTOR.search(text):
         # Outside virtual-8086 mode the low bits of CS are the privilege level.
         named["cpl"] = int(selector[2], 16) & 3
+    if not is_wide and _NARROW.search(text):
+        named["narrow"] = 1
     if width := _TASK.search(text):
         named["lma"] = int(width[1] == "64")
     control = {name: named.pop(name) for name in ("cr0", "cr2", "cr3", "cr4", "efer") if name in named}

@@ -220,10 +220,8 @@ def _efer(registers: CpuState, cr0: int, cr4: int, assumed: dict[str, str]) -> i
     cs = registers.segments.get("cs")
     numbers = (registers.general.get("rip"), registers.general.get("rsp"), registers.cr2, registers.cr3)
     lma = registers.general.get("lma")
-    is_long = (
-        cs is None or bool(cs.flags & L_BIT) or any((number or 0) >> 32 for number in numbers)
-        or bool(cr4 & Cr4.LA57) or lma == 1
-    )  # fmt: skip
+    is_64bit = "narrow" not in registers.general if cs is None else bool(cs.flags & L_BIT)
+    is_long = is_64bit or lma == 1 or bool(cr4 & Cr4.LA57) or any((number or 0) >> 32 for number in numbers)
     if not (cr0 & Cr0.PG and cr4 & Cr4.PAE) or (lma == 0 and not is_long):
         return 0
     if not is_long:

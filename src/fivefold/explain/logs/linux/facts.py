@@ -41,7 +41,7 @@ _ENTRIES: Final = re.compile(
 _ENTRY: Final = re.compile(r"(P4D|PUD|PMD|PTE) ([0-9a-z]+)", re.I)
 _NO_ENDBR: Final = re.compile(r"Missing ENDBR: (\S+)", re.I)
 _OVERFLOW: Final = re.compile(r"stack guard page|kernel stack overflow", re.I)
-_RMP: Final = re.compile(r"RMP violation|SEV-SNP: PFN", re.I)
+_RMP: Final = re.compile(r"\bRMP\b|\bSEV-SNP\b", re.I)
 _BRANCH: Final = 3
 """The error code of #CP for an indirect branch to what is no ENDBR."""
 _NUMBER: Final = r"(\d+\.\d+(?=[ ).+~_-].)[\w.+~-]*)"

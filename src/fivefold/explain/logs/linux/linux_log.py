@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from fivefold.arch import HAS_ERROR_CODE, PageFault, Vector
+from fivefold.arch import HAS_ERROR_CODE, Kind, PageFault, Vector
 from fivefold.explain.logs.foreign.other_machines import machine_of
 from fivefold.explain.logs.linux.call_trace import callers_of
 from fivefold.explain.logs.linux.facts import Facts, facts_of, release_of
@@ -54,6 +54,8 @@ _NO_CODE: Final = re.compile(
 _CODE_BEFORE: Final = 42
 _CODE_BYTES: Final = 64
 """What the kernel prints of the code: so many bytes, which begin so many before RIP."""
+_INSTRUCTION: Final = 16
+"""More bytes than any instruction has."""
 _DIE: Final = re.compile(r"\[#?\d+\]")
 _OFFSET: Final = re.compile(r"Kernel Offset: (?:0x([0-9a-f]+)|(disabled))", re.I)
 _NOKASLR: Final = re.compile(r"\bnokaslr\b|KASLR disabled", re.I)
@@ -114,7 +116,9 @@ def _of_kernel(facts: Facts, frame: Frame, report: Report) -> RaisedException:
         frame, facts = Frame(), replace(facts, entries=())
     elif facts.says is not None:
         frame = Frame()  # that of the BUG() which reports it
-    elif cr2 is not None and _read_code(report, frame.rip, cr2):
+    elif cr2 is not None and (
+        _read_code(report, frame.rip, cr2) or (address is None and _is_elsewhere(facts, frame, cr2))
+    ):
         cr2 = None
         del frame.numbers["cr2"]
     elif address is not None and cr2 is not None and cr2 != address and not facts.guard:
@@ -161,6 +165,13 @@ def _read_code(report: Report, rip: int | None, cr2: int) -> bool:
         return False
     start = int(match[1], 16) if match[1] else None if rip is None else rip - _CODE_BEFORE & MASK64
     return start is None or cr2 - start & MASK64 < _CODE_BYTES
+
+
+def _is_elsewhere(facts: Facts, frame: Frame, cr2: int) -> bool:
+    """Whether CR2 is not where the instruction was fetched, so that it is of a later fault."""
+    if facts.kind is not Kind.FETCH and not (facts.error_code or 0) & PageFault.I:
+        return False
+    return cr2 == -_CODE_BEFORE & MASK64 or (frame.rip is not None and cr2 - frame.rip & MASK64 >= _INSTRUCTION)
 
 
 def _by_user(facts: Facts) -> bool | None:
