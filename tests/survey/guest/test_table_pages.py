@@ -95,6 +95,53 @@ def test_where_entries_lead(level: Level, large: int) -> None:
     )
 
 
+def levels_of(*tables: list[int]) -> list[set[int]]:
+    """Which levels each of *tables* could be of; they lie from 0x1000 on, with 16 empty pages behind them."""
+    data = b"".join(struct.pack("<512Q", *entries, *[0] * (512 - len(entries))) for entries in tables)
+    found = TablePages(BankedMemory([Bank(0x1000, memoryview(data + bytes(16 << 12)))], "tables"))
+    return [
+        {int(level) for level, frames in found.of_level.items() if 0x1000 * (n + 1) in frames.tolist()}
+        for n in range(len(tables))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "levels"),
+    [
+        (0x4000_0083, {1, 2, 3}),
+        (0x4000_1083, {1, 2, 3}),
+        (0x4020_0083, {1, 2}),
+        (0x4000_2083, {1}),
+        (0x4010_0083, {1}),
+        (0x7000_0003, {1}),
+        (0x82, set()),
+        (1 << 48 | 0x83, set()),
+        (1 << 47 | 0x83, {1, 2, 3}),
+    ],
+)
+def test_what_a_table_of_large_pages_could_be(entry: int, levels: set[int]) -> None:
+    """Of a level that has pages of that size and alignment; bit 12 is PAT, and addresses have 48 bits."""
+    assert levels_of([entry]) == [levels]
+
+
+def test_each_level_needs_the_next() -> None:
+    """A PT that leads anywhere makes what leads to it a PD, and so on up."""
+    chain = [[0x7000_0003], [0x1003], [0x2003], [0x3003], [0x4003]]
+    assert levels_of(*chain) == [{1}, {1, 2}, {1, 2, 3}, {1, 2, 3, 4}, {1, 2, 3, 4, 5}]
+
+
+def test_entries_that_lead_nowhere() -> None:
+    """One in eight may; empty tables count neither way until there are 128 and eight to each that is used."""
+    pt = [0x7000_0003]
+    wrong, empty = 0x6666_0003, 0x3003
+    for right, bad, is_pd in ((7, 1, True), (6, 1, False), (14, 2, True), (13, 2, False), (0, 1, False)):
+        assert (2 in levels_of(pt, [0x1003] * right + [wrong] * bad)[1]) is is_pd
+        assert (2 in levels_of(pt, [0x1003] * right + [wrong & ~1] * bad)[1]) is is_pd
+    for used, unused, is_pd in ((1, 128, True), (1, 129, False), (16, 129, False), (17, 137, False), (17, 136, True)):
+        assert (2 in levels_of(pt, [0x1003] * used + [empty] * unused)[1]) is is_pd
+    assert 2 not in levels_of(pt, [empty] * 3)[1]
+
+
 @pytest.mark.parametrize("size", range(5))
 def test_is_among(size: int) -> None:
     ascending = np.arange(10, 10 + 3 * size, 3, dtype=np.uint64)

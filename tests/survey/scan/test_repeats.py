@@ -139,3 +139,20 @@ def test_how_often_what_lies_behind_a_shared_table_is_told(build: Callable[..., 
         for index, times in [(0, 1), *runs]
         for slot in (0, 2, 4)
     ]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_bits_that_do_not_count(build: Callable[..., Any], shared: bool) -> None:
+    """Accessed, dirty and software bits part regions behind shared tables only when they are asked for."""
+    built = build(LA48)
+    for slot, bits in enumerate((0, 0x20, 0x60, 0x200)):
+        built.page(0x4000_0000 + 0x1000 * slot, 0x20_0000 + 0x1000 * slot | 7 | bits)
+    if shared:
+        entry = int.from_bytes(built.ram.read(0x3000, 8), "little")
+        built.entry(0x3000, 9, entry).entry(0x3000, 10, entry)
+    for all_bits, parts in ((True, 4), (False, 1)):
+        found = list(regions_with_repeats(built.space(), all_bits=all_bits, repeat_above=0))
+        assert len(found) == parts * (2 if shared else 1)
+        assert {one.repeats for one in found} == ({0, 2} if shared else {0})
+    with pytest.raises(TypeError, match=r"^window is 5; expected range or None$"):
+        regions_with_repeats(built.space(), 5)  # type: ignore[arg-type]
