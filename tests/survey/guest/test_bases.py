@@ -24,6 +24,10 @@ STACKS = [(VMALLOC + 0x5000 + n * 0x1000, 0x50_3000 + 0x7000 * n | RW, Level.PT)
 DESCRIPTORS = [(VMEMMAP, 0x60_0000 | RW, Level.PD)]
 IMAGE = [(0xFFFF_FFFF_8120_0000, 0x320_0000 | TEXT, Level.PD), (0xFFFF_FFFF_8140_0000, 0x340_0000 | RW, Level.PD)]
 
+NO_DIRECT_MAP = (
+    "no 2M of the kernel half lie at one distance from physical memory that a base can have: nothing lies so"
+)
+
 Built = Callable[..., Ram]
 Sourced = Callable[..., Source]
 
@@ -260,3 +264,25 @@ def test_a_shadow_is_told_by_its_beginning(kernel: Callable[..., Space], moved: 
     found = kernel(DIRECT, STACKS, pages, [(shadow + GIB, 0x60_0000 | RW, Level.PD)], IMAGE).bases
     assert found.kasan is has_shadow
     assert found.vmalloc.value == VMALLOC
+
+
+@pytest.mark.parametrize(
+    ("parts", "missing"),
+    [
+        ([IMAGE], NO_DIRECT_MAP),
+        ([DIRECT, STACKS], "nothing executable is mapped in the kernel's window"),
+        ([STACKS], NO_DIRECT_MAP),
+    ],
+)
+def test_a_linux_by_its_word_alone_has_no_areas(
+    built: Built, sourced: Sourced, parts: list[list[tuple[int, int, Level]]], missing: str
+) -> None:
+    """Its release is known, and nothing shows where it has its direct map or its code."""
+    ram = built(LA48, [page for part in parts for page in part])
+    cpu = CpuState("test", cr0=1 << 31, cr3=0x10_0000, cr4=0x20)
+    space = Space(sourced(ram, (cpu,), vmcoreinfo={"OSRELEASE": "6.1.0-13-amd64"}))
+    assert (space.system.name.value, space.release.value) == ("Linux", "6.1.0-13-amd64")
+    assert (space.areas.areas, space.areas.how) == ((), f"no names: {missing}")
+    whole = built(LA48, [*DIRECT, *STACKS, *DESCRIPTORS, *IMAGE])
+    named = Space(sourced(whole, (cpu,), vmcoreinfo={"OSRELEASE": "6.1.0-13-amd64"})).areas
+    assert named.how.startswith("Linux 6.1.0-13-amd64 (OSRELEASE in VMCOREINFO)") and len(named.areas) > 10
