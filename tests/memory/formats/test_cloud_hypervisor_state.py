@@ -68,6 +68,18 @@ def test_read(snapshot: Path, name: str) -> None:
         assert source.memory.read(PhysAddr(1 << 32), 0x1000) == MEMORY[0x2000:]
 
 
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [("", True), ("state.json", True), ("memory-ranges", True), ("config.json", False), ("none", False)],
+)
+def test_which_files_of_a_folder_are_the_snapshot(snapshot: Path, name: str, is_one: bool) -> None:
+    assert not cloud_hypervisor.is_snapshot(snapshot / name)
+    (snapshot / "state.json").write_text(json.dumps(TABLE))
+    assert cloud_hypervisor.is_snapshot(snapshot / name) is is_one
+    (snapshot / "memory-ranges").unlink()
+    assert not cloud_hypervisor.is_snapshot(snapshot / name)
+
+
 def test_ranges_lie_in_the_file_in_their_order(snapshot: Path) -> None:
     (snapshot / "state.json").write_text(json.dumps({"memory_ranges": [HIGH, LOW]}))
     with open_source(snapshot) as source:

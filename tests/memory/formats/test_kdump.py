@@ -186,6 +186,17 @@ def test_forged_headers(make, saved, at: int, form: str, value: int, message: st
     assert message in str(error.value)
 
 
+def test_a_dump_of_a_32_bit_system(make, saved) -> None:
+    """Its time stamp is two words of 32 bits, so that its block size stands twelve bytes in front."""
+    path = saved(patched(patched(make.kdump(PAGES), 428, "<i", 1), 416, "<i", 4096))
+    with pytest.raises(FormatError) as error:
+        open_source(path)
+    assert str(error.value) == (
+        f"{path} is a kdump of a 32-bit system, whose tables are those of 32-bit or PAE paging; "
+        "expected 4- or 5-level paging"
+    )
+
+
 def test_page_count_beyond_the_bitmap_is_cut(make, saved) -> None:
     huge = patched(make.kdump(PAGES), 4096 + 96, "<Q", (1 << 64) - 1)
     with open_source(saved(huge)) as source:
