@@ -140,6 +140,16 @@ def test_bounds(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_source(snapshot)
 
 
+def test_the_number_of_cpus(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    special = {name: number for number, name in enumerate(("cr0", "cr2", "cr3", "cr4", "efer"))}
+    cpus = [{"sregs": special}, {"sregs": 7}, {"sregs": {"cr0": 1}}, {"sregs": special}, {"sregs": special}]
+    (snapshot / "state.json").write_text(json.dumps([TABLE, *cpus]))
+    for most in (5, 3, 2):
+        monkeypatch.setattr(cloud_hypervisor, "MAX_CPUS", most)
+        with open_source(snapshot) as source:
+            assert [cpu.cr3 for cpu in source.cpus] == [2] * min(most, 3)
+
+
 @pytest.mark.parametrize(("most", "is_found"), [(4, False), (5, True)])
 def test_so_many_parts_are_looked_at(
     snapshot: Path, monkeypatch: pytest.MonkeyPatch, most: int, is_found: bool

@@ -208,6 +208,15 @@ def test_what_is_packed_by_no_way_that_is_known(saved) -> None:
         compressed.unpack(file)
 
 
+def test_zeros_are_not_counted_as_written(saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed, "LEAST_WRITTEN", 1 << 20)
+    path = saved(lzma.compress(bytes(3 << 20) + b"x" * (1 << 20)))
+    open_source(path).close()
+    monkeypatch.setattr(compressed, "LEAST_WRITTEN", (1 << 20) - 1)
+    with pytest.raises(FormatError, match="to more than 1048575 bytes that are not zeros"):
+        open_source(path)
+
+
 def test_zeros_take_no_room(saved, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compressed, "_IN_MEMORY", 1 << 16)
     with compressed.unpack(compressed.FileBytes.open(saved(gzip.compress(bytes(32 << 20) + b"x", 1)))) as file:

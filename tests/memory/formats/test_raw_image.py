@@ -36,6 +36,7 @@ def test_map_with_a_hole_and_an_offset(saved) -> None:
             "1M-x",
             "'x' is not an address; expected hexadecimal such as ffff888000000000, or decimal with K, M, G, T or P",
         ),
+        ("1M-1M", "range '1M-1M' is empty or too large; expected START below END, END up to 2^64"),
         ("2M-1M", "range '2M-1M' is empty or too large; expected START below END, END up to 2^64"),
         ("0-99999P", "'99999P' does not fit in 64 bits"),
         ("0-2M,1M-3M", "RAM map ranges overlap at 0x100000"),

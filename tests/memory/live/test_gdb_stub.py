@@ -363,6 +363,20 @@ def test_the_watchdog_is_let_go_of_where_nothing_listens(tmp_path, monkeypatch: 
     assert done == [("gdb", f"{tmp_path}/none"), "down"]
 
 
+def test_a_stub_that_answered_so_far_has_its_time_to_let_go(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gdb_stub, "_SHORT", 0.05)
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        connection.sendall(b"+" + packet(b"PacketSize=50"))
+        while b"D" not in connection.recv(1 << 16):
+            pass
+        time.sleep(0.3)
+        connection.sendall(b"+" + packet(b"OK"))
+
+    GdbClient(serve(script), timeout=20).close()
+
+
 @pytest.mark.parametrize(("timeout", "told"), [(0.1, 0.1), (3.0, 0.2)])
 def test_a_stub_that_gave_no_answer_hears_that_we_leave_for_a_short_time(
     serve, monkeypatch: pytest.MonkeyPatch, timeout: float, told: float

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +58,7 @@ class ScriptedQemu:
             part[:] = bytes((at * seed + (at >> 8) * 7 + 1) & 0xFF for at in range(len(part)))
         self.host = {LOW: (self.ram, PAGE), HIGH: (self.ram, HIGH_IN_FILE - FILE_AT), ROM: (self.bios, 0)}
         self.given = -1
+        self.left = threading.Event()
 
     def truth(self, start: int, at: int = 0, size: int | None = None) -> bytes:
         """The bytes of the range that begins at *start*."""
@@ -104,6 +106,7 @@ class ScriptedQemu:
             data, files, _, _ = socket.recv_fds(connection, 1 << 16, 1)
             self.given = files[0] if files else self.given
             if not data:
+                self.left.set()
                 return
             asked = json.loads(data)
             command, arguments = asked["execute"], asked.get("arguments", {})
@@ -152,6 +155,7 @@ def test_every_way_reads_what_the_guest_has(serve: Serve, qemu: ScriptedQemu, wa
         assert (source.guest is None) is (way == "pmemsave")
         assert source.memory.zero_copy is (way == "file")
         assert source.memory.searchable
+    assert qemu.left.wait(20)
     asked = {word.split()[0] for word in qemu.asked}
     saves = {"add-fd", "pmemsave"} if way == "pmemsave" else {"gpa2hva"}
     assert asked == {"qmp_capabilities", "query-status", "info", *saves}
