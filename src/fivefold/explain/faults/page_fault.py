@@ -54,6 +54,10 @@ class _Question:
         return kinds[self.kind] if self.kind else "an access to"
 
 
+_OF_ENTRIES: Final = ("not-present", "reserved-bit")
+"""What an emulator's reason may say of an entry; others are of a delivery."""
+
+
 def explain_page_fault(here: Situation, raised: RaisedException, trace: Trace) -> FaultFinding:
     """Find the rule behind a #PF that was raised outside of any delivery."""
     va = raised.cr2
@@ -82,7 +86,7 @@ def _decide(question: _Question, raised: RaisedException, trace: Trace, remarks:
     if code is not None and (other := beyond_tables(code)) is not None:
         sentence = f"{question.spelled()} {hex64(question.va)} was refused: {other.reason}"
         return _finding(question, other.rule, sentence, "certain", None, (), None, remarks)
-    if raised.reason is not None and question.here.memory is None:
+    if raised.reason is not None and raised.reason.rule in _OF_ENTRIES and question.here.memory is None:
         return _by_reason(question, raised.reason, remarks)
     ruling = rule_on(question.here, question.va, question.how)
     if ruling is None or (isinstance(ruling, Outside) and isinstance(question.here.memory, PrintedMemory)):

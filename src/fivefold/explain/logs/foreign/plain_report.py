@@ -22,7 +22,7 @@ from fivefold.explain.logs.trace import RaisedException, Trace
 _HEX: Final = (
     r"(0x(?!fff[0-9a-f]{6,12}(?![0-9a-f]))(?:0(?=[^0-9a-f])(?!\W[0-9a-f]{6})|[1-9a-f][0-9a-f]{0,15}(?![_`'])|[0-9a-f]{1,8}(?:[_`'][0-9a-f]{4}){1,3}"
     r"|[0-9a-f]{8}[_`'][0-9a-f]{8}|0[0-9a-f]{15})"
-    r"|[0-9a-f]{8}[`'_]?[0-9a-f]{8})(?![0-9a-z`'_])"
+    r"|[0-9a-f]{8}[`'_]?[0-9a-f]{8})(?![0-9a-z`'_~?])"
 )
 """A number; one with leading zeros is padded to 16 digits, else it was cut, or broken in two. One that begins like
 those of the upper half and has fewer digits was cut, too.

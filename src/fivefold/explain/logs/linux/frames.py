@@ -81,7 +81,7 @@ def exception_frame(frames: list[Frame], by_user: bool | None = None) -> Frame:
     *by_user* says whether a process made the access, where that is known: then a block of the other kind is not it.
     """
     fitting = [frame for frame in frames if by_user is None or frame.cs is None or frame.is_user == by_user]
-    own = [frame for frame in fitting if not frame.in_trace and not frame.ended]
+    own = [frame for frame in fitting if not frame.in_trace and not frame.ended] or [Frame()]
     again = [frame for frame in fitting if frame.ended]
     first = next((frame for frame in own if frame.cs is not None), None) or next(
         (frame for frame in own if frame.symbol), own[0]
