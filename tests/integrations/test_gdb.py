@@ -192,6 +192,16 @@ def bare_python(folder: Path) -> Path:
 
 
 @pytest.mark.gdb
+def test_what_comes_after_a_line_of_an_environment_that_is_gone_is_read(tmp_path: Path, gdb: Gdb) -> None:
+    gone = gdb_line().replace("gdb_commands.py", "gone.py")
+    told = session(tmp_path, "print 1", line=f"{gone}\necho after\\n", gdb=gdb)[0].splitlines()
+    assert re.fullmatch(
+        r"fivefold: \S+/gone.py is gone: no ff commands; `fivefold gdb` prints the line to use", told[0]
+    )
+    assert told[1:] == ["after", "$1 = 1"]
+
+
+@pytest.mark.gdb
 @pytest.mark.qemu
 def test_the_prompt_survives(start: Start, tmp_path: Path, gdb: Gdb) -> None:
     """No target, a machine at reset, mistakes in typing, 32 bits, a target that goes away: a line each."""
