@@ -153,7 +153,8 @@ class Space:
         """What walks address by address natively: from the second dozen on, and not in what may change meanwhile."""
         if self._one is None and self._asked >= 0:
             self._asked += 1
-            if self._asked > FEW and self.source.memory.zero_copy and not self.source.live and not self.closed:
+            in_place = self.source.memory.zero_copy and not self.cpu.encryption_bits
+            if self._asked > FEW and in_place and not self.source.live and not self.closed:
                 self._one = OneAddress(self.source.memory, self.tables)
                 self.source.memory.when_closed(self._forget_one)
         return self._one

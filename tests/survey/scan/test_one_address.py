@@ -7,15 +7,30 @@ import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import fivefold as ff
-from fivefold.arch import Level, Mapped, Step, translate, walk
+from fivefold.arch import (
+    LA48,
+    LA57,
+    AddressSpace,
+    Cpu,
+    Level,
+    Mapped,
+    PagingMode,
+    Step,
+    Vendor,
+    translate,
+    walk,
+)
 from fivefold.errors import MemoryReadError
+from fivefold.memory import Bank, BankedMemory
 from fivefold.survey import space as module
-from fivefold.survey.scan.one_address import LightMapped
+from fivefold.survey.guest.identify import GivenPaging
+from fivefold.survey.scan.one_address import LightMapped, OneAddress
 from fivefold.survey.space import Space, open_space
 from fivefold.units import PhysAddr, VirtAddr
 
@@ -100,3 +115,42 @@ def test_a_few_addresses_need_no_native_code_and_a_closed_space_has_none() -> No
         space.translate(va)
     with pytest.raises(ValueError, match="space is closed"):
         list(ff.walk(space, va))
+
+
+CPUS = [
+    Cpu(),
+    Cpu(phys_bits=40),
+    Cpu(phys_bits=46, gib_pages=False),
+    Cpu(phys_bits=48, vendor=Vendor.AMD),
+]
+
+
+@pytest.mark.parametrize("mode", [LA48, LA57], ids=["la48", "la57"])
+@pytest.mark.parametrize("cpu", CPUS, ids=["widest", "40", "46", "AMD"])
+@pytest.mark.parametrize("nxe", [True, False])
+def test_reserved_bits_are_those_of_the_cpu(build: Callable[..., Any], mode: PagingMode, cpu: Cpu, nxe: bool) -> None:
+    """Each bit of an entry by itself, at every level, on the way to one page."""
+    va = VirtAddr(0xFFFF_FFFF_8000_0000)
+    built = build(mode).page(va, 0x20_0007)
+    memory = BankedMemory([Bank(start, memoryview(data)) for start, data in built.ram.banks()], "drawn")
+    tables = AddressSpace(memory, PhysAddr(0x1000), mode, cpu, nxe)
+    one, path = OneAddress(memory, tables), translate(tables, va).steps
+    for step in path:
+        for bit in range(64):
+            built.ram.write(step.at, (step.entry.raw ^ 1 << bit).to_bytes(8, "little"))
+            found: list[object] = []
+            for ask in (lambda: translate(tables, va), lambda: one.translate(va)):
+                try:
+                    found.append(ask())
+                except MemoryReadError as error:
+                    found.append(str(error))
+            assert found[0] == found[1], (step, bit)
+        built.ram.write(step.at, step.entry.raw.to_bytes(8, "little"))
+
+
+def test_an_encryption_bit_is_cut_out_however_often_is_asked(build: Callable[..., Any]) -> None:
+    """Tables that are not encrypted may map pages that are."""
+    built = build(LA48).page(0x40_0000, 0x20_0007).page(0x40_1000, 0x20_1007 | 1 << 47)
+    space = Space(built.space().source, GivenPaging(c_bit=47))
+    found = [space.translate(0x40_1234) for _ in range(2 * module.FEW)]
+    assert {one.pa for one in found if isinstance(one, Mapped)} == {0x20_1234} and space.one is None

@@ -101,7 +101,7 @@ class OneAddress:
     """Walks of one address space, one address at a time. Not for several threads at once."""
 
     def __init__(self, memory: SourceMemory, tables: AddressSpace) -> None:
-        """*memory* is zero-copy; its root can be read."""
+        """*memory* is zero-copy, its root can be read, and no entry of *tables* has an encryption bit."""
         self.tables = tables
         self._memory = memory
         banks = memory.banks()
