@@ -266,3 +266,24 @@ def test_what_is_not_known_is_said() -> None:
     assert told.mode is None
     assert "CR4 is not known, and with it the number of levels, SMEP and SMAP" in told.unknown
     assert told.cause.confidence == "guess"
+
+
+def test_numbers_beside_memory_are_what_was_said_and_nothing_inferred() -> None:
+    ram = Ram.of_size(2 << 20, 0x20_0000)
+    found = explain(None, ram, cr2=0x1000, error_code=0, cr3=0x20_0000, cr4=0x20)
+    assert (found.cause.rule, found.cause.confidence) == ("not-present", "certain")
+    assert not any("inferred from registers" in remark for remark in found.remarks)
+
+
+def test_an_instruction_whose_table_is_where_there_is_no_memory() -> None:
+    """Without a log: what the instruction at RIP is about to do leads to a table that nothing holds."""
+    ram = Ram.of_size(2 << 20, 0x20_0000)
+    for at, entry in ((0x30_0000, 0x30_1003), (0x30_1000, 0x30_2003), (0x30_1008, 0x7000_0003), (0x30_2008, 0x20_0083)):
+        ram.write(PhysAddr(at), entry.to_bytes(8, "little"))
+    ram.write(PhysAddr(0x20_0026), bytes.fromhex("488b03"))
+    registers = CpuState(
+        "test", cr0=0x8001_0011, cr3=0x30_0000, cr4=0x20, efer=0x500, general={"rip": 0x20_0026, "rbx": 0x4000_0000}
+    )
+    found = explain(Trace("test", "registers", cpu=registers), ram)
+    assert (found.cause.rule, found.cause.address) == ("table-outside-memory", 0x4000_0000)
+    assert found.exceptions[0].name == "#PF"

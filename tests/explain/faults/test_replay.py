@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -67,6 +68,18 @@ def test_which_stack(ram: Ram, ist: int, cpl: int, top: int) -> None:
     route = replay(here(ram, cpl, rsp=0x21_801F), 14)
     assert (route.obstacle, route.missing) == (None, None)
     assert (route.top, route.ist, route.handler, route.gate) == (top, ist, HANDLER, IDT + 14 * 16)
+
+
+@pytest.mark.parametrize(("base", "is_there"), [(0x60_0000, True), (0x5F_FFDC, True), (0x5F_FFDB, False)])
+def test_a_task_state_segment_where_memory_begins(ram: Ram, base: int, is_there: bool) -> None:
+    """What is read is IST 1, 0x24 bytes into it, and nothing before that."""
+    put(ram, ROOT + 0x2018, 0x20_0000 | Flag.P | Flag.RW | Flag.BIT7)  # once more, with nothing mapped below
+    gate(ram, 14, ist=1)
+    before = here(ram, rsp=0x21_8000)
+    segments = {**before.registers.segments, "tr": Segment(0, base, 0x67, 0)}
+    route = replay(replace(before, registers=replace(before.registers, segments=segments)), 14)
+    said = route.obstacle.sentence if route.obstacle else ""
+    assert ("the stack pointer in the TSS at 0x00000000005fffff" in said) == (not is_there)
 
 
 @pytest.mark.parametrize("kind", range(16))

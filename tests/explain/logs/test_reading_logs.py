@@ -280,6 +280,19 @@ def test_an_oops_in_a_long_log(tmp_path: Path) -> None:
     assert explain(tmp_path / "long.log.gz").cause == told.cause
 
 
+def test_an_oops_in_a_long_log_that_ends_with_records(tmp_path: Path) -> None:
+    """Three parts are read, which do not touch: the head, the oops and the last records."""
+    path = tmp_path / "long.log"
+    oops = (
+        b"BUG: unable to handle page fault for address: ffffc90001a42000\n#PF: error_code(0x0000) - not-present page\n"
+        b"PGD 100000067 P4D 100000067 PUD 1001d5067 PMD 0\nOops: 0000 [#1] SMP NOPTI\n"
+    )
+    noise = b"[    1.000000] usb 1-1: new device, and nothing else to say about it\n" * 20000
+    path.write_bytes(noise + oops + noise + b"RAX=0000000000000000 RBX=0000000000000000\n")
+    told = explain(path)
+    assert (told.cause.address, told.dialect) == (0xFFFFC90001A42000, "Linux oops")
+
+
 def test_words_about_a_triple_fault_are_none(log: bytes, tmp_path: Path) -> None:
     path = tmp_path / "long.log"
     chat = b"the developer says that a triple fault: it happens\n" * 60000
