@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fivefold.errors import MachineError
 from fivefold.memory.live import frozen
-from fivefold.memory.live.frozen import StoppedGuest
+from fivefold.memory.live.frozen import QmpGuest, StoppedGuest
+from fivefold.memory.live.qmp_client import QmpClient
 
 
 class NotingGuest(StoppedGuest):
@@ -139,3 +144,33 @@ def test_what_cannot_be_put_back_is_left_to_the_watchdog(noted: list[Any], error
     assert guest.done == ["stop", "cont", "close"]
     guest.leave()
     assert guest.done == ["stop", "cont", "close", "close"]
+
+
+def test_a_socket_that_serves_one_client_after_the_other(tmp_path: Path) -> None:
+    """As QEMU's does: the connection that refused is left before another is made."""
+    asked: list[list[str]] = []
+
+    def serve() -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            asked.append([])
+            with connection, connection.makefile("rwb") as file:
+                file.write(b'{"QMP": {}}\n')
+                file.flush()
+                for line in file:
+                    asked[-1].append(json.loads(line)["execute"])
+                    fails = asked == [["qmp_capabilities", "stop", "cont"]]
+                    answer = {"error": {"desc": "not now"}} if fails else {"return": {}}
+                    file.write(json.dumps({"id": json.loads(line)["id"], **answer}).encode() + b"\n")
+                    file.flush()
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "qmp"))
+        listener.listen(2)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        guest = QmpGuest(QmpClient(str(tmp_path / "qmp"), timeout=2), 2)
+        guest.freeze()
+        guest.leave()
+        thread.join(20)
+    assert asked == [["qmp_capabilities", "stop", "cont"], ["qmp_capabilities", "cont"]]
