@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from fivefold.arch import Cpu
+from fivefold.arch import Cpu, Vendor
 from fivefold.conform.cases.case import parse_case
 from fivefold.conform.judging.expect import expect
 from fivefold.conform.judging.outcome import CaseOutcome, checks
 
 CPU = Cpu(phys_bits=40)
+
+
+@pytest.mark.parametrize(
+    ("bits", "rule"), [(0x100, "reserved bits of a PML4 entry: bit 8 (AMD)"), (0x180, "CLFLUSH is subject")]
+)
+def test_bit_8_alone_is_to_blame_where_nothing_else_is_reserved(bits: int, rule: str) -> None:
+    case = parse_case(f"la48:clflush:0::7a8044233128:pml4={0x4001007 | bits:x}")
+    expected = expect(case, Cpu(phys_bits=40, vendor=Vendor.AMD))
+    wrong = [check.rule for check in checks(case, expected, CaseOutcome(3)) if not check.agrees]
+    assert len(wrong) == 1
+    assert wrong[0].startswith(rule)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def _is_amd_bit(verdict: Verdict, expected: Expected) -> bool:
     """Whether it is bit 8 that decides: an engine which does not know it is to blame, whatever the instruction."""
     if not isinstance(verdict, Fault) or verdict.rule is not Rule.RESERVED or expected.cpu.vendor is not Vendor.AMD:
         return False
-    return bool(verdict.steps[-1].entry.raw & 1 << 8) and verdict.steps[-1].entry.level > Level.PDPT
+    return expected.space is not None and expected.space.reserved(verdict.steps[-1].entry) == 1 << 8
 
 
 def rule_of(case: Case, expected: Expected) -> Named:
