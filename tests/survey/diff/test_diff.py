@@ -181,6 +181,17 @@ def test_write_protection_that_was_turned_off(build: Build) -> None:
         assert told(diff(before, before)) == []
 
 
+def test_areas_of_nothing_lie_over_nothing(build: Build) -> None:
+    """Without areas on either side nothing is compared relative to them, and that is told."""
+    linux, other = build(LA48).linux(), build(LA48).page(KERNEL, GIB | P)
+    for before, after in ((linux, other), (other, linux), (other, other)):
+        found = diff(before.space(), after.space(), DiffSettings(relative=True))
+        assert (list(found.changes), list(found.limits)) == ([], ["no areas to lay over each other"])
+    assert (
+        "no areas to lay over each other" not in diff(linux.space(), linux.space(), DiffSettings(relative=True)).limits
+    )
+
+
 def test_too_many_pairs_cost_speed_and_nothing_else(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = build(LA48).page(GIB, GIB | P), build(LA48).page(GIB, GIB | P).page(3 * GIB, GIB | P)
     monkeypatch.setattr(diff_windows, "MAX_PAIRS", 2)
