@@ -79,7 +79,7 @@ def test_a_task_state_segment_where_memory_begins(ram: Ram, base: int, is_there:
     segments = {**before.registers.segments, "tr": Segment(0, base, 0x67, 0)}
     route = replay(replace(before, registers=replace(before.registers, segments=segments)), 14)
     said = route.obstacle.sentence if route.obstacle else ""
-    assert ("the stack pointer in the TSS at 0x00000000005fffff" in said) == (not is_there)
+    assert ("the stack pointer in the TSS" in said) == (not is_there)
 
 
 @pytest.mark.parametrize("kind", range(16))
