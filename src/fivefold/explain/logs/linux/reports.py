@@ -43,7 +43,7 @@ _NO_WORDS: Final = re.compile(r"[\W\d]|\b[CT]\d+\]|BUG", re.I)
 _FOREIGN: Final = re.compile(
     r"Unexpected Exception:\d|Fatal trap \d|!!!! X64 Exception|BAD TRAP: type|-\[ Xen-\d|check_exception old:"
     r"|KVM internal error|panic\(cpu \d|trap type \d+ code|kernel: page fault trap, code"
-    r"|(?:^\s*|[^\w\s] ?)EXCEPTION: [A-Z]|(?<![0-9a-z])\d{6,}[deip]\[CPU\d"
+    r"|(?:^\s*|[^\w\s] ?)EXCEPTION: [A-Z]|\d[deip]\[CPU\d|page fault for address [0-9a-f]+ @ "
 )
 """Begins the report of another kernel, or of an emulator: what follows is not of the report before it."""
 _ADDRESSED: Final = re.compile(r"\b(?:at|address)\b", re.I)
