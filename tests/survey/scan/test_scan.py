@@ -108,12 +108,16 @@ def test_the_buffer_grows(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert scan_space([(BASE, data)], root, 4).start.tolist() == [FIRST + 0x2000 * i for i in range(200)]
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 64, 200, 1000])
+@pytest.mark.parametrize("chunk", [0, 1, 2, 3, 64, 200, 1000])
 def test_a_stream_gives_the_same_in_chunks(chunk: int) -> None:
-    data, root = scattered(200)
-    chunks = list(TableScanner([(BASE, data)]).stream(root, 4, chunk=chunk))
-    assert all(0 < len(rows) <= chunk for rows in chunks)
-    assert np.concatenate(chunks)["start"].tolist() == [FIRST + 0x2000 * i for i in range(200)]
+    """However many are left over at the end; a chunk has one row at least."""
+    for count in (1, 2, 3, 4, 200):
+        data, root = scattered(count)
+        chunks = list(TableScanner([(BASE, data)]).stream(root, 4, chunk=chunk))
+        assert all(0 < len(rows) <= max(chunk, 1) for rows in chunks)
+        assert np.concatenate(chunks)["start"].tolist() == [FIRST + 0x2000 * i for i in range(count)]
+    with pytest.raises(MemoryReadError):
+        list(TableScanner([(BASE, data)]).stream(PhysAddr(BASE + (1 << 40)), 4, chunk=chunk))
 
 
 def test_a_result_stays_as_it_is_while_the_scanner_goes_on() -> None:
