@@ -11,7 +11,7 @@ import importlib
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -91,6 +91,7 @@ class KdumpPages:
             )
         self._descriptor = lru_cache(maxsize=_KEPT_DESCRIPTORS)(self._read_descriptor)
         self._kept: dict[_Descriptor, bytes] = {}
+        self._alike: dict[int, tuple[int, int]] = {}
 
     def extents(self) -> list[Extent]:
         """Runs of pages that were written, in bytes."""
@@ -106,12 +107,8 @@ class KdumpPages:
 
     def written(self) -> list[Extent]:
         """The pages that may be anything but zeros: QEMU keeps one page of zeros, and all that are empty share it."""
-        empty = self._empty
         runs: list[Extent] = []
-        for numbers, rows in self._chunks():
-            kept = numbers[_not_empty(rows, empty)]
-            if not len(kept):
-                continue
+        for kept, _ in self._filled():
             breaks = np.flatnonzero(np.diff(kept) != 1)
             for low, high in zip(kept[np.r_[0, breaks + 1]].tolist(), kept[np.r_[breaks, -1]].tolist(), strict=True):
                 start = runs.pop().start if runs and runs[-1].end == low * PAGE else low * PAGE
@@ -126,7 +123,7 @@ class KdumpPages:
         Pages that are the same bytes of the file are unpacked once for each `_CHUNK` of the bitmap.
         """
         self._check_filled()
-        for numbers, rows in self._chunks():
+        for numbers, rows in self._filled() if any(head) else self._all_chunks():
             order, starts = _groups(rows)
             ends = np.r_[starts[1:], len(order)]
             begin = self._that_begin(rows[order[starts]], head)
@@ -148,9 +145,22 @@ class KdumpPages:
                 found.append(number)
         return found
 
-    def _chunks(self) -> Iterator[tuple[_Numbers, _Rows]]:
-        """Page numbers with the words of their descriptors, for each part of the bitmap with pages."""
+    def _filled(self) -> Iterator[tuple[_Numbers, _Rows]]:
+        """`_chunks` without the pages that are known to be empty."""
+        empty = self._empty
+        for _, numbers, rows in self._chunks({at for at, words in self._alike.items() if words in empty}):
+            holds = _not_empty(rows, empty)
+            if holds.any():
+                yield numbers[holds], rows[holds]
+
+    def _all_chunks(self) -> Iterator[tuple[_Numbers, _Rows]]:
+        return ((numbers, rows) for _, numbers, rows in self._chunks())
+
+    def _chunks(self, leave_out: Container[int] = ()) -> Iterator[tuple[int, _Numbers, _Rows]]:
+        """Each part of the bitmap with pages: where it begins, page numbers, and the words of their descriptors."""
         for at in range(0, len(self._bitmap), _CHUNK):
+            if at in leave_out:
+                continue
             block = at // _RANK_STEP
             low, high = self._ranks[block], self._ranks[min(block + _CHUNK // _RANK_STEP, len(self._ranks) - 1)]
             if low == high:
@@ -158,7 +168,7 @@ class KdumpPages:
             part = np.frombuffer(self._bitmap[at : at + _CHUNK], np.uint8)
             numbers = np.flatnonzero(np.unpackbits(part, bitorder="little")) + 8 * at
             raw = self._data.read_at(self._descriptors + low * _DESCRIPTOR.size, (high - low) * _DESCRIPTOR.size)
-            yield numbers, np.frombuffer(raw, "<u8").reshape(-1, _DESCRIPTOR.size // 8)
+            yield at, numbers, np.frombuffer(raw, "<u8").reshape(-1, _DESCRIPTOR.size // 8)
 
     def _check_share(self, pages: int, most: int, does: str) -> None:
         if pages > most:
@@ -175,8 +185,10 @@ class KdumpPages:
     def _empty(self) -> dict[tuple[int, int], int]:
         """The first two words of descriptors that many pages share, and whose bytes are zeros; at least so many do."""
         times: Counter[tuple[int, int]] = Counter()
-        for _, rows in self._chunks():
+        for at, _, rows in self._chunks():
             order, starts = _groups(rows)
+            if len(starts) == 1:
+                self._alike[at] = int(rows[0, 0]), int(rows[0, 1])
             counts = np.diff(np.r_[starts, len(order)])
             for group in np.argsort(-counts, kind="stable")[:_SHARED].tolist():
                 if counts[group] > 1:
@@ -210,10 +222,7 @@ class KdumpPages:
     def batches(self, damaged: Callable[[int], None]) -> Iterator[PageBatch]:
         """All pages that may be anything but zeros; *damaged* is told where those are that cannot be unpacked."""
         self._check_filled()
-        empty = self._empty
-        for numbers, rows in self._chunks():
-            holds = _not_empty(rows, empty)
-            numbers, rows = numbers[holds], rows[holds]
+        for numbers, rows in self._filled():
             for at in range(0, len(numbers), BATCH):
                 part = slice(at, at + BATCH)
                 yield from self._batch(numbers[part], rows[part], damaged)
