@@ -208,10 +208,18 @@ class Code:
             at, size = window + extent.start, extent.end - extent.start
             loaded.mapped.append(self.plain.map_physical(self.ram, size, base=extent.start, at=at))
         self.set("phys.phys_window", window)
-        self.call, self.get, self.address = self.plain.call, self.plain.get, self.plain.address
+
+    def call(self, name: str, /, *args: int | str | bytes) -> int:
+        return self.plain.call(name, *args)
+
+    def get(self, variable: str) -> int:
+        return self.plain.get(variable)
 
     def set(self, variable: str, value: int) -> None:
         self.plain.set(variable, value)
+
+    def address(self, buffer: str) -> int:
+        return self.plain.address(buffer)
 
     def add_memory(self) -> None:
         """Tell memblock of all of the memory."""

@@ -277,9 +277,11 @@ def test_sockets_on_command_lines(line: str, addresses: list[str]) -> None:
 )
 def test_the_socket_of_a_process(tmp_path: Path, option: str, address: str) -> None:
     """By its command line, and by where it was started."""
-    command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)", "-qmp", option]
-    with subprocess.Popen(command, cwd=tmp_path) as process:
+    sleep = "import time; print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-I", "-S", "-c", sleep, "-qmp", option]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
         try:
+            assert process.stdout and process.stdout.readline()  # before it runs its command line is not there yet
             assert qmp_address_of(process.pid) == address.format(folder=tmp_path)
             with pytest.raises(MachineError, match=f"^cannot connect to {address.format(folder=tmp_path)} for QMP: "):
                 open_source(f"pid:{process.pid}", timeout=0.5)

@@ -430,10 +430,17 @@ def test_a_domain_that_is_not_let_go_on(state: Any, told: bool) -> None:
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """A process that has QEMU's words for the UUID on its command line."""
-    command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)", "-uuid", UUID]
-    with subprocess.Popen(command) as process:
+    command = [sys.executable, "-I", "-S", "-c", "import time; print(flush=True); time.sleep(60)", "-uuid", UUID]
+    with started(command) as process:
         yield process
         process.kill()
+
+
+def started(command: Any) -> subprocess.Popen[bytes]:
+    """*command* when it has printed a line: before it runs its command line is not there yet."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline()
+    return process
 
 
 def test_qemus_process_is_found_by_the_uuid(sleeper: subprocess.Popen[bytes]) -> None:
@@ -443,7 +450,7 @@ def test_qemus_process_is_found_by_the_uuid(sleeper: subprocess.Popen[bytes]) ->
     none = SimpleNamespace(uri=URI, uuid="5eed")
     said = "no process that is seen here has -uuid 5eed on the command line"
     assert process_of(none) == (None, said)  # type: ignore[arg-type]
-    with subprocess.Popen(sleeper.args) as second:
+    with started(sleeper.args) as second:
         assert process_of(ScriptedDomain()) == (None, f"2 processes have -uuid {UUID} on the command line")
         second.kill()
 
