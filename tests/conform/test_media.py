@@ -161,7 +161,9 @@ def test_the_text_of_a_machine_that_ended_keeps_what_it_did(
     out, err = capsys.readouterr()
     assert err == f"fivefold: the text ends after {number} of {len(trials)} cases\n"
     assert "did:  the machine stopped or reset at this case" in out
-    assert f"machine unknown: {number + 1:,} cases" in out or f"machine unknown: {number + 1} cases" in out
+    cpu = read_text(text).cpu
+    shown = sum(not expect(trial.case, cpu).hidden for trial in trials[: number + 1])
+    assert shown > number // 2 and f"machine unknown: {shown} cases" in out
 
 
 LEAVES = {
