@@ -109,7 +109,7 @@ def _no_address(question: _Question) -> FaultFinding:
 
 def _by_reason(question: _Question, reason: EmulatorReason, remarks: tuple[str, ...]) -> FaultFinding:
     """The emulator itself says which entry refused, by its level."""
-    level = f"the {reason.level.name} entry " if reason.level else ""
+    level = f"the {reason.level.name} entry " if reason.level else "an entry "
     word = "is not present" if reason.rule == "not-present" else "has a reserved bit set"
     sentence = f"{question.spelled()} {hex64(question.va)} was refused: {level}{word}"
     rule: RuleName = "not-present" if reason.rule == "not-present" else "reserved-bit"
