@@ -49,15 +49,17 @@ def read_crash(lines: Sequence[Line], source: str) -> Trace | None:
     if selector is not None:
         numbers["cpl"] = selector & 3
     before = text_of(lines, max(0, index - 3), 3)
-    vector = next((vector for name, vector in _VECTORS if name in before), None)
+    vector: int | None = next((int(vector) for name, vector in _VECTORS if name in before), None)
     panic = next((found[1] for line in lines if (found := _PANIC.search(line.text))), None)
     facts = facts_of(Report("fault", [Line(0, panic, None)])) if panic else None
-    if vector is None and facts is None:
+    if vector is None:
+        vector = facts.vector if facts else None
+    if vector is None:
         return None
     raised = RaisedException(
-        int(vector) if vector is not None else facts.vector if facts else 0,
+        vector,
         error_code=facts.error_code if facts else None,
-        cr2=facts.address if facts and (vector in (None, Vector.PF)) else None,
+        cr2=facts.address if facts and vector == Vector.PF else None,
         rip=numbers.get("rip"),
         rsp=numbers.get("rsp"),
         cpl=numbers.get("cpl"),

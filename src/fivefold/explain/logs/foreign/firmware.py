@@ -32,8 +32,7 @@ def read_firmware(lines: Sequence[Line], source: str) -> Trace | None:
     if not heads:
         return None
     index, head = heads[0]
-    end = heads[1][0] - index if len(heads) > 1 else _LINES
-    text = text_of(lines, index, min(end, _LINES))
+    text = text_of(lines, index, _LINES)
     vector = int(head[1], 16)
     numbers = {name.lower(): int(value, 16) for name, value in _NUMBER.findall(text)}
     selector = numbers.pop("cs", None)

@@ -180,7 +180,7 @@ def _illumos(match: re.Match[str], text: str, source: str, number: int) -> Trace
     if pc := _PC.search(text):
         numbers.setdefault("rip", int(pc[1], 16))
         numbers.setdefault("rsp", int(pc[2], 16))
-    if not numbers.get("cr0", 1 << 31) >> 31:
+    if "cr0" in numbers and not numbers["cr0"] >> 31:
         del numbers["cr0"]  # cut: the kernel runs with paging
     err = _ERR.search(text)
     address = int(match[3], 16) if match[3] else numbers.get("cr2")

@@ -45,7 +45,7 @@ def read_xen(lines: Sequence[Line], source: str) -> Trace | None:
     start = next((i for i, line in enumerate(own) if _BEGINS.search(line.text)), None)
     if start is None:
         return None
-    heads = [i for i, line in enumerate(own) if i >= start and "----[ Xen-" in line.text]
+    heads = [i for i, line in enumerate(own) if "----[ Xen-" in line.text]
     text = text_of(own, start, min(_LINES, heads[1] - start) if len(heads) > 1 else _LINES)
     vector = _vector(text)
     numbers = {name.lower(): int(value, 16) for name, value in _NUMBER.findall(text)}
