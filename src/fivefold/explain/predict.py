@@ -131,7 +131,8 @@ def follow(here: Situation, first: RaisedException) -> tuple[tuple[RaisedExcepti
         route = replay(here, vector, software)
         obstacle = route.obstacle
         if obstacle is None:
-            return tuple(exceptions), "unknown" if route.missing else "handled"
+            delivered: Outcome = "double-fault" if vector == Vector.DF else "handled"
+            return tuple(exceptions), "unknown" if route.missing else delivered
         if obstacle.in_handler:
             exceptions.append(_fetch_fault(exceptions[-1], route.handler, vector, software))
             return tuple(exceptions), "unknown"

@@ -78,6 +78,16 @@ class Memory:
         flags = int(Flag.P) | sum(int(FLAGS[right]) for right in rights)
         map_page(self.ram, self.space, VirtAddr(int(va, 16)), Entry(int(pa, 16) | flags, Level.PT), self.frames)
 
+    def usual(self) -> None:
+        """Code, stack, IDT, GDT and TSS of a kernel in good order; all gates lead to one handler."""
+        for va, pa in (("81000000", "201000"), ("81004000", "204000"), ("82000000", "202000"), ("83000000", "203000")):
+            self.map(f"ffffffff{va}", pa, "w")
+        for vector in range(64):
+            self.gate(f"{0x202000 + 16 * vector:x}", "ffffffff81000100")
+        self.poke("203008", "ffff0000009baf00")
+        for offset in (4, *range(0x24, 0x5C, 8)):
+            self.poke(f"{0x203800 + offset:x}", "00480081ffffffff")
+
     def entry(self, va: str, level: str, raw: str) -> None:
         step = next(step for step in walk(self.space, VirtAddr(int(va, 16))) if step.entry.level.name == level)
         self.ram.write(step.at, int(raw, 16).to_bytes(8, "little"))
@@ -169,6 +179,9 @@ def report(made: list[str]) -> str:
         lines += [f"{one.name} {' '.join(map(str, said))} {level} {len(finding.steps)}: {finding.sentence}"]
         lines += [f"  {each}" for each in finding.remarks if each not in cause.evidence]
         lines += [f"  {one.delivery}"] if one.delivery else []
+        if "raised" not in " ".join(made):
+            numbers = {name: _shown(getattr(one.raised, name)) for name in ("error_code", "cr2", "rip", "rsp")}
+            lines += [f"  {' '.join(map('='.join, numbers.items()))} cpl {one.raised.cpl} {one.raised.software}"]
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from fivefold.arch import FETCH, HAS_ERROR_CODE, Access, Kind, Level, Step, Vector
+from fivefold.arch import FETCH, Access, Kind, Step, Vector
 from fivefold.explain.rules.ruling import Granted, Outside, Refusal, RuleName, Ruling, read_virtual, rule_on
 from fivefold.explain.rules.situation import Situation
 from fivefold.machine.base import vector_name
@@ -22,6 +22,8 @@ GATE_SIZE: Final = 16
 """Bytes of a gate in long mode; `Situation.gate_size` is that of the mode."""
 _USABLE: Final = (0xE, 0xF)
 _PRESENT, _CODE, _LONG, _BIG = 1 << 47, 0x18 << 40, 1 << 53, 1 << 54
+_FRAME: Final = 5
+"""Words of a frame. An error code is a sixth, in the same 16 bytes as the fifth: what refuses it refuses that first."""
 SYSTEM: Final = Access(Kind.READ, 8, implicit=True)
 PUSH: Final = Access(Kind.WRITE, 8, stack=True)
 
@@ -40,11 +42,6 @@ class Obstacle:
     culprit: Step | None = None
     steps: tuple[Step, ...] = ()
     in_handler: bool = False
-
-    @property
-    def level(self) -> Level | None:
-        """The level of the refusing entry."""
-        return self.culprit.entry.level if self.culprit else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +74,8 @@ def gate_address(here: Situation, vector: int) -> int | None:
     return None if idt is None or here.may_be_long else idt.base + here.gate_size * vector & MASK64
 
 
-def replay(here: Situation, vector: int, software: bool = False, pushes_code: bool | None = None) -> Route:
-    """Deliver *vector* in the state *here*, on the stack that RSP names.
-
-    *pushes_code* says whether there is an error code; by default that follows from the vector.
-    """
-    if pushes_code is None:
-        pushes_code = vector in HAS_ERROR_CODE and not software
+def replay(here: Situation, vector: int, software: bool = False) -> Route:
+    """Deliver *vector* in the state *here*, on the stack that RSP names."""
     route = Route(vector, gate_address(here, vector))
     idt = here.registers.idt
     if idt is None:
@@ -102,7 +94,7 @@ def replay(here: Situation, vector: int, software: bool = False, pushes_code: bo
     route = replace(route, handler=gate.offset, ist=gate.ist)
     if (obstacle := _unusable(here, vector, gate, software)) is not None:
         return replace(route, obstacle=obstacle)
-    return _enter(here, route, gate, 6 if pushes_code else 5)
+    return _enter(here, route, gate)
 
 
 def _beyond_limit(here: Situation, vector: int, limit: int) -> Obstacle:
@@ -184,8 +176,8 @@ def _bad_segment(here: Situation, name: str, selector: int) -> Obstacle | None:
     return None
 
 
-def _enter(here: Situation, route: Route, gate: Gate, words: int) -> Route:
-    """The stack, the frame of *words* on it, and the handler's first byte."""
+def _enter(here: Situation, route: Route, gate: Gate) -> Route:
+    """The stack, the frame on it, and the handler's first byte."""
     mode = here.mode
     assert mode is not None  # there is a space
     if not mode.is_canonical(gate.offset):
@@ -198,7 +190,7 @@ def _enter(here: Situation, route: Route, gate: Gate, words: int) -> Route:
         return replace(route, missing=trouble)
     route = replace(route, top=top)
     kernel = here.with_state(replace(here.state, cpl=0))
-    for number in range(1, words + 1):
+    for number in range(1, _FRAME + 1):
         ruling = rule_on(kernel, top - 8 * number & MASK64, PUSH)
         if isinstance(ruling, Refusal | Outside):
             return replace(route, obstacle=_push(route, ruling, number))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from fivefold.arch import FETCH, HAS_ERROR_CODE, Access, Kind, Vector
+from fivefold.arch import FETCH, Access, Kind, Vector
 from fivefold.explain.faults.delivery import SYSTEM, Obstacle, Route, gate_address, replay
 from fivefold.explain.faults.finding import Certainty, FaultFinding
 from fivefold.explain.faults.page_fault import FRAME_WORDS
@@ -42,8 +42,7 @@ def explain_delivery(
 def _explain(here: Situation, before: RaisedException, raised: RaisedException) -> FaultFinding:
     vector = raised.during if raised.during is not None else before.vector
     is_first = vector == before.vector
-    pushes_code = before.has_error_code if is_first else vector in HAS_ERROR_CODE
-    route = replay(here, vector, before.software and is_first, pushes_code)
+    route = replay(here, vector, before.software and is_first)
     obstacle = route.obstacle
     if obstacle is not None and not obstacle.in_handler and _fits(obstacle, raised):
         return _of_obstacle(here, obstacle, raised)
@@ -68,7 +67,7 @@ def is_of_delivery(here: Situation, before: RaisedException, raised: RaisedExcep
     vector = before.vector
     if not (before.external or vector >= 32 or vector in _RESUMED) or before.software:
         return True
-    route = replay(here, vector, False, before.has_error_code)
+    route = replay(here, vector)
     if route.obstacle is not None and not route.obstacle.in_handler:
         return _fits(route.obstacle, raised)
     if raised.vector != Vector.PF:
@@ -94,7 +93,7 @@ def _of_obstacle(here: Situation, obstacle: Obstacle, raised: RaisedException) -
     how = None
     if obstacle.va is not None:
         kind = Kind.WRITE if "pushed" in obstacle.sentence else Kind.READ
-        how = FETCH if obstacle.in_handler else replace(FETCH, kind=kind)
+        how = replace(FETCH, kind=kind)
     sentence = obstacle.sentence
     if obstacle.culprit is not None and not obstacle.culprit.entry.is_present:
         sentence += f"; the {describe_entry(obstacle.culprit)} is not present"

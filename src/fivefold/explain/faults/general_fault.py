@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Final
 
 from fivefold.arch import FETCH, LA48, LA57, Access, Cr0, Cr4, Kind, PagingMode, Refused, Register, Vector, check_write
-from fivefold.explain.faults.failed_delivery import refused_gate
 from fivefold.explain.faults.finding import Certainty, FaultFinding, instruction_at
 from fivefold.explain.faults.undelivered import before_a_gate
 from fivefold.explain.logs.trace import RaisedException, Trace
@@ -41,15 +40,12 @@ def explain_general_fault(here: Situation, raised: RaisedException, trace: Trace
     if (finding := _bad_rip(here, raised)) is not None:
         return finding
     instruction = instruction_at(here, raised, trace.code)
-    finding = None
-    if raised.reason is not None and raised.reason.rule in ("idt-limit", "idt-entry"):
-        own = None
-        if instruction is not None:
-            own = _by_use(here, raised, instruction, trace) or _by_write(here, instruction, trace)
-        return before_a_gate(here, raised.reason, instruction, own)
+    own = None
     if instruction is not None:
-        finding = _by_use(here, raised, instruction, trace) or _by_write(here, instruction, trace)
-    finding = finding or _by_name(here, raised) or _by_reason(here, raised)
+        own = _by_use(here, raised, instruction, trace) or _by_write(here, instruction, trace)
+    if raised.reason is not None and raised.reason.rule in ("idt-limit", "idt-entry"):
+        return before_a_gate(here, raised.reason, instruction, own)
+    finding = own or _by_name(here, raised) or _by_reason(here, raised)
     if finding is not None:
         return _of_null(finding, raised)
     if instruction is None:
@@ -227,12 +223,10 @@ def _by_name(here: Situation, raised: RaisedException) -> FaultFinding | None:
 
 
 def _by_reason(here: Situation, raised: RaisedException) -> FaultFinding | None:
-    """What an emulator gives as its reason."""
+    """What an emulator gives as its reason, where that is not of a gate."""
     reason = raised.reason
     if reason is None:
         return None
-    if reason.rule in ("idt-limit", "idt-entry"):
-        return refused_gate(here, reason)
     sentence = f"the emulator refused it: {reason.text}"
     if reason.rule == "other":
         return FaultFinding("unknown", f"the emulator says: {reason.text}", "guess", here)
@@ -368,7 +362,7 @@ def _by_pointer(here: Situation) -> FaultFinding:
 
 def _is_shadow_index(value: int) -> bool:
     """Whether KASAN made *value* of an address of the kernel, which it shifts right by 3: never an address itself."""
-    return value >> 57 == 0xF and LA57.is_canonical(value << 3 & MASK64 | 7 << 61)
+    return value >> 57 == 0xF and LA57.is_canonical(value << 3 & MASK64)
 
 
 def _distance(mode: PagingMode, value: int) -> int:

@@ -127,7 +127,7 @@ def _question(here: Situation, raised: RaisedException, va: int, instruction: In
     if kind is None and use is not None:
         kind = use.how.kind
     by_user = bool(raised.by_user) if code is None else bool(code & PageFault.U)
-    if by_user and here.state.cpl != 3:
+    if by_user:
         here = here.with_state(replace(here.state, cpl=3))
     implicit = code is not None and not by_user and here.state.cpl == 3
     return _Question(here, va, kind, use, instruction, implicit, code, raised.guard, raised.disguised)
@@ -175,9 +175,9 @@ def _by_tables(question: _Question, ruling: Ruling, trace: Trace, remarks: tuple
     if agrees is False and question.code is not None:
         return _contradicted(question, ruling, remarks)
     remarks += quirk
-    depth = wrong_depth(question.here, ruling.va, question.how)
+    depth = wrong_depth(question.here, question.va, question.how)
     confidence: Certainty = "certain" if agrees else "likely"
-    sentence = f"{question.spelled()} {hex64(ruling.va)} was refused: {_refused_by(ruling)}"
+    sentence = f"{question.spelled()} {hex64(question.va)} was refused: {_refused_by(ruling)}"
     rule = ruling.rule
     if depth is not None:
         rule, confidence = "wrong-depth", "likely"
@@ -307,11 +307,8 @@ def _uses_nx(here: Situation) -> bool:
     """Whether something that must have worked has XD set on its way: then EFER.NXE is set."""
     registers = here.registers
     used = [registers.rip, registers.rsp, *(t.base for t in (registers.idt, registers.gdt) if t and t.limit)]
-    for va in filter(None, used):
-        ruling = rule_on(here, va, Access(Kind.READ, 1, implicit=True))
-        if isinstance(ruling, Granted) and any(step.entry.raw & Flag.NX for step in ruling.steps):
-            return True
-    return False
+    rulings = (rule_on(here, va, Access(Kind.READ, 1, implicit=True)) for va in filter(None, used))
+    return any(step.entry.raw & Flag.NX for ruling in rulings if isinstance(ruling, Granted) for step in ruling.steps)
 
 
 def _outside(question: _Question, ruling: Outside, remarks: tuple[str, ...]) -> FaultFinding:
@@ -354,13 +351,11 @@ def _by_code(question: _Question, raised: RaisedException, trace: Trace, remarks
         sentence = f"{spelled} was refused: the address is not the user's"
         remarks = (*remarks, "Linux sets P in what it reports of such an address, so it may not be mapped at all")
         return _finding(question, "user-supervisor", sentence, "guess", None, (), None, remarks)
-    confidence: Certainty = "certain" if reported.certain else "guess" if reported.guess else "likely"
     if raised.says_no_execute and reported.rule in ("no-execute", "smep"):
         reported = Candidate("no-execute", "the kernel found the page to forbid execution (XD)", True)
-        confidence = "certain"
     elif raised.says_smep and reported.rule in ("no-execute", "smep"):
         reported = Candidate("smep", "the kernel found the page to be one of a process (SMEP)", True)
-        confidence = "certain"
+    confidence: Certainty = "certain" if reported.certain else "guess" if reported.guess else "likely"
     if reported.rule == "reserved-bit" and not question.code & PageFault.P:
         remarks = (*remarks, _reserved_without_present(question.code, trace))
         confidence = "likely" if trace.dialect == "QEMU log" else "guess"
