@@ -83,6 +83,9 @@ UNFIT: Final = (
     "a page fault at an address of five levels, and CR4 of four",
     "an early exception, and the oops of another after it",
     "an early exception, and registers with another CR2",
+    "an error code that does not fit its words",
+    "a protection key, and P is clear",
+    "a second line of entries is of a report",
 )
 """Vectors with two causes, or with a number that is already damaged."""
 

@@ -69,8 +69,10 @@ def read(log: Log) -> str:
         return f"refused: {error}"
     lines = [f"{name} {text}" for name, text in fields(trace) if name not in ("source", "exceptions")]
     for one in trace.exceptions:
-        own = dataclasses.replace(one, cpu=None) if one.cpu is trace.cpu else one
-        lines.append(f"exception {' '.join(f'{name}={text}' for name, text in fields(own))}")
+        is_at_end = one.cpu is not None and one.cpu is trace.cpu
+        own = dataclasses.replace(one, cpu=None) if is_at_end else one
+        words = [*(f"{name}={text}" for name, text in fields(own)), *["cpu=that at the end"] * is_at_end]
+        lines.append(f"exception {' '.join(words)}")
     return "\n".join(lines)
 
 

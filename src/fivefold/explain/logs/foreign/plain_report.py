@@ -119,7 +119,8 @@ def _vector(text: str) -> int | None:
     for match in _HEAD.finditer(text):
         if match["name"]:
             return int(_NAMES[re.sub("[ _-]", "", match["name"].lower())])
-        number = int(match["number"] or match["at"], 0)
+        digits = (match["number"] or match["at"]).lower()
+        number = int(digits, 16 if digits.startswith("0x") else 10)
         if number <= Vector.CP and re.search(r"panic|unhandled|exception|fault|halt|trap", text, re.I):
             return number
     return None

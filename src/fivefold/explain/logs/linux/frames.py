@@ -84,7 +84,7 @@ def exception_frame(frames: list[Frame], by_user: bool | None = None) -> Frame:
     own = [frame for frame in fitting if not frame.in_trace and not frame.ended] or [Frame()]
     again = [frame for frame in fitting if frame.ended]
     first = next((frame for frame in own if frame.cs is not None), None) or next(
-        (frame for frame in own if frame.symbol), own[0]
+        (frame for frame in own if frame.symbol or frame.rip is not None), own[0]
     )
     if own[0].symbol and first.symbol and own[0].symbol.split()[0] != first.symbol.split()[0]:
         first = own[0]  # the line ``IP:`` of the exception, and a block of another
@@ -150,9 +150,10 @@ def _address(digits: str | None, cs: int | None) -> int | None:
 
 def _unpadded(digits: str, frame: Frame) -> int | None:
     """``0x…``: the kernel prints it without leading zeros, for an address that has no symbol."""
-    value = int(digits, 16) if len(digits) <= _DIGITS else 0
-    is_cut = len(digits) < _DIGITS and value >> 47
-    return None if is_cut or len(digits) > _DIGITS else value
+    if len(digits) > _DIGITS:
+        return None
+    value = int(digits, 16)
+    return None if len(digits) < _DIGITS and value >> 47 else value
 
 
 def _numbers(text: str, frame: Frame) -> None:
@@ -178,4 +179,4 @@ def _code(text: str) -> Code | None:
     marks = [index for index, (opens, _, closes) in enumerate(words) if opens and closes]
     if len(marks) != 1:
         return None
-    return Code(bytes(int(digits, 16) for _, digits, _ in words), marks[0])
+    return Code(bytes(int(digits, 16) for _, digits, _ in words), marks.pop())

@@ -169,7 +169,8 @@ def _read_code(report: Report, rip: int | None, cr2: int) -> bool:
 
 def _is_elsewhere(facts: Facts, frame: Frame, cr2: int) -> bool:
     """Whether CR2 is not where the instruction was fetched, so that it is of a later fault."""
-    if facts.kind is not Kind.FETCH and not (facts.error_code or 0) & PageFault.I:
+    is_fetch = facts.error_code is not None and bool(facts.error_code & PageFault.I)
+    if facts.kind is not Kind.FETCH and not is_fetch:
         return False
     return cr2 == -_CODE_BEFORE & MASK64 or (frame.rip is not None and cr2 - frame.rip & MASK64 >= _INSTRUCTION)
 

@@ -35,11 +35,9 @@ _HEADER: Final = re.compile(r"^Content-Transfer-Encoding: *quoted-printable", re
 def decode(raw: bytes) -> str:
     """The text of *raw* with plain line ends; bytes that are no text are replaced."""
     text = _characters(raw).replace("\r\n", "\n").replace("\r", "\n")
-    if "\x1b" in text:
-        text = _ESCAPES.sub("", text)
+    text = _ESCAPES.sub("", text)
     text = _DAMAGE.sub(DAMAGED, text).replace("\0", "")
-    if "\\u00" in text:
-        text = _JSON.sub(lambda match: chr(int(match[1], 16)), text)
+    text = _JSON.sub(lambda match: chr(int(match[1], 16)), text)
     text = _without_html(text)
     text = _without_quoted_printable(text)
     return _QUOTES.sub("", text) if ">" in text else text
@@ -82,11 +80,10 @@ def _utf16(head: bytes) -> str | None:
 
 
 def _without_html(text: str) -> str:
-    if "<" in text:
-        text = _TAG.sub("", _BREAK.sub("\n", text))
+    text = _TAG.sub("", _BREAK.sub("\n", text))
     # An archive may escape what a mail program had escaped before.
     for _ in range(2):
-        if "&" not in text or not _ENTITY.search(text):
+        if not _ENTITY.search(text):
             break
         text = html.unescape(text)
     return text.replace("\xa0", " ")
@@ -94,8 +91,6 @@ def _without_html(text: str) -> str:
 
 def _without_quoted_printable(text: str) -> str:
     """Undo quoted-printable where every ``=`` of the text is one that it makes, or a header says so."""
-    if "=" not in text:
-        return text
     soft = len(_SOFT.findall(text))
     coded = len(_QUOTED.findall(text))
     if not soft and "=3D" not in text:

@@ -49,7 +49,7 @@ KERNEL: Final = (
 PROCESS: Final = (b"segfault at ", b"] traps: ")
 LAST: Final = (b"check_exception old:", b" cpl=0 IP=", b" cpl=3 IP=", b"RAX=")
 """Records that are written over and over; only the last ones count."""
-_ESCALATION: Final = re.compile(rb"check_exception old: 0x(?!ffffffff)")
+_ESCALATION: Final = re.compile(rb"check_exception old: 0x(?!ffffffff|f*\Z)")
 _PAUSE: Final = 0.2
 
 
@@ -197,27 +197,27 @@ def _search(head: bytes, source: _Source) -> _Search:
             window.extend(chunk)
         fatal = _first(data, FATAL)
         _mark(found, "fatal", data, start - len(before), fatal)
-        limit = None if fatal is None else fatal
-        _mark_rest(found, data, start - len(before), limit)
+        _mark_rest(found, data, start - len(before), fatal, len(before))
         if fatal is not None:
             rest = source.read(max(0, AFTER - (len(data) - fatal)))
             for window in found.windows.values():
                 window.extend(rest)
             return found
-        before, start = data[-BEFORE:], start + len(chunk)
+        # Twice as much: a mark that two chunks have a part of, and the line that its window begins with.
+        before, start = data[-2 * BEFORE :], start + len(chunk)
         chunk = source.read(CHUNK)
     return found
 
 
-def _mark_rest(found: _Search, data: bytes, start: int, limit: int | None) -> None:
-    """Marks that are not fatal: the first of their kind, and the last record."""
+def _mark_rest(found: _Search, data: bytes, start: int, limit: int | None, known: int) -> None:
+    """Marks that are not fatal: the first of their kind, and the last record, if it ends after *known* bytes."""
     part = data if limit is None else data[:limit]
     for kind, marks in (("kernel", KERNEL), ("process", PROCESS)):
         if kind not in found.windows:
             _mark(found, kind, data, start, _first(part, marks))
     if "escalation" not in found.windows and (match := _ESCALATION.search(part)):
         _mark(found, "escalation", data, start, match.start())
-    last = max(part.rfind(mark) for mark in LAST)
+    last = max(part.rfind(mark, max(0, known - len(mark) + 1)) for mark in LAST)
     if last >= 0:
         found.windows.pop("last", None)
         _mark(found, "last", data, start, last)

@@ -82,7 +82,7 @@ def unwrapped(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 def join(first: str, second: str) -> str | None:
     """The line that *first* and *second* are the parts of, None where that is not certain."""
     rest = second.strip()
-    if not first or not rest or _STAMP.search(second):
+    if _STAMP.search(second):
         return None
     if _OPEN.search(first) and (_VALUE.match(rest) or _BYTES.fullmatch(rest)):
         return f"{first} {rest}"
