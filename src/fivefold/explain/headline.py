@@ -68,7 +68,7 @@ def _whole_report(sentence: str, trace: Trace) -> tuple[str, str]:
         return sentence.removeprefix(_TRIPLE), "" if rip is None else f" at RIP {hex64(rip)}"
     if trace.exceptions and trace.says is None:
         where = _where(trace.exceptions[-1])
-        return re.sub(r"^(\S+ was raised|#\w+(?=:))", rf"\g<1>{where}", sentence, count=1), ""
+        return re.sub(r"^(\S+ was raised|#\w+(?=:))", rf"\g<1>{where}", sentence), ""
     return sentence, ""
 
 

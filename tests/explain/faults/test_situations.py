@@ -147,6 +147,8 @@ def explained(made: list[str]) -> Explanation:
                 given |= {name: int(value, 0) for name, value in fields(rest).items()}
             case "raised":
                 raised.append(raised_of(rest, number))
+            case "levels":
+                memory = Memory(rest == ["5"])
             case _:
                 memory = memory or Memory(bool((cpu.cr4 or 0) & 0x1000))
                 if word != "memory":

@@ -30,19 +30,18 @@ def explain_delivery(
     here: Situation, before: RaisedException, raised: RaisedException, dialect: str = ""
 ) -> FaultFinding:
     """Why the delivery of *before* (or of the double fault it became) ended in *raised*."""
+    assert raised.during is not None  # it is of a delivery
     inferred: tuple[str, ...] = ()
     if raised.reason is not None and raised.reason.rule in ("idt-limit", "idt-entry"):
-        return refused_gate(here, raised.reason, vector_name(raised.during or before.vector))
+        return refused_gate(here, raised.reason, vector_name(raised.during))
     if raised.vector == Vector.PF and raised.cr2 is not None:
         here, inferred = with_reserved(here, raised.cr2, SYSTEM, raised.error_code, dialect)
-    finding = _explain(here, before, raised)
+    finding = _explain(here, raised.during, before, raised)
     return replace(finding, remarks=(*finding.remarks, *inferred))
 
 
-def _explain(here: Situation, before: RaisedException, raised: RaisedException) -> FaultFinding:
-    vector = raised.during if raised.during is not None else before.vector
-    is_first = vector == before.vector
-    route = replay(here, vector, before.software and is_first)
+def _explain(here: Situation, vector: int, before: RaisedException, raised: RaisedException) -> FaultFinding:
+    route = replay(here, vector, before.software and vector == before.vector)
     obstacle = route.obstacle
     if obstacle is not None and not obstacle.in_handler and _fits(obstacle, raised):
         return _of_obstacle(here, obstacle, raised)
