@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 
 from fivefold.arch import Cpu
 from fivefold.explain import Explanation, RaisedException, Trace, explain, explain_event
+from fivefold.explain.answer import is_source
 from fivefold.explain.logs.trace import Placement
 from fivefold.machine.base import ExceptionRecord, Shutdown
 from fivefold.memory import CpuState, Ram, Segment
@@ -65,6 +67,27 @@ def test_an_engine_that_knows_no_exceptions() -> None:
     """The registers lead to what they lead to: the root is empty, and RIP is not mapped."""
     told = told_of((), ())
     assert (told.dialect, names(told)[0]) == ("engine's registers", ("#PF", False))
+
+
+def test_an_engine_of_one_cpu_may_not_know_of_others() -> None:
+    registers = SimpleNamespace(
+        **dict.fromkeys(NAMES, 0), rip=0x1000, rsp=0x7000, rflags=2, cpl=0, gdt=None, idt=None, cr0=0x8001_0011,
+        cr2=0x1000, cr3=0x4000, cr4=0x1020, efer=0xD00,
+    )  # fmt: skip
+    machine: Any = SimpleNamespace(name="test", cpu=Cpu(), memory=Ram.of_size(2 << 20), registers=lambda: registers)
+    assert explain_event(Shutdown((AT_HANDLER,)), machine).mode == "la57"
+
+
+def test_a_pipe_is_a_log_and_nothing_of_it_is_lost(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR)
+    try:
+        os.write(end, b"\x7fELF\2\1\1".ljust(64, b"\0"))
+        assert not is_source(str(pipe))
+        assert len(os.read(end, 100)) == 64
+    finally:
+        os.close(end)
 
 
 @pytest.mark.parametrize("log", [3, 1.5, ["a"]])

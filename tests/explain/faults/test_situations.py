@@ -148,7 +148,8 @@ def explained(made: list[str]) -> Explanation:
             case "raised":
                 raised.append(raised_of(rest, number))
             case "levels":
-                memory = Memory(rest == ["5"])
+                memory = memory or Memory(False)
+                memory.space = AddressSpace(memory.ram, PhysAddr(ROOT), LA57 if rest == ["5"] else LA48)
             case _:
                 memory = memory or Memory(bool((cpu.cr4 or 0) & 0x1000))
                 if word != "memory":

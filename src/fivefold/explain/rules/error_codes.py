@@ -119,6 +119,8 @@ def _upper(va: int | None) -> bool:
 def _user_rule(here: Situation, how: Access, va: int | None) -> Candidate:
     if how.kind is Kind.READ:
         return Candidate("user-supervisor", "a user read of a present page fails for U/S only", True)
+    if how.kind is Kind.FETCH and here.knows("efer") and not here.state.nxe:
+        return Candidate("user-supervisor", "EFER.NXE is clear, so a user fetch fails for U/S only", True)
     if not here.is_long:
         return Candidate("unknown", "U/S or R/W refused it; the error code does not distinguish them", False)
     if _upper(va):
