@@ -85,7 +85,7 @@ def _of_entries(here: Situation, steps: tuple[Step, ...], culprit: Step, rule: R
         yield _entry(here, {s: s.entry.raw | Flag.US for s in steps if not s.entry.raw & Flag.US}, "set U/S")
     if rule in ("smep", "smap"):
         yield _entry(here, {culprit: raw & ~Flag.US}, "clear U/S")
-    if rule == "protection-key":
+    if rule == "protection-key" and culprit.entry.key:
         yield _entry(here, {culprit: raw & ~(15 << 59)}, "take key 0")
 
 
