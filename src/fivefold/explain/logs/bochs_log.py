@@ -32,7 +32,7 @@ _STACK: Final = re.compile(r">> (?:push|pop|call|ret|enter|leave|iret)|\bss:", r
 _DELIVERIES: Final = 2
 """Those of a triple fault whose gates cannot be used: of the first exception, and of the double fault."""
 _GATES: Final = ("idt-limit", "idt-entry")
-_LIMIT: Final = re.compile(r"IDT\.limit = 0x([0-9a-f]+)", re.I)
+_LIMIT: Final = re.compile(r"IDT\.limit = 0x[0-9a-f]|within IDT table limits", re.I)
 _GATE: Final = re.compile(
     r"interrupt\(.*(?:not valid|not present|unsupported|gate type|TYPE != 0|selector|64 ?bit|canonical|is not|DPL)",
     re.I,
@@ -110,7 +110,7 @@ def _take(cpu: _Cpu, tick: str, text: str, number: int, is_error: bool) -> int:
         if len(raw) % 2 == 0:
             cpu.code = Code(bytes.fromhex(raw), 0)
             cpu.uses_stack = _STACK.search(text) is not None
-    elif is_error and text.strip():
+    elif is_error and text.strip() and not text.startswith("interrupt("):
         _at(cpu, tick)
         cpu.reasons.append(EmulatorReason(text.strip(), "other"))
     elif cpu.dump and len(cpu.dump) < 40:

@@ -30,7 +30,7 @@ those of the upper half and has fewer digits was cut, too.
 _OF_OTHERS: Final = re.compile(
     r"\bOops\b|\bBUG: |RIP: 00[0-9a-f]{2}:|Call Trace:|\(XEN\)|check_exception|\[CPU\d+ *\]|X64 Exception Type"
     r"|KVM internal|\bv=[0-9a-f]{2} e=|segfault|end trace|Comm: |#PF: |trap type \d+ code|\bEIP\b|\bpstate\b"
-    r"|early exception|#\d+ \[[0-9a-f]{16}\] \w+ at",
+    r"|early exception|fault virtual address\s*=|#\d+ \[[0-9a-f]{16}\] \w+ at",
     re.I,
 )
 """Signs of formats that have readers of their own: what these refused is not to be read with less care."""

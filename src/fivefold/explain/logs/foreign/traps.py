@@ -64,6 +64,7 @@ _NETBSD_TYPES: Final = {
 }
 """Trap numbers of NetBSD and OpenBSD, which are not the CPU's."""
 _LINES: Final = 60
+_DIGITS: Final = 16
 _KINDS: Final = {"read": Kind.READ, "write": Kind.WRITE, "instruction": Kind.FETCH}
 
 
@@ -176,7 +177,9 @@ def _illumos(match: re.Match[str], text: str, source: str, number: int) -> Trace
         return None
     numbers: dict[str, int] = {}
     for name, value in _REGISTER.findall(text):
-        numbers.setdefault(name.lower(), int(value, 16))
+        # Numbers are not padded: an address that begins as those of the kernel do, and is shorter, was cut.
+        if name != "cr2" or value[0] != "f" or len(value) == _DIGITS:
+            numbers.setdefault(name.lower(), int(value, 16))
     if pc := _PC.search(text):
         numbers.setdefault("rip", int(pc[1], 16))
         numbers.setdefault("rsp", int(pc[2], 16))
