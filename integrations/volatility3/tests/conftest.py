@@ -20,11 +20,18 @@ INIT = b"""#!/bin/busybox sh
 b=/bin/busybox
 $b mount -t proc proc /proc
 $b mount -t devtmpfs dev /dev
+$b mount -t sysfs sys /sys
 $b insmod /dummy.ko
+told=
+until [ "$told" ]; do
+  for disk in /sys/class/block/nvme*; do
+    case $($b cat $disk/device/serial) in told*) told=/dev/${disk##*/} ;; esac
+  done
+done
 $b sleep 9998 &
 sleeper=$!
 ( $b cat /proc/kallsyms; echo ===; $b cat /proc/modules; echo ===; $b ps -o pid,ppid,comm; echo ===
-  $b cat /proc/$sleeper/maps; echo ===; $b ps -o pid,args; echo === ) | $b dd of=/dev/nvme0n1 bs=64k 2>/dev/null
+  $b cat /proc/$sleeper/maps; echo ===; $b ps -o pid,args; echo === ) | $b dd of=$told bs=64k 2>/dev/null
 $b sync
 echo the guest is ready
 exec $b sleep 9999
