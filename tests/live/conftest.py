@@ -59,7 +59,7 @@ $b od -An -v -t x8 -w56 -j 64 -N 1120 /proc/kcore | while read kind at va pa siz
 done
 $b sync
 echo the guest is ready
-exec $b sleep 9999
+wait
 """
 
 
