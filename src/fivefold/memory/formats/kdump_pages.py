@@ -7,7 +7,6 @@ and a forged dump can have a million pages that are the same bytes of it.
 
 from __future__ import annotations
 
-import importlib
 import struct
 import zlib
 from collections import Counter
@@ -18,10 +17,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from fivefold.errors import FormatError, MachineError, MemoryReadError, said_by
+from fivefold.errors import FormatError, MachineError, MemoryReadError
 from fivefold.memory.base import Extent
 from fivefold.memory.files import ByteSource
 from fivefold.memory.formats.kdump_bitmap import ranks, runs_of_bits
+from fivefold.memory.formats.kdump_packing import PACKED, ZLIB, inflate, unpacked
 from fivefold.memory.page_batches import BATCH, PageBatch
 from fivefold.units import GIB, PAGE, format_size
 
@@ -50,9 +50,6 @@ _SHARED: Final = 4
 _KEPT: Final = 64
 _KEPT_DESCRIPTORS: Final = 1024
 
-_ZLIB, _LZO, _SNAPPY, _ZSTD = 1, 2, 4, 0x20
-_SNAPPY_PAGE: Final = b"\x80\x20"  # 4096 as snappy spells lengths
-
 
 class _Descriptor(NamedTuple):
     """Where the bytes of a page are in the file, how many, and how they are packed."""
@@ -64,7 +61,7 @@ class _Descriptor(NamedTuple):
     @property
     def packing(self) -> int:
         """The flags that say how."""
-        return self.flags & (_ZLIB | _LZO | _SNAPPY | _ZSTD)
+        return self.flags & PACKED
 
 
 class KdumpPages:
@@ -134,7 +131,7 @@ class KdumpPages:
         """Which of the pages that *rows* describe begin with *head*."""
         offsets, sizes, flags = _columns(rows)
         view, places = self._data.places(offsets, sizes)
-        usual = (places >= 0) & (flags == _ZLIB) & (sizes > 0) & (sizes <= PAGE)
+        usual = (places >= 0) & (flags == ZLIB) & (sizes > 0) & (sizes <= PAGE)
         found = _packed_that_begin(view, np.flatnonzero(usual), places, places + sizes, head)
         plain = (places >= 0) & (flags == 0) & (sizes == PAGE)
         for number, at in zip(np.flatnonzero(plain).tolist(), places[plain].tolist(), strict=True):
@@ -203,8 +200,8 @@ class KdumpPages:
 
     def _begins(self, descriptor: _Descriptor, head: bytes) -> bool:
         with suppress(FormatError):
-            if descriptor.packing == _ZLIB and 0 < descriptor.size <= PAGE:
-                return _inflate(self._data.read_at(descriptor.offset, descriptor.size), "", len(head)) == head
+            if descriptor.packing == ZLIB and 0 < descriptor.size <= PAGE:
+                return inflate(self._data.read_at(descriptor.offset, descriptor.size), "", len(head)) == head
             return self._unpacked(descriptor, self._data.name).startswith(head)
         return False
 
@@ -258,7 +255,7 @@ class KdumpPages:
                 yield number, page
                 continue
             last = None
-            if at >= 0 and flag == _ZLIB and 0 < size <= PAGE:
+            if at >= 0 and flag == ZLIB and 0 < size <= PAGE:
                 with suppress(zlib.error):
                     page = zlib.decompressobj().decompress(view[at : at + size], PAGE + 1)
                     last = (at, size, flag)
@@ -287,7 +284,7 @@ class KdumpPages:
         offset, size, flags = descriptor
         if not 0 < size <= PAGE:
             raise FormatError(f"{where} has {size} bytes in the file, expected 1 to {PAGE}")
-        page = _unpacked(self._data.read_at(offset, size), flags, where)
+        page = unpacked(self._data.read_at(offset, size), flags, where)
         if len(page) != PAGE:
             raise FormatError(f"{where} unpacks to {len(page)} bytes, expected {PAGE}")
         return page
@@ -323,7 +320,7 @@ def _packed_that_begin(view: memoryview, numbers: _Numbers, starts: _Numbers, en
 
 def _columns(rows: _Rows) -> tuple[_Numbers, _Numbers, _Numbers]:
     """Where the bytes are, how many, and the flags that say how they are packed."""
-    packing = np.uint64(_ZLIB | _LZO | _SNAPPY | _ZSTD)
+    packing = np.uint64(PACKED)
     columns = (rows[:, 0], rows[:, 1] & np.uint64(0xFFFFFFFF), rows[:, 1] >> np.uint64(32) & packing)
     offsets, sizes, flags = (column.astype(np.int64) for column in columns)
     return offsets, sizes, flags
@@ -348,56 +345,3 @@ def _groups(rows: _Rows) -> tuple[_Numbers, _Numbers]:
     order = np.lexsort((rows[:, 1], rows[:, 0]))
     ordered = rows[order, :2]
     return order, np.r_[0, np.flatnonzero((ordered[1:] != ordered[:-1]).any(axis=1)) + 1]
-
-
-def _unpacked(packed: bytes, flags: int, where: str) -> bytes:
-    kind = flags & (_ZLIB | _LZO | _SNAPPY | _ZSTD)
-    if kind == 0:
-        return packed
-    if kind == _ZLIB:
-        return _inflate(packed, where)
-    if kind not in _OPTIONAL:
-        raise FormatError(f"{where} has flags {flags:#x}, expected one way of compression at most")
-    package, unpack = _OPTIONAL[kind]
-    try:
-        return unpack(packed)
-    except ImportError as error:
-        raise MachineError(f"{where} is packed with {package}: pip install {package}") from error
-    except Exception as error:  # each package has an error class of its own; readers see one
-        raise FormatError(f"{where} has broken {package} data: {said_by(error)}") from error
-
-
-def _inflate(packed: bytes, where: str, most: int = PAGE + 1) -> bytes:
-    try:
-        return zlib.decompressobj().decompress(packed, most)
-    except zlib.error as error:
-        raise FormatError(f"{where} has broken zlib data: {error}") from error
-
-
-def _unlzo(packed: bytes) -> bytes:
-    lzo = importlib.import_module("lzallright")
-    return bytes(lzo.LZOCompressor.decompress(packed, PAGE))
-
-
-def _unsnappy(packed: bytes) -> bytes:
-    snappy = importlib.import_module("snappy")
-    # The unpacker believes the length in front and allocates it: look before it does.
-    if not packed.startswith(_SNAPPY_PAGE):
-        raise ValueError("length in front is not that of a page")
-    return bytes(snappy.uncompress(packed))
-
-
-def _unzstd(packed: bytes) -> bytes:
-    zstandard = importlib.import_module("zstandard")
-    # The size in front is allocated as well, whatever the limit says; not every frame has one.
-    claimed = zstandard.frame_content_size(packed)
-    if claimed > PAGE:
-        raise ValueError(f"claims {claimed} bytes, expected {PAGE}")
-    return bytes(zstandard.ZstdDecompressor().decompress(packed, max_output_size=PAGE))
-
-
-_OPTIONAL: Final[dict[int, tuple[str, Callable[[bytes], bytes]]]] = {
-    _LZO: ("lzallright", _unlzo),
-    _SNAPPY: ("python-snappy", _unsnappy),
-    _ZSTD: ("zstandard", _unzstd),
-}
