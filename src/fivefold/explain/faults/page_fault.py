@@ -101,8 +101,8 @@ def _no_address(question: _Question) -> FaultFinding:
     mode = question.here.mode
     bits = "48 and in 57 bits" if mode is None else f"{mode.va_bits} bits"
     sentence = (
-        f"a page fault at {hex64(question.va)}, which is not canonical in {bits} and would be a #GP: the address, or "
-        "what is told of the CPU, is of something else or damaged, or tags in addresses are masked (LAM)"
+        f"a page fault at {hex64(question.va)}, which is not canonical in {bits} and would be a #GP: either the "
+        "address or the CPU's mode is told wrongly, or the CPU ignores tags in addresses (LAM)"
     )
     return _finding(question, "unknown", sentence, "guess", None, (), None, ())
 

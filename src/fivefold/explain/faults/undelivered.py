@@ -8,6 +8,7 @@ from typing import Final
 from fivefold.arch import Kind
 from fivefold.explain.faults.failed_delivery import refused_gate
 from fivefold.explain.faults.finding import FaultFinding
+from fivefold.explain.faults.page_fault import FRAME_WORDS
 from fivefold.explain.logs.trace import EmulatorReason
 from fivefold.explain.rules.instruction import Instruction
 from fivefold.explain.rules.situation import Situation
@@ -16,8 +17,6 @@ from fivefold.units import hex64
 _NULL_PAGE: Final = 0x1000
 _OF_A_BENIGN_ONE: Final = 3
 """Deliveries that fail until the triple fault, if the first is of INT3 or of an invalid opcode; else two."""
-_FRAME: Final = 48
-"""Bytes that a delivery pushes."""
 
 
 def before_a_gate(
@@ -43,7 +42,7 @@ def _undelivered(finding: FaultFinding, instruction: Instruction | None) -> Faul
     unsaid = "what was to be delivered first is not in the source"
     here, which = finding.here, ""
     cr2, rsp = here.registers.cr2, here.registers.rsp
-    if cr2 is not None and rsp is not None and 0 < rsp - cr2 <= _FRAME:
+    if cr2 is not None and rsp is not None and 0 < rsp - cr2 <= 8 * FRAME_WORDS:
         unsaid = f"{unsaid}; CR2 is {rsp - cr2} bytes below RSP: perhaps a push raised a #PF"
         which = f" (perhaps a #PF: push to {hex64(cr2)})"
     for use in instruction.uses if instruction else ():
@@ -58,10 +57,10 @@ def _undelivered(finding: FaultFinding, instruction: Instruction | None) -> Faul
     if rip is not None and rip == cr2:
         unsaid = f"{unsaid}; RIP is what CR2 holds: perhaps a jump there raised a #PF"
         which = f" (perhaps a #PF: jump to {hex64(rip)}{', a null pointer' if rip < _NULL_PAGE else ''})"
-    elif rip is not None:
-        which = f"{which} at RIP {hex64(rip)}"
-    if "(" not in which:
+    if not which:
         finding = replace(finding, confidence="guess")
+    if rip is not None and rip != cr2:
+        which = f"{which} at RIP {hex64(rip)}"
     why = "the IDT ends before its gate" if finding.rule == "idt-limit" else "its gate cannot be used"
     subject = f"an exception{which} could not be delivered, because {why}"
     return replace(finding, instruction=instruction, remarks=(unsaid,), subject=subject)

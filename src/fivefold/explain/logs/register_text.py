@@ -87,7 +87,7 @@ def parse_code(text: str) -> Code | None:
     marks = [i for i, (mark, _) in enumerate(words) if mark]
     if len(marks) != 1:
         return None
-    return Code(bytes(int(digits, 16) for _, digits in words), marks.pop())
+    return Code(bytes(int(digits, 16) for _, digits in words), marks[0])
 
 
 def _common_name(name: str) -> str:

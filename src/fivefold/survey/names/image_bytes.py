@@ -66,7 +66,7 @@ def single_pages(scan: ScanResult, tables: AddressSpace) -> list[ImageRow]:
 
 
 def image_pieces(scan: ScanResult, memory: SourceMemory, tables: AddressSpace) -> Iterator[ImagePiece]:
-    """The bytes of `image_rows`, by virtual address; what follows on is in the same piece.
+    """The bytes of `image_rows`, by virtual address: a piece for each run of rows without a gap.
 
     Pages of an image that lies anywhere are looked up in *tables*. Pieces of which next to nothing is in memory, as in
     a dump of tables alone, are left out.

@@ -112,4 +112,4 @@ def _bytes(text: str) -> Code | None:
     match = _BYTES.search(text)
     words = _BYTE.findall(match[1]) if match else []
     marks = [index for index, (mark, _) in enumerate(words) if mark]
-    return Code(bytes(int(digits, 16) for _, digits in words), marks.pop()) if len(marks) == 1 else None
+    return Code(bytes(int(digits, 16) for _, digits in words), marks[0]) if len(marks) == 1 else None

@@ -179,4 +179,4 @@ def _code(text: str) -> Code | None:
     marks = [index for index, (opens, _, closes) in enumerate(words) if opens and closes]
     if len(marks) != 1:
         return None
-    return Code(bytes(int(digits, 16) for _, digits, _ in words), marks.pop())
+    return Code(bytes(int(digits, 16) for _, digits, _ in words), marks[0])
