@@ -164,6 +164,24 @@ def saved(tmp_path: Path) -> Callable[[bytes], str]:
 
 
 @pytest.fixture
+def opened() -> Callable[[], set[str]]:
+    """What was opened since the test began, and still is: descriptors and what they lead to.
+
+    What other tests left to be collected may be closed meanwhile, so that a mere count says nothing.
+    """
+    before = _descriptors()
+    return lambda: _descriptors() - before
+
+
+def _descriptors() -> set[str]:
+    found = set()
+    for number in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the list itself
+            found.add(f"{number.name} {number.readlink()}")
+    return found
+
+
+@pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[[Callable[[socket.socket], None]], str]]:
     """Run a function over the first connection to a Unix socket; the result is the socket's path."""
     threads: list[threading.Thread] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from fivefold.errors import FormatError, MachineError
 from fivefold.memory import SourceOptions, files, open_file
 from fivefold.memory.files import SMALL, FileBytes
 from fivefold.units import PhysAddr
+
+Opened = Callable[[], set[str]]
 
 
 def test_not_there(tmp_path: Path) -> None:
@@ -108,27 +111,22 @@ def test_mapped_file_cut_while_in_use(tmp_path: Path) -> None:
             refused()
 
 
-def descriptors() -> set[str]:
-    return {str(one) for one in Path("/proc/self/fd").iterdir()}
-
-
 @pytest.mark.parametrize("size", [1, SMALL, SMALL + 1])
-def test_small_files_are_read_and_large_ones_mapped(tmp_path: Path, size: int) -> None:
+def test_small_files_are_read_and_large_ones_mapped(opened: Opened, tmp_path: Path, size: int) -> None:
     """What is read may be cut later; what is mapped keeps its file open until it is closed."""
     path = tmp_path / "file"
     with path.open("wb") as out:
         out.truncate(size)
         out.seek(max(size - 3, 0))
         out.write(b"end"[-size:])
-    before = descriptors()
     file = FileBytes.open(path)
     assert file.size == size
     assert file.read_at(max(size - 3, 0), min(size, 3)) == b"end"[-size:]
     assert file.on_disk == (size if size <= SMALL else path.stat().st_blocks * 512)
     assert isinstance(file._data, mmap.mmap) is (size > SMALL)
-    assert (descriptors() != before) is (size > SMALL)
+    assert bool(opened()) is (size > SMALL)
     file.close()
-    assert descriptors() == before
+    assert opened() == set()
     assert (file.size, file.on_disk > 0) == (0, True)
     file.close()
     with pytest.raises(FormatError, match=r"file ends at 0x0; expected 1 bytes at 0x0"):
@@ -162,9 +160,8 @@ def test_places_of_many(tmp_path: Path) -> None:
         view.release()
 
 
-def test_what_can_be_no_file(tmp_path: Path) -> None:
+def test_what_can_be_no_file(opened: Opened, tmp_path: Path) -> None:
     """A socket, and a file that the system refuses to map; nothing stays open."""
-    before = descriptors()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         with pytest.raises(MachineError, match=r"cannot open .*/socket: No such device or address$"):
@@ -172,13 +169,12 @@ def test_what_can_be_no_file(tmp_path: Path) -> None:
     for fd, kind in ((os.pipe()[0], "a pipe, which is not seekable"), (os.open("/dev/null", 0), "a device")):
         with pytest.raises(FormatError, match=f"^it is {kind}; expected a file that holds memory, or qmp:SOCKET"):
             FileBytes.from_fd(fd, "it")
-    assert len(descriptors() - before) == 1  # the end of the pipe into which nobody writes
+    assert len(opened()) == 1  # the end of the pipe into which nobody writes
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read(opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100)
-    before = descriptors()
 
     def fail(*_: object, **__: object) -> bytes:
         raise OSError(5, "Input/output error")
@@ -188,7 +184,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         FileBytes.open(path)
     monkeypatch.undo()
     assert str(error.value) == f"cannot read {path}: Input/output error"
-    assert descriptors() == before
+    assert opened() == set()
 
 
 def test_a_file_that_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

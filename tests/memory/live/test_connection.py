@@ -7,8 +7,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,8 +31,21 @@ def pair() -> Iterator[tuple[Connection, socket.socket]]:
 Pair = tuple[Connection, socket.socket]
 
 
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def test_a_peer_may_leave_as_soon_as_it_was_told(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer may have arrived: that nothing is left to send is no reason to say that it went away."""
+    connection, theirs = pair
+    send, told = socket.send_fds, []
+
+    def send_and_hang_up(*arguments: Any) -> int:
+        sent = send(*arguments)
+        told.append(theirs.recv(100))
+        theirs.close()
+        return sent
+
+    monkeypatch.setattr(socket, "send_fds", send_and_hang_up)
+    with Path("/dev/null").open("rb") as file:
+        connection.send(b"a question", file.fileno())
+    assert told == [b"a question"]
 
 
 def test_what_arrives_is_taken_in_parts(pair: Pair) -> None:
@@ -194,12 +208,11 @@ def test_paths(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> No
         ("x" * 200, "AF_UNIX path too long"),
     ],
 )
-def test_what_cannot_be_connected_to(address: str, reason: str) -> None:
-    before = descriptors()
+def test_what_cannot_be_connected_to(opened: Callable[[], set[str]], address: str, reason: str) -> None:
     with pytest.raises(MachineError) as error:
         connect(address, 5, "a stub")
     assert str(error.value) == f"cannot connect to {address} for a stub: {reason}"
-    assert descriptors() == before
+    assert opened() == set()
 
 
 def test_what_cannot_be_a_host() -> None:

@@ -65,7 +65,8 @@ class Connection:
             self._limit()
             if file is not None:
                 data = data[socket.send_fds(self._stream, [data], [file]) :]
-            self._stream.sendall(data)
+            if data:  # to send nothing fails where the other end has answered and left
+                self._stream.sendall(data)
         except TimeoutError as error:
             raise NoAnswerError(f"{self.name} takes no question for {self.timeout:g} s") from error
         except OSError as error:
