@@ -10,6 +10,7 @@ import pytest
 
 from fivefold.conform.campaign import Plan, run_part
 from fivefold.conform.cases.case import parse_case
+from fivefold.conform.engines.bochscpu import BochscpuEngine
 from fivefold.conform.engines.qemu import PROGRAM, QemuEngine
 from fivefold.conform.judging.expect import expect
 from fivefold.conform.judging.report import ConformReport
@@ -62,3 +63,24 @@ def test_bochs_cpu_differs_in_what_is_known_only() -> None:
     assert report.cases > 1300
     assert unknown(report) == {}
     assert not report.problems
+
+
+@pytest.mark.bochscpu
+@NO_BOCHSCPU
+def test_a_case_leaves_no_decoded_instruction_to_the_next() -> None:
+    # The same bytes are run over two pages, and the second page may not be fetched from the second time.
+    before, between, last = map(
+        parse_case,
+        (
+            "la57:fetch10:0:wp,nxe:ff017fc4233ffe:pt=4333007,pt2=4334007",
+            "la57:read8:0:wp,nxe:fff0010084494db8:",
+            "la57:fetch10:0:wp,nxe:f5010084233ffe:pt=4333007,pt2=8000000004334007",
+        ),
+    )
+    engine = BochscpuEngine()
+    trials = [Trial(case, expect(case, engine.cpu)) for case in (before, between, last)]
+    report = ConformReport(engine.name, engine.version, 0)
+    for trial, outcome in engine.run(trials):
+        report.add(trial.case, trial.expected, outcome)
+    assert report.cases == 3
+    assert unknown(report) == {}
