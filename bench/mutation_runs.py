@@ -45,9 +45,12 @@ PYTEST: Final = [
     "ignore::pytest.PytestAssertRewriteWarning",
 ]
 PR_SET_PDEATHSIG: Final = 1
-MEMORY: Final = 8 << 30
-"""Writable memory of one run: a mutant that asks for all there is fails, and takes nothing down with it. Files that are
-mapped do not count: tests have sparse ones of a tebibyte."""
+MEMORY: Final = 40 << 30
+"""Writable address space of one run: a mutant that asks for all there is fails. Tests start guests of 16 GiB, and each
+Unicorn takes one of address space. What a mutant fills is bounded by the system, which ends such a run before others.
+"""
+FIRST_TO_GO: Final = "1000"
+"""For the kernel's choice of a process to end when memory runs out."""
 CANNOT: Final = 71
 """Status of a run in which the changed code could not be put in."""
 PASSED: Final = (0, 5)
@@ -332,6 +335,8 @@ def _dies_with_parent(by: int = signal.SIGKILL) -> None:
     _libc().prctl(PR_SET_PDEATHSIG, by)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
 
 
 @functools.cache

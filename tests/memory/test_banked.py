@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fivefold.errors import FormatError, MachineError, MemoryReadError
+from fivefold.errors import DamagedPageError, FormatError, MachineError, MemoryReadError
 from fivefold.memory import Bank, BankedMemory, Extent, PagedMemory
 from fivefold.units import PhysAddr
 
@@ -69,6 +69,13 @@ def test_overlapping_banks_are_refused() -> None:
         BankedMemory([Bank(0x1000, memoryview(bytes(8))), Bank(0x1004, memoryview(bytes(8)))], "demo")
 
 
+def test_memory_without_any_extent() -> None:
+    memory = PagedMemory([], lambda pa, size: bytes(size), "nothing")
+    assert memory.banks() == [] == memory.extents
+    with pytest.raises(MemoryReadError):
+        memory.read(PhysAddr(0), 1)
+
+
 def test_copies_are_bounded() -> None:
     memory = PagedMemory([Extent(0x1000, 1 << 52)], lambda pa, size: bytes(size), "huge", max_copy=1 << 20)
     with pytest.raises(MachineError) as error:
@@ -102,6 +109,10 @@ def test_pages_that_cannot_be_read_are_holes_of_the_copy() -> None:
     assert sorted(damaged) == list(memory.left_out)
     assert list(memory.pages_that_begin(b"\x06" * 16)) == [0x6000]
     assert list(memory.pages_that_begin(b"\x05" * 16)) == []
+    with pytest.raises(DamagedPageError) as error:
+        memory.read(PhysAddr(0x4000), 0x2000)
+    assert (error.value.pa, error.value.size) == (0x5000, 0x1000)
+    assert memory.read(PhysAddr(0x4000), 0x1000) == b"\x04" * 0x1000
 
 
 def test_a_copy_of_very_many_runs() -> None:

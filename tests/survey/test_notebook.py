@@ -64,6 +64,13 @@ def test_regions(space: Space) -> None:
     assert cells(next(iter(regions)))[2] == rows[2]
 
 
+@pytest.mark.parametrize(("count", "more"), [(SHOWN, False), (SHOWN + 1, True)])
+def test_whether_there_are_more_regions(space: Space, count: int, more: bool) -> None:
+    rows = cells(space.regions(window=range(AT, AT + count * 0x2000)))
+    assert (rows[-1][0] == f"more than {SHOWN} regions; the rest is not shown") is more
+    assert len(rows) == 2 + SHOWN + more
+
+
 def test_a_scan(space: Space) -> None:
     rows = cells(space.scan(contiguity=Contiguity.IGNORE))
     assert rows[2][:2] == ["0x0000000040000000", "0x0000000040000fff"]

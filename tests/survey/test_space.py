@@ -84,6 +84,14 @@ def test_place_is_unknown_only_where_memory_does_not_follow_on(look: Callable[..
             assert last.pa == region.phys + region.size - 1
 
 
+@pytest.mark.parametrize("window", [range(0), range(1 << 63, 1 << 63), range(0xFFFF_FF80_0000_0000, 0)])
+def test_an_empty_window_has_nothing(window: range, look: Callable[..., Space]) -> None:
+    space = look("debian-la57-kaslr-pti")
+    found = space.scan(window=window)
+    assert (len(found), found.counts.tables_met, found.root, found.levels) == (0, 0, space.root.value, 5)
+    assert list(space.regions(window)) == []
+
+
 def test_a_window_cuts_regions(look: Callable[..., Space]) -> None:
     space = look("plain-la48-kaslr")
     start = space.bases.page_offset.value or 0

@@ -26,7 +26,7 @@ def in_buffer(start: int, data: memoryview, written: Sequence[Extent], head: byt
     Only what is in *written*, ascending, is looked at.
     """
     skip = -start % PAGE
-    count = (len(data) - skip) // PAGE if len(data) > skip else 0
+    count = (len(data) - skip) // PAGE
     if count <= 0:
         return
     import numpy as np  # a log is explained without it

@@ -185,7 +185,7 @@ class Space:
         window: range | None = None,
         repeat_above: int | None = None,
     ) -> ScanResult:
-        """All ranges, as numpy columns; *window* has an exclusive end.
+        """All ranges, as numpy columns; *window* has an exclusive end, and an empty one has none.
 
         Shared tables unfold, unless there are more than `MAX_UNFOLDED` ranges: then they are listed once and as
         `RegionKind.REPEAT` after that. `TooManyRuns` when that does not help.
@@ -199,6 +199,8 @@ class Space:
             last=window.stop - 1 if window else MASK64,
             repeat_above=repeat_above,
         )
+        if window is not None and not window:
+            return ScanResult.nothing(self.root.value, self.levels, settings)
         try:
             return self.run(settings, MAX_UNFOLDED)
         except TooManyRuns:

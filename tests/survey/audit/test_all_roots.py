@@ -129,6 +129,24 @@ def test_a_baseline_excepts_what_is_there_and_nothing_else(two: Callable[..., Sp
     assert audit_all_roots(other, policy).ok
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        'range = "0xffff888000000000-0xffff888000200000"',
+        'phys = "0x1000-0x3000"',
+        'area = "kernel_image"\noffset = "0x800000-0xa00000"',
+        'area = "kernel_image"',
+        'symbol = "_text"',
+    ],
+)
+def test_the_next_baseline_keeps_exceptions_of_every_kind(two: Callable[..., Space], where: str) -> None:
+    text = f'schema = "fivefold.policy/1"\n[[except]]\nrule = "wx-kernel"\nreason = "a reason"\n{where}\n'
+    policy = Policy.parse(text, "first.toml")
+    again = Policy.parse(policy_for(audit(two(), policy)), "second.toml")
+    (own,) = (one for one in policy.exceptions if one.reason == "a reason")
+    assert own in again.exceptions
+
+
 def test_fingerprints_do_not_move_with_the_kernel(build: Callable[..., Any]) -> None:
     """Two boots of one kernel whose image slid: the same finding has the same fingerprint; another has another."""
 
@@ -141,6 +159,22 @@ def test_fingerprints_do_not_move_with_the_kernel(build: Callable[..., Any]) -> 
 
     assert boot(0, 0) == boot(6 * MIB, 0) == {"wx-kernel:kernel_image+0x800000:2097152"}
     assert boot(0, 0) != boot(0, 2 * MIB)
+
+
+def test_a_baseline_holds_for_the_next_boot(build: Callable[..., Any]) -> None:
+    """The kernel slid by another amount; what it does wrong at another place of its image is new all the same."""
+
+    def boot(slide: int, at: int) -> Space:
+        built = build(LA48).pages(0xFFFF_8880_0000_0000, 64 * MIB, P | W | NX)
+        built.pages(0xFFFF_FFFF_8100_0000 + slide, 4 * MIB, 16 * MIB | P, Level.PD)
+        built.page(0xFFFF_FFFF_8180_0000 + slide + at, 0x320_0000 | P | W, Level.PD)
+        space: Space = built.space()
+        return space
+
+    policy = Policy.parse(policy_for(audit(boot(0, 0))), "baseline.toml")
+    assert not audit(boot(0, 0)).ok and audit(boot(0, 0), policy).ok
+    assert audit(boot(6 * MIB, 0), policy).ok
+    assert not audit(boot(6 * MIB, 2 * MIB), policy).ok
 
 
 def test_an_offset_excepts_wherever_the_area_lies(build: Callable[..., Any]) -> None:

@@ -15,6 +15,7 @@ from fivefold.survey.audit import audit as module
 from fivefold.survey.audit import audit_checks, audit_views
 from fivefold.survey.audit.alias_checks import LINUX_PAT
 from fivefold.survey.audit.audit import Audit, audit
+from fivefold.survey.audit.audit_views import Views
 from fivefold.survey.audit.policy import Policy
 from fivefold.survey.audit.rules import RULE_NAMES, Severity
 from fivefold.survey.space import Space, open_space
@@ -131,6 +132,18 @@ def test_code_that_is_writable_through_a_table_met_again(build: Build) -> None:
     assert [text.partition(" ")[0] for text in told(audit(built.space()))] == ["writable-code-alias"]
 
 
+@pytest.mark.parametrize("slots", [(289,), (289, 290)])
+def test_a_table_met_again_is_read_to_its_end_and_no_further(build: Build, slots: tuple[int, ...]) -> None:
+    """Each page is counted at its first place and at the one where its table is met again, not at its neighbours."""
+    built = build(LA48).page(KERNEL, GIB | P | NX)
+    top = int.from_bytes(built.ram.read(0x1000 + 8 * 288, 8), "little")
+    for slot in slots:
+        built.entry(0x1000, slot, top)
+    built.page(KERNEL + (slots[-1] - 287 << 39), 3 * GIB | P | NX)
+    views = Views(built.space())
+    assert sorted(views.leaves.phys.tolist()) == [GIB, GIB, 3 * GIB]
+
+
 def test_code_of_a_process_is_not_the_kernels(build: Build) -> None:
     """The direct map writes every page of every process; that is no finding."""
     built = build(LA48).page(GIB, 2 * GIB | P | U).page(KERNEL, 2 * GIB | P | W | NX)
@@ -233,6 +246,16 @@ def test_cycles_and_mixed_levels(build: Build) -> None:
     assert found["table-cycle"].severity is Severity.WARNING
     assert found["table-cycle"].window.start == 0xFFFF_9600_0000_0000
     assert found["table-at-two-levels"].message.startswith("a table was met at another level than before, ")
+
+
+def test_how_often_a_cycle_was_met_is_told(build: Build) -> None:
+    built = build(LA48).page(KERNEL, GIB | P | NX).entry(0x3000, 300, 0x3000 | P | NX)
+    (once,) = [one for one in audit(built.space()).findings if one.rule.name == "table-cycle"]
+    assert once.message == "a table was found to contain itself, once"
+    built.entry(0x3000, 301, 0x3000 | P | NX)
+    (twice,) = [one for one in audit(built.space()).findings if one.rule.name == "table-cycle"]
+    assert twice.message == "a table was found to contain itself, 2 times, here first"
+    assert once.window.start == twice.window.start
 
 
 def test_tables_that_share_each_other_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

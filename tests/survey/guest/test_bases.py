@@ -91,6 +91,21 @@ def test_what_vmemmap_cannot_be(kernel: Callable[..., Space], found: tuple[int, 
     assert kernel(DIRECT, STACKS, [(*found, Level.PD)], IMAGE).bases.vmemmap.value is None
 
 
+@pytest.mark.parametrize("wrong", [0, 7, 511], ids=["first", "inside", "last"])
+@pytest.mark.parametrize("raw", [0x163, RW & ~2, RW | 0x10], ids=["W+X", "read-only", "uncached"])
+def test_one_page_of_the_descriptors_with_other_rights(kernel: Callable[..., Space], wrong: int, raw: int) -> None:
+    """A large page that was split for it: what an audit is to find must not hide where the descriptors are."""
+    part = [(VMEMMAP + n * 4096, 0x60_0000 + n * 4096 | (raw if n == wrong else RW), Level.PT) for n in range(512)]
+    bases = kernel(DIRECT, STACKS, part, IMAGE).bases
+    assert (bases.page_offset.value, bases.vmalloc.value, bases.vmemmap.value) == (PAGE_OFFSET, VMALLOC, VMEMMAP)
+
+
+@pytest.mark.parametrize(("plain", "found"), [(257, True), (256, False)])
+def test_page_descriptors_are_mostly_plain_data(kernel: Callable[..., Space], plain: int, found: bool) -> None:
+    part = [(VMEMMAP + n * 4096, 0x60_0000 + n * 4096 | (RW if n < plain else RW & ~2), Level.PT) for n in range(512)]
+    assert kernel(DIRECT, STACKS, part, IMAGE).bases.vmemmap.value == (VMEMMAP if found else None)
+
+
 def test_memory_in_two_parts(kernel: Callable[..., Space]) -> None:
     """Descriptors of the second part lie apart from the first's."""
     high = [(PAGE_OFFSET + 4 * GIB + n * 2 * MIB, 4 * GIB + n * 2 * MIB | RW, Level.PD) for n in range(64)]

@@ -123,14 +123,16 @@ def connect(address: str, timeout: float, what: str) -> socket.socket:
         raise MachineError(f"cannot connect to {address} for {what}: expected a port of up to {_LAST_PORT}")
     with contextlib.ExitStack() as undo:
         try:
+            connected = (
+                socket.create_connection((host.strip("[]") or "localhost", int(port)), timeout)
+                if by_port
+                else socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            )
+            undo.callback(connected.close)
             if by_port:
-                connected = socket.create_connection((host.strip("[]") or "localhost", int(port)), timeout)
-                undo.callback(connected.close)
                 # Small packets in turn: without this each waits for the other side's delayed acknowledgement.
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             else:
-                connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                undo.callback(connected.close)
                 connected.settimeout(timeout)
                 connected.connect(address)
         except (OSError, UnicodeError) as error:

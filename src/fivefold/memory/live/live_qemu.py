@@ -116,14 +116,7 @@ class AttachedQemu(NamedTuple):
         return live_ram.process_memory(self.pid, located, self.name, self.max_copy), ()
 
 
-def attach_pid(
-    pid_text: str,
-    *,
-    freeze: bool = False,
-    ram: str = "auto",
-    timeout: float = 10.0,
-    max_copy: int = MAX_COPY,
-) -> Source:
+def attach_pid(pid_text: str, *, freeze: bool, ram: str, timeout: float, max_copy: int) -> Source:
     """Attach to the QEMU that is process *pid_text*, by the QMP socket on its command line.
 
     As `attach_qmp`. `MachineError` says how to give QEMU a socket when it has none.

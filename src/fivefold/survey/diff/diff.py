@@ -226,8 +226,6 @@ class _Job:
 
     def _regions(self, space: Space, window: range, repeat_above: int | None = SHARED_ABOVE) -> list[Region]:
         """What is mapped in *window* and nothing beyond it. `TooManyRuns` when the diff has looked at too much."""
-        if not window:
-            return []
         found: list[Region] = []
         bits, phys = self.settings.all_bits, self.settings.phys
         for region in space.regions(window, all_bits=bits, contiguous=phys, repeat_above=repeat_above):

@@ -101,9 +101,10 @@ def _of_linux(levels: int, bases: KernelBases, release: Found[str | None], image
         return AreaMap(default, f"{how}bases are the defaults")
     found = (bases.page_offset.value, bases.vmalloc.value, bases.vmemmap.value)
     try:
-        if None in found:
+        given = [VirtAddr(base) for base in found if base is not None]
+        if len(given) < len(found):
             raise LayoutError(f"vmalloc: {bases.vmalloc.how}; vmemmap: {bases.vmemmap.how}")
-        whole = Bases(*(VirtAddr(base or 0) for base in found))
+        whole = Bases(*given)
         return AreaMap(with_bases(version, levels, whole, image_limit=limit), f"{how}bases as found in the tables")
     except LayoutError as error:
         return AreaMap(_partly_placed(version, levels, bases, default), f"{how}not all areas are named: {error}")

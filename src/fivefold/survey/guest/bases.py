@@ -206,9 +206,9 @@ def _vmalloc(above: list[_Run], vmemmap: int | None) -> Found[int | None]:
 
 def _vmemmap(above: list[_Run], memory_end: int) -> Found[int | None]:
     """Where plain data begins at a multiple of 1 GiB that ends with the descriptor of the last page of memory."""
-    clusters = _clusters([run for run in above if run.plain])
-    # vmalloc comes first, and may look so by chance.
-    starts = [start for start, _ in reversed(clusters) if start % GIB == 0]
+    clusters = _clusters(above)
+    # vmalloc comes first, and may look so by chance. One page with other rights, a fault of the guest, hides nothing.
+    starts = [start for start, last in reversed(clusters) if start % GIB == 0 and _mostly_plain(above, start, last)]
     for size in DESCRIPTOR_SIZES:
         last_descriptor = (memory_end - 1) // PAGE * size
         limit = _up(_up(memory_end, SECTION) // PAGE * size, 2 * MIB)
@@ -234,6 +234,12 @@ def _clusters(runs: list[_Run]) -> list[tuple[int, int]]:
         else:
             joined.append((run.start, run.last))
     return joined
+
+
+def _mostly_plain(runs: list[_Run], start: int, last: int) -> bool:
+    """Whether more than half of what is mapped from *start* to *last* is plain data."""
+    plain = sum(run.last + 1 - run.start for run in runs if run.plain and start <= run.start <= last)
+    return 2 * plain > last + 1 - start
 
 
 def _image(runs: list[_Run], *, known: bool) -> tuple[Found[int | None], Found[int | None]]:

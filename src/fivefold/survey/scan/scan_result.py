@@ -133,6 +133,11 @@ class ScanResult:
     rows: Rows
     counts: ScanCounts
 
+    @classmethod
+    def nothing(cls, root: PhysAddr, levels: int, settings: ScanSettings) -> ScanResult:
+        """The result where nothing was to be looked at."""
+        return cls(root, levels, settings, np.empty(0, RANGE), ScanCounts(*(0 for _ in COUNT_NAMES)))
+
     def __len__(self) -> int:
         """How many ranges there are."""
         return len(self.rows)

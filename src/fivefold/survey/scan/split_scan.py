@@ -84,7 +84,7 @@ class Splitter:
             below = (words[linked] & np.uint64(FRAME_BITS)).tolist()
             found += [(va + index * level.span, at) for index, at in zip(linked.tolist(), below, strict=True)]
             if len(found) > _MOST_TABLES:
-                break
+                return found
         return found
 
     def _links(self, frame: int) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
+from fivefold.arch import LA48, Level
 from fivefold.errors import NotKnownError
 from fivefold.memory import Ram, Source
 from fivefold.survey.guest.cpu.encryption import WithoutBits, choose_c_bit, cleared, cpu_with, suspected_bit
 from fivefold.survey.guest.evidence import Found
 from fivefold.survey.guest.identify import GivenPaging, choose_root
-from fivefold.survey.guest.vmcoreinfo import KernelNotes
-from fivefold.units import PhysAddr
+from fivefold.survey.guest.vmcoreinfo import KERNEL_WINDOW, KernelNotes, is_confirmed
+from fivefold.units import MASK64, PhysAddr
 
 ROOT, NEXT = 0x10_1000, 0x10_2000
 Sourced = Callable[..., Source]
@@ -52,6 +53,21 @@ def test_a_bit_that_all_entries_have_and_no_memory(bit: int) -> None:
 )
 def test_no_such_bit(entries: tuple[int, ...], root: int) -> None:
     assert suspected_bit(root_with(*entries), root) is None
+
+
+@pytest.mark.parametrize(("bit", "is_cut"), [(31, False), (32, True), (47, True), (51, True)])
+def test_which_bits_notes_may_call_encryption(built: Callable[..., Ram], bit: int, is_cut: bool) -> None:
+    """Notes are confirmed where their symbol lies at its page once the bit is cut out, and only such a bit is."""
+    text, page = KERNEL_WINDOW + 0x100_0000, 0x80_0000 | 1 << bit
+    facts = {
+        "SYMBOL(_stext)": hex(text),
+        "NUMBER(phys_base)": str((page & ~(is_cut << bit)) - 0x100_0000),
+        "NUMBER(sme_mask)": str(1 << bit),
+        "NUMBER(pgtable_l5_enabled)": "0",
+    }
+    root = 0x10_0000 - int(facts["NUMBER(phys_base)"]) + KERNEL_WINDOW & MASK64
+    ram = built(LA48, [(text, page | 0x163, Level.PD)])
+    assert is_confirmed(KernelNotes({**facts, "SYMBOL(init_top_pgt)": hex(root)}, "test"), ram)
 
 
 def test_the_refusal_names_the_option(sourced: Sourced) -> None:
