@@ -116,9 +116,9 @@ class SourceChoice:
         from fivefold.survey.second_level.sources import tables_source
         from fivefold.survey.space import Space
 
+        assert self.second is not None
         source = self._open_host()
         root = _root_in(source, self.second)
-        assert root is not None
         made, read_by = _or_close(source, lambda: tables_source(source, root))
         how = f"given with {root.option}"
         found = Found(read_by.root, how), Found(MODES[read_by.levels], how)
@@ -281,18 +281,18 @@ def second_level(
 
 def behind(source: Source, second: tuple[str, int, int | None] | None) -> Source:
     """*source*, or the memory of the guest behind *second* in it; *source* is closed where that is refused."""
+    if second is None:
+        return source
     from fivefold.survey.second_level.sources import guest_source
 
     root = _root_in(source, second)
-    return source if root is None else _or_close(source, lambda: guest_source(source, root))
+    return _or_close(source, lambda: guest_source(source, root))
 
 
-def _root_in(source: Source, second: tuple[str, int, int | None] | None) -> SecondLevelRoot | None:
+def _root_in(source: Source, second: tuple[str, int, int | None]) -> SecondLevelRoot:
     from fivefold.survey.second_level.collect import ept_root
     from fivefold.survey.second_level.sources import root_of
 
-    if second is None:
-        return None
     kind, raw, levels = second
     return _or_close(source, lambda: ept_root(raw) if kind == "ept" else root_of(kind, raw, levels, source))
 

@@ -64,8 +64,8 @@ class SourceMemory(PhysReader, Protocol):
         """The parts of `extents` that may hold anything but zeros; more may be listed than need be."""
         ...
 
-    def pages_that_begin(self, head: bytes, /) -> Iterator[int]:
-        """The addresses of pages that begin with *head*, of 8 bytes or more, ascending; all of memory is looked at."""
+    def pages_that_begin(self, head: bytes, /, sieve: page_heads.Sieve | None = None) -> Iterator[int]:
+        """The addresses of pages that begin with *head*, of 8 bytes or more, ascending; *sieve* changes no answer."""
         ...
 
     def page_batches(self) -> Iterator[PageBatch]:
@@ -166,8 +166,8 @@ class BankedMemory(_Closing):
         self.check()
         return self.extents if self._written is None else self._written()
 
-    def pages_that_begin(self, head: bytes, /) -> Iterator[int]:
-        """The addresses of pages that begin with *head*, ascending."""
+    def pages_that_begin(self, head: bytes, /, sieve: page_heads.Sieve | None = None) -> Iterator[int]:
+        """The addresses of pages that begin with *head*, ascending; none is packed, so *sieve* is not asked."""
         written = self.written()
         for bank in self.banks():
             yield from page_heads.in_buffer(bank.start, bank.data, written, head)
@@ -222,7 +222,7 @@ class PagedMemory(_Closing):
         max_copy: int = MAX_COPY,
         max_written: int | None = None,
         written: Callable[[], list[Extent]] | None = None,
-        heads: Callable[[bytes], Iterator[int]] | None = None,
+        heads: Callable[[bytes, page_heads.Sieve | None], Iterator[int]] | None = None,
         batches: Callable[[Callable[[int], None]], Iterator[PageBatch]] | None = None,
         searchable: bool = True,
     ) -> None:
@@ -255,9 +255,10 @@ class PagedMemory(_Closing):
         """What may be anything but zeros, where the format says so; else all there is."""
         return self.extents if self._written is None else self._written()
 
-    def pages_that_begin(self, head: bytes, /) -> Iterator[int]:
+    def pages_that_begin(self, head: bytes, /, sieve: page_heads.Sieve | None = None) -> Iterator[int]:
         """The addresses of pages that begin with *head*, ascending; pages that cannot be read do not."""
-        return page_heads.by_fetching(self.written(), self._fetched, head) if self._heads is None else self._heads(head)
+        heads = self._heads
+        return page_heads.by_fetching(self.written(), self._fetched, head) if heads is None else heads(head, sieve)
 
     def page_batches(self) -> Iterator[PageBatch]:
         """The pages, read some at a time; damaged ones are left out and noted in `left_out`."""

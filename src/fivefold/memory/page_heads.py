@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    Numbers = npt.NDArray[np.int64]
+
+Sieve = Callable[[memoryview, "Numbers", int], "Numbers"]
+"""Tells of zlib streams that begin at places of a buffer, by their numbers, which may unpack to something that begins
+with a byte: all that do are among them."""
+
 _WORD: Final = 8
 _PAGES: Final = 1 << 16
 """Pages that are looked at together."""

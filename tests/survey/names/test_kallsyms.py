@@ -7,6 +7,8 @@ import struct
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fivefold.survey.names import kallsyms
 from fivefold.survey.names.image_bytes import ImagePiece
@@ -144,3 +146,14 @@ def test_nothing_in_other_bytes() -> None:
     assert find_kallsyms([ImagePiece(IMAGE, bytearray(random.Random(1).randbytes(1 << 20)))]) is None
     digits = b"".join(b"%d\0" % n for n in range(10))
     assert find_kallsyms([ImagePiece(IMAGE, bytearray(digits * 500))]) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 20), st.booleans()), max_size=8), st.integers(0, 3))
+def test_digits_are_found_wherever_they_lie(parts: list[tuple[int, int, bool]], ahead: int) -> None:
+    """Whole ones and such as are cut, in zeros and in digits, at every offset in a word."""
+    digits = b"".join(b"%d\0" % number for number in range(10))
+    data = bytearray(ahead)
+    for gap, size, filled in parts:
+        data += (b"1\0" * 20 if filled else bytes(40))[:gap] + digits[:size] + digits
+    want = [at for at in range(len(data)) if data.startswith(digits, at)]
+    assert list(kallsyms._digits_in(data)) == want

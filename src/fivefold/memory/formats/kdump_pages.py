@@ -23,6 +23,7 @@ from fivefold.memory.files import ByteSource
 from fivefold.memory.formats.kdump_bitmap import ranks, runs_of_bits
 from fivefold.memory.formats.kdump_packing import PACKED, ZLIB, inflate, unpacked
 from fivefold.memory.page_batches import BATCH, PageBatch
+from fivefold.memory.page_heads import Sieve
 from fivefold.units import GIB, PAGE, format_size
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class KdumpPages:
                 return self.extents()
         return runs
 
-    def that_begin(self, head: bytes) -> Iterator[int]:
+    def that_begin(self, head: bytes, sieve: Sieve | None = None) -> Iterator[int]:
         """The addresses of pages that begin with *head*; pages that cannot be unpacked do not.
 
         Pages that are the same bytes of the file are unpacked once for each `_CHUNK` of the bitmap.
@@ -123,16 +124,19 @@ class KdumpPages:
         for numbers, rows in self._filled() if any(head) else self._all_chunks():
             order, starts = _groups(rows)
             ends = np.r_[starts[1:], len(order)]
-            begin = self._that_begin(rows[order[starts]], head)
+            begin = self._that_begin(rows[order[starts]], head, sieve)
             found = [number for one in begin for number in numbers[order[starts[one] : ends[one]]].tolist()]
             yield from (number * PAGE for number in sorted(found))
 
-    def _that_begin(self, rows: _Rows, head: bytes) -> list[int]:
+    def _that_begin(self, rows: _Rows, head: bytes, sieve: Sieve | None) -> list[int]:
         """Which of the pages that *rows* describe begin with *head*."""
         offsets, sizes, flags = _columns(rows)
         view, places = self._data.places(offsets, sizes)
         usual = (places >= 0) & (flags == ZLIB) & (sizes > 0) & (sizes <= PAGE)
-        found = _packed_that_begin(view, np.flatnonzero(usual), places, places + sizes, head)
+        packed = np.flatnonzero(usual)
+        if sieve is not None:
+            packed = packed[sieve(view, places[packed], head[0])]
+        found = _packed_that_begin(view, packed, places, places + sizes, head)
         plain = (places >= 0) & (flags == 0) & (sizes == PAGE)
         for number, at in zip(np.flatnonzero(plain).tolist(), places[plain].tolist(), strict=True):
             if view[at : at + len(head)] == head:
@@ -306,7 +310,7 @@ class KdumpPages:
 def _packed_that_begin(view: memoryview, numbers: _Numbers, starts: _Numbers, ends: _Numbers, head: bytes) -> list[int]:
     """Which of the zlib streams *numbers*, each from a start to an end in *view*, begin with *head* unpacked.
 
-    There are some 100,000 of them in a gigabyte that is used, so the loop does nothing else.
+    There are some 100,000 of them in a gigabyte that is used, so the loop does nothing else; a sieve goes before it.
     """
     found, inflater, size = [], zlib.decompressobj, len(head)
     for number, start, end in zip(numbers.tolist(), starts[numbers].tolist(), ends[numbers].tolist(), strict=True):
@@ -342,6 +346,8 @@ def _groups(rows: _Rows) -> tuple[_Numbers, _Numbers]:
     """An order of *rows* that has those together that describe the same bytes, and where in it each group begins."""
     if (rows[:, :2] == rows[0, :2]).all():
         return np.arange(len(rows)), np.zeros(1, np.int64)
+    if (rows[1:, 0] > rows[:-1, 0]).all():
+        return np.arange(len(rows)), np.arange(len(rows))
     order = np.lexsort((rows[:, 1], rows[:, 0]))
     ordered = rows[order, :2]
     return order, np.r_[0, np.flatnonzero((ordered[1:] != ordered[:-1]).any(axis=1)) + 1]

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from fivefold.arch import FRAME_BITS, LA48, LA57, AddressSpace, Cpu, Mapped, PagingMode, translate
 from fivefold.errors import FormatError, MemoryReadError
 from fivefold.memory import Source, SourceMemory, parse_vmcoreinfo
+from fivefold.metal import first_literals
 from fivefold.units import GIB, MASK64, PAGE, PhysAddr, VirtAddr, hex64
 
 KERNEL_WINDOW: Final = 0xFFFF_FFFF_8000_0000
@@ -117,7 +118,7 @@ def _in_memory(memory: SourceMemory) -> KernelNotes:
 
 def texts(memory: SourceMemory) -> Iterator[tuple[int, dict[str, str]]]:
     """The pages that begin like VMCOREINFO, as their addresses and facts; the first `MOST_TEXTS`."""
-    for number, at in enumerate(memory.pages_that_begin(FIRST_LINE)):
+    for number, at in enumerate(memory.pages_that_begin(FIRST_LINE, first_literals.that_may_begin)):
         if number == MOST_TEXTS:
             return
         with suppress(MemoryReadError, FormatError):

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final
 
 import numpy as np
@@ -39,6 +39,10 @@ _PROBED: Final = 8
 """Names in a row that have to look like names before a place is looked at closely."""
 MOST_CANDIDATES: Final = 256
 MOST_TOKEN_TABLES: Final = 16
+_EVEN: Final = (np.uint64(0xFFF0_FFF0_FFF0_FFF0), np.uint64(0x0030_0030_0030_0030))
+_ODD: Final = (np.uint64(0xF0FF_F0FF_F0FF_F0FF), np.uint64(0x3000_3000_3000_3000))
+"""The bits that four of `_DIGITS` have, and what these are."""
+_WORDS_TOGETHER: Final = 1 << 14
 
 Addresses = npt.NDArray[np.uint64]
 
@@ -151,13 +155,23 @@ class _Tokens:
 
 
 def _token_tables(data: bytearray) -> Iterator[_Tokens]:
-    at = -1
-    for _ in range(MOST_TOKEN_TABLES):
-        at = data.find(_DIGITS, at + 1)
-        if at < 0:
-            return
+    for at in islice(_digits_in(data), MOST_TOKEN_TABLES):
         if (found := _tokens_around(data, at)) is not None:
             yield found
+
+
+def _digits_in(data: bytearray) -> Iterator[int]:
+    """Where `_DIGITS` are, ascending. `find` alone is slow in zeros, and what is absent of an image is zeros."""
+    words, done = np.frombuffer(data, "<u8", len(data) // 8), 0
+    for first in range(0, len(words), _WORDS_TOGETHER):
+        part = words[first : first + _WORDS_TOGETHER]
+        # A whole word of them is aligned, with the digits in its even bytes or in the odd ones.
+        alike = ((part & _EVEN[0]) == _EVEN[1]) | ((part & _ODD[0]) == _ODD[1])
+        for at in (8 * (np.flatnonzero(alike) + first)).tolist():
+            found = data.find(_DIGITS, max(at + 8 - len(_DIGITS), done), at + len(_DIGITS))
+            if found >= 0:
+                yield found
+                done = found + 1
 
 
 def _tokens_around(data: bytearray, digits: int) -> _Tokens | None:

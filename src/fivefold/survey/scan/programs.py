@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from fivefold.kernel.modes import mode_bindings
+from fivefold.metal import first_literals
 from fivefold.metal.program import Program
 
 LEVELS: Final = (4, 5)
@@ -17,6 +18,7 @@ _STORE: Final = "fivefold.metal.table_store"
 
 def every_program() -> Iterator[Program]:
     """Yield each of them."""
+    yield first_literals.PROGRAM
     for levels in LEVELS:
         yield scan_program(levels, prefetch=False, brought=True)
         yield translate_program(levels, scattered=False, brought=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final, Self
 
@@ -121,6 +120,8 @@ class TableScanner:
         self, root: PhysAddr, levels: int, windows: list[ScanSettings], max_ranges: int
     ) -> tuple[Rows, ScanCounts] | None:
         """The same as one scan, a thread for each window; None where that cannot be had from parts."""
+        from concurrent.futures import ThreadPoolExecutor  # most spaces take one thread
+
         assert self._splitter is not None
         builds = [self._build(levels), *(self._helper(levels, number) for number in range(1, len(windows)))]
         with ThreadPoolExecutor(len(windows)) as pool:

@@ -71,7 +71,7 @@ class TableStore:
 
     def fetch(self, frames: Words) -> None:
         """Bring the tables at *frames*, of which none is known yet; one may be named several times."""
-        wanted = np.unique(frames)
+        wanted = _distinct(frames)
         there, rows = self._bring(wanted)
         new = np.zeros(len(wanted), _RECORD)
         new["frame"] = wanted
@@ -125,3 +125,12 @@ class TableStore:
             at = self._instance.map(np.ascontiguousarray(entries))
             self._instance.call(f"{_STORE}.put_all", at, len(entries))
             self._instance.unmap(at)
+
+
+def _distinct(words: Words) -> Words:
+    """What `np.unique` returns, which takes numpy's masked arrays along."""
+    ordered = np.sort(words)
+    first = np.ones(len(ordered), np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    distinct: Words = ordered[first]
+    return distinct

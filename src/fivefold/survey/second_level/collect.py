@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -96,10 +97,10 @@ def collect(memory: TableReader, root: SecondLevelRoot, sample: int | None = Non
         types = raw[leaf] >> np.uint64(3) & np.uint64(7)
         found.write_back_leaves += int(np.count_nonzero(types == 6))
         found.other_leaves += int(np.count_nonzero((types != 6) & (types != 0)))
-        for index in np.flatnonzero(leaf).tolist():
-            frame = int(raw[index]) & FRAME_BITS & ~(level.span - 1)
-            found.pages.append((base + index * level.span, frame, level.span))
-        work += [(int(raw[i]) & FRAME_BITS, Level(level - 1), base + i * level.span) for i in below.tolist()]
+        span = level.span
+        frames = (raw[leaf] & np.uint64(FRAME_BITS & ~(span - 1))).tolist()
+        found.pages += zip((np.flatnonzero(leaf) * span + base).tolist(), frames, repeat(span), strict=False)
+        work += [(int(raw[i]) & FRAME_BITS, Level(level - 1), base + i * span) for i in below.tolist()]
     return found
 
 
