@@ -266,7 +266,7 @@ def registers() -> CaseStream:
     for mode, paging in MODES.items():
         la57 = 1 << 12 if mode == "la57" else 0
         values: dict[str, list[int]] = {
-            "movcr0": [_CR0 | 1 << bit for bit in (16, 18, *range(32, 64))] + [_CR0 | 1 << 29, _CR0 & ~1],
+            "movcr0": [_CR0 ^ 1 << bit for bit in (16, 18, *range(32, 64), 29, 0, 31)],
             "movcr3": [0x0400_0000 | 1 << bit for bit in (*range(12), *_CR3_BITS)] + [0x0400_0000],
             "movcr4": [_CR4 | la57 | 1 << bit for bit in (2, 7, *_CR4_BITS)] + [_CR4 | la57 ^ 1 << 12, la57],
             "msrc0000080": [_EFER ^ 1 << bit for bit in (*range(1, 8), 8, 9, 10, 12, 13, 14, *range(16, 64))],
