@@ -23,6 +23,7 @@ REGISTERS = CpuState(
 INSTRUCTIONS = """
 678b03            64 -  mov eax, dword ptr [ebx] : read:ffffffff:4
 67418b00          64 -  mov eax, dword ptr [r8d] : read:ffffffff:4
+678b437f          64 -  mov eax, dword ptr [ebx + 0x7f] : read:7e:4
 678b07            32 -  mov eax, dword ptr [bx] : read:10ffff:4
 678b4702          32 -  mov eax, dword ptr [bx + 2] : read:110001:4
 660fa307          64 -  bt word ptr [rdi], ax : read:3ffe:2

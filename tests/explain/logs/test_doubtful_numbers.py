@@ -1,0 +1,64 @@
+"""Numbers of an oops that are printed, and are not what they seem: left out, and the reason told."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from fivefold.explain import Explanation, explain
+
+OOPS = """\
+BUG: unable to handle page fault for address: ffff88810a2b3000
+#PF: supervisor write access in kernel mode
+#PF: error_code(0x0002) - not-present page
+PGD {entries}
+Oops: 0002 [#1] PREEMPT SMP
+CPU: 0 PID: 99 Comm: demo Not tainted 6.1.0 #1
+RIP: 0010:demo_write+0x1a/0x40
+RSP: 0018:ffffc90000a3bd58 EFLAGS: 00010286
+CR2: ffff88810a2b3000
+"""
+LATER = """\
+Oops: 0000 [#1] PREEMPT SMP
+CPU: 0 PID: 99 Comm: demo Not tainted 4.14.0 #1
+RIP: 0010:0x{rip:016x}
+Code: {code}
+RSP: 0018:ffffc90000a3bd58 EFLAGS: 00010286
+CR2: {cr2:016x}
+"""
+RIP = 0xFFFF_FFFF_A000_1000
+
+
+def told(text: str) -> Explanation:
+    return explain(io.BytesIO(text.encode()))
+
+
+def test_an_entry_behind_one_that_is_not_present() -> None:
+    """No walk goes on there, so that one of the two is not what the kernel printed, and none of them counts."""
+    found = told(OOPS.format(entries="0 P4D 1d0067 PUD 1f0067 PMD 0"))
+    assert found.cause.level is None
+    assert "the PGD entry 0x0 is not present, and yet one follows it" in "; ".join(found.unknown)
+    assert told(OOPS.format(entries="100067 P4D 1d0067 PUD 1f0067 PMD 0")).cause.level == 2
+
+
+@pytest.mark.parametrize("last", ["1", "2", "1f", "fff"])
+def test_an_entry_that_names_no_table(last: str) -> None:
+    found = told(OOPS.format(entries=f"100067 P4D {last}"))
+    assert found.cause.level is None
+    assert f"the P4D entry 0x{last} is neither empty nor present: perhaps the line was cut" in "; ".join(found.unknown)
+
+
+@pytest.mark.parametrize(
+    ("code", "start"),
+    [
+        ("Bad RIP value.", RIP - 42),
+        ("Unable to access opcode bytes at RIP 0xffffffffa0002000.", RIP + 0x1000),
+    ],
+)
+def test_cr2_of_the_kernel_that_read_the_code(code: str, start: int) -> None:
+    """It prints 64 bytes from 42 in front of RIP on, and where that faults CR2 is the reading's, not the oops'."""
+    for cr2, is_kept in ((start - 1, True), (start, False), (start + 63, False), (start + 64, True)):
+        found = told(LATER.format(rip=RIP, code=code, cr2=cr2))
+        assert found.exceptions[0].address == (cr2 if is_kept else None)
+        assert found.cause.address == (cr2 if is_kept else None)
