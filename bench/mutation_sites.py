@@ -91,6 +91,7 @@ class _Finder:
         self.lines = source.splitlines(keepends=True)
         self.bytes = source.encode()
         self.statement: ast.AST = ast.Pass()
+        self.needless: list[ast.stmt] = []
         self.starts = [0]
         for line in self.lines:
             self.starts.append(self.starts[-1] + len(line.encode()))
@@ -135,7 +136,8 @@ class _Finder:
             case ast.If(test) | ast.IfExp(test) | ast.While(test):
                 for value in ("True", "False") if not isinstance(node, ast.While) else ("False",):
                     yield self._mutant(test, *self._span(test), value, scope)
-        if isinstance(node, ast.stmt) and scope and _can_go(node):
+        self.needless += _ends_anyway(node)
+        if isinstance(node, ast.stmt) and scope and _can_go(node) and node not in self.needless:
             yield self._mutant(node, *self._span(node), "pass", scope)
 
     def _operator(
@@ -196,6 +198,14 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
         if not any(child is one for one in skipped):
             yield child
+
+
+def _ends_anyway(function: ast.AST) -> Iterator[ast.stmt]:
+    """The ``return None`` that a function ends with: without it, it ends in the same way."""
+    if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+        match function.body[-1]:
+            case ast.Return(None | ast.Constant(None)) as last:
+                yield last
 
 
 def _can_go(node: ast.stmt) -> bool:

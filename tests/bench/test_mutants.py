@@ -61,6 +61,16 @@ def test_a_mutant_is_its_source_with_one_token_changed(sites: ModuleType) -> Non
         assert changed != source.encode()
 
 
+def test_what_a_function_does_at_its_end_anyway_stays(sites: ModuleType) -> None:
+    source = "def f(x):\n    if x:\n        return None\n    x.go()\n    return None\n"
+    assert [mutant.change for mutant in sites.mutants_of("x.py", source)] == [
+        "x -> True",
+        "x -> False",
+        "return None -> pass",
+        "x.go() -> pass",
+    ]
+
+
 def test_a_draw_does_not_depend_on_lines_elsewhere(sites: ModuleType) -> None:
     source = "def f(a):\n    return a + 1\n"
     before = [mutant.rank(7, 0) for mutant in sites.mutants_of("x.py", source)]

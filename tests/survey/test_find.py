@@ -52,6 +52,16 @@ def test_one_byte_at_every_page_size(build: Build) -> None:
     ]
 
 
+def test_a_page_at_address_zero(build: Build) -> None:
+    assert places(build(LA48).page(0, 0x5000 | P | U), 0x5000, 0x6000) == ["0+1000 5000 4K"]
+
+
+@pytest.mark.parametrize("at", [0x1000, 0x1001, 0x1FFF])
+def test_any_byte_of_a_table_is_part_of_it(build: Build, at: int) -> None:
+    (answer,) = find_mappings([build(LA48).page(GIB, 0x5000 | P | U).space()], [range(at, at + 1)])
+    assert [(use.frame, use.level) for use in answer.tables] == [(0x1000, Level.PML4)]
+
+
 def test_a_range_is_cut_to_what_each_mapping_has_of_it(build: Build) -> None:
     built = build(LA48).pages(GIB, 0x4000, 0x1_0000 | P).pages(2 * GIB, 0x2000, 0x1_3000 | P)
     assert places(built, 0x1_2000, 0x1_5000) == ["40002000+2000 12000 4K", "80000000+2000 13000 4K"]

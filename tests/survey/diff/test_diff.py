@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -37,6 +38,14 @@ def compared(before: Any, after: Any, **changes: Any) -> list[str]:
 def test_the_same(build: Build) -> None:
     built = build(LA57).pages(GIB, 0x5000, GIB | P | U)
     assert compared(built, built) == []
+
+
+def test_a_notebook_shows_what_changed(build: Build) -> None:
+    before, after = build(LA57).page(GIB, GIB | P | U).space(), build(LA57).pages(GIB, 0x2000, GIB | P | U).space()
+    shown = diff(before, after)._repr_html_()
+    assert f"<caption>{before.source.name} and {after.source.name}: 1 changes</caption>" in shown
+    (row,) = ([cell.text for cell in row] for row in ElementTree.fromstring(shown).iter("tr") if row[0].tag == "td")
+    assert row[:3] == ["added", "0x0000000040001000", "4K"]
 
 
 def test_added_removed_changed(build: Build) -> None:

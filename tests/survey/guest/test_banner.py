@@ -10,7 +10,7 @@ from fivefold.arch import LA48
 from fivefold.memory import Bank, BankedMemory, Ram
 from fivefold.survey.guest import banner
 from fivefold.survey.guest.banner import ImageBanner, image_banner
-from fivefold.units import MIB
+from fivefold.units import GIB, MIB
 
 IMAGE, AT = 0xFFFF_FFFF_8100_0000, 4 * MIB
 TEXT = b"Linux version 6.1.0-13-amd64 (debian-kernel@lists.debian.org) (gcc-12)"
@@ -66,6 +66,16 @@ def test_an_image_that_is_not_there(build: Any) -> None:
         part = data[: AT - 0x1000] + TEXT + data[AT - 0x1000 + len(TEXT) :]
         with_banner = image_banner(space.overview, BankedMemory([Bank(0x1000, memoryview(part))], "cut"))
         assert with_banner == ImageBanner("6.1.0-13-amd64", AT, is_whole=True)
+
+
+@pytest.mark.parametrize("va", [IMAGE - GIB, IMAGE + GIB], ids=["below the window", "above it"])
+def test_code_outside_of_the_window_is_not_the_image(build: Any, va: int) -> None:
+    """That of a hypervisor, or of a module that says so of itself."""
+    built = built_of(build)
+    built.page(va, 0x20_0000 | P | G)
+    built.ram.write(0x20_0000, TEXT)
+    built.ram.write(AT, b"code")
+    assert found_in(built).release is None
 
 
 def test_so_much_is_read(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:

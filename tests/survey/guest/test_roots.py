@@ -17,6 +17,7 @@ from fivefold.arch import LA48, LA57, Level, PagingMode
 from fivefold.memory import Bank, BankedMemory, CpuState, Extent, PagedMemory, Ram, Source
 from fivefold.survey.guest import roots
 from fivefold.survey.guest.info import About
+from fivefold.survey.guest.root_labels import HAS_USER_HALF, KERNEL_ONLY
 from fivefold.survey.guest.roots import Confidence, find_roots
 from fivefold.survey.guest.table_pages import TablePages
 from fivefold.survey.space import Space
@@ -176,6 +177,23 @@ def test_two_processes_share_a_kernel(built: Callable[..., Ram], sourced: Callab
         (0x3F_0000, "HIGH", 0),
     ]
     assert found[1].reasons[0] == "shares the kernel's tables with 1 other root"
+
+
+@pytest.mark.parametrize(
+    ("user", "label", "how"),
+    [
+        ([], KERNEL_ONLY, "its lower half is empty"),
+        ([USER], HAS_USER_HALF, "1 entry of its lower half"),
+        ([USER, (0x7FFF_FFFF_F000, 0x31_0000 | 7, Level.PT)], HAS_USER_HALF, "2 entries of its lower half"),
+    ],
+)
+def test_which_half_a_root_has(
+    built: Callable[..., Ram], sourced: Callable[..., Source], user: list[tuple[int, int, Level]], label: str, how: str
+) -> None:
+    """The upper half begins in the middle: what is mapped there, first slot included, is no user half."""
+    ram = built(LA48, [IMAGE, (0xFFFF_8000_0000_0000, 0x30_0000 | 3, Level.PT), *user])
+    (root,) = find_roots(sourced(ram))
+    assert (root.label, root.label_known_from) == (label, how)
 
 
 @pytest.mark.parametrize(

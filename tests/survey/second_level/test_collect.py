@@ -10,7 +10,7 @@ import pytest
 
 from fivefold.arch import Level
 from fivefold.errors import FormatError, MemoryReadError
-from fivefold.memory import CpuState, Ram, Source
+from fivefold.memory import CpuState, Extent, PagedMemory, Ram, Source
 from fivefold.survey.second_level.collect import (
     Collected,
     SecondLevelKind,
@@ -20,11 +20,18 @@ from fivefold.survey.second_level.collect import (
     runs,
     wrong_kind,
 )
-from fivefold.survey.second_level.sources import root_of
+from fivefold.survey.second_level.sources import guest_source, root_of
 from fivefold.units import PhysAddr
 
 ROOT, TABLES = 0x35_0000, 24
 FRAME = 0x000F_FFFF_FFFF_F000
+
+
+def test_memory_that_cannot_be_read_in_place_is_refused() -> None:
+    """A compressed dump, for one: what the guest has is views of the host's memory."""
+    memory = PagedMemory([Extent(0, 0x1000)], lambda pa, size: bytes(size), "packed")
+    with pytest.raises(FormatError, match=r"^packed cannot be read in place, which .*; save it to a file first$"):
+        guest_source(Source(memory, "test"), SecondLevelRoot(SecondLevelKind.npt, PhysAddr(0x1000), 4))
 
 
 def drawn(seed: int) -> Ram:

@@ -103,7 +103,6 @@ class OneAddress:
     def __init__(self, memory: SourceMemory, tables: AddressSpace) -> None:
         """*memory* is zero-copy, its root can be read, and no entry of *tables* has an encryption bit."""
         self.tables = tables
-        self._memory = memory
         banks = memory.banks()
         levels = int(tables.mode.top)
         code = host.load(walk_program(levels, scattered=len(banks) > 1))
