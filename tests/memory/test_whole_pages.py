@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -90,6 +91,26 @@ def every_page(banks: list[tuple[int, bytes]], written: Sequence[Extent]) -> dic
             if any(run.start < pa + PAGE and pa < run.end for run in written):
                 found[pa] = data[pa - start : pa - start + PAGE]
     return found
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [[0x1800], [0x1001, 0x1FFF], [0x1400, 0x1800, 0x1C00], [0x1800, 0x3800], [0x2000], [0x1800, 0x2000, 0x2010]],
+    ids=str,
+)
+def test_a_page_in_banks_that_touch(cuts: list[int]) -> None:
+    """As an ELF core has it whose segments end inside pages: the page is there, once, and in its place."""
+    whole = random.Random(1).randbytes(5 * PAGE)
+    edges = [0, *cuts, len(whole)]
+    apart = in_buffer(
+        [(0x10_0000 + low, whole[low:high]) for low, high in pairwise(edges)], [Extent(0x10_0000, 0x10_5000)]
+    )
+    found = {int(at): row.tobytes() for batch in apart.page_batches() for at, row in zip(*batch, strict=True)}
+    assert found == {0x10_0000 + at: whole[at : at + PAGE] for at in range(0, len(whole), PAGE)}
+    hole = in_buffer([(0x10_0000, whole[:0x1800]), (0x10_1801, whole[0x1801:])], [Extent(0x10_0000, 0x10_5000)])
+    assert [int(at) for batch in hole.page_batches() for at in batch.addresses] == [
+        0x10_0000, 0x10_2000, 0x10_3000, 0x10_4000
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WORLDS)

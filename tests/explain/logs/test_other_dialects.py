@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fivefold.errors import FormatError
 from fivefold.explain import Explanation, explain
 
 OOPS = """
@@ -174,3 +175,40 @@ def test_all_that_bochs_says_is_used() -> None:
 def test_registers_of_several_cpus() -> None:
     told = told_of(REGISTERS + REGISTERS.replace("RAX=0000000000000001", "RAX=0000000000000002"))
     assert told.remarks[0] == "registers of 2 CPUs; these are the first"
+
+
+@pytest.mark.parametrize("who", ["user", "supervisor"])
+@pytest.mark.parametrize(("what", "bits"), [("read data", 0), ("write data", 2), ("read instruction", 16)])
+@pytest.mark.parametrize(("why", "more"), [("page not present", 0), ("protection violation", 1)])
+def test_freebsd_says_the_error_code_in_words(who: str, what: str, bits: int, why: str, more: int) -> None:
+    """Source: FreeBSD, "trap_fatal" of amd64: the words for bits 0, 1, 2 and 4."""
+    text = (
+        "Fatal trap 12: page fault while in kernel mode\ncpuid = 2; apic id = 02\n"
+        "fault virtual address\t= 0x801a00010\n"
+        f"fault code\t\t= {who} {what}, {why}\ninstruction pointer\t= 0x20:0xffffffff80b5f2a3\n"
+        "stack pointer\t        = 0x28:0xfffffe00a1b2c7d0\n"
+    )
+    (raised,) = explain(io.BytesIO(text.encode())).exceptions
+    assert raised.raised.error_code == bits | more | (4 if who == "user" else 0)
+
+
+RESET = """\
+CPU Reset (CPU 0)
+RAX=0000000000000000 RBX=0000000000000000 RCX=0000000000000000 RDX=0000000000000663
+RSI=0000000000000000 RDI=0000000000000000 RBP=0000000000000000 RSP=ffffffff80010000
+RIP=ffffffff80000123 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=0
+CS =0008 0000000000000000 ffffffff 00af9b00 DPL=0 CS64 [-RA]
+GDT=     ffffffff80020000 00000037
+IDT=     ffffffff80020100 00000fff
+CR0=80050033 CR2=ffff90000000{last} CR3=0000000000200000 CR4=00001020
+EFER=0000000000000d00
+"""
+
+
+def test_a_reset_without_an_exception_tells_the_registers_before_it() -> None:
+    """The machine was reset by other means; the last dump that has paging on is of the kernel that ran."""
+    before_paging = RESET.format(last="0000").replace("CR0=80050033", "CR0=60000010")
+    told = explain(io.BytesIO((before_paging + RESET.format(last="1000")).encode()))
+    assert (told.mode, told.exceptions) == ("la57", ())
+    with pytest.raises(FormatError, match=r"no report of an exception that they belong to"):
+        explain(io.BytesIO(before_paging.encode()))

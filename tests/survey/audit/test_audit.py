@@ -308,6 +308,23 @@ def test_more_findings_than_are_told(build: Build, monkeypatch: pytest.MonkeyPat
     assert len(found.findings) == 3 and found.cut
 
 
+@pytest.mark.parametrize(("count", "cut"), [(3, False), (4, True)])
+@pytest.mark.parametrize("rule", ["malformed-entry", "table-not-in-memory", "user-kernel-half"])
+def test_whether_more_were_found_than_are_told(
+    build: Build, monkeypatch: pytest.MonkeyPatch, rule: str, count: int, cut: bool
+) -> None:
+    monkeypatch.setattr(module, "MAX_HITS", 3)
+    monkeypatch.setattr(audit_checks, "MAX_HITS", 3)
+    built = build(LA48).page(KERNEL, GIB | P | NX)
+    for i in range(2, 2 + 2 * count, 2):
+        if rule == "user-kernel-half":
+            built.page(KERNEL + 0x1000 * i, GIB + 0x3000 * i | P | U | NX)
+        else:
+            built.entry(0x1000, 300 + i, (0x80 if rule == "malformed-entry" else 0) | 0x7000_0000_0000 | P)
+    (found,) = (one for one in audit(built.space()).results if one.rule.name == rule)
+    assert (len(found.findings), found.cut) == (3, cut)
+
+
 def test_every_rule_has_a_result_in_the_order_of_rules(build: Build) -> None:
     found = audit(build(LA48).page(KERNEL, GIB | P | NX).space())
     assert tuple(result.rule.name for result in found.results) == RULE_NAMES

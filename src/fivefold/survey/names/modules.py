@@ -67,11 +67,8 @@ def _parts(btf: Btf) -> tuple[tuple[int, int], ...]:
     """Where a module says what memory it has: ``mem[7]`` since 6.4, two layouts before that."""
     array, size = btf.offset("module", "mem"), btf.size("module_memory")
     base, length = btf.offset("module_memory", "base"), btf.offset("module_memory", "size")
-    if None not in (array, size, base, length):
-        return tuple(
-            ((array or 0) + n * (size or 0) + (base or 0), (array or 0) + n * (size or 0) + (length or 0))
-            for n in range(7)
-        )
+    if array is not None and size is not None and base is not None and length is not None:
+        return tuple((at + base, at + length) for at in (array + n * size for n in range(7)))
     base, length = btf.offset("module_layout", "base"), btf.offset("module_layout", "size")
     found = [at for name in ("core_layout", "init_layout") if (at := btf.offset("module", name)) is not None]
     return () if base is None or length is None else tuple((at + base, at + length) for at in found)
