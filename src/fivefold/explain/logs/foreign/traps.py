@@ -29,6 +29,8 @@ _UVM: Final = re.compile(r"uvm_fault\(0x[0-9a-f]+, 0x([0-9a-f]+), \d+, (\d)\)", 
 _ILLUMOS: Final = re.compile(
     r"BAD TRAP: type=([0-9a-f]+) \(#(\w+)[^)]*\)(?: rp=[0-9a-f]+)?(?: addr=([0-9a-f]+)(?=[ ,]))?", re.I
 )
+_BAD_ADDRESS: Final = re.compile(r"^.*?Bad kernel fault at addr=0x([0-9a-f]+)\s*$", re.I | re.M)
+_ADDRESSES: Final = ("cr2", "rip", "rsp")
 _VALUE: Final = re.compile(
     r"^.*?(fault virtual address|fault code|instruction pointer|stack pointer|code segment|trap number)\s*= (.*)$",
     re.I | re.M,
@@ -171,22 +173,32 @@ def _of_uvm(fault: re.Match[str] | None) -> tuple[int | None, tuple[str, ...]]:
     return None, (f"uvm_fault names {address:#x}, which may be the page of the address only",)
 
 
+def _is_whole(value: str) -> bool:
+    """Whether *value*, a number of illumos, can be all of an address.
+
+    Numbers are not padded: an address that begins as those of the kernel do, and is shorter, was cut.
+    """
+    return value[0].lower() != "f" or len(value) == _DIGITS
+
+
 def _illumos(match: re.Match[str], text: str, source: str, number: int) -> Trace | None:
     vector = int(match[1], 16)
     if vector > 31:
         return None
     numbers: dict[str, int] = {}
     for name, value in _REGISTER.findall(text):
-        # Numbers are not padded: an address that begins as those of the kernel do, and is shorter, was cut.
-        if name != "cr2" or value[0] != "f" or len(value) == _DIGITS:
+        if name not in _ADDRESSES or _is_whole(value):
             numbers.setdefault(name.lower(), int(value, 16))
     if pc := _PC.search(text):
-        numbers.setdefault("rip", int(pc[1], 16))
-        numbers.setdefault("rsp", int(pc[2], 16))
+        for name, value in zip(("rip", "rsp"), pc.groups(), strict=True):
+            if _is_whole(value):
+                numbers.setdefault(name, int(value, 16))
     if "cr0" in numbers and not numbers["cr0"] >> 31:
         del numbers["cr0"]  # cut: the kernel runs with paging
     err = _ERR.search(text)
-    address = int(match[3], 16) if match[3] else numbers.get("cr2")
+    told = [each for each in (match[3], *_BAD_ADDRESS.findall(text)) if each]
+    whole = [each for each in told if _is_whole(each) or told.count(each) > 1]
+    address = int(whole[0], 16) if whole else numbers.get("cr2")
     raised = RaisedException(
         vector, error_code=int(err[1], 16) if err and vector in HAS_ERROR_CODE else None,
         cr2=address if vector == Vector.PF else None, rip=numbers.get("rip"), rsp=numbers.get("rsp"), cpl=0,
