@@ -115,6 +115,29 @@ def test_commands_between(tmp_path: Path) -> None:
         open_source(tmp_path / "state")
 
 
+BITMAPS = struct.pack(">I", 3)
+
+
+def other(kind: int, data: bytes, number: bytes = BITMAPS) -> bytes:
+    return bytes([kind]) + number + data + b"\x7e" + number
+
+
+@pytest.mark.parametrize("size", [0, 4, 0xFFFB, 0xFFFC, 0x10000, 0x23456])
+def test_sections_of_others_between_those_of_ram(tmp_path: Path, size: int) -> None:
+    """Bitmaps of disks, and in a background snapshot every device; what they hold ends with their number."""
+    data = (b"\x7e\0\0\0\x02" * (size // 5 + 1))[:size]
+    whole = stream(entries=ENTRIES)
+    part, end = (whole.index(bytes([kind]) + struct.pack(">I", 2)) for kind in (2, 3))
+    head = name(b"dirty-bitmap") + struct.pack(">II", 0, 1)
+    (tmp_path / "state").write_bytes(
+        whole[:part] + other(1, head + data) + whole[part:end] + other(2, data) + other(3, b"\x01") + whole[end:]
+    )
+    check(tmp_path / "state")
+    (tmp_path / "state").write_bytes(whole[:part] + other(4, data) + b"\x02" + BITMAPS + data + whole[part:])
+    with pytest.raises(FormatError, match=r"the section at 0x[0-9a-f]+, before RAM has ended, has no end$"):
+        open_source(tmp_path / "state")
+
+
 def libvirt(inner: bytes, packed: int = 0, mark: bytes = b"LibvirtQemudSave") -> bytes:
     xml = b"<domain/>".ljust(64, b"\0")
     return mark + struct.pack("<19I", 2, len(xml), 1, packed, 0, *[0] * 14) + xml + inner
@@ -245,6 +268,24 @@ def test_cpus(tmp_path: Path) -> None:
         assert source.cpus == () and "does not describe its CPUs" in source.notes[0]
 
 
+def test_a_background_snapshot(tmp_path: Path) -> None:
+    """It writes memory while the guest runs on; no section says that RAM has ended, and the devices come then."""
+    cpus = [cpu(0, 0x5000), cpu(1, 0x6000)]
+    whole = stream(entries=ENTRIES)
+    end = whole.index(b"\x03" + struct.pack(">I", 2))
+    sections = b"".join(section for section, _ in cpus)
+    for cut in (b"", sections, sections + b"\x05"):
+        (tmp_path / "state").write_bytes(whole[:end] + cut)
+        with pytest.raises(FormatError):
+            open_source(tmp_path / "state")
+    (tmp_path / "state").write_bytes(whole[:end] + sections + described([told for _, told in cpus]))
+    check(tmp_path / "state")
+    with open_source(tmp_path / "state") as source:
+        assert [(one.cr3, one.rip) for one in source.cpus] == [
+            (0x5000, 0xFFFFFFFF81000000), (0x6000, 0xFFFFFFFF81000001)
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -361,6 +402,8 @@ def test_what_qemu_writes(tmp_path: Path, machine: str, listens: Callable[[Path]
             time.sleep(0.05)
         monitor = QmpClient(str(tmp_path / "qmp"), timeout=60)
         assert not monitor.monitor("savevm one").strip()
+        monitor.ask("block-dirty-bitmap-add", node="disk", name="changed")
+        monitor.ask("migrate-set-capabilities", capabilities=[{"capability": "dirty-bitmaps", "state": True}])
         monitor.ask("migrate", uri=f"exec:cat > {tmp_path / 'state'}")
         while (state := monitor.ask("query-migrate")["status"]) not in ("completed", "failed"):
             assert time.monotonic() < deadline, state

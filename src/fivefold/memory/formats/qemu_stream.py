@@ -24,14 +24,17 @@ from fivefold.memory.formats.compressed import spilled, unpack
 from fivefold.memory.formats.snapshots import qcow2, qemu_devices
 from fivefold.memory.source import Progress, Source
 from fivefold.memory.spans import extents_of
-from fivefold.units import GIB, PAGE
+from fivefold.units import GIB, MIB, PAGE
 
 MAGIC: Final = b"QEVM"
 LIBVIRT: Final = b"LibvirtQemudSave"
 LIBVIRT_PART: Final = b"LibvirtQemudPart"
 
 _START, _PART, _END, _FULL, _COMMAND, _FOOTER = 1, 2, 3, 4, 8, 0x7E
+_END_OF_DEVICES = 0
 MOST_COMMANDS: Final = 1 << 10
+MOST_SKIPPED: Final = 64 * MIB
+"""Bytes of a section that is not RAM's and comes before its end."""
 _ZERO, _SIZES, _PAGE, _EOS, _CONTINUE, _KNOWN = 0x02, 0x04, 0x08, 0x10, 0x20, 0x3E | 0x200
 _WHY: Final = {0x40: "XBZRLE", 0x80: "a hook of RDMA", 0x100: "compressed pages", 0x400: "mapped RAM"}
 MOST_BLOCKS: Final = 1 << 10
@@ -144,6 +147,8 @@ class _Stream:
     machine: str = ""
     blocks: dict[bytes, PagePlaces] = field(default_factory=dict)
     block: PagePlaces | None = None
+    first_device: int | None = None
+    """Where the first of a device stands that came before RAM was said to have ended."""
     is_mapped: bool = False
     """Each page has a place of its own, and a bitmap says which are there: the capability mapped-ram of QEMU 9."""
 
@@ -164,12 +169,16 @@ class _Stream:
             self._entries()
             if kind == _END:
                 return self.blocks
+        if kind == _END_OF_DEVICES and self.first_device is not None:
+            self.at = self.first_device  # a background snapshot, where nothing but this says that RAM has ended
+            return self.blocks
         raise FormatError(f"{self.file.name}: section of kind {kind:#x} at {self.at:#x} before RAM has ended")
 
     def _section(self, section: bytes) -> int:
-        """The kind of the next section, which has to be RAM's; a footer and commands in front of it are skipped.
+        """The kind of RAM's next section; footers, commands and sections of others in front of it are skipped.
 
-        Since QEMU 10.0 a command tells the other side that the guest stands still, before the last of RAM.
+        Since QEMU 10.0 a command tells the other side that the guest stands still, before the last of RAM. The
+        capability dirty-bitmaps has sections between those of RAM.
         """
         kind = self._take(1)[0]
         for _ in range(MOST_COMMANDS):
@@ -177,12 +186,28 @@ class _Stream:
                 self._take(4)
             elif kind == _COMMAND:
                 self._take(int.from_bytes(self._take(4)[2:], "big"))
+            elif kind in (_START, _PART, _END, _FULL):
+                at, number = self.at - 1, self._take(4)
+                if number == section:
+                    break
+                if kind == _FULL and self.first_device is None:
+                    self.first_device = at
+                self._skip(at, number)
             else:
                 break
             kind = self._take(1)[0]
-        if kind in (_PART, _END) and self._take(4) != section:
-            raise FormatError(f"{self.file.name}: a section that is not RAM's at {self.at - 5:#x}; expected RAM alone")
         return kind
+
+    def _skip(self, begin: int, number: bytes) -> None:
+        """To the end of a section that is not RAM's, which the footer with its *number* marks: only QEMU knows more."""
+        step, at = 1 << 16, self.at
+        while at < min(self.file.size, begin + MOST_SKIPPED):
+            found = bytes(self.file.view(at, min(step + 5, self.file.size - at))).find(bytes([_FOOTER]) + number)
+            if found >= 0:
+                self.at = at + found + 5
+                return
+            at += step
+        raise FormatError(f"{self.file.name}: the section at {begin:#x}, before RAM has ended, has no end")
 
     def _take(self, size: int) -> bytes:
         self.at += size
