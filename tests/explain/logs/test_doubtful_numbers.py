@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import io
 
 import pytest
 
 from fivefold.explain import Explanation, explain
+from fivefold.explain.logs.foreign.debugger import read_debugger
+from fivefold.explain.logs.linux import frames
+from fivefold.explain.logs.text.lines import Line
 
 OOPS = """\
 BUG: unable to handle page fault for address: ffff88810a2b3000
@@ -62,3 +66,32 @@ def test_cr2_of_the_kernel_that_read_the_code(code: str, start: int) -> None:
         found = told(LATER.format(rip=RIP, code=code, cr2=cr2))
         assert found.exceptions[0].address == (cr2 if is_kept else None)
         assert found.cause.address == (cr2 if is_kept else None)
+
+
+@pytest.mark.parametrize(
+    ("release", "is_last"), [("4.17.19", True), ("4.18.0", False), ("4.9.1", True), ("5.0.0", False)]
+)
+def test_which_kernels_print_code_after_the_trace(release: str, is_last: bool) -> None:
+    assert frames._prints_code_last(f"CPU: 0 PID: 1 Comm: demo Not tainted {release} #1") is is_last
+
+
+@pytest.mark.parametrize(("release", "area"), [("3.13.0", "modules"), ("3.14.0", None)])
+def test_since_when_the_image_may_slide(release: str, area: str | None) -> None:
+    """Source: Linux 3.14, "CONFIG_RANDOMIZE_BASE": before it what lies above the image's default end is a module."""
+    text = LATER.format(rip=0xFFFF_FFFF_8100_1000, code="<8b> 00", cr2=0xFFFF_FFFF_A000_1000).replace("4.14.0", release)
+    assert told(text).cause.area == area
+
+
+@pytest.mark.parametrize("names", [("rip", "rsp", "rax", "cr2"), ("rax", "rbx", "rip", "rsp", "cr2")], ids=len)
+def test_registers_of_two_threads(names: tuple[str, ...]) -> None:
+    """gdb prints those of one after the other: the first are taken, and none of the second, be they few."""
+    text = "".join(f"{name:15}{value:#x}  {value}\n" for value in (0x1000, 0x2000) for name in names)
+    trace = read_debugger([Line(number, line, None) for number, line in enumerate(text.splitlines())], "test")
+    assert trace is not None and trace.cpu is not None
+    assert (trace.cpu.rip, trace.cpu.rsp, trace.cpu.cr2) == (0x1000, 0x1000, 0x1000)
+
+
+def test_a_notebook_says_what_is_not_known() -> None:
+    found = told(OOPS.format(entries="100067 P4D 1"))
+    shown = html.unescape(found._repr_html_())
+    assert found.unknown and all(text in shown for text in found.unknown)
