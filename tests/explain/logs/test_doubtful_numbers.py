@@ -85,10 +85,12 @@ def test_since_when_the_image_may_slide(release: str, area: str | None) -> None:
 @pytest.mark.parametrize("names", [("rip", "rsp", "rax", "cr2"), ("rax", "rbx", "rip", "rsp", "cr2")], ids=len)
 def test_registers_of_two_threads(names: tuple[str, ...]) -> None:
     """gdb prints those of one after the other: the first are taken, and none of the second, be they few."""
-    text = "".join(f"{name:15}{value:#x}  {value}\n" for value in (0x1000, 0x2000) for name in names)
+    threads = ((0x1000, names), (0x2000, (*names, "rbp")))
+    text = "".join(f"{name:15}{value:#x}  {value}\n" for value, printed in threads for name in printed)
     trace = read_debugger([Line(number, line, None) for number, line in enumerate(text.splitlines())], "test")
     assert trace is not None and trace.cpu is not None
     assert (trace.cpu.rip, trace.cpu.rsp, trace.cpu.cr2) == (0x1000, 0x1000, 0x1000)
+    assert "rbp" not in trace.cpu.general
 
 
 def test_a_notebook_says_what_is_not_known() -> None:
