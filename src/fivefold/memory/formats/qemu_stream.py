@@ -186,16 +186,17 @@ class _Stream:
                 self._take(4)
             elif kind == _COMMAND:
                 self._take(int.from_bytes(self._take(4)[2:], "big"))
-            elif kind in (_START, _PART, _END, _FULL):
-                at, number = self.at - 1, self._take(4)
-                if number == section:
-                    break
+            elif kind in (_START, _PART, _END, _FULL) and self.file.read_at(self.at, 4) != section:
                 if kind == _FULL and self.first_device is None:
-                    self.first_device = at
-                self._skip(at, number)
+                    self.first_device = self.at - 1
+                self._skip(self.at - 1, self._take(4))
             else:
                 break
             kind = self._take(1)[0]
+        if kind in (_PART, _END) and self._take(4) != section:
+            raise FormatError(
+                f"{self.file.name}: more than {MOST_COMMANDS} parts between two of RAM at {self.at - 5:#x}"
+            )
         return kind
 
     def _skip(self, begin: int, number: bytes) -> None:

@@ -160,10 +160,12 @@ COMMAND = b"\x08" + struct.pack(">HH", 12, 3) + b"\x7e\x7e\x7e"
         (b"", ""),
         (FOOT + COMMAND, ""),
         (COMMAND + FOOT + COMMAND * 3, ""),
-        (FOOT + b"\x02\0\0\0\7", "a section that is not RAM's at {}; expected RAM alone"),
-        (FOOT + b"\x03\0\0\0\7", "a section that is not RAM's at {}; expected RAM alone"),
-        (FOOT + b"\x01", "section of kind 0x1 at {} before RAM has ended"),
-        (FOOT + b"\x04\0\0\0\0", "section of kind 0x4 at {} before RAM has ended"),
+        (FOOT + b"\x02\0\0\0\7data\x7e\0\0\0\7", ""),
+        (FOOT + b"\x04\0\0\0\7\x7e\0\0\0\7" + COMMAND, ""),
+        (FOOT + b"\x02\0\0\0\7", "the section at {}, before RAM has ended, has no end"),
+        (FOOT + b"\x03\0\0\0\7", "the section at {}, before RAM has ended, has no end"),
+        (FOOT + b"\x01", "the section at {}, before RAM has ended, has no end"),
+        (FOOT + b"\x04\0\0\0\0", "the section at {}, before RAM has ended, has no end"),
         (FOOT + b"\x00", "section of kind 0x0 at {} before RAM has ended"),
     ],
 )
@@ -171,7 +173,7 @@ def test_between_sections(between: bytes, says: str) -> None:
     start = HEAD + MACHINE + RAM + sizes((b"pc.ram", PAGE)) + END
     data = start + between + LAST + entry(0, 2, PC, b"\x07") + END
     if says:
-        at = len(start) + len(FOOT) + (0 if "not RAM" in says else 1)
+        at = len(start) + len(FOOT) + (0 if "no end" in says else 1)
         with pytest.raises(FormatError) as error:
             opened(data)
         assert str(error.value) == f"toy: {says.format(hex(at))}"
@@ -185,6 +187,19 @@ def test_how_many_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pages_of(data) == {}
     monkeypatch.setattr(qemu_stream, "MOST_COMMANDS", 2)
     with pytest.raises(FormatError):
+        opened(data)
+    other = b"\x02\0\0\0\7\x7e\0\0\0\7"
+    with pytest.raises(FormatError, match=r"more than 2 parts between two of RAM at 0x[0-9a-f]+$"):
+        opened(data[: -len(LAST + END)][: -2 * len(COMMAND)] + other * 3 + LAST + END)
+
+
+def test_how_long_a_section_of_another_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = b"\x02\0\0\0\7" + bytes(100_000) + b"\x7e\0\0\0\7"
+    data = HEAD + MACHINE + RAM + sizes((b"pc.ram", PAGE)) + END + FOOT + other + LAST + END
+    monkeypatch.setattr(qemu_stream, "MOST_SKIPPED", 100_000)
+    assert pages_of(data) == {}
+    monkeypatch.setattr(qemu_stream, "MOST_SKIPPED", 60_000)
+    with pytest.raises(FormatError, match=r"has no end$"):
         opened(data)
 
 
