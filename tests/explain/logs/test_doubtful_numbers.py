@@ -93,6 +93,25 @@ def test_registers_of_two_threads(names: tuple[str, ...]) -> None:
     assert "rbp" not in trace.cpu.general
 
 
+@pytest.mark.parametrize(("code", "kept"), [("14", 0x14), ("4", 4), ("1", None), ("10", None)])
+def test_the_code_of_a_segfault_line_that_is_damaged(code: str, kept: int | None) -> None:
+    """A program's access has U set: what has not was cut, where the rest of the line is damaged too."""
+    found = told(f"demo[12]: segfault at 7ffd8a7c2b10 ip 00007ffd8a7c2b10 sp 00007~f?8a7c2b08 error {code} \n")
+    assert found.exceptions[0].raised.error_code == kept
+    assert found.cause.confidence == "guess" or kept is not None
+
+
+@pytest.mark.parametrize("code", ["0 3", "0x0 3", "2 0"])
+def test_an_error_code_that_was_broken_in_two(code: str) -> None:
+    found = told(f"fatal page fault in supervisor mode code {code} rip 0xffffffff80a1b2c3 cr2 0xffffffff80200000\n")
+    assert found.exceptions[0].raised.error_code is None
+
+
+@pytest.mark.parametrize("code", ["Bad RIP value.", "Bad RIP val\ufffde.", "Bad RIP"])
+def test_words_for_code_that_could_not_be_read_may_be_damaged(code: str) -> None:
+    assert told(LATER.format(rip=RIP, code=code, cr2=RIP - 8)).cause.address is None
+
+
 def test_a_notebook_says_what_is_not_known() -> None:
     found = told(OOPS.format(entries="100067 P4D 1"))
     shown = html.unescape(found._repr_html_())

@@ -64,7 +64,7 @@ _STACK: Final = re.compile(r"(?<![A-Za-z0-9_])stack[ _]pointer[\"']?\s*[:=]\s*(?
 _COREBOOT: Final = re.compile(r"^\s*\d{1,2} @ [0-9a-f]{2}:([0-9a-f]{16}) - Halting", re.I | re.M)
 _CODE: Final = re.compile(
     r"(?<![A-Za-z0-9_])(?:err(?:or)?[ _-]?code|err(?:or)?|code|ec)[\"']?\s*(?:[:=(]|\bis\b|\s)\s*"
-    r"(?:0x([0-9a-f]{1,16})|0b([01]{1,32})|([0-9a-f]{4}|[0-9a-f]{8}|[0-9a-f]{16}|[0-9]))(?![0-9a-z])",
+    r"(?:0x([0-9a-f]{1,16})|0b([01]{1,32})|([0-9a-f]{4}|[0-9a-f]{8}|[0-9a-f]{16}|[0-9]))(?![0-9a-z])(?! \d+\b)",
     re.I,
 )
 _FLAGS: Final = re.compile(r"PageFaultErrorCode\(\s*([A-Z_ |\s]*)\s*\)|\b((?:[A-Z]+_[A-Z_]+)(?:\s*\|\s*[A-Z_]+)*)\b")

@@ -49,7 +49,7 @@ _USER_NAMES: Final = {
     "invalid TSS": Vector.TS,
 }
 _NO_CODE: Final = re.compile(
-    r"Code: *(?:Unable to access opcode bytes at (?:RIP )?(?:0x([0-9a-f]{1,16})(?=\.|$))?|Bad RIP value)", re.I | re.M
+    r"Code: *(?:Unable to access opcode bytes at (?:RIP )?(?:0x([0-9a-f]{1,16})(?=\.|$))?|Bad RIP)", re.I | re.M
 )
 _CODE_BEFORE: Final = 42
 _CODE_BYTES: Final = 64
@@ -219,8 +219,10 @@ def _of_process(report: Report, text: str) -> RaisedException | None:
     if match := _SEGFAULT_ONLY.search(text):
         cr2 = int(match[1], 16)
         last = _SEGFAULT_CODE.search(text)
+        error = int(last[1], 16) if last else 0
+        # A program's own access has U set. Without it a digit is missing, as the line is damaged anyhow.
         return RaisedException(
-            int(Vector.PF), None, int(last[1], 16) if last else None, cr2, None, None, 3, line=report.number,
+            int(Vector.PF), None, error if error & PageFault.U else None, cr2, None, None, 3, line=report.number,
             disguised=_is_disguised(cr2), dropped=("the line of the segmentation fault was cut or damaged",),
         )  # fmt: skip
     match = _TRAPS.search(text)
