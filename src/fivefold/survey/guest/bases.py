@@ -194,7 +194,7 @@ def _commonest(values: npt.NDArray[np.uint64], weights: npt.NDArray[np.uint64]) 
 def _vmalloc(above: list[_Run], vmemmap: int | None) -> Found[int | None]:
     if not above:
         return Found(None, "nothing is mapped between the direct map and the CPU entry area")
-    first, last = _clusters(above)[0]
+    first, last, _ = _clusters(above)[0]
     # Early in a boot page descriptors are made, and nothing else is there yet.
     if first == vmemmap:
         return Found(None, f"nothing is mapped between the direct map and vmemmap at {hex64(first)}")
@@ -208,12 +208,12 @@ def _vmemmap(above: list[_Run], memory_end: int) -> Found[int | None]:
     """Where plain data begins at a multiple of 1 GiB that ends with the descriptor of the last page of memory."""
     clusters = _clusters(above)
     # vmalloc comes first, and may look so by chance. One page with other rights, a fault of the guest, hides nothing.
-    starts = [start for start, last in reversed(clusters) if start % GIB == 0 and _mostly_plain(above, start, last)]
+    starts = [start for start, last, plain in reversed(clusters) if start % GIB == 0 and 2 * plain > last + 1 - start]
     for size in DESCRIPTOR_SIZES:
         last_descriptor = (memory_end - 1) // PAGE * size
         limit = _up(_up(memory_end, SECTION) // PAGE * size, 2 * MIB)
         for start in starts:
-            ends = (high - start for low, high in clusters if low >= start and low - start <= last_descriptor)
+            ends = (high - start for low, high, _ in clusters if low >= start and low - start <= last_descriptor)
             if any(last_descriptor <= end < limit for end in ends):
                 how = f"begins at a multiple of 1G and ends with the descriptors of {format_size(memory_end)} of memory"
                 return Found(start, how)
@@ -225,21 +225,16 @@ def _up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
-def _clusters(runs: list[_Run]) -> list[tuple[int, int]]:
-    """First and last addresses of what is mapped without a gap."""
-    joined: list[tuple[int, int]] = []
+def _clusters(runs: list[_Run]) -> list[tuple[int, int, int]]:
+    """First and last addresses of what is mapped without a gap, and how many bytes of it are plain data."""
+    joined: list[tuple[int, int, int]] = []
     for run in runs:
+        plain = run.last + 1 - run.start if run.plain else 0
         if joined and joined[-1][1] + 1 == run.start:
-            joined[-1] = (joined[-1][0], run.last)
+            joined[-1] = (joined[-1][0], run.last, joined[-1][2] + plain)
         else:
-            joined.append((run.start, run.last))
+            joined.append((run.start, run.last, plain))
     return joined
-
-
-def _mostly_plain(runs: list[_Run], start: int, last: int) -> bool:
-    """Whether more than half of what is mapped from *start* to *last* is plain data."""
-    plain = sum(run.last + 1 - run.start for run in runs if run.plain and start <= run.start <= last)
-    return 2 * plain > last + 1 - start
 
 
 def _image(runs: list[_Run], *, known: bool) -> tuple[Found[int | None], Found[int | None]]:
